@@ -1,0 +1,46 @@
+"""The contract between export and serving: a directory with ``model.json`` and its artifacts.
+
+Imports nothing but pydantic and the standard library, so that both programs can depend on it.
+"""
+
+from model_package.directory import (
+    MANIFEST_FILE,
+    ModelPackage,
+    PackageDraft,
+    draft_package,
+    load_package,
+)
+from model_package.errors import (
+    PackageError,
+    PackageExistsError,
+    PackageInvalidError,
+    PackageNotFoundError,
+)
+from model_package.manifest import (
+    Artifact,
+    CenterBoxesDecoder,
+    InputSpec,
+    ModelManifest,
+    Provenance,
+    TensorSpec,
+    Verification,
+)
+
+__all__ = [
+    "MANIFEST_FILE",
+    "Artifact",
+    "CenterBoxesDecoder",
+    "InputSpec",
+    "ModelManifest",
+    "ModelPackage",
+    "PackageDraft",
+    "PackageError",
+    "PackageExistsError",
+    "PackageInvalidError",
+    "PackageNotFoundError",
+    "Provenance",
+    "TensorSpec",
+    "Verification",
+    "draft_package",
+    "load_package",
+]

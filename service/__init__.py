@@ -1,0 +1,1 @@
+"""Serve model packages over HTTP: images in, detections in their pixels out."""
