@@ -1,0 +1,51 @@
+# Two commands are enough on a fresh machine: `make serve` and `make test`.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODELS ?= models
+DEFAULT_MODEL ?= $(if $(filter models,$(MODELS)),blood_cells)
+
+SERVE_ENV := .venv
+DEV_ENV := .venv-dev
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: serve test lint format check lock clean
+
+serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
+	CENTERNET_HOST=$(HOST) CENTERNET_PORT=$(PORT) CENTERNET_MODELS=$(MODELS) \
+	$(if $(DEFAULT_MODEL),CENTERNET_DEFAULT_MODEL=$(DEFAULT_MODEL)) \
+	exec $(SERVE_ENV)/bin/centernet-serve
+
+test: check $(SERVE_ENV)/installed ## Run every check and every test
+	$(DEV_ENV)/bin/python -m pytest
+
+check: lint ## Types and import rules
+	$(DEV_ENV)/bin/mypy
+	$(DEV_ENV)/bin/lint-imports
+
+lint: $(DEV_ENV)/installed
+	$(DEV_ENV)/bin/ruff check .
+	$(DEV_ENV)/bin/ruff format --check .
+
+format: $(DEV_ENV)/installed
+	$(DEV_ENV)/bin/ruff check --fix .
+	$(DEV_ENV)/bin/ruff format .
+
+lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
+	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch==' > constraints.txt
+	echo 'torch==2.13.0' >> constraints.txt
+
+$(SERVE_ENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SERVE_ENV)
+	$(SERVE_ENV)/bin/python $(INSTALL) --editable '.[serve]'
+	touch $@
+
+# torch first: a CPU build that is installed already is kept, whatever depends on it.
+$(DEV_ENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEV_ENV)
+	$(DEV_ENV)/bin/python $(INSTALL) torch==2.13.0
+	$(DEV_ENV)/bin/python $(INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(SERVE_ENV) $(DEV_ENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

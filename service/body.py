@@ -1,0 +1,109 @@
+"""The image in a request: raw or multipart, never more bytes in memory than allowed."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import (
+    BadImageError,
+    BodyTooLargeError,
+    EmptyBodyError,
+    SlowBodyError,
+    UnsupportedMediaTypeError,
+)
+
+IMAGE_FIELD = "image"
+_MULTIPART = "multipart/form-data"
+
+
+async def read_image(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """Return the bytes of the one image in the request.
+
+    The body is the image itself (``image/*``, ``application/octet-stream`` or no Content-Type),
+    or a multipart form whose file field ``image`` is. Raises the body errors of
+    :mod:`service.errors`.
+    """
+    media_type = _check_media_type(request.headers)
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await _read(request, max_bytes)
+    except TimeoutError:
+        raise SlowBodyError(
+            f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
+        ) from None
+    if not body:
+        raise EmptyBodyError(
+            "The request body is empty. Send the bytes of an image, for example with "
+            "curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg'."
+        )
+    if media_type == _MULTIPART:
+        return await _image_of_form(request.headers, body)
+    return body
+
+
+def _check_media_type(headers: Headers) -> str:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedMediaTypeError(
+            f"Content-Encoding: received {encoding!r}. Images are compressed already: "
+            "send the file as it is."
+        )
+    content_type = headers.get("content-type", "application/octet-stream")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type.startswith("image/") or media_type in {"application/octet-stream", _MULTIPART}:
+        return media_type
+    raise UnsupportedMediaTypeError(
+        f"Content-Type: received {media_type[:100]!r}. Send the image itself as image/jpeg, "
+        "image/png, image/webp, image/bmp or application/octet-stream, or a "
+        f"multipart/form-data body with a file field named {IMAGE_FIELD!r}. "
+        "With curl --data-binary, add -H 'Content-Type: image/jpeg'."
+    )
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(f"{declared} bytes were announced", max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > max_bytes:
+            raise _too_large(f"more than {max_bytes} bytes were received", max_bytes)
+        body += chunk
+    return bytes(body)
+
+
+def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"The request body is too large: {received}, at most {max_bytes} are accepted. "
+        "Scale the image down or compress it more."
+    )
+
+
+async def _image_of_form(headers: Headers, body: bytes) -> bytes:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    # Options stand in the query string, so the form has no fields and one file.
+    parser = MultiPartParser(headers, stream(), max_files=1, max_fields=0)
+    parser.spool_max_size = len(body)  # the body is in memory: do not write it to a disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:
+        text = getattr(error, "message", "the boundary is missing")
+        raise BadImageError(
+            f"The multipart form cannot be used: {text}. Send one file field named "
+            f"{IMAGE_FIELD!r}; options belong in the query string."
+        ) from None
+    try:
+        file = form.get(IMAGE_FIELD)
+        if not isinstance(file, UploadFile):
+            raise EmptyBodyError(
+                f"The form has no file field named {IMAGE_FIELD!r}, only {sorted(form)}. "
+                "With curl: -F 'image=@picture.jpg'."
+            )
+        return await file.read()
+    finally:
+        await form.close()

@@ -1,0 +1,50 @@
+"""``centernet-serve``: load the models, then listen."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from model_package import PackageError
+from service.app import create_app
+from service.engines import EngineUnavailableError
+from service.metrics import Metrics
+from service.models import load_models
+from service.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; exit with status 2 when the start fails."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    metrics = Metrics()
+    try:
+        given = None if arguments is None else list(arguments)
+        settings = CliApp.run(Settings, cli_args=given)
+        models = load_models(settings, metrics)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
+            for item in error.errors()
+        )
+        _fail(problems)
+    except (SettingsError, PackageError, EngineUnavailableError) as error:
+        _fail(str(error))
+    uvicorn.run(
+        create_app(models, settings, metrics),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+    )
+
+
+def _fail(reason: str) -> NoReturn:
+    print(f"centernet-serve: error: {reason}", file=sys.stderr)
+    sys.exit(2)

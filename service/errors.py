@@ -1,0 +1,107 @@
+"""Everything that a request can fail with; each class is one stable ``code`` on the wire.
+
+body     -> EmptyBodyError, BodyTooLargeError, SlowBodyError, UnsupportedMediaTypeError
+image    -> UnsupportedImageError, BadImageError, ImageSizeError
+request  -> InvalidOptionError, UnknownModelError
+queue    -> QueueFullError, StoppingError, DeadlineExceededError
+engine   -> EngineError
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """A request that gets an error answer; the text says what was received and what to do."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    title: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class EmptyBodyError(ServiceError):
+    """There is no image in the request."""
+
+    status, code, title = 400, "empty_body", "The request carries no image"
+
+
+class BodyTooLargeError(ServiceError):
+    """The body has more bytes than this service takes."""
+
+    status, code, title = 413, "body_too_large", "The request body is too large"
+
+
+class SlowBodyError(ServiceError):
+    """The body did not arrive in time."""
+
+    status, code, title = 408, "slow_body", "The request body did not arrive in time"
+    retryable = True
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    """The Content-Type announces something that is not an image."""
+
+    status, code, title = 415, "unsupported_media_type", "The content type is not supported"
+
+
+class UnsupportedImageError(ServiceError):
+    """The bytes are not in an image format, or not of a kind, that this service decodes."""
+
+    status, code, title = 415, "unsupported_image", "The image format is not supported"
+
+
+class BadImageError(ServiceError):
+    """The image is damaged."""
+
+    status, code, title = 400, "bad_image", "The image cannot be decoded"
+
+
+class ImageSizeError(ServiceError):
+    """The image has too many pixels, or a side that is too short or too long."""
+
+    status, code, title = 413, "image_size", "The image size is not supported"
+
+
+class InvalidOptionError(ServiceError):
+    """A request option is unknown or out of range."""
+
+    status, code, title = 422, "invalid_option", "A request option is not valid"
+
+
+class UnknownModelError(ServiceError):
+    """No model of that name is loaded."""
+
+    status, code, title = 404, "unknown_model", "The model does not exist"
+
+
+class QueueFullError(ServiceError):
+    """More requests are waiting than this service admits."""
+
+    status, code, title = 429, "queue_full", "Too many requests are waiting"
+    retryable = True
+
+
+class StoppingError(ServiceError):
+    """The service is shutting down."""
+
+    status, code, title = 503, "stopping", "The service is shutting down"
+    retryable = True
+
+
+class DeadlineExceededError(ServiceError):
+    """The answer was not ready in time."""
+
+    status, code, title = 504, "deadline_exceeded", "The answer was not ready in time"
+    retryable = True
+
+
+class EngineError(ServiceError):
+    """The engine failed on a batch; the cause is in the log."""
+
+    status, code, title = 500, "engine_failed", "The model failed on this batch"
+    retryable = True

@@ -1,0 +1,97 @@
+"""From the models directory to loaded, warmed-up predictors."""
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_package import MANIFEST_FILE, PackageError, PackageNotFoundError, load_package
+from service.engines import open_engine
+from service.errors import UnknownModelError
+from service.metrics import Metrics
+from service.predictor import Predictor
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Models:
+    """Every loaded model by name, and the one behind ``/detect``."""
+
+    predictors: Mapping[str, Predictor]
+    default_name: str
+    cpu_pool: Executor
+
+    def get(self, name: str | None) -> Predictor:
+        """The predictor of that name; the default one for None.
+
+        Raises :class:`UnknownModelError`.
+        """
+        try:
+            return self.predictors[self.default_name if name is None else name]
+        except KeyError:
+            raise UnknownModelError(
+                f"There is no model {name!r} here; there are {', '.join(self.predictors)}."
+            ) from None
+
+    def start(self) -> None:
+        """Begin to serve; call it inside the running event loop."""
+        for predictor in self.predictors.values():
+            predictor.start()
+
+    async def stop(self) -> None:
+        """Finish what was admitted and end all threads."""
+        for predictor in self.predictors.values():
+            await predictor.stop()
+        self.cpu_pool.shutdown()
+
+
+def load_models(settings: Settings, metrics: Metrics) -> Models:
+    """Load and warm up every package of ``settings.models``.
+
+    Raises :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError`:
+    a package that cannot be served stops the start, so that nothing is missing silently.
+    """
+    cpu_pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images")
+    predictors: dict[str, Predictor] = {}
+    for directory in _package_directories(settings.models):
+        package = load_package(directory)
+        name = package.manifest.name
+        if name in predictors:
+            raise PackageError(f"two packages in {settings.models} have the name {name}.")
+        engine = open_engine(package, settings.backend, settings.engine_threads)
+        predictors[name] = Predictor(package.manifest, engine, cpu_pool, settings, metrics)
+        predictors[name].warm_up()
+        _log.info("%s is ready: %d classes, %s", name, len(package.manifest.classes), directory)
+    return Models(predictors, _default_name(settings, predictors), cpu_pool)
+
+
+def _package_directories(models: Path) -> list[Path]:
+    if (models / MANIFEST_FILE).is_file():
+        return [models]
+    # A directory whose name starts with a dot is a package in the making.
+    found = sorted(
+        path.parent for path in models.glob(f"*/{MANIFEST_FILE}") if path.parent.name[0] != "."
+    )
+    if not found:
+        raise PackageNotFoundError(
+            f"{models.absolute()} is no model package and holds none. "
+            "Make one with centernet-export, or name another directory with --models."
+        )
+    return found
+
+
+def _default_name(settings: Settings, predictors: Mapping[str, Predictor]) -> str:
+    names = ", ".join(predictors)
+    if settings.default_model is None:
+        if len(predictors) > 1:
+            raise PackageError(
+                f"there are several models, {names}: name the one behind POST /detect "
+                "with --default-model."
+            )
+        return next(iter(predictors))
+    if settings.default_model not in predictors:
+        raise PackageError(f"there is no model {settings.default_model!r}; there are {names}.")
+    return settings.default_model

@@ -1,0 +1,175 @@
+"""The HTTP surface."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from service import errors
+from service.body import IMAGE_FIELD, read_image
+from service.models import Models
+from service.predictor import Predictor
+from service.problems import problem_responses
+from service.schemas import (
+    DetectParameters,
+    DetectResponse,
+    Health,
+    ModelDetails,
+    ModelFacts,
+    ModelList,
+    to_response,
+)
+
+router = APIRouter()
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image: JPEG, PNG, WebP or BMP.",
+        "content": {
+            "image/jpeg": _BINARY,
+            "image/png": _BINARY,
+            "image/webp": _BINARY,
+            "image/bmp": _BINARY,
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [IMAGE_FIELD],
+                    "properties": {IMAGE_FIELD: _BINARY["schema"]},
+                }
+            },
+        },
+    }
+}
+_DETECT_ERRORS = problem_responses(
+    errors.EmptyBodyError,
+    errors.BadImageError,
+    errors.UnknownModelError,
+    errors.SlowBodyError,
+    errors.BodyTooLargeError,
+    errors.ImageSizeError,
+    errors.UnsupportedMediaTypeError,
+    errors.UnsupportedImageError,
+    errors.InvalidOptionError,
+    errors.QueueFullError,
+    errors.EngineError,
+    errors.StoppingError,
+    errors.DeadlineExceededError,
+)
+_ANSWER_HEADERS = {
+    "X-Batch-Size": {
+        "description": "Images that shared the engine run.",
+        "schema": {"type": "integer"},
+    },
+    "Server-Timing": {
+        "description": "Milliseconds per stage.",
+        "schema": {"type": "string"},
+    },
+}
+_DETECT: dict[str, Any] = {
+    "response_model": DetectResponse,
+    "responses": {200: {"headers": _ANSWER_HEADERS}, **_DETECT_ERRORS},
+    "openapi_extra": _REQUEST_BODY,
+    "tags": ["detection"],
+}
+
+
+@router.post("/detect", operation_id="detect", **_DETECT)
+async def detect(request: Request, parameters: Annotated[DetectParameters, Query()]) -> Response:
+    """Detect objects with the default model."""
+    return await _detect(request, None, parameters)
+
+
+@router.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
+async def detect_with_model(
+    request: Request,
+    name: Annotated[str, Path(description="A name from GET /models.")],
+    parameters: Annotated[DetectParameters, Query()],
+) -> Response:
+    """Detect objects with the named model."""
+    return await _detect(request, name, parameters)
+
+
+async def _detect(request: Request, name: str | None, parameters: DetectParameters) -> Response:
+    settings = request.app.state.settings
+    predictor = _models(request).get(name)
+    options = predictor.options(parameters.score_threshold, parameters.top_k, parameters.classes)
+    # Admitted before the body is read: what waits in memory is bounded too.
+    with predictor.admit():
+        body = await read_image(request, settings.max_body_bytes, settings.body_timeout_s)
+        prediction = await predictor.predict(body, options)
+    answer = to_response(predictor.manifest, prediction, request.scope["request_id"])
+    timing = ", ".join(f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items())
+    headers = {"Server-Timing": timing, "X-Batch-Size": str(prediction.batch_size)}
+    return Response(answer.model_dump_json(), 200, headers, "application/json")
+
+
+@router.get("/models", operation_id="list_models", tags=["models"])
+async def list_models(request: Request) -> ModelList:
+    """List every loaded model."""
+    models = _models(request)
+    return ModelList(
+        models=[ModelFacts(**_facts(predictor, models)) for predictor in models.predictors.values()]
+    )
+
+
+@router.get(
+    "/models/{name}",
+    operation_id="get_model",
+    tags=["models"],
+    responses=problem_responses(errors.UnknownModelError, errors.InvalidOptionError),
+)
+async def get_model(request: Request, name: str) -> ModelDetails:
+    """Describe one loaded model, with its whole manifest."""
+    models = _models(request)
+    predictor = models.get(name)
+    return ModelDetails(**_facts(predictor, models), manifest=predictor.manifest)
+
+
+def _facts(predictor: Predictor, models: Models) -> dict[str, Any]:
+    manifest = predictor.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "description": manifest.description,
+        "task": manifest.decoder.kind,
+        "classes": manifest.classes,
+        "input_width": manifest.input.width_px,
+        "input_height": manifest.input.height_px,
+        "top_k": manifest.decoder.top_k,
+        "score_threshold": manifest.decoder.score_threshold,
+        "engine": predictor.engine_description,
+        "default": manifest.name == models.default_name,
+    }
+
+
+@router.get("/livez", operation_id="live", tags=["health"])
+async def live() -> Health:
+    """Say that the process answers; uses neither queue nor engine."""
+    return Health(status="live")
+
+
+@router.get(
+    "/readyz",
+    operation_id="ready",
+    tags=["health"],
+    responses=problem_responses(errors.StoppingError),
+)
+async def ready(request: Request) -> Health:
+    """Say whether requests are served: models are loaded and warm, no shutdown has begun."""
+    if not request.app.state.serving:
+        raise errors.StoppingError("The service is shutting down or has not started.")
+    return Health(status="ready")
+
+
+@router.get("/metrics", operation_id="metrics", tags=["health"], response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Metrics for Prometheus."""
+    content = request.app.state.metrics.render()
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _models(request: Request) -> Models:
+    models: Models = request.app.state.models
+    return models

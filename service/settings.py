@@ -1,0 +1,83 @@
+"""Deployment facts: the only reader of the environment and the command line."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "CENTERNET_"
+
+
+class Settings(BaseSettings):
+    """Each setting is an option, ``--max-batch-size``, and a variable with the prefix above."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="centernet-serve",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    models: Path = Field(
+        Path("models"), description="A model package, or a directory that holds packages."
+    )
+    default_model: str | None = Field(
+        None, description="The model behind POST /detect; may be left out when there is one."
+    )
+    backend: Literal["auto", "onnxruntime-cuda", "onnxruntime-cpu"] = Field(
+        "auto", description="What runs the models; auto takes the first that works here."
+    )
+    engine_threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=1024,
+        description="Threads of one model's engine on the CPU.",
+    )
+    image_threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=1024,
+        description="Threads that decode images and results, for all models together.",
+    )
+    max_batch_size: int = Field(8, ge=1, le=64, description="Images in one engine run.")
+    max_queue_size: int = Field(
+        128, ge=1, le=65536, description="Requests per model before further ones get 429."
+    )
+    max_body_bytes: int = Field(
+        16 * 1024 * 1024, ge=1024, le=2**30, description="Bytes of one request body."
+    )
+    max_image_pixels: int = Field(
+        50_000_000, ge=256, le=170_000_000, description="Pixels of one image, before decoding."
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Seconds for a request body to arrive."
+    )
+    request_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Seconds from the whole body to the answer."
+    )
+    shutdown_timeout_s: int = Field(
+        20, ge=1, le=3600, description="Seconds that admitted requests get after SIGTERM."
+    )
+
+    @model_validator(mode="after")
+    def _no_unknown_variables(self) -> Self:
+        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        unknown = sorted(
+            name
+            for name in os.environ
+            if name.upper().startswith(PREFIX) and name.upper() not in known
+        )
+        if unknown:
+            raise ValueError(
+                f"unknown variables in the environment: {', '.join(unknown)}; "
+                f"there are {', '.join(sorted(known))}"
+            )
+        return self
+
+

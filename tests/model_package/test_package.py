@@ -1,0 +1,179 @@
+"""Packages appear whole or not at all, and a changed one is noticed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_package import (
+    CenterBoxesDecoder,
+    InputSpec,
+    ModelManifest,
+    ModelPackage,
+    PackageDraft,
+    PackageExistsError,
+    PackageInvalidError,
+    PackageNotFoundError,
+    Provenance,
+    Verification,
+    draft_package,
+    load_package,
+)
+
+
+def manifest_for(draft: PackageDraft) -> ModelManifest:
+    return ModelManifest(
+        name="cells",
+        version="1",
+        description="",
+        classes=("a", "b"),
+        input=InputSpec(width_px=64, height_px=32),
+        decoder=CenterBoxesDecoder(output_stride=4, top_k=10, score_threshold=0.3),
+        artifacts=(draft.describe_artifact("model.onnx"),),
+        provenance=Provenance(
+            architecture="res_18",
+            checkpoint_sha256="0" * 64,
+            source="tests",
+            license="none",
+            normalization="coco",
+            tools={"torch": "2"},
+        ),
+        verification=Verification(
+            reference="torch",
+            inputs=3,
+            tolerances={"score": 1e-4},
+            worst_errors={"score": 1e-6},
+            matched_fraction=1.0,
+        ),
+    )
+
+
+def write_package(output: Path) -> ModelPackage:
+    with draft_package(output) as draft:
+        (draft.directory / "model.onnx").write_bytes(b"graph")
+        return draft.publish(manifest_for(draft))
+
+
+def change(package: Path, **facts: Any) -> None:
+    path = package / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def test_a_published_package_can_be_loaded(tmp_path: Path) -> None:
+    written = write_package(tmp_path / "deep" / "cells")
+    loaded = load_package(tmp_path / "deep" / "cells")
+    assert loaded == written
+    (artifact,) = loaded.manifest.artifacts
+    assert loaded.path_of(artifact).read_bytes() == b"graph"
+    assert sorted(path.name for path in loaded.directory.iterdir()) == ["model.json", "model.onnx"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["cells"]
+
+
+@pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_draft_leaves_nothing(
+    tmp_path: Path, interruption: type[BaseException]
+) -> None:
+    def interrupted() -> None:
+        with draft_package(tmp_path / "cells") as draft:
+            (draft.directory / "model.onnx").write_bytes(b"graph")
+            raise interruption
+
+    with pytest.raises(interruption):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_package_is_not_touched(tmp_path: Path) -> None:
+    write_package(tmp_path / "cells")
+    with pytest.raises(PackageExistsError, match="another --output"):
+        write_package(tmp_path / "cells")
+    load_package(tmp_path / "cells")
+
+
+def test_a_package_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def race() -> None:
+        with draft_package(tmp_path / "cells") as draft:
+            (draft.directory / "model.onnx").write_bytes(b"mine")
+            write_package(tmp_path / "cells")
+            draft.publish(manifest_for(draft))
+
+    with pytest.raises(PackageExistsError):
+        race()
+    assert (tmp_path / "cells" / "model.onnx").read_bytes() == b"graph"
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+def test_a_draft_whose_artifact_changed_is_not_published(tmp_path: Path) -> None:
+    def publish() -> None:
+        with draft_package(tmp_path / "cells") as draft:
+            (draft.directory / "model.onnx").write_bytes(b"graph")
+            manifest = manifest_for(draft)
+            (draft.directory / "model.onnx").write_bytes(b"other")
+            draft.publish(manifest)
+
+    with pytest.raises(PackageInvalidError, match="SHA-256"):
+        publish()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"grapf", b"grap", b"graphs"])
+def test_a_changed_artifact_is_noticed(tmp_path: Path, content: bytes) -> None:
+    package = write_package(tmp_path / "cells")
+    (package.directory / "model.onnx").write_bytes(content)
+    with pytest.raises(PackageInvalidError, match=r"damaged or was changed"):
+        load_package(package.directory)
+
+
+def test_a_missing_artifact_is_noticed(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "cells")
+    (package.directory / "model.onnx").unlink()
+    with pytest.raises(PackageInvalidError, match=r"model\.onnx cannot be read"):
+        load_package(package.directory)
+
+
+@pytest.mark.parametrize("name", ["nothing", "file"])
+def test_what_is_no_package_is_said(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PackageNotFoundError, match="centernet-export"):
+        load_package(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"format_version": 2}, "format_version"),
+        ({"colour": "blue"}, "colour"),
+        ({"name": "../cells"}, "name"),
+        ({"classes": []}, "classes"),
+        ({"classes": ["a", "a"]}, r"unique.*\['a'\]"),
+        ({"decoder": {"kind": "magic"}}, "decoder"),
+        (
+            {
+                "artifacts": [
+                    {
+                        "file": "../../etc/passwd",
+                        "backend": "onnxruntime",
+                        "precision": "fp32",
+                        "sha256": "0" * 64,
+                        "size_bytes": 1,
+                    }
+                ]
+            },
+            "file",
+        ),
+    ],
+)
+def test_a_wrong_manifest_is_refused(tmp_path: Path, facts: dict[str, Any], text: str) -> None:
+    package = write_package(tmp_path / "cells")
+    change(package.directory, **facts)
+    with pytest.raises(PackageInvalidError, match=text):
+        load_package(package.directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b" " * (5 * 1024 * 1024)])
+def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    package = write_package(tmp_path / "cells")
+    (package.directory / "model.json").write_bytes(content)
+    with pytest.raises(PackageInvalidError, match=r"model\.json"):
+        load_package(package.directory)

@@ -1,0 +1,190 @@
+"""Which pictures are accepted, and what their pixels become."""
+
+import io
+
+import numpy as np
+import pytest
+from pictures import encode, plain, png_of_declared_size, quadrants
+from PIL import Image
+
+from service.errors import (
+    BadImageError,
+    EmptyBodyError,
+    ImageSizeError,
+    ServiceError,
+    UnsupportedImageError,
+)
+from service.images import MAX_JPEG_SCANS, MAX_SIDE_PX, MIN_SIDE_PX, decode_image
+
+LIMIT = 50_000_000
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP"])
+def test_lossless_formats_keep_every_pixel(image_format: str) -> None:
+    decoded = decode_image(encode(quadrants(), image_format), LIMIT)
+    assert np.array_equal(decoded.pixels, quadrants())
+    assert not decoded.orientation_applied
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
+def test_lossy_formats_are_decoded(image_format: str) -> None:
+    decoded = decode_image(encode(plain(180, 90, 40), image_format, quality=95), LIMIT)
+    assert np.abs(decoded.pixels.astype(int) - (180, 90, 40)).max() <= 4
+
+
+def test_grey_and_one_bit_pictures_become_rgb() -> None:
+    grey = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
+    assert np.array_equal(
+        decode_image(encode(grey), LIMIT).pixels, np.repeat(grey[..., None], 3, axis=2)
+    )
+    bits = Image.fromarray(grey).convert("1", dither=Image.Dither.NONE)
+    expected = np.where(grey >= 128, 255, 0)
+    assert np.array_equal(decode_image(encode(bits), LIMIT).pixels[..., 0], expected)
+
+
+def test_16_bit_greys_keep_their_high_byte() -> None:
+    deep = (np.arange(64 * 64, dtype=np.uint32) * 15 % 65536).astype(np.uint16).reshape(64, 64)
+    decoded = decode_image(encode(Image.fromarray(deep)), LIMIT)
+    assert np.array_equal(decoded.pixels[..., 1], (deep >> 8).astype(np.uint8))
+
+
+def test_palette_pictures_become_their_colours() -> None:
+    palette = Image.fromarray(quadrants()).quantize(4)
+    decoded = decode_image(encode(palette), LIMIT)
+    assert np.array_equal(decoded.pixels, np.asarray(palette.convert("RGB")))
+
+
+def test_alpha_is_dropped_and_the_colour_kept() -> None:
+    transparent = np.dstack([plain(10, 200, 30), np.zeros((64, 64), np.uint8)])
+    assert np.array_equal(decode_image(encode(transparent), LIMIT).pixels, plain(10, 200, 30))
+
+
+def test_cmyk_jpegs_are_converted() -> None:
+    cmyk = Image.fromarray(plain(200, 100, 50)).convert("CMYK")
+    decoded = decode_image(encode(cmyk, "JPEG", quality=95), LIMIT)
+    assert np.abs(decoded.pixels.astype(int) - (200, 100, 50)).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    stored = Image.fromarray(quadrants())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_image(encode(stored, "PNG", exif=exif.tobytes()), LIMIT)
+    turns = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    turn = turns[orientation]
+    upright = stored if turn is None else stored.transpose(turn)
+    assert np.array_equal(decoded.pixels, np.asarray(upright))
+    assert decoded.orientation_applied == (orientation != 1)
+
+
+def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
+    body = encode(plain(9, 9, 9), "JPEG")
+    broken = (
+        body[:2] + b"\xff\xe1\x00\x14Exif\x00\x00II*\x00\xff\xff\xff\xff\xff\xff\xff\xff" + body[2:]
+    )
+    assert decode_image(broken, LIMIT).pixels.shape == (64, 64, 3)
+
+
+def test_a_jpeg_of_several_pictures_shows_its_main_one() -> None:
+    body = io.BytesIO()
+    first, second = Image.fromarray(plain(200, 0)), Image.fromarray(plain(0, 200))
+    first.save(body, "MPO", save_all=True, append_images=[second], quality=95)
+    decoded = decode_image(body.getvalue(), LIMIT)
+    assert np.abs(decoded.pixels.astype(int) - (200, 0, 0)).max() <= 4
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_moving_pictures_are_refused(image_format: str) -> None:
+    frames = [Image.fromarray(plain(value, 0)) for value in (0, 100, 200)]
+    body = encode(frames[0], image_format, save_all=True, append_images=frames[1:])
+    with pytest.raises(UnsupportedImageError, match=r"animated.*each frame"):
+        decode_image(body, LIMIT)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "TIFF"])
+def test_other_formats_are_refused_by_name_of_what_is_accepted(image_format: str) -> None:
+    with pytest.raises(UnsupportedImageError, match="Send one JPEG, PNG, WebP or BMP"):
+        decode_image(encode(plain(1, 2, 3), image_format), LIMIT)
+
+
+@pytest.mark.parametrize("body", [b"hello", b"<!doctype html><html></html>", bytes(1000)])
+def test_what_is_no_picture_is_refused_with_its_first_bytes(body: bytes) -> None:
+    with pytest.raises(UnsupportedImageError) as caught:
+        decode_image(body, LIMIT)
+    assert repr(body[:12]) in caught.value.detail
+
+
+def test_nothing_is_refused_as_nothing() -> None:
+    with pytest.raises(EmptyBodyError, match="0 bytes"):
+        decode_image(b"", LIMIT)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_truncated_pictures_are_refused(image_format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    body = encode(noise, image_format)
+    with pytest.raises((BadImageError, UnsupportedImageError)) as caught:
+        decode_image(body[: len(body) // 2], LIMIT)
+    assert "whole file" in caught.value.detail or "Send one" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "reason"),
+    [
+        (20_000, 20_000, r"400000000 pixels.*At most 50000000 pixels are accepted"),
+        (9_000, 9_000, "9000 x 9000 pixels, 81000000 in all"),
+        (30_000, 10, "30000 x 10 pixels; each side must have at least"),
+        (1, 1, "1 x 1 pixels; each side must have at least"),
+        (MAX_SIDE_PX + 1, MIN_SIDE_PX, "a side may have at most"),
+    ],
+)
+def test_sizes_out_of_range_are_refused_from_the_header(
+    width: int, height: int, reason: str
+) -> None:
+    with pytest.raises(ImageSizeError, match=reason):
+        decode_image(png_of_declared_size(width, height), LIMIT)
+
+
+def test_the_smallest_and_the_longest_pictures_are_accepted() -> None:
+    for width, height in [(MIN_SIDE_PX, MIN_SIDE_PX), (MAX_SIDE_PX, MIN_SIDE_PX)]:
+        decoded = decode_image(png_of_declared_size(width, height), LIMIT)
+        assert decoded.pixels.shape == (height, width, 3)
+
+
+def test_a_jpeg_that_repeats_its_scans_is_refused() -> None:
+    body = encode(plain(1, 2, 3), "JPEG", progressive=True)
+    assert decode_image(body, LIMIT).pixels.shape == (64, 64, 3)
+    start = body.index(b"\xff\xda")
+    scan = body[start : body.index(b"\xff", start + 14)]
+    bomb = body[:start] + scan * MAX_JPEG_SCANS + body[start:]
+    with pytest.raises(UnsupportedImageError, match=f"at most {MAX_JPEG_SCANS} are accepted"):
+        decode_image(bomb, LIMIT)
+
+
+def test_damaged_files_raise_only_our_errors() -> None:
+    """Each byte stream is either decoded or refused; no other exception may reach the service."""
+    rng = np.random.default_rng(7)
+    outcomes = set()
+    noise = rng.integers(0, 256, (48, 48, 3), np.uint8)
+    originals = [encode(noise, image_format) for image_format in ("JPEG", "PNG", "WEBP", "BMP")]
+    for _ in range(150):
+        for original in originals:
+            body = bytearray(original)
+            for position in rng.integers(0, len(body), rng.integers(1, 12)):
+                body[position] = rng.integers(0, 256)
+            try:
+                decode_image(bytes(body), LIMIT)
+                outcomes.add("decoded")
+            except ServiceError as error:
+                outcomes.add(error.code)
+    assert {"decoded", "bad_image", "unsupported_image"} <= outcomes

@@ -1,0 +1,127 @@
+"""Settings, model loading and the choice of an engine: what stops the start, and how it is said."""
+
+import json
+import os
+import shutil
+import typing
+from pathlib import Path
+
+import pytest
+
+from model_package import PackageInvalidError, load_package
+from service.cli import main
+from service.decoders import DECODERS
+from service.engines import BACKENDS, EngineUnavailableError, open_engine
+from service.metrics import Metrics
+from service.models import load_models
+from service.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def bundled(project: Path) -> Path:
+    return project / "models" / "blood_cells"
+
+
+def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_every_backend_and_decoder_can_be_chosen() -> None:
+    choices = typing.get_args(Settings.model_fields["backend"].annotation)
+    assert set(choices) == {"auto", *BACKENDS}
+    assert set(DECODERS) == {"center_boxes"}
+
+
+def test_unknown_variables_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CENTERNET_PROT", "9000")
+    assert "unknown variables in the environment: CENTERNET_PROT" in fails_with(capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--max-batch-size", "0"), ("--port", "70000"), ("--backend", "tpu")]
+)
+def test_settings_out_of_range_are_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert option.removeprefix("--").replace("-", "_") in fails_with(capsys, option, value)
+
+
+def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CENTERNET_MAX_BATCH_SIZE", "3")
+    assert Settings().max_batch_size == 3
+    assert all(name.isupper() for name in os.environ if name.startswith("CENTERNET_"))
+
+
+def test_a_directory_without_models_stops_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = fails_with(capsys, "--models", str(tmp_path))
+    assert "centernet-serve: error:" in error
+    assert "centernet-export" in error
+
+
+def test_several_models_need_a_default(
+    bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(bundled, tmp_path / name)
+        path = tmp_path / name / "model.json"
+        path.write_text(path.read_text().replace('"name": "blood_cells"', f'"name": "{name}"'))
+    assert "--default-model" in fails_with(capsys, "--models", str(tmp_path))
+    assert "no model 'three'" in fails_with(
+        capsys, "--models", str(tmp_path), "--default-model", "three"
+    )
+    models = load_models(Settings(models=tmp_path, default_model="two"), Metrics())
+    assert models.get(None).manifest.name == "two"
+    models.cpu_pool.shutdown()
+
+
+def test_two_packages_of_one_name_stop_the_start(
+    bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(bundled, tmp_path / name)
+    assert "the name blood_cells" in fails_with(capsys, "--models", str(tmp_path))
+
+
+def test_a_changed_artifact_stops_the_start(bundled: Path, tmp_path: Path) -> None:
+    package = tmp_path / "changed"
+    shutil.copytree(bundled, package)
+    model = package / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(PackageInvalidError, match="SHA-256"):
+        load_models(Settings(models=package), Metrics())
+
+
+def test_outputs_that_differ_from_the_manifest_stop_the_start(
+    bundled: Path, tmp_path: Path
+) -> None:
+    package = tmp_path / "wrong"
+    shutil.copytree(bundled, package)
+    facts = json.loads((package / "model.json").read_text())
+    facts["decoder"]["top_k"] += 1
+    (package / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(EngineUnavailableError, match="output scores is"):
+        load_models(Settings(models=package), Metrics())
+
+
+def test_a_backend_asked_for_by_name_never_falls_back(bundled: Path) -> None:
+    package = load_package(bundled)
+    with pytest.raises(EngineUnavailableError, match="no CUDAExecutionProvider here"):
+        open_engine(package, "onnxruntime-cuda", threads=1)
+
+
+def test_auto_says_why_each_other_backend_was_refused(
+    bundled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    engine = open_engine(load_package(bundled), "auto", threads=1)
+    assert "CPUExecutionProvider" in engine.description
+    assert "not onnxruntime-cuda: ONNX Runtime" in caplog.text
