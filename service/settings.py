@@ -79,5 +79,3 @@ class Settings(BaseSettings):
                 f"there are {', '.join(sorted(known))}"
             )
         return self
-
-

@@ -1,0 +1,49 @@
+"""``centernet-detect`` against a real server."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RunningServer
+from pictures import encode, plain
+from PIL import Image
+
+from service.detect import main
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encode(plain(8, 6)))
+    return path
+
+
+def test_boxes_are_printed_and_drawn(
+    server: RunningServer, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = picture.with_name("drawn.png")
+    main([str(picture), "--url", server.url, "--top-k", "1", "--output", str(output)])
+    assert capsys.readouterr().out.split() == ["0.900", "28.00", "20.00", "36.00", "28.00", "red"]
+    with Image.open(output) as drawn:
+        pixels = np.asarray(drawn)
+    # The colour of class 0 stands on the box's edge and not in its middle.
+    assert tuple(pixels[27, 28]) == (0xD5, 0x5E, 0x00)
+    assert tuple(pixels[25, 32]) == (8, 6, 0)
+
+
+def test_the_service_s_words_reach_the_user(
+    server: RunningServer, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(picture), "--url", server.url, "--classes", "red", "pink"])
+    assert caught.value.code == 1
+    assert "422 classes: received 'pink'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:1/prefix/"])
+def test_an_absent_service_is_said(
+    url: str, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(picture), "--url", url])
+    assert "cannot be reached" in capsys.readouterr().err
