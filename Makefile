@@ -32,8 +32,9 @@ format: $(DEV_ENV)/installed
 	$(DEV_ENV)/bin/ruff format .
 
 lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
-	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch==' > constraints.txt
+	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch' > constraints.txt
 	echo 'torch==2.13.0' >> constraints.txt
+	sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' constraints.txt >> constraints.txt
 
 $(SERVE_ENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SERVE_ENV)
