@@ -28,17 +28,25 @@ def test_points_return_from_the_input(
 
 
 def test_the_transform_equals_the_authors(project: Path) -> None:
-    golden = np.load(project / "tests/upstream/unit_geometry_xz.npz")
-    compared = 0
+    golden = np.load(project / "tests/upstream/goldens/unit_geometry_xz.npz")
+    points = np.array([[0.0, 0.0], [17.25, 3.5], [127.0, 96.0]])
+    compared = {"image to input": 0, "map to image": 0}
     for arguments, matrix in zip(golden["aff_args"], golden["aff_mats"], strict=True):
         cx, cy, scale_x, _, rotation, width, height, shift_x, shift_y, inverse = arguments
-        # Ours has the picture's middle as center and its longer side as scale.
-        if rotation or shift_x or shift_y or inverse or scale_x < 2 * max(cx, cy):
+        # Ours has the picture's middle as center, its longer side as scale, and never turns.
+        if rotation or shift_x or shift_y or scale_x != 2 * max(cx, cy):
             continue
-        ours = AffineTransform.letterbox(2 * cx, 2 * cy, width, height)
-        assert np.allclose(ours.matrix(), matrix, atol=1e-6)
-        compared += 1
-    assert compared
+        theirs = points @ matrix[:, :2].T + matrix[:, 2]
+        if inverse:  # theirs maps cells of the output map; the input is four times as large
+            transform = AffineTransform.letterbox(2 * cx, 2 * cy, 4 * width, 4 * height)
+            assert np.allclose(transform.to_image(4 * points), theirs, atol=1e-6)
+            compared["map to image"] += 1
+        else:
+            transform = AffineTransform.letterbox(2 * cx, 2 * cy, width, height)
+            ours = points @ transform.matrix()[:, :2].T + transform.matrix()[:, 2]
+            assert np.allclose(ours, theirs, atol=1e-6)
+            compared["image to input"] += 1
+    assert compared == {"image to input": 2, "map to image": 3}, "rows of the golden that fit ours"
 
 
 CANVASES = {
