@@ -1,166 +1,30 @@
-"""A real server on a real socket, over engines that the tests control."""
+"""Servers over engines that the tests control."""
 
-import asyncio
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
-import httpx
-import numpy as np
 import pytest
-import uvicorn
-from numpy.typing import NDArray
+from support.serving import ColourEngine, RunningServer, one_model, run_server
 
-from model_package import (
-    Artifact,
-    CenterBoxesDecoder,
-    InputSpec,
-    ModelManifest,
-    Provenance,
-    Verification,
-)
-from service.app import create_app
 from service.engines import Engine
-from service.metrics import Metrics
-from service.models import Models
-from service.predictor import Predictor
 from service.settings import Settings
-
-TOP_K = 5
-
-
-def make_manifest(name: str = "painted", input_px: int = 64) -> ModelManifest:
-    return ModelManifest(
-        name=name,
-        version="1",
-        description="An engine of the tests",
-        classes=("red", "green", "blue"),
-        input=InputSpec(width_px=input_px, height_px=input_px),
-        decoder=CenterBoxesDecoder(output_stride=4, top_k=TOP_K, score_threshold=0.3),
-        artifacts=(
-            Artifact(
-                file="model.onnx",
-                backend="onnxruntime",
-                precision="fp32",
-                sha256="0" * 64,
-                size_bytes=1,
-            ),
-        ),
-        provenance=Provenance(
-            architecture="none",
-            checkpoint_sha256="0" * 64,
-            source="tests",
-            license="none",
-            normalization="none",
-            tools={},
-        ),
-        verification=Verification(
-            reference="none", inputs=1, tolerances={}, worst_errors={}, matched_fraction=1.0
-        ),
-    )
-
-
-class ColourEngine:
-    """Finds the mean colour: its outputs tell which image they belong to.
-
-    Row i of each output has the score 0.9 - i / 10, class i % 3, and a center that is the mean
-    red and green of the image.
-    """
-
-    description = "colour engine"
-
-    def __init__(self) -> None:
-        self.batch_sizes: list[int] = []
-
-    def run(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
-        self.batch_sizes.append(len(images))
-        means = images.reshape(len(images), -1, 3).mean(axis=1, dtype=np.float64)
-        n = len(images)
-        return {
-            "scores": np.tile(0.9 - np.arange(TOP_K, dtype=np.float32) / 10, (n, 1)),
-            "class_ids": np.tile(np.arange(TOP_K, dtype=np.int32) % 3, (n, 1)),
-            "centers": np.repeat(means[:, None, :2], TOP_K, axis=1).astype(np.float32),
-            "sizes": np.full((n, TOP_K, 2), 2, np.float32),
-        }
-
-
-class GatedEngine(ColourEngine):
-    """A colour engine that waits until the test opens its gate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-        self.entered = threading.Semaphore(0)
-
-    def run(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
-        self.entered.release()
-        assert self.gate.wait(20), "the test forgot to open the gate"
-        return super().run(images)
-
-
-class RunningServer:
-    """A server and a client for it."""
-
-    def __init__(self, url: str, metrics: Metrics, server: uvicorn.Server) -> None:
-        self.url = url
-        self.metrics = metrics
-        self.server = server
-        self.client = httpx.Client(base_url=url, timeout=30)
-
-    def metric(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-@contextmanager
-def run_server(engine: Engine, **settings_given: Any) -> Iterator[RunningServer]:
-    settings = Settings(max_batch_size=settings_given.pop("max_batch_size", 4), **settings_given)
-    metrics = Metrics()
-    pool = ThreadPoolExecutor(settings.image_threads)
-    predictor = Predictor(make_manifest(), engine, pool, settings, metrics)
-    models = Models({"painted": predictor}, "painted", pool)
-    config = uvicorn.Config(
-        create_app(models, settings, metrics),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,
-    )
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive(), "the server did not start"
-                time.sleep(0.01)
-            port = listener.getsockname()[1]
-            running = RunningServer(f"http://127.0.0.1:{port}", metrics, server)
-            with running.client:
-                yield running
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive(), "the server did not stop"
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     """A server over a colour engine, for tests that do not change its state."""
-    with run_server(ColourEngine()) as running:
+    with run_server(one_model(ColourEngine()), Settings(max_batch_size=4)) as running:
         yield running
 
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., RunningServer]]:
     """Start servers with engines and settings of the test's own."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
-        def start(engine: Engine, **settings: Any) -> RunningServer:
-            return stack.enter_context(run_server(engine, **settings))
+        def start(engine: Engine, **given: Any) -> RunningServer:
+            settings = Settings(**{"max_batch_size": 4} | given)
+            return stack.enter_context(run_server(one_model(engine), settings))
 
         yield start

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ColourEngine, GatedEngine
 from numpy.typing import NDArray
+from support.serving import ColourEngine, GatedEngine
 
 from service.batcher import Batcher, BatchRow
 from service.engines import Engine

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from conftest import TOP_K, ColourEngine, GatedEngine, RunningServer
-from pictures import encode, plain, png_of_declared_size, quadrants
 from PIL import Image
+from support.pictures import encode, plain, png_of_declared_size, quadrants
+from support.serving import TOP_K, ColourEngine, GatedEngine, RunningServer
 
 PNG = {"Content-Type": "image/png"}
 RED = encode(plain(200, 40))

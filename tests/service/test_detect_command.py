@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RunningServer
-from pictures import encode, plain
 from PIL import Image
+from support.pictures import encode, plain
+from support.serving import RunningServer
 
 from service.detect import main
 

@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
-from pictures import encode, plain, png_of_declared_size, quadrants
 from PIL import Image
+from support.pictures import encode, plain, png_of_declared_size, quadrants
 
 from service.errors import (
     BadImageError,

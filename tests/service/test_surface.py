@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import RunningServer
-from pictures import encode, plain
+from support.pictures import encode, plain
+from support.serving import RunningServer
 
 
 def test_health(server: RunningServer) -> None:
