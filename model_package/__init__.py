@@ -18,7 +18,13 @@ from model_package.errors import (
 )
 from model_package.manifest import (
     Artifact,
+    CenterBoxes3DDecoder,
     CenterBoxesDecoder,
+    CenterPosesDecoder,
+    CornerPairsDecoder,
+    CornerTripletsDecoder,
+    Decoder,
+    FreeSize,
     InputSpec,
     ModelManifest,
     Provenance,
@@ -29,7 +35,13 @@ from model_package.manifest import (
 __all__ = [
     "MANIFEST_FILE",
     "Artifact",
+    "CenterBoxes3DDecoder",
     "CenterBoxesDecoder",
+    "CenterPosesDecoder",
+    "CornerPairsDecoder",
+    "CornerTripletsDecoder",
+    "Decoder",
+    "FreeSize",
     "InputSpec",
     "ModelManifest",
     "ModelPackage",

@@ -15,6 +15,18 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class FreeSize(_Facts):
+    """The graph takes inputs of other sizes than its own, so that pictures keep their resolution.
+
+    The authors' rule per axis: ``side | (multiple - 1)``, plus 1 where ``extra_px`` is 1; *Objects
+    as Points* adds the 1 (multiples of ``multiple``), the corner systems do not (511, 639, 767...).
+    """
+
+    multiple_px: Literal[32, 128]
+    extra_px: Literal[0, 1]
+    max_side_px: int = Field(gt=0, le=8192)
+
+
 class InputSpec(_Facts):
     """The one input of the graph: ``images``, uint8 RGB, (N, height, width, 3), N free.
 
@@ -24,9 +36,17 @@ class InputSpec(_Facts):
     name: Literal["images"] = "images"
     width_px: int = Field(gt=0, le=8192)
     height_px: int = Field(gt=0, le=8192)
-    resize: Literal["affine_letterbox"] = "affine_letterbox"
-    """How a picture becomes the input: scaled so that its longer side fits the input's width,
-    centered, black outside (the authors' fixed-resolution test)."""
+    resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
+    """How a picture becomes the input, black outside: scaled so that its longer side
+    (``letterbox``) or its width (``fit_width``) fits the input's width, or not at all."""
+    free_size: FreeSize | None = None
+    """None: only ``width_px`` x ``height_px``."""
+
+    @model_validator(mode="after")
+    def _resolution_can_be_kept(self) -> Self:
+        if self.resize == "keep_resolution" and self.free_size is None:
+            raise ValueError("resize is keep_resolution, so free_size must say which sizes fit")
+        return self
 
 
 class TensorSpec(_Facts):
@@ -37,15 +57,14 @@ class TensorSpec(_Facts):
     shape: tuple[int, ...]
 
 
-class CenterBoxesDecoder(_Facts):
-    """Boxes from center points (*Objects as Points*, section 4).
+class _CenterDecoder(_Facts):
+    """What every center-point decoder shares (*Objects as Points*, section 4).
 
     Outputs per image, best score first: ``scores`` float32 (top_k,), ``class_ids`` int32 (top_k,),
     ``centers`` float32 (top_k, 2) and ``sizes`` float32 (top_k, 2), x before y, in cells of the
     output map (``output_stride`` input pixels each).
     """
 
-    kind: Literal["center_boxes"] = "center_boxes"
     output_stride: int = Field(gt=0)
     top_k: int = Field(gt=0, le=1000)
     score_threshold: float = Field(ge=0.0, le=1.0)
@@ -54,11 +73,127 @@ class CenterBoxesDecoder(_Facts):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs that this decoder reads."""
         return (
-            TensorSpec(name="scores", dtype="float32", shape=(self.top_k,)),
+            _floats("scores", self.top_k),
             TensorSpec(name="class_ids", dtype="int32", shape=(self.top_k,)),
-            TensorSpec(name="centers", dtype="float32", shape=(self.top_k, 2)),
-            TensorSpec(name="sizes", dtype="float32", shape=(self.top_k, 2)),
+            _floats("centers", self.top_k, 2),
+            _floats("sizes", self.top_k, 2),
         )
+
+
+class CenterBoxesDecoder(_CenterDecoder):
+    """Boxes from center points."""
+
+    kind: Literal["center_boxes"] = "center_boxes"
+
+
+class CenterPosesDecoder(_CenterDecoder):
+    """Boxes and joints from center points (*Objects as Points*, section 4.2).
+
+    Besides the boxes: ``keypoints`` float32 (top_k, joints, 2), already joined with the peaks of
+    the joint heatmaps, in cells; ``keypoint_scores`` float32 (top_k, joints), the score of the
+    peak that was taken, 0 where the joint is the one regressed from the center.
+    """
+
+    kind: Literal["center_poses"] = "center_poses"
+    joints: tuple[ClassName, ...] = Field(min_length=1, max_length=1000)
+    skeleton: tuple[tuple[int, int], ...] = ()
+    """Pairs of joint indices to draw a line between."""
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph outputs that this decoder reads."""
+        count = len(self.joints)
+        return (
+            *super().outputs(),
+            _floats("keypoints", self.top_k, count, 2),
+            _floats("keypoint_scores", self.top_k, count),
+        )
+
+
+class CenterBoxes3DDecoder(_CenterDecoder):
+    """Boxes in space from center points (*Objects as Points*, section 4.1).
+
+    Besides the 2D boxes: ``depths`` float32 (top_k,) in metres, ``dimensions`` float32 (top_k, 3)
+    as height, width, length in metres, ``rotations`` float32 (top_k, 8): two bins of
+    (negative, positive, sine, cosine), raw.
+    """
+
+    kind: Literal["center_boxes_3d"] = "center_boxes_3d"
+    projection: tuple[float, ...] = Field(min_length=12, max_length=12)
+    """Camera matrix (3, 4), row by row, of the original pictures when a request has none."""
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph outputs that this decoder reads."""
+        return (
+            *super().outputs(),
+            _floats("depths", self.top_k),
+            _floats("dimensions", self.top_k, 3),
+            _floats("rotations", self.top_k, 8),
+        )
+
+
+class _CornerDecoder(_Facts):
+    """What both corner systems share (*CornerNet*, Law and Deng 2018, section 3).
+
+    Every picture is run with its mirror image. Outputs per image, best score first: ``scores``
+    float32 (pairs,), -1 where a pair is impossible, ``class_ids`` int32 (pairs,), ``boxes``
+    float32 (pairs, 4) as x1, y1, x2, y2 in cells, ``corner_scores`` float32 (pairs, 2), top-left
+    and bottom-right.
+    """
+
+    pairs: int = Field(gt=0, le=10_000)
+    top_k: int = Field(gt=0, le=1000)
+    """Detections per picture at most, after suppression."""
+    score_threshold: float = Field(ge=0.0, le=1.0)
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph outputs that this decoder reads."""
+        return (
+            _floats("scores", self.pairs),
+            TensorSpec(name="class_ids", dtype="int32", shape=(self.pairs,)),
+            _floats("boxes", self.pairs, 4),
+            _floats("corner_scores", self.pairs, 2),
+        )
+
+
+class CornerPairsDecoder(_CornerDecoder):
+    """Boxes from pairs of corners."""
+
+    kind: Literal["corner_pairs"] = "corner_pairs"
+
+
+class CornerTripletsDecoder(_CornerDecoder):
+    """Boxes from corners and a center inside (*CenterNet: Keypoint Triplets*, Duan et al. 2019).
+
+    Besides the pairs: ``centers`` float32 (centers, 2) in cells, ``center_scores`` float32
+    (centers,), ``center_class_ids`` int32 (centers,).
+    """
+
+    kind: Literal["corner_triplets"] = "corner_triplets"
+    centers: int = Field(gt=0, le=1000)
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph outputs that this decoder reads."""
+        return (
+            *super().outputs(),
+            _floats("centers", self.centers, 2),
+            _floats("center_scores", self.centers),
+            TensorSpec(name="center_class_ids", dtype="int32", shape=(self.centers,)),
+        )
+
+
+def _floats(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+Decoder = Annotated[
+    CenterBoxesDecoder
+    | CenterPosesDecoder
+    | CenterBoxes3DDecoder
+    | CornerPairsDecoder
+    | CornerTripletsDecoder,
+    Field(discriminator="kind"),
+]
+"""How the outputs are read; decides the task."""
 
 
 class Artifact(_Facts):
@@ -67,6 +202,8 @@ class Artifact(_Facts):
     file: FileName
     backend: Literal["onnxruntime"]
     precision: Literal["fp32"]
+    flip: bool = False
+    """Whether the graph averages its maps over the image and its mirror image."""
     sha256: Sha256
     size_bytes: int = Field(gt=0)
 
@@ -102,7 +239,7 @@ class ModelManifest(_Facts):
     description: str
     classes: tuple[ClassName, ...] = Field(min_length=1, max_length=10_000)
     input: InputSpec
-    decoder: CenterBoxesDecoder
+    decoder: Decoder
     artifacts: tuple[Artifact, ...] = Field(min_length=1)
     provenance: Provenance
     verification: Verification
