@@ -1,0 +1,39 @@
+"""Detections compared by matching: near-equal scores may change places between two runtimes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class MatchError:
+    """How two sets of detections differ; offsets are signed, so that a shift shows."""
+
+    matched: float
+    worst_score: float
+    worst_corner_px: float
+    mean_offset_px: float
+
+    def __str__(self) -> str:
+        return (
+            f"matched {self.matched:.2f}, score {self.worst_score:.1e}, "
+            f"corner {self.worst_corner_px:.1e} px, mean offset {self.mean_offset_px:.1e} px"
+        )
+
+
+def match_boxes(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> MatchError:
+    """Match rows of (x1, y1, x2, y2, score, class): same class, nearest corners within 8 px."""
+    distance = np.abs(ours[:, None, :4] - theirs[None, :, :4]).max(axis=2)
+    distance[ours[:, None, 5] != theirs[None, :, 5]] = np.inf
+    nearest = distance.argmin(axis=1)
+    rows = np.flatnonzero(distance[np.arange(len(ours)), nearest] < 8)
+    pairs = nearest[rows]
+    assert len(set(pairs.tolist())) == len(pairs), "two detections share a partner"
+    difference = ours[rows, :4] - theirs[pairs, :4]
+    return MatchError(
+        matched=len(rows) / max(len(ours), len(theirs)),
+        worst_score=float(np.abs(ours[rows, 4] - theirs[pairs, 4]).max()),
+        worst_corner_px=float(np.abs(difference).max()),
+        mean_offset_px=float(np.abs(difference.mean(axis=0)).max()),
+    )

@@ -1,0 +1,106 @@
+"""From the authors' photo to their detections, through export, package, server and HTTP.
+
+The canvas tests (``tests/model_export``) feed the network what the authors fed it. Here the
+picture goes the whole way: decoded, warped, batched, decoded, rounded. What may differ is the
+warp: the authors' numbers were measured with OpenCV 3 and 4, their goldens with OpenCV 5.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from support.matching import match_boxes
+from support.pictures import encode
+from support.serving import RunningServer, run_server
+from upstream.weights_rule import make_state
+
+from model_export.classes import COCO
+from model_export.pipeline import export_package
+from model_export.recipe import Recipe
+from service.models import load_models
+from service.settings import Settings
+
+CASES = [
+    ("res_18", "default_land", "land_640x402"),
+    ("res_18", "default_port", "port_400x600"),
+    ("res_50", "default_land", "land_640x402"),
+    ("res_101", "default_land", "land_640x402"),
+]
+
+
+@pytest.fixture(scope="module")
+def server_of(
+    shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], RunningServer]]:
+    """A server of one architecture with the deterministic weights, exported like any other."""
+    with ExitStack() as stack:
+
+        @cache
+        def serve(architecture: str) -> RunningServer:
+            directory = tmp_path_factory.mktemp(architecture)
+            manifest = json.loads(
+                (shared / f"upstream/manifests/ctdet_{architecture}.json").read_text()
+            )
+            arrays = make_state(manifest["state_dict"], f"ctdet_{architecture}")
+            checkpoint = directory / "model.pth"
+            torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, checkpoint)
+            recipe = Recipe(
+                name=architecture,
+                version="1",
+                architecture=architecture,
+                classes=COCO,
+                normalization="coco-demo",
+            )
+            package = export_package(recipe, checkpoint, directory / "package", lambda _: None)
+            settings = Settings(models=package.directory, max_batch_size=2)
+            return stack.enter_context(run_server(load_models, settings))
+
+        yield serve
+
+
+def detect(server: RunningServer, body: bytes) -> NDArray[np.float64]:
+    """Rows of x1, y1, x2, y2, score, class from 1, like the goldens."""
+    response = server.client.post("/detect?score_threshold=0&top_k=100", content=body)
+    assert response.status_code == 200, response.text
+    return np.array(
+        [
+            [*found["bbox"], found["score"], found["class_id"] + 1]
+            for found in response.json()["detections"]
+        ]
+    )
+
+
+@pytest.mark.parametrize(("architecture", "case", "photo"), CASES)
+def test_photos_give_the_authors_detections(
+    server_of: Callable[[str], RunningServer],
+    shared: Path,
+    architecture: str,
+    case: str,
+    photo: str,
+) -> None:
+    upstream = shared / "upstream"
+    golden = np.load(upstream / f"goldens/ctdet_{architecture}_{case}.npz")["final"]
+    server = server_of(architecture)
+    ours = detect(server, (upstream / f"photos/{photo}.png").read_bytes())
+    error = match_boxes(ours, golden)
+    # What the two OpenCV generations make of the same photo: a canvas of the input's own size
+    # passes the letterbox unchanged, so both can be sent as pictures.
+    canvases = [
+        np.load(upstream / f"goldens/preproc_{version}.npz")[f"fix512_{photo}"][..., ::-1].copy()
+        for version in ("cv4", "cv5")
+    ]
+    between = match_boxes(*(detect(server, encode(canvas)) for canvas in canvases))
+    print(f"\nphoto | {architecture} | {case} | ours to golden: {error} | OpenCV 4 to 5: {between}")
+    assert error.matched >= 0.99
+    assert error.mean_offset_px < 0.1, "the boxes are shifted"
+    assert error.worst_score <= between.worst_score
+    assert error.worst_corner_px <= between.worst_corner_px
+    # With the same OpenCV generation there is nothing left but float32 and rounding.
+    assert error.worst_score <= 1e-4
+    assert error.worst_corner_px <= 0.05
