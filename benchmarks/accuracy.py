@@ -24,6 +24,7 @@ from model_package import load_package
 from service.detect import request_detections
 from service.metrics import Metrics
 from service.models import load_models
+from service.parameters import DetectParameters
 from service.schemas import to_response
 from service.settings import Settings
 
@@ -40,7 +41,7 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
         models = load_models(Settings(models=package, max_queue_size=len(bodies)), Metrics())
         models.start()
         predictor = models.get(None)
-        options = predictor.options(EVERYTHING["score_threshold"], EVERYTHING["top_k"], None)
+        options = predictor.options(DetectParameters(**EVERYTHING))
         try:
             predictions = await asyncio.gather(
                 *(predictor.predict(body, options) for body in bodies)
@@ -48,7 +49,7 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
         finally:
             await models.stop()
         return [
-            to_response(predictor.manifest, prediction, "").model_dump()["detections"]
+            to_response(predictor.manifest, prediction, "").model_dump(exclude_none=True)["detections"]
             for prediction in predictions
         ]
 

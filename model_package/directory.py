@@ -107,13 +107,14 @@ class PackageDraft:
     output: Path
     _published: bool = field(default=False, init=False)
 
-    def describe_artifact(self, file: str) -> Artifact:
+    def describe_artifact(self, file: str, *, flip: bool = False) -> Artifact:
         """State the digest and size of a finished fp32 ONNX file in the draft."""
         path = self.directory / file
         return Artifact(
             file=file,
             backend="onnxruntime",
             precision="fp32",
+            flip=flip,
             sha256=sha256_of(path),
             size_bytes=path.stat().st_size,
         )

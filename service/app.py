@@ -30,7 +30,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics) -> FastAPI:
     app = FastAPI(
         title="CenterNet Serving",
         version=version("centernet-serving"),
-        description="Object detection with CenterNet-family models: images in, boxes out.",
+        description="Object detection with CenterNet-family models: images in; boxes, poses or "
+        "boxes in space out.",
         lifespan=lifespan,
     )
     app.state.models = models

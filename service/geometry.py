@@ -3,8 +3,8 @@
 * Points are (x, y), x to the right and y down; boxes are (x1, y1, x2, y2).
 * Integer coordinates are pixel *centers*, as in the authors' code: there is no half-pixel shift
   between the picture, the network input and the output map.
-* Frames: *image* is the upright original picture, *input* the network's input (both in pixels),
-  *map* the output map in cells of ``output_stride`` input pixels.
+* Frames: *image* is the upright original picture, *resized* the picture after a test scale,
+  *input* the network's input (all in pixels), *map* the output map in cells.
 """
 
 from dataclasses import dataclass
@@ -12,35 +12,72 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CORNER_STRIDE = 4
+"""Input pixels per cell in the corner systems, which have no other; rounded up at the end."""
+
 
 @dataclass(frozen=True)
 class AffineTransform:
-    """Image to input: ``p_input = scale * p_image + (shift_x_px, shift_y_px)``."""
+    """One frame to another: ``p_to = scale * p_from + (shift_x_px, shift_y_px)``."""
 
     scale: float
     shift_x_px: float
     shift_y_px: float
 
     @classmethod
-    def letterbox(
-        cls, image_width_px: int, image_height_px: int, input_width_px: int, input_height_px: int
+    def centered(
+        cls,
+        scale: float,
+        from_center_px: tuple[float, float],
+        to_center_px: tuple[float, float],
     ) -> "AffineTransform":
-        """Fit the longer side of the image to the *width* of the input, centers aligned.
-
-        This is the authors' fixed-resolution test: the height of the input never enters, so a
-        picture that is relatively taller than the input is cropped at top and bottom.
-        """
-        scale = input_width_px / max(image_width_px, image_height_px)
+        """Scale so that one center comes to lie on the other."""
         return cls(
             scale,
-            input_width_px / 2 - scale * image_width_px / 2,
-            input_height_px / 2 - scale * image_height_px / 2,
+            to_center_px[0] - scale * from_center_px[0],
+            to_center_px[1] - scale * from_center_px[1],
         )
 
+    @property
+    def is_integer_shift(self) -> bool:
+        """Whether every pixel lands on a pixel, so that nothing is interpolated."""
+        return self.scale == 1 and self.shift_x_px % 1 == 0 and self.shift_y_px % 1 == 0
+
     def matrix(self) -> NDArray[np.float64]:
-        """Image to input as a (2, 3) matrix for column vectors (x, y, 1)."""
+        """The transform as a (2, 3) matrix for column vectors (x, y, 1)."""
         return np.array([[self.scale, 0, self.shift_x_px], [0, self.scale, self.shift_y_px]])
 
+    def inverse(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map float64 points (..., 2) back."""
+        return (points - (self.shift_x_px, self.shift_y_px)) / self.scale
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in one network input.
+
+    The picture is resized by ``test_scale`` (its sides cut to whole pixels), then moved by
+    ``to_input`` into a black input; ``mirrored`` inputs are turned left to right after that.
+    """
+
+    resized_width_px: int
+    resized_height_px: int
+    input_width_px: int
+    input_height_px: int
+    to_input: AffineTransform
+    """Resized to (unmirrored) input."""
+    test_scale: float = 1.0
+    mirrored: bool = False
+
     def to_image(self, points_in_input: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map float64 points (..., 2) from the input to the image."""
-        return (points_in_input - (self.shift_x_px, self.shift_y_px)) / self.scale
+        """Map float64 points (..., 2) from the unmirrored input to the image.
+
+        Like the authors, divides by the test scale itself, not by the ratio of the whole-pixel
+        sides.
+        """
+        return self.to_input.inverse(points_in_input) / self.test_scale
+
+    @property
+    def image_px_per_input_px(self) -> float:
+        """How long one input pixel is in the image."""
+        return 1 / (self.to_input.scale * self.test_scale)

@@ -49,13 +49,13 @@ class Metrics:
         )
         self.admitted = Gauge(
             "centernet_admitted_requests",
-            "Requests admitted and not answered yet.",
+            "Network inputs of the requests that are admitted and not answered yet.",
             ["model"],
             registry=self.registry,
         )
         self.admission_limit = Gauge(
             "centernet_admission_limit_requests",
-            "Requests that are admitted at a time; more get 429.",
+            "Network inputs that are admitted at a time; requests for more get 429.",
             ["model"],
             registry=self.registry,
         )

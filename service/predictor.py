@@ -3,31 +3,36 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model_package import ModelManifest
-from service.batcher import Batcher
-from service.decoders import make_decoder
-from service.detections import DetectionOptions, Detections
+from service.batcher import Batcher, BatchInput, BatchRow
+from service.decoders import View, make_decoder
+from service.detections import Detections
 from service.engines import Engine, EngineUnavailableError
-from service.errors import DeadlineExceededError, InvalidOptionError, QueueFullError
-from service.geometry import AffineTransform
+from service.errors import DeadlineExceededError, QueueFullError
+from service.geometry import Placement
 from service.images import decode_image
 from service.metrics import Metrics
-from service.preprocess import letterbox
+from service.options import InputOptions, OptionRules, RequestOptions
+from service.parameters import DetectParameters
+from service.placing import InputPlanner
+from service.preprocess import draw_input
 from service.settings import Settings
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    canvas: NDArray[np.uint8]
-    transform: AffineTransform
+    inputs: tuple[BatchInput, ...]
+    placements: tuple[Placement, ...]
     width_px: int
     height_px: int
     orientation_applied: bool
@@ -58,10 +63,12 @@ class Predictor:
     ) -> None:
         self.manifest = manifest
         self.engine_description = engine.description
+        self.rules = OptionRules(manifest)
         self._engine = engine
         self._cpu_pool = cpu_pool
         self._settings = settings
         self._metrics = metrics
+        self._planner = InputPlanner(manifest, settings.max_image_pixels)
         self._decoder = make_decoder(manifest)
         self._admitted = 0
         self._seconds_per_image = 0.0
@@ -69,85 +76,70 @@ class Predictor:
         metrics.admitted.labels(manifest.name).set_function(lambda: self._admitted)
 
     def warm_up(self) -> None:
-        """Run the smallest and the largest batch, and check what comes out.
+        """Run the smallest and the largest batch of each artifact, and check what comes out.
 
         Raises :class:`EngineUnavailableError` when the outputs are not those of the manifest.
         """
         shape = (self.manifest.input.height_px, self.manifest.input.width_px, 3)
-        for batch_size in sorted({1, self._settings.max_batch_size}):
-            outputs = self._engine.run(np.zeros((batch_size, *shape), np.uint8))
-            for spec in self.manifest.decoder.outputs():
-                values = outputs[spec.name]
-                received = (values.shape, str(values.dtype))
-                expected = ((batch_size, *spec.shape), spec.dtype)
-                if received != expected:
-                    raise EngineUnavailableError(
-                        f"{self.manifest.name}: output {spec.name} is {received}, "
-                        f"the manifest says {expected}"
-                    )
+        for flip in sorted({artifact.flip for artifact in self.manifest.artifacts}):
+            for batch_size in sorted({1, self._settings.max_batch_size}):
+                outputs = self._engine.run(np.zeros((batch_size, *shape), np.uint8), flip)
+                for spec in self.manifest.decoder.outputs():
+                    values = outputs[spec.name]
+                    received = (values.shape, str(values.dtype))
+                    expected = ((batch_size, *spec.shape), spec.dtype)
+                    if received != expected:
+                        raise EngineUnavailableError(
+                            f"{self.manifest.name}: output {spec.name} is {received}, "
+                            f"the manifest says {expected}"
+                        )
 
     def start(self) -> None:
         """Begin to serve; call it inside the running event loop."""
-        self._batcher = Batcher(self._engine, self._settings.max_batch_size, self._observe_batch)
+        spec = self.manifest.input
+        size = self._settings.max_batch_size
+        self._batcher = Batcher(
+            self._engine, size, self._observe_batch, size * spec.height_px * spec.width_px
+        )
         self._batcher.start()
 
     async def stop(self) -> None:
         """Finish what was admitted and end the engine thread."""
         await self._batcher.stop()
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold one of the model's places for the length of a request.
-
-        Raises :class:`QueueFullError` when all are taken.
-        """
-        if self._admitted >= self._settings.max_queue_size:
-            wait_s = self._admitted * self._seconds_per_image
-            raise QueueFullError(
-                f"{self._admitted} requests are waiting for model {self.manifest.name}, which is "
-                "as many as are admitted. Send the request again after the time in Retry-After.",
-                retry_after_s=min(60, max(1, math.ceil(wait_s))),
-            )
-        self._admitted += 1
-        try:
-            yield
-        finally:
-            self._admitted -= 1
-
-    def options(
-        self, score_threshold: float | None, top_k: int | None, classes: Sequence[str] | None
-    ) -> DetectionOptions:
-        """Complete a request's options from the manifest; names become class ids.
+    def options(self, given: DetectParameters) -> RequestOptions:
+        """Complete a request's options from the manifest.
 
         Raises :class:`InvalidOptionError` for what this model cannot do.
         """
-        decoder = self.manifest.decoder
-        if top_k is not None and top_k > decoder.top_k:
-            raise InvalidOptionError(
-                f"top_k: received {top_k}; model {self.manifest.name} finds at most "
-                f"{decoder.top_k} objects per image."
-            )
-        class_ids = None
-        if classes is not None:
-            known = {name: index for index, name in enumerate(self.manifest.classes)}
-            unknown = [name for name in classes if name not in known]
-            if unknown:
-                raise InvalidOptionError(
-                    f"classes: received {unknown[0]!r}; model {self.manifest.name} knows "
-                    f"{', '.join(known)}. Repeat the option for several classes."
-                )
-            class_ids = frozenset(known[name] for name in classes)
-        return DetectionOptions(
-            decoder.score_threshold if score_threshold is None else score_threshold,
-            decoder.top_k if top_k is None else top_k,
-            class_ids,
-        )
+        return self.rules.complete(given)
 
-    async def predict(self, body: bytes, options: DetectionOptions) -> Prediction:
+    @contextmanager
+    def admit(self, options: RequestOptions) -> Iterator[None]:
+        """Hold a place of the model for each network input, for the length of a request.
+
+        Raises :class:`QueueFullError` when too few are left; a request alone is never refused.
+        """
+        places = options.inputs.count
+        if self._admitted and self._admitted + places > self._settings.max_queue_size:
+            wait_s = self._admitted * self._seconds_per_image
+            raise QueueFullError(
+                f"Model {self.manifest.name} has {self._admitted} inputs waiting and admits "
+                f"{self._settings.max_queue_size}; this request needs {places}. Send it again "
+                "after the time in Retry-After.",
+                retry_after_s=min(60, max(1, math.ceil(wait_s))),
+            )
+        self._admitted += places
+        try:
+            yield
+        finally:
+            self._admitted -= places
+
+    async def predict(self, body: bytes, options: RequestOptions) -> Prediction:
         """Detect the objects in one encoded image.
 
-        Raises the image errors of :mod:`service.images`, :class:`DeadlineExceededError`,
-        :class:`StoppingError` and :class:`EngineError`.
+        Raises the image errors of :mod:`service.images`, :class:`ImageSizeError`,
+        :class:`DeadlineExceededError`, :class:`StoppingError` and :class:`EngineError`.
         """
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
@@ -158,21 +150,20 @@ class Predictor:
                 "the request was dropped. Send it again when the service is less busy."
             ) from None
 
-    async def _predict(self, body: bytes, options: DetectionOptions) -> Prediction:
-        prepared, prepare_s = await asyncio.get_running_loop().run_in_executor(
-            self._cpu_pool, self._prepare, body
-        )
-        row = await self._batcher.submit(prepared.canvas)
-        # Some 0.1 ms on K rows: here, because in the pool it would wait behind other pictures.
-        started_at = time.perf_counter()
-        detections = self._decoder.decode(row.outputs, prepared.transform, options)
-        decode_s = time.perf_counter() - started_at
-        stage_s = {
-            "prepare": prepare_s,
-            "queue": row.queue_s,
-            "infer": row.infer_s,
-            "postprocess": decode_s,
-        }
+    async def _predict(self, body: bytes, options: RequestOptions) -> Prediction:
+        prepared, prepare_s = await self._in_pool(lambda: self._prepare(body, options.inputs))
+        rows = await self._batcher.submit(prepared.inputs)
+        views = [
+            View(row.outputs, placed) for row, placed in zip(rows, prepared.placements, strict=True)
+        ]
+
+        def decode() -> Detections:
+            return self._decoder.decode(views, options.detection)
+
+        # One view is some 0.1 ms of work: here, because in the pool it would wait behind other
+        # pictures. More would hold up the event loop.
+        detections, decode_s = _timed(decode) if len(views) == 1 else await self._in_pool(decode)
+        stage_s = {"prepare": prepare_s, **_engine_stages(rows), "postprocess": decode_s}
         for stage, seconds in stage_s.items():
             self._metrics.stage_seconds.labels(self.manifest.name, stage).observe(seconds)
         return Prediction(
@@ -180,21 +171,37 @@ class Predictor:
             prepared.width_px,
             prepared.height_px,
             prepared.orientation_applied,
-            row.batch_size,
+            max(row.batch_size for row in rows),
             stage_s,
         )
 
-    def _prepare(self, body: bytes) -> tuple[_Prepared, float]:
-        started_at = time.perf_counter()
+    async def _in_pool(self, work: Callable[[], _Result]) -> tuple[_Result, float]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._cpu_pool, _timed, work)
+
+    def _prepare(self, body: bytes, options: InputOptions) -> _Prepared:
         image = decode_image(body, self._settings.max_image_pixels)
-        canvas, transform = letterbox(
-            image.pixels, self.manifest.input.width_px, self.manifest.input.height_px
-        )
         height_px, width_px = image.pixels.shape[:2]
-        prepared = _Prepared(canvas, transform, width_px, height_px, image.orientation_applied)
-        return prepared, time.perf_counter() - started_at
+        placements = self._planner.place(width_px, height_px, options)
+        inputs = tuple(
+            BatchInput(draw_input(image.pixels, placed), options.flip) for placed in placements
+        )
+        return _Prepared(inputs, placements, width_px, height_px, image.orientation_applied)
 
     def _observe_batch(self, batch_size: int, infer_s: float) -> None:
         self._metrics.batch_size.labels(self.manifest.name).observe(batch_size)
         # Smoothed over about the last ten batches; only Retry-After is computed from it.
         self._seconds_per_image += 0.1 * (infer_s / batch_size - self._seconds_per_image)
+
+
+def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
+    """What ``work`` gives, and the seconds it took."""
+    started_at = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started_at
+
+
+def _engine_stages(rows: Sequence[BatchRow]) -> dict[str, float]:
+    """Until the first input of the request began to run, and from then until the last was done."""
+    queue_s = min(row.queue_s for row in rows)
+    return {"queue": queue_s, "infer": max(row.queue_s + row.infer_s for row in rows) - queue_s}

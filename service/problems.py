@@ -11,7 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import BodyTooLargeError, InvalidOptionError, ServiceError
-from service.schemas import DetectParameters, Problem
+from service.parameters import DetectParameters
+from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
 

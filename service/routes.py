@@ -7,15 +7,16 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from service import errors
 from service.body import IMAGE_FIELD, read_image
 from service.models import Models
-from service.predictor import Predictor
+from service.parameters import DetectParameters
 from service.problems import problem_responses
 from service.schemas import (
-    DetectParameters,
     DetectResponse,
     Health,
     ModelDetails,
-    ModelFacts,
     ModelList,
+    PoseModelDetails,
+    model_details,
+    model_facts,
     to_response,
 )
 
@@ -94,15 +95,16 @@ async def detect_with_model(
 async def _detect(request: Request, name: str | None, parameters: DetectParameters) -> Response:
     settings = request.app.state.settings
     predictor = _models(request).get(name)
-    options = predictor.options(parameters.score_threshold, parameters.top_k, parameters.classes)
+    options = predictor.options(parameters)
     # Admitted before the body is read: what waits in memory is bounded too.
-    with predictor.admit():
+    with predictor.admit(options):
         body = await read_image(request, settings.max_body_bytes, settings.body_timeout_s)
         prediction = await predictor.predict(body, options)
     answer = to_response(predictor.manifest, prediction, request.scope["request_id"])
     timing = ", ".join(f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items())
     headers = {"Server-Timing": timing, "X-Batch-Size": str(prediction.batch_size)}
-    return Response(answer.model_dump_json(), 200, headers, "application/json")
+    content = answer.model_dump_json(exclude_none=True)
+    return Response(content, 200, headers, "application/json")
 
 
 @router.get("/models", operation_id="list_models", tags=["models"])
@@ -110,7 +112,10 @@ async def list_models(request: Request) -> ModelList:
     """List every loaded model."""
     models = _models(request)
     return ModelList(
-        models=[ModelFacts(**_facts(predictor, models)) for predictor in models.predictors.values()]
+        models=[
+            model_facts(predictor, is_default=predictor.manifest.name == models.default_name)
+            for predictor in models.predictors.values()
+        ]
     )
 
 
@@ -120,28 +125,11 @@ async def list_models(request: Request) -> ModelList:
     tags=["models"],
     responses=problem_responses(errors.UnknownModelError, errors.InvalidOptionError),
 )
-async def get_model(request: Request, name: str) -> ModelDetails:
+async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDetails:
     """Describe one loaded model, with its whole manifest."""
     models = _models(request)
     predictor = models.get(name)
-    return ModelDetails(**_facts(predictor, models), manifest=predictor.manifest)
-
-
-def _facts(predictor: Predictor, models: Models) -> dict[str, Any]:
-    manifest = predictor.manifest
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "description": manifest.description,
-        "task": manifest.decoder.kind,
-        "classes": manifest.classes,
-        "input_width": manifest.input.width_px,
-        "input_height": manifest.input.height_px,
-        "top_k": manifest.decoder.top_k,
-        "score_threshold": manifest.decoder.score_threshold,
-        "engine": predictor.engine_description,
-        "default": manifest.name == models.default_name,
-    }
+    return model_details(predictor, is_default=predictor.manifest.name == models.default_name)
 
 
 @router.get("/livez", operation_id="live", tags=["health"])

@@ -2,10 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 
-from model_package import ModelManifest
-from service.predictor import Prediction
+from model_package import CenterPosesDecoder, ModelManifest
+from service.detections import Detections
+from service.predictor import Prediction, Predictor
+from service.task_fields import TASK_FIELDS, Box3D, Keypoint
 
 Box = Annotated[
     list[float],
@@ -17,26 +20,6 @@ Box = Annotated[
         examples=[[101.5, 20.25, 180.75, 97.0]],
     ),
 ]
-
-
-class DetectParameters(BaseModel):
-    """Options of one request, in its query string."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    score_threshold: float | None = Field(
-        None,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="Leave out detections below this score; without it, the model's own value.",
-    )
-    top_k: int | None = Field(
-        None, ge=1, description="Return at most this many detections, best first."
-    )
-    classes: list[str] | None = Field(
-        None, description="Return only these classes, by name; repeat the option for several."
-    )
 
 
 class ModelReference(BaseModel):
@@ -55,12 +38,18 @@ class ImageFacts(BaseModel):
 
 
 class Detection(BaseModel):
-    """One object."""
+    """One object; what the model's task does not find is absent, never null."""
 
     class_id: int = Field(description="Index into the model's classes.")
     class_name: str
     score: float = Field(description="0 to 1.")
     bbox: Box
+    keypoints: list[Keypoint] | SkipJsonSchema[None] = Field(
+        None,
+        description="Pose models: the joints in the order of the model's `joints`, see "
+        "GET /models/{name}.",
+    )
+    box3d: Box3D | SkipJsonSchema[None] = Field(None, description="3D models: the box in space.")
 
 
 class DetectResponse(BaseModel):
@@ -75,6 +64,18 @@ class DetectResponse(BaseModel):
     request_id: str
 
 
+class ModelOptions(BaseModel):
+    """What requests may ask of a model; lists hold the accepted values, the model's own first."""
+
+    flip: list[bool]
+    keep_resolution: list[bool]
+    soft_nms: list[bool] = Field(
+        description="Without the option, several scales are joined with soft-NMS."
+    )
+    max_scales: int = Field(description="1: only the scale 1.")
+    camera: bool = Field(description="Whether fx, fy, cx and cy, or projection, mean anything.")
+
+
 class ModelFacts(BaseModel):
     """A loaded model."""
 
@@ -87,6 +88,7 @@ class ModelFacts(BaseModel):
     input_height: int
     top_k: int
     score_threshold: float
+    options: ModelOptions
     engine: str
     default: bool
 
@@ -95,6 +97,15 @@ class ModelDetails(ModelFacts):
     """A loaded model with its whole manifest."""
 
     manifest: ModelManifest
+
+
+class PoseModelDetails(ModelDetails):
+    """A loaded pose model with its whole manifest."""
+
+    joints: tuple[str, ...] = Field(description="Names, in the order of `keypoints`.")
+    skeleton: tuple[tuple[int, int], ...] = Field(
+        description="Pairs of indices into `joints` to draw a line between."
+    )
 
 
 class ModelList(BaseModel):
@@ -125,10 +136,6 @@ class Problem(BaseModel):
 
 def to_response(manifest: ModelManifest, prediction: Prediction, request_id: str) -> DetectResponse:
     """Name the classes and round the numbers of a prediction."""
-    found = prediction.detections
-    rows = zip(
-        found.class_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True
-    )
     return DetectResponse(
         model=ModelReference(name=manifest.name, version=manifest.version),
         image=ImageFacts(
@@ -136,17 +143,64 @@ def to_response(manifest: ModelManifest, prediction: Prediction, request_id: str
             height=prediction.image_height_px,
             orientation_applied=prediction.orientation_applied,
         ),
-        detections=[
-            Detection(
-                class_id=class_id,
-                class_name=manifest.classes[class_id],
-                score=round(score, 6),
-                bbox=[round(coordinate, 3) for coordinate in box],
-            )
-            for class_id, score, box in rows
-        ],
+        detections=_detections(manifest, prediction.detections),
         timing_ms={
             stage: round(1000 * seconds, 3) for stage, seconds in prediction.stage_s.items()
         },
         request_id=request_id,
     )
+
+
+def _detections(manifest: ModelManifest, found: Detections) -> list[Detection]:
+    rows = zip(
+        found.class_ids.tolist(),
+        found.scores.astype(float).round(6).tolist(),
+        found.boxes_xyxy.round(3).tolist(),
+        TASK_FIELDS[type(found)](found),
+        strict=True,
+    )
+    return [
+        Detection(
+            class_id=class_id,
+            class_name=manifest.classes[class_id],
+            score=score,
+            bbox=box,
+            **of_task,
+        )
+        for class_id, score, box, of_task in rows
+    ]
+
+
+def model_facts(predictor: Predictor, *, is_default: bool) -> ModelFacts:
+    """What a list of models says of one."""
+    manifest, rules = predictor.manifest, predictor.rules
+    return ModelFacts(
+        name=manifest.name,
+        version=manifest.version,
+        description=manifest.description,
+        task=manifest.decoder.kind,
+        classes=manifest.classes,
+        input_width=manifest.input.width_px,
+        input_height=manifest.input.height_px,
+        top_k=manifest.decoder.top_k,
+        score_threshold=manifest.decoder.score_threshold,
+        options=ModelOptions(
+            flip=list(rules.flip),
+            keep_resolution=list(rules.keep_resolution),
+            soft_nms=list(rules.soft_nms),
+            max_scales=rules.max_scales,
+            camera=rules.has_camera,
+        ),
+        engine=predictor.engine_description,
+        default=is_default,
+    )
+
+
+def model_details(predictor: Predictor, *, is_default: bool) -> ModelDetails:
+    """Everything there is to say of a model."""
+    facts = model_facts(predictor, is_default=is_default)
+    decoder = predictor.manifest.decoder
+    every = {**dict(facts), "manifest": predictor.manifest}
+    if isinstance(decoder, CenterPosesDecoder):
+        return PoseModelDetails(**every, joints=decoder.joints, skeleton=decoder.skeleton)
+    return ModelDetails(**every)

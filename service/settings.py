@@ -47,7 +47,11 @@ class Settings(BaseSettings):
     )
     max_batch_size: int = Field(8, ge=1, le=64, description="Images in one engine run.")
     max_queue_size: int = Field(
-        128, ge=1, le=65536, description="Requests per model before further ones get 429."
+        128,
+        ge=1,
+        le=65536,
+        description="Network inputs per model (a request has one per scale and mirror image) "
+        "before further requests get 429.",
     )
     max_body_bytes: int = Field(
         16 * 1024 * 1024, ge=1024, le=2**30, description="Bytes of one request body."

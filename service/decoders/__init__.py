@@ -1,30 +1,39 @@
-"""Decoders: one row of engine outputs to detections; one file per task."""
+"""Decoders: the outputs for one image to its detections; one file per task.
 
-from collections.abc import Mapping
+Where the authors' code has a plain mistake that only hurts, the decoder's docstring says what is
+done instead.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
-
-from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from service.decoders.center_boxes import CenterBoxes
+from service.decoders.center_boxes_3d import CenterBoxes3D
+from service.decoders.center_poses import CenterPoses
+from service.decoders.corner_pairs import CornerPairs
+from service.decoders.corner_triplets import CornerTriplets
+from service.decoders.views import View
 from service.detections import DetectionOptions, Detections
-from service.geometry import AffineTransform
+
+__all__ = ["DECODERS", "Decoder", "View", "make_decoder"]
 
 
 class Decoder(Protocol):
-    """Turns the outputs of one image into detections in its own pixels."""
+    """Turns the outputs for one image into detections in its own pixels."""
 
-    def decode(
-        self,
-        row: Mapping[str, NDArray[Any]],
-        transform: AffineTransform,
-        options: DetectionOptions,
-    ) -> Detections:
-        """Decode one image; see the decoder's class for the arrays it reads."""
+    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+        """Decode one image from all its views; see the decoder's class for what it reads."""
         ...
 
 
-DECODERS = {"center_boxes": CenterBoxes}
+DECODERS: Mapping[str, Callable[[Any], Decoder]] = {
+    "center_boxes": CenterBoxes,
+    "center_poses": CenterPoses,
+    "center_boxes_3d": CenterBoxes3D,
+    "corner_pairs": CornerPairs,
+    "corner_triplets": CornerTriplets,
+}
 
 
 def make_decoder(manifest: ModelManifest) -> Decoder:

@@ -1,45 +1,42 @@
 """Boxes from center points (*Objects as Points*, section 4)."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_package import CenterBoxesDecoder
+from service.decoders.choosing import choose
+from service.decoders.views import View
 from service.detections import DetectionOptions, Detections
-from service.geometry import AffineTransform
 
 
 class CenterBoxes:
-    """Decodes the peaks of one image; all work is on ``top_k`` rows."""
+    """Decodes the peaks of one image; all work is on ``top_k`` rows per view."""
 
     def __init__(self, facts: CenterBoxesDecoder) -> None:
         self._stride = facts.output_stride
 
-    def decode(
-        self,
-        row: Mapping[str, NDArray[Any]],
-        transform: AffineTransform,
-        options: DetectionOptions,
-    ) -> Detections:
-        """Decode one row of outputs (see :class:`CenterBoxesDecoder` for shapes and units).
+    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+        """Decode the views of one image (see :class:`CenterBoxesDecoder` for their outputs)."""
+        boxes = np.concatenate([boxes_in_image(view, self._stride) for view in views])
+        class_ids = join(views, "class_ids")
+        chosen, scores = choose(boxes, join(views, "scores"), class_ids, options)
+        return Detections(boxes[chosen], scores, class_ids[chosen])
 
-        ``transform`` maps the image to the network input. A box is its center -/+ half its size;
-        like the authors' code, it is not clipped to the picture.
-        """
-        scores = row["scores"]
-        class_ids = row["class_ids"]
-        keep = scores >= options.score_threshold
-        if options.class_ids is not None:
-            keep &= np.isin(class_ids, list(options.class_ids))
-        # The graph sorts by score; filtering keeps that order.
-        chosen = np.flatnonzero(keep)[: options.top_k]
-        centers = row["centers"][chosen].astype(np.float64) * self._stride
-        half_sizes = row["sizes"][chosen].astype(np.float64) * (self._stride / 2)
-        corners_in_input = np.stack([centers - half_sizes, centers + half_sizes], axis=1)
-        return Detections(
-            boxes_xyxy=transform.to_image(corners_in_input).reshape(-1, 4),
-            scores=scores[chosen],
-            class_ids=class_ids[chosen],
-        )
+
+def boxes_in_image(view: View, stride: int) -> NDArray[np.float64]:
+    """Boxes (top_k, 4) in pixels of the image: centers -/+ half the sizes.
+
+    Like the authors' code, they are not clipped to the picture.
+    """
+    centers = view.outputs["centers"].astype(np.float64) * stride
+    half_sizes = view.outputs["sizes"].astype(np.float64) * (stride / 2)
+    corners = np.stack([centers - half_sizes, centers + half_sizes], axis=1)
+    return view.placement.to_image(corners).reshape(-1, 4)
+
+
+def join(views: Sequence[View], output: str) -> NDArray[Any]:
+    """One output of all views, row after row."""
+    return np.concatenate([view.outputs[output] for view in views])

@@ -21,8 +21,12 @@ class Engine(Protocol):
 
     description: str
 
-    def run(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
-        """Run uint8 RGB (n, height, width, 3); every output has n rows in the same order."""
+    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        """Run uint8 RGB (n, height, width, 3); every output has n rows in the same order.
+
+        ``flip`` takes the artifact that averages over the mirror images, of which the manifest
+        says whether the package has it.
+        """
         ...
 
 

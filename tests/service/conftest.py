@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.serving import ColourEngine, RunningServer, one_model, run_server
 
+from model_package import ModelManifest
 from service.engines import Engine
 from service.settings import Settings
 
@@ -23,8 +24,10 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
     """Start servers with engines and settings of the test's own."""
     with ExitStack() as stack:
 
-        def start(engine: Engine, **given: Any) -> RunningServer:
+        def start(
+            engine: Engine, manifest: ModelManifest | None = None, **given: Any
+        ) -> RunningServer:
             settings = Settings(**{"max_batch_size": 4} | given)
-            return stack.enter_context(run_server(one_model(engine), settings))
+            return stack.enter_context(run_server(one_model(engine, manifest), settings))
 
         yield start

@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from support.serving import ColourEngine, GatedEngine
 
-from service.batcher import Batcher, BatchRow
+from service.batcher import Batcher, BatchInput, BatchRow
 from service.engines import Engine
 from service.errors import EngineError, StoppingError
 
 
-def image(value: int) -> NDArray[np.uint8]:
-    return np.full((8, 8, 3), value, np.uint8)
+def image(value: int, side_px: int = 8, flip: bool = False) -> BatchInput:
+    return BatchInput(np.full((side_px, side_px, 3), value, np.uint8), flip)
 
 
 def run(
@@ -35,6 +35,11 @@ def run(
     asyncio.run(main())
 
 
+async def submit(batcher: Batcher, value: int) -> BatchRow:
+    (row,) = await batcher.submit([image(value)])
+    return row
+
+
 def center_of(row: BatchRow) -> float:
     return float(row.outputs["centers"][0, 0])
 
@@ -47,9 +52,9 @@ def test_requests_during_a_run_share_the_next_ones_in_order_of_arrival() -> None
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
-        first = asyncio.create_task(batcher.submit(image(0)))
+        first = asyncio.create_task(submit(batcher, 0))
         await entered(engine)
-        rest = [asyncio.create_task(batcher.submit(image(value))) for value in range(1, 8)]
+        rest = [asyncio.create_task(submit(batcher, value)) for value in range(1, 8)]
         await asyncio.sleep(0)
         assert batcher.depth == 7
         engine.gate.set()
@@ -66,10 +71,10 @@ def test_a_request_that_gives_up_leaves_the_queue() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
-        first = asyncio.create_task(batcher.submit(image(0)))
+        first = asyncio.create_task(submit(batcher, 0))
         await entered(engine)
-        gone = asyncio.create_task(batcher.submit(image(1)))
-        stays = asyncio.create_task(batcher.submit(image(2)))
+        gone = asyncio.create_task(submit(batcher, 1))
+        stays = asyncio.create_task(submit(batcher, 2))
         await asyncio.sleep(0)
         gone.cancel()
         engine.gate.set()
@@ -84,11 +89,11 @@ def test_a_request_that_gives_up_during_its_run_harms_nobody() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
-        gone = asyncio.create_task(batcher.submit(image(1)))
+        gone = asyncio.create_task(submit(batcher, 1))
         await entered(engine)
         gone.cancel()
         engine.gate.set()
-        assert center_of(await batcher.submit(image(2))) == 2
+        assert center_of(await submit(batcher, 2)) == 2
 
     run(engine, test)
 
@@ -101,8 +106,8 @@ class FaultyEngine(ColourEngine):
         self.fault = fault
         self.faulty = True
 
-    def run(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
-        outputs = super().run(images)
+    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        outputs = super().run(images, flip)
         return self.fault(outputs) if self.faulty else outputs
 
 
@@ -123,12 +128,12 @@ def test_a_failed_run_fails_its_own_requests_only(
 
     async def test(batcher: Batcher) -> None:
         results = await asyncio.gather(
-            *(batcher.submit(image(value)) for value in range(3)), return_exceptions=True
+            *(submit(batcher, value) for value in range(3)), return_exceptions=True
         )
         assert [type(result) for result in results] == [EngineError] * 3
         assert len({id(result) for result in results}) == 3
         engine.faulty = False
-        assert center_of(await batcher.submit(image(9))) == 9
+        assert center_of(await submit(batcher, 9)) == 9
 
     run(engine, test)
     assert "the engine failed on a batch of" in caplog.text
@@ -138,14 +143,115 @@ def test_stopping_finishes_what_is_queued_and_refuses_the_rest() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
-        queued = [asyncio.create_task(batcher.submit(image(value))) for value in range(6)]
+        queued = [asyncio.create_task(submit(batcher, value)) for value in range(6)]
         await entered(engine)
         stop = asyncio.create_task(batcher.stop())
         await asyncio.sleep(0)
         with pytest.raises(StoppingError):
-            await batcher.submit(image(7))
+            await submit(batcher, 7)
         engine.gate.set()
         assert [center_of(row) for row in await asyncio.gather(*queued)] == list(range(6))
         await stop
 
     run(engine, test)
+
+
+class RecordingEngine(GatedEngine):
+    """Remembers the kind of each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: list[tuple[int, int, bool]] = []
+
+    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        self.kinds.append((len(images), images.shape[1], flip))
+        return super().run(images, flip)
+
+
+def test_only_inputs_of_one_kind_share_a_batch_and_the_oldest_goes_first() -> None:
+    engine = RecordingEngine()
+    arriving = [
+        *(image(1, 8), image(2, 16), image(3, 8), image(4, 8, flip=True), image(5, 16)),
+        *(image(6, 8), image(7, 8, flip=True)),
+    ]
+
+    async def test(batcher: Batcher) -> None:
+        first = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        rest = [asyncio.create_task(batcher.submit([one])) for one in arriving]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        rows = await asyncio.gather(*rest)
+        assert [center_of(row) for (row,) in rows] == [1, 2, 3, 4, 5, 6, 7]
+        await first
+
+    run(engine, test)
+    # Four places and three of this shape and variant; then the next oldest, and its kind.
+    assert engine.kinds[1:] == [(3, 8, False), (2, 16, False), (2, 8, True)]
+
+
+def test_nobody_starves_behind_a_steady_stream_of_another_kind() -> None:
+    engine = RecordingEngine()
+
+    async def test(batcher: Batcher) -> None:
+        stream = [asyncio.create_task(submit(batcher, value)) for value in range(2)]
+        await entered(engine)
+        rare = asyncio.create_task(batcher.submit([image(9, 16)]))
+        stream += [asyncio.create_task(submit(batcher, value)) for value in range(20)]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(rare, *stream)
+
+    run(engine, test, max_batch_size=2)
+    assert engine.kinds[1] == (1, 16, False)
+
+
+def test_large_inputs_make_small_batches() -> None:
+    engine = RecordingEngine()
+
+    async def main() -> None:
+        batcher = Batcher(engine, 8, lambda *_: None, max_batch_pixels=2 * 16 * 16)
+        batcher.start()
+        engine.gate.set()
+        sides = (16, 16, 16, 32, 8, 8)
+        await batcher.submit([image(side, side) for side in sides])
+        await batcher.stop()
+
+    asyncio.run(main())
+    assert sorted(engine.kinds) == [(1, 16, False), (1, 32, False), (2, 8, False), (2, 16, False)]
+
+
+def test_the_inputs_of_one_request_share_their_fate() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        several = asyncio.create_task(batcher.submit([image(value) for value in range(4)]))
+        await entered(engine)
+        several.cancel()
+        await asyncio.sleep(0)
+        assert batcher.depth == 3, "the first is running"
+        last = asyncio.create_task(submit(batcher, 9))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        assert center_of(await last) == 9
+        rows = await batcher.submit([image(value) for value in range(3)])
+        assert [center_of(row) for row in rows] == [0, 1, 2]
+
+    run(engine, test, max_batch_size=1)
+    assert engine.batch_sizes == [1] * 5
+
+
+def test_a_failed_input_fails_its_request_and_takes_the_rest_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = FaultyEngine(raising)
+
+    async def test(batcher: Batcher) -> None:
+        with pytest.raises(EngineError):
+            await batcher.submit([image(value) for value in range(3)])
+        engine.faulty = False
+        assert center_of(await submit(batcher, 9)) == 9
+
+    run(engine, test, max_batch_size=1)
+    assert caplog.text.count("the engine failed on a batch of 1") <= 2
+    assert engine.batch_sizes[-1] == 1

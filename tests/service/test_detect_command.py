@@ -1,12 +1,14 @@
 """``centernet-detect`` against a real server."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.pictures import encode, plain
-from support.serving import RunningServer
+from support.serving import FixedEngine, RunningServer, make_manifest
+from support.tasks import CANVAS_3D, POSE_ROWS, POSES, SPACE, SPACE_ROWS
 
 from service.detect import main
 
@@ -47,3 +49,30 @@ def test_an_absent_service_is_said(
     with pytest.raises(SystemExit):
         main([str(picture), "--url", url])
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_joints_are_drawn_as_the_model_joins_them(
+    start_server: Callable[..., RunningServer], picture: Path
+) -> None:
+    server = start_server(FixedEngine(POSE_ROWS), make_manifest(POSES))
+    output = picture.with_name("drawn.png")
+    main([str(picture), "--url", server.url, "--top-k", "1", "--output", str(output)])
+    with Image.open(output) as drawn:
+        assert drawn.getpixel((32, 33)) == (0xD5, 0x5E, 0x00)
+
+
+def test_a_box_in_space_is_printed_with_the_camera_s_numbers(
+    start_server: Callable[..., RunningServer],
+    picture: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    asked = [str(picture), "--url", server.url, "--top-k", "1", "--no-flip"]
+    main([*asked, "--fx", "50", "--fy", "50", "--cx", "-18", "--cy", "32"])
+    assert "2.00 x 3.00 x 4.00 m at 20.00 1.00 20.00" in capsys.readouterr().out
+    matrix = (50, 0, -18, 0, 0, 50, 32, 0, 0, 0, 1, 0)
+    main([*asked, "--projection", *map(str, matrix)])
+    assert "m at 20.00 1.00 20.00" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*asked, "--scales", "1", "2"])
+    assert "scale 1 only" in capsys.readouterr().err

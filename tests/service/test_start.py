@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from model_package import PackageInvalidError, load_package
+from model_package import Decoder, PackageInvalidError, load_package
 from service.cli import main
 from service.decoders import DECODERS
 from service.engines import BACKENDS, EngineUnavailableError, open_engine
 from service.metrics import Metrics
 from service.models import load_models
+from service.options import TASK_RULES
 from service.settings import Settings
 
 
@@ -32,7 +33,9 @@ def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_every_backend_and_decoder_can_be_chosen() -> None:
     choices = typing.get_args(Settings.model_fields["backend"].annotation)
     assert set(choices) == {"auto", *BACKENDS}
-    assert set(DECODERS) == {"center_boxes"}
+    union, _ = typing.get_args(Decoder)
+    kinds = {decoder.model_fields["kind"].default for decoder in typing.get_args(union)}
+    assert set(DECODERS) == set(TASK_RULES) == kinds
 
 
 def test_unknown_variables_are_refused(

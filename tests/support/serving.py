@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from model_package import (
     Artifact,
     CenterBoxesDecoder,
+    Decoder,
     InputSpec,
     ModelManifest,
     Provenance,
@@ -32,22 +33,32 @@ from service.settings import Settings
 TOP_K = 5
 
 
-def make_manifest(name: str = "painted", input_px: int = 64) -> ModelManifest:
+BOXES = CenterBoxesDecoder(output_stride=4, top_k=TOP_K, score_threshold=0.3)
+
+
+def make_manifest(
+    decoder: Decoder = BOXES,
+    input_spec: InputSpec | None = None,
+    flips: tuple[bool, ...] = (False,),
+) -> ModelManifest:
+    """The manifest of a model ``painted``, 64 x 64 if not said otherwise."""
     return ModelManifest(
-        name=name,
+        name="painted",
         version="1",
         description="An engine of the tests",
         classes=("red", "green", "blue"),
-        input=InputSpec(width_px=input_px, height_px=input_px),
-        decoder=CenterBoxesDecoder(output_stride=4, top_k=TOP_K, score_threshold=0.3),
-        artifacts=(
+        input=input_spec or InputSpec(width_px=64, height_px=64),
+        decoder=decoder,
+        artifacts=tuple(
             Artifact(
-                file="model.onnx",
+                file=f"model{'_flip' * flip}.onnx",
                 backend="onnxruntime",
                 precision="fp32",
+                flip=flip,
                 sha256="0" * 64,
                 size_bytes=1,
-            ),
+            )
+            for flip in flips
         ),
         provenance=Provenance(
             architecture="none",
@@ -75,7 +86,8 @@ class ColourEngine:
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
 
-    def run(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        del flip
         self.batch_sizes.append(len(images))
         means = images.reshape(len(images), -1, 3).mean(axis=1, dtype=np.float64)
         n = len(images)
@@ -95,10 +107,27 @@ class GatedEngine(ColourEngine):
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
 
-    def run(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
         self.entered.release()
         assert self.gate.wait(20), "the test forgot to open the gate"
-        return super().run(images)
+        return super().run(images, flip)
+
+
+class FixedEngine:
+    """Gives every image the same outputs, and remembers what it was given.
+
+    ``rows``: each output without the batch axis.
+    """
+
+    description = "fixed engine"
+
+    def __init__(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        self.rows = rows
+        self.calls: list[tuple[NDArray[np.uint8], bool]] = []
+
+    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        self.calls.append((images, flip))
+        return {name: np.stack([row] * len(images)) for name, row in self.rows.items()}
 
 
 class RunningServer:
@@ -113,12 +142,14 @@ class RunningServer:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-def one_model(engine: Engine) -> Callable[[Settings, Metrics], Models]:
+def one_model(
+    engine: Engine, manifest: ModelManifest | None = None
+) -> Callable[[Settings, Metrics], Models]:
     """A loader of the model ``painted`` over ``engine``."""
 
     def load(settings: Settings, metrics: Metrics) -> Models:
         pool = ThreadPoolExecutor(settings.image_threads)
-        predictor = Predictor(make_manifest(), engine, pool, settings, metrics)
+        predictor = Predictor(manifest or make_manifest(), engine, pool, settings, metrics)
         return Models({"painted": predictor}, "painted", pool)
 
     return load

@@ -1,0 +1,73 @@
+"""The query string of a detect request."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_SCALES = 8
+
+
+def _split_commas(given: Any) -> Any:
+    """``a=1,2&a=3`` reads like ``a=1&a=2&a=3``."""
+    if not isinstance(given, list):
+        return given
+    return [
+        part for item in given for part in (item.split(",") if isinstance(item, str) else [item])
+    ]
+
+
+_Scale = Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)]
+_Scales = Annotated[
+    list[_Scale], BeforeValidator(_split_commas), Field(min_length=1, max_length=MAX_SCALES)
+]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Matrix = Annotated[
+    list[_Number], BeforeValidator(_split_commas), Field(min_length=12, max_length=12)
+]
+
+
+class DetectParameters(BaseModel):
+    """Options of one request, in its query string; what is absent is the model's own choice."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    score_threshold: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="Leave out detections below this score; without it, the model's own value.",
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="Return at most this many detections, best first."
+    )
+    classes: list[str] | None = Field(
+        None, description="Return only these classes, by name; repeat the option for several."
+    )
+    flip: bool | None = Field(
+        None,
+        description="Average over the picture and its mirror image: better, at twice the cost.",
+    )
+    scales: _Scales | None = Field(
+        None,
+        description="Detect at each of these scales of the picture and join the results; repeat "
+        "the option or separate by commas. Each scale costs as much as a picture.",
+        examples=[[0.5, 1, 1.5]],
+    )
+    keep_resolution: bool | None = Field(
+        None, description="Pad the picture instead of resizing it to the model's input."
+    )
+    soft_nms: bool | None = Field(
+        None,
+        description="Lower the scores of boxes that overlap a better one of their class. "
+        "Without it: where several scales are joined, and always in the corner systems.",
+    )
+    fx: float | None = Field(None, gt=0, allow_inf_nan=False, description="Focal length, pixels.")
+    fy: float | None = Field(None, gt=0, allow_inf_nan=False, description="Focal length, pixels.")
+    cx: float | None = Field(None, allow_inf_nan=False, description="Principal point, pixels.")
+    cy: float | None = Field(None, allow_inf_nan=False, description="Principal point, pixels.")
+    projection: _Matrix | None = Field(
+        None,
+        description="3D models: the camera's 3 x 4 matrix for pixels of the upright original "
+        "picture, row by row, instead of fx, fy, cx and cy; repeat or separate by commas.",
+    )
