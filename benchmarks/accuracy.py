@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py --annotations ../shared/data/bccd/test.json \
         --images ../shared/data/bccd/images --package models/blood_cells --url http://127.0.0.1:8000
 
-With both --package and --url every detection of every picture is compared. Prints Markdown.
+The annotations' categories, by number, must be the model's classes in their order. With both
+--package and --url every detection of every picture is compared. Prints Markdown.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
         finally:
             await models.stop()
         return [
-            to_response(predictor.manifest, prediction, "").model_dump(exclude_none=True)["detections"]
+            to_response(predictor.manifest, prediction, "").model_dump(exclude_none=True)[
+                "detections"
+            ]
             for prediction in predictions
         ]
 
@@ -70,11 +73,11 @@ def evaluate(annotations: Path, answers: Answers) -> dict[str, list[float]]:
     """AP, AP50 and AP75 (COCO, at most 100 detections) for all classes and for each one."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
-        ids = {category["name"]: category["id"] for category in truth.cats.values()}
+        ids = sorted(truth.cats)
         rows = [
             {
                 "image_id": image_id,
-                "category_id": ids[found["class_name"]],
+                "category_id": ids[found["class_id"]],
                 "score": found["score"],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }
@@ -90,6 +93,7 @@ def evaluate(annotations: Path, answers: Answers) -> dict[str, list[float]]:
     columns = {"all": precision} | {
         truth.cats[category]["name"]: precision[:, :, index : index + 1]
         for index, category in enumerate(evaluation.params.catIds)
+        if precision[:, :, index].max() > -1  # -1 marks classes without an object
     }
     return {
         name: [_mean(values), _mean(values[:1]), _mean(values[5:6])]
@@ -98,7 +102,6 @@ def evaluate(annotations: Path, answers: Answers) -> dict[str, list[float]]:
 
 
 def _mean(precision: np.ndarray) -> float:
-    # -1 marks classes without an object.
     return float(precision[precision > -1].mean())
 
 
