@@ -1,0 +1,173 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from model_export.architectures import ARCHITECTURES, box_head_channels
+from model_export.checkpoints.objects_as_points import to_network_key
+from training.__main__ import main
+from training.blood_smears import coco_document, render_smear
+from training.evaluate_checkpoint import main as evaluate_checkpoint
+from training.losses import center_losses
+from training.recipe import RecipeError, read_recipe
+from training.trainer import ResumeError, Trainer
+
+RECIPE = """
+architecture = "res_18_slim"
+normalization = "coco"
+classes = ["RBC", "WBC", "Platelets"]
+input_width = 64
+input_height = 64
+train_crop = 64
+picture_width = 640
+seed = 3
+loader_workers = {workers}
+[data]
+images = "{directory}"
+train = ["{directory}/smears.json"]
+validation = "{directory}/smears.json"
+repeats = {repeats}
+rendered_per_epoch = 0
+[augmentation]
+scale = [1.0, 1.2]
+brightness = 0.1
+contrast = 0.1
+saturation = 0.1
+hue_degrees = 5
+blur_probability = 0.1
+[schedule]
+epochs = {epochs}
+batch_size = 2
+learning_rate = 2e-3
+weight_decay = 1e-3
+warmup_steps = 2
+average_decay = 0.9
+gradient_clip = 10.0
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path):
+    images = [render_smear(np.random.default_rng(seed)) for seed in (1, 2)]
+    for index, image in enumerate(images):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), image.pixels[..., ::-1])
+    document = coco_document(images, ["0.png", "1.png"])
+    (tmp_path / "smears.json").write_text(json.dumps(document))
+
+    def write(epochs: int = 2, repeats: int = 1, workers: int = 0) -> Path:
+        path = tmp_path / "recipe.toml"
+        path.write_text(
+            RECIPE.format(directory=tmp_path, epochs=epochs, repeats=repeats, workers=workers)
+        )
+        return path
+
+    return write
+
+
+def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+class PowerCutError(Exception):
+    """What ends a run at a bad moment."""
+
+
+def test_a_resumed_run_ends_with_the_same_weights(recipe_file, tmp_path, monkeypatch) -> None:
+    recipe = read_recipe(recipe_file(epochs=2))
+    Trainer(recipe, tmp_path / "whole").run()
+
+    halves = tmp_path / "halves"
+    train_epoch = Trainer._train_epoch
+
+    def stop_in_second(trainer: Trainer) -> dict[str, float]:
+        if trainer._epoch == 1:
+            raise PowerCutError
+        return train_epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", stop_in_second)
+    with pytest.raises(PowerCutError):
+        Trainer(recipe, halves).run()
+    monkeypatch.undo()
+    main([str(tmp_path / "recipe.toml"), "--output", str(halves), "--resume"])
+
+    whole, resumed = state_of(tmp_path / "whole/last.pth"), state_of(halves / "last.pth")
+    assert whole.keys() == resumed.keys()
+    for key in whole:
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0)
+    lines = (halves / "epochs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert {"heatmap", "ap", "ap50", "learning_rate", "seconds"} <= json.loads(lines[-1]).keys()
+
+
+def test_a_checkpoint_is_scored_by_command(recipe_file, tmp_path, capsys) -> None:
+    recipe = recipe_file(epochs=1)
+    Trainer(read_recipe(recipe), tmp_path / "run").run()
+    labels = ["--annotations", str(tmp_path / "smears.json"), "--images", str(tmp_path)]
+    capsys.readouterr()
+    evaluate_checkpoint([str(recipe), str(tmp_path / "run/last.pth"), *labels])
+    printed = json.loads(capsys.readouterr().out)
+    logged = json.loads((tmp_path / "run/epochs.jsonl").read_text())
+    assert printed["ap"] == logged["ap"]
+    assert printed["ap50_per_class"] == logged["ap50_per_class"]
+
+
+def test_resuming_another_recipe_is_refused(recipe_file, tmp_path) -> None:
+    Trainer(read_recipe(recipe_file(epochs=1)), tmp_path / "run").run()
+    other = Trainer(read_recipe(recipe_file(epochs=3)), tmp_path / "run")
+    with pytest.raises(ResumeError, match="another recipe"):
+        other.resume()
+
+
+def test_the_best_checkpoint_fits_the_architecture(recipe_file, tmp_path) -> None:
+    Trainer(read_recipe(recipe_file(epochs=1, workers=1)), tmp_path / "run").run()
+    checkpoint = torch.load(tmp_path / "run/best.pth", weights_only=True)
+    assert set(checkpoint) == {"epoch", "state_dict", "recipe"}
+    assert {"conv1.weight", "deconv_layers.0.weight", "hm.2.bias", "wh.0.weight"} <= set(
+        checkpoint["state_dict"]
+    )
+    network = ARCHITECTURES["res_18_slim"].build(box_head_channels(3))
+    network.load_state_dict({to_network_key(k): v for k, v in checkpoint["state_dict"].items()})
+
+
+def test_two_pictures_can_be_learnt(recipe_file, tmp_path) -> None:
+    trainer = Trainer(read_recipe(recipe_file(epochs=1)), tmp_path / "run")
+    batch = next(iter(trainer._loader()))
+    trainer.network.train()
+    for group in trainer._optimizer.param_groups:
+        group["lr"] = 3e-3
+    with torch.no_grad():
+        before = float(center_losses(trainer.network(batch["image"]), batch).total)
+    for _ in range(40):
+        trainer._step(batch)
+    with torch.no_grad():
+        after = float(center_losses(trainer.network(batch["image"]), batch).total)
+    assert after < 0.3 * before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("res_18_slim", "res_19", "architecture must be one of"),
+        ('"coco"', '"caffe"', "normalization must be one of"),
+        ("input_width = 64", "input_width = 65", "multiple of 32"),
+        ("batch_size = 2", "batch_size = 0", "greater than or equal to 1"),
+        ("batch_size = 2", "batch_syze = 2", "batch_syze"),
+        ("repeats = 1", "repeats = 0", "nothing to train on"),
+        ("seed = 3", "seed = ", "recipe.toml"),
+    ],
+)
+def test_recipe_mistakes_are_named(recipe_file, old: str, new: str, message: str) -> None:
+    path = recipe_file()
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path)
+
+
+def test_the_bundled_recipe_is_valid(project: Path) -> None:
+    recipe = read_recipe(project / "training/recipes/blood_cells.toml")
+    assert recipe.classes == ("RBC", "WBC", "Platelets")

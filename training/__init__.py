@@ -1,0 +1,1 @@
+"""Training of center-point detectors: targets, losses, data, schedule and evaluation."""

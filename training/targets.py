@@ -1,0 +1,101 @@
+"""Training targets of *Objects as Points* (Zhou et al. 2019, sections 3 and 4).
+
+Boxes enter in pixels of the network input and leave in cells of the output maps.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.annotated_image import FloatArray, IntArray
+
+MIN_OVERLAP = 0.7
+"""Overlap that a box with corners off by the radius must keep (section 3, from CornerNet)."""
+
+
+@dataclass(frozen=True)
+class CenterTargets:
+    """What the heads should say about one picture; at most ``max_objects`` objects.
+
+    Attributes:
+        heatmap: float32 (classes, H/4, W/4), 1 at object centers, Gaussian around them.
+        cells: int64 (max_objects,), flat index ``y * W/4 + x`` of each object's center cell.
+        present: float32 (max_objects,), 1 for objects and 0 for the unused rest.
+        size: float32 (max_objects, 2), box width and height in cells.
+        offset: float32 (max_objects, 2), center minus its cell, 0...1.
+    """
+
+    heatmap: FloatArray
+    cells: IntArray
+    present: FloatArray
+    size: FloatArray
+    offset: FloatArray
+
+
+def gaussian_radius(height: float, width: float, min_overlap: float = MIN_OVERLAP) -> float:
+    """Radius in cells around a center within which a box still overlaps the object enough.
+
+    The three cases are those of CornerNet (section 3.2). All roots are ``(b + sqrt(...)) / 2``, as
+    the authors of *Objects as Points* code them; the correct roots would divide by ``2 a``.
+    """
+    total, area = height + width, height * width
+    cases = (
+        (1.0, total, area * (1 - min_overlap) / (1 + min_overlap)),
+        (4.0, 2 * total, (1 - min_overlap) * area),
+        (4 * min_overlap, -2 * min_overlap * total, (min_overlap - 1) * area),
+    )
+    return float(min((b + np.sqrt(b * b - 4 * a * c)) / 2 for a, b, c in cases))
+
+
+def draw_gaussian(heatmap: NDArray[np.float32], x: int, y: int, radius: int) -> None:
+    """Raise ``heatmap``, float32 (H, W), to a Gaussian with peak 1 at (x, y).
+
+    Its sigma is a sixth of the diameter ``2 radius + 1``; outside the radius it is 0.
+    """
+    height, width = heatmap.shape
+    x0, x1 = max(x - radius, 0), min(x + radius + 1, width)
+    y0, y1 = max(y - radius, 0), min(y + radius + 1, height)
+    sigma = (2 * radius + 1) / 6
+    along_x = np.exp(-((np.arange(x0, x1) - x) ** 2) / (2 * sigma * sigma))
+    along_y = np.exp(-((np.arange(y0, y1) - y) ** 2) / (2 * sigma * sigma))
+    region = heatmap[y0:y1, x0:x1]
+    np.maximum(region, np.outer(along_y, along_x).astype(np.float32), out=region)
+
+
+def center_targets(
+    boxes_xywh: FloatArray,
+    class_ids: IntArray,
+    *,
+    num_classes: int,
+    map_height: int,
+    map_width: int,
+    stride: int,
+    max_objects: int,
+) -> CenterTargets:
+    """Encode boxes, float32 (N, 4) in network input pixels, as maps of the given size.
+
+    Boxes must lie inside the input. Objects beyond ``max_objects`` raise ``ValueError``, because a
+    dropped object would be trained as background.
+    """
+    if len(boxes_xywh) > max_objects:
+        raise ValueError(f"{len(boxes_xywh)} objects in one picture; at most {max_objects} fit")
+    targets = CenterTargets(
+        heatmap=np.zeros((num_classes, map_height, map_width), np.float32),
+        cells=np.zeros(max_objects, np.int64),
+        present=np.zeros(max_objects, np.float32),
+        size=np.zeros((max_objects, 2), np.float32),
+        offset=np.zeros((max_objects, 2), np.float32),
+    )
+    limit = np.array([map_width - 1, map_height - 1])
+    for index, (box, class_id) in enumerate(zip(boxes_xywh / stride, class_ids, strict=True)):
+        center = box[:2] + box[2:] / 2
+        cell = np.clip(center.astype(np.int64), 0, limit)
+        # The authors round sizes up here, and only here.
+        radius = max(0, int(gaussian_radius(np.ceil(box[3]), np.ceil(box[2]))))
+        draw_gaussian(targets.heatmap[class_id], int(cell[0]), int(cell[1]), radius)
+        targets.cells[index] = cell[1] * map_width + cell[0]
+        targets.present[index] = 1.0
+        targets.size[index] = box[2:]
+        targets.offset[index] = center - cell
+    return targets
