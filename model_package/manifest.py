@@ -252,4 +252,7 @@ class ModelManifest(_Facts):
         files = [artifact.file for artifact in self.artifacts]
         if len(set(files)) != len(files):
             raise ValueError(f"two artifacts share a file: {files}")
+        kinds = [(a.backend, a.precision, a.flip) for a in self.artifacts]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("two artifacts have the same backend, precision and flip")
         return self

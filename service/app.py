@@ -1,11 +1,13 @@
 """The ASGI application over loaded models."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from service.body import BodyBudget
 from service.context import RequestContext
 from service.metrics import Metrics
 from service.models import Models
@@ -20,11 +22,10 @@ def create_app(models: Models, settings: Settings, metrics: Metrics) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         models.start()
-        app.state.serving = True
         try:
             yield
         finally:
-            app.state.serving = False
+            app.state.stopping.set()
             await models.stop()
 
     app = FastAPI(
@@ -33,11 +34,13 @@ def create_app(models: Models, settings: Settings, metrics: Metrics) -> FastAPI:
         description="Object detection with CenterNet-family models: images in; boxes, poses or "
         "boxes in space out.",
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.models = models
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.serving = False
+    app.state.stopping = asyncio.Event()
+    app.state.bodies = BodyBudget(settings.max_upload_bytes)
     install_problem_handlers(app)
     app.include_router(router)
     app.add_middleware(RequestContext, metrics=metrics)

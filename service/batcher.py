@@ -95,6 +95,11 @@ class Batcher:
         self._thread.shutdown()
 
     @property
+    def is_serving(self) -> bool:
+        """Whether somebody takes work from the queue."""
+        return self._task is not None and not self._task.done()
+
+    @property
     def depth(self) -> int:
         """Requests waiting for a batch."""
         return len(self._queue)
@@ -155,14 +160,14 @@ class Batcher:
         started_at = time.perf_counter()
         try:
             outputs = await loop.run_in_executor(self._thread, self._run_engine, batch)
+            infer_s = time.perf_counter() - started_at
+            self._on_batch(len(batch), infer_s)
         except Exception as error:
             _log.exception("the engine failed on a batch of %d", len(batch))
             for waiting in batch:
                 if not waiting.future.done():
                     waiting.future.set_exception(_engine_error(error))
             return
-        infer_s = time.perf_counter() - started_at
-        self._on_batch(len(batch), infer_s)
         for index, waiting in enumerate(batch):
             # A request that gave up meanwhile has a cancelled future, which takes no result.
             if not waiting.future.done():

@@ -1,16 +1,18 @@
 """The image in a request: raw or multipart, never more bytes in memory than allowed."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import (
-    BadImageError,
+    BadFormError,
     BodyTooLargeError,
     EmptyBodyError,
+    QueueFullError,
     SlowBodyError,
     UnsupportedMediaTypeError,
 )
@@ -19,8 +21,42 @@ IMAGE_FIELD = "image"
 _MULTIPART = "multipart/form-data"
 
 
-async def read_image(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """Return the bytes of the one image in the request.
+class BodyBudget:
+    """Bounds the memory of all request bodies together; a connection without bytes costs none."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held_bytes = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Give a function that claims bytes until the block ends.
+
+        The function raises :class:`QueueFullError` when the budget is spent.
+        """
+        claimed = 0
+
+        def claim(size: int) -> None:
+            nonlocal claimed
+            if self._held_bytes + size > self._max_bytes:
+                raise QueueFullError(
+                    f"The images of other requests fill the {self._max_bytes} bytes that are "
+                    "held at a time. Send the request again after the time in Retry-After.",
+                    retry_after_s=1,
+                )
+            self._held_bytes += size
+            claimed += size
+
+        try:
+            yield claim
+        finally:
+            self._held_bytes -= claimed
+
+
+async def read_image(
+    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None]
+) -> bytes:
+    """Return the bytes of the one image in the request; ``claim`` is told each part's size.
 
     The body is the image itself (``image/*``, ``application/octet-stream`` or no Content-Type),
     or a multipart form whose file field ``image`` is. Raises the body errors of
@@ -29,7 +65,7 @@ async def read_image(request: Request, max_bytes: int, timeout_s: float) -> byte
     media_type = _check_media_type(request.headers)
     try:
         async with asyncio.timeout(timeout_s):
-            body = await _read(request, max_bytes)
+            body = await _read(request, max_bytes, claim)
     except TimeoutError:
         raise SlowBodyError(
             f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
@@ -45,7 +81,7 @@ async def read_image(request: Request, max_bytes: int, timeout_s: float) -> byte
 
 
 def _check_media_type(headers: Headers) -> str:
-    encoding = headers.get("content-encoding", "identity")
+    encoding = headers.get("content-encoding", "identity").lower()[:100]
     if encoding != "identity":
         raise UnsupportedMediaTypeError(
             f"Content-Encoding: received {encoding!r}. Images are compressed already: "
@@ -63,7 +99,7 @@ def _check_media_type(headers: Headers) -> str:
     )
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, max_bytes: int, claim: Callable[[int], None]) -> bytes:
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(f"{declared} bytes were announced", max_bytes)
@@ -71,6 +107,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         if len(body) + len(chunk) > max_bytes:
             raise _too_large(f"more than {max_bytes} bytes were received", max_bytes)
+        claim(len(chunk))
         body += chunk
     return bytes(body)
 
@@ -91,9 +128,10 @@ async def _image_of_form(headers: Headers, body: bytes) -> bytes:
     parser.spool_max_size = len(body)  # the body is in memory: do not write it to a disk
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError) as error:
-        text = getattr(error, "message", "the boundary is missing")
-        raise BadImageError(
+    # ValueError: names that are not in the character set that the form claims, for one.
+    except (MultiPartException, KeyError, ValueError) as error:
+        text = "the boundary is missing" if isinstance(error, KeyError) else _text_of(error)
+        raise BadFormError(
             f"The multipart form cannot be used: {text}. Send one file field named "
             f"{IMAGE_FIELD!r}; options belong in the query string."
         ) from None
@@ -101,9 +139,14 @@ async def _image_of_form(headers: Headers, body: bytes) -> bytes:
         file = form.get(IMAGE_FIELD)
         if not isinstance(file, UploadFile):
             raise EmptyBodyError(
-                f"The form has no file field named {IMAGE_FIELD!r}, only {sorted(form)}. "
+                f"The form has no file field named {IMAGE_FIELD!r}, only {sorted(form)!r:.200}. "
                 "With curl: -F 'image=@picture.jpg'."
             )
         return await file.read()
     finally:
         await form.close()
+
+
+def _text_of(error: Exception) -> str:
+    text: str = getattr(error, "message", str(error))
+    return text[:200].rstrip(".")

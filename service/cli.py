@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -14,11 +13,13 @@ from service.app import create_app
 from service.engines import EngineUnavailableError
 from service.metrics import Metrics
 from service.models import load_models
+from service.server import Server
 from service.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; exit with status 2 when the start fails."""
+    logging.captureWarnings(True)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -35,14 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(problems)
     except (SettingsError, PackageError, EngineUnavailableError) as error:
         _fail(str(error))
-    uvicorn.run(
-        create_app(models, settings, metrics),
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,
-    )
+    Server(create_app(models, settings, metrics), settings).run()
 
 
 def _fail(reason: str) -> NoReturn:

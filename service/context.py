@@ -1,15 +1,20 @@
 """What surrounds every request: its id and its place in the metrics. Plain ASGI, no buffering."""
 
+import logging
 import re
 import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
+from service.problems import bug_response
 
 REQUEST_ID_HEADER = "X-Request-ID"
+_log = logging.getLogger(__name__)
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -30,7 +35,7 @@ class RequestContext:
         request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         scope["request_id"] = request_id
         started_at = time.perf_counter()
-        status = 500
+        status: int | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -41,9 +46,14 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            _log.exception("request %s: unexpected error", request_id)
+            if status is not None:
+                raise  # too late for an answer: the server closes the connection
+            await bug_response(Request(scope))(scope, receive, send_with_id)
         finally:
             # The route's template and known methods: words of strangers never become labels.
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.requests.labels(route, method, str(status)).inc()
+            self._metrics.requests.labels(route, method, str(status or "none")).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started_at)

@@ -1,6 +1,7 @@
 """Everything that a request can fail with; each class is one stable ``code`` on the wire.
 
-body     -> EmptyBodyError, BodyTooLargeError, SlowBodyError, UnsupportedMediaTypeError
+body     -> EmptyBodyError, BodyTooLargeError, BadFormError, SlowBodyError,
+            UnsupportedMediaTypeError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError
 request  -> InvalidOptionError, UnknownModelError
 queue    -> QueueFullError, StoppingError, DeadlineExceededError
@@ -34,6 +35,12 @@ class BodyTooLargeError(ServiceError):
     """The body has more bytes than this service takes."""
 
     status, code, title = 413, "body_too_large", "The request body is too large"
+
+
+class BadFormError(ServiceError):
+    """The multipart form is damaged or holds something else than one image."""
+
+    status, code, title = 400, "bad_form", "The multipart form cannot be used"
 
 
 class SlowBodyError(ServiceError):

@@ -6,8 +6,8 @@ Moving pictures (animated PNG or WebP) are refused, since no one frame is what w
 """
 
 import io
+import re
 import struct
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +21,15 @@ MIN_SIDE_PX = 16
 """Below this a picture shows nothing that a detector of stride 4 could find."""
 MAX_SIDE_PX = 16_384
 """The warp addresses source pixels with 16-bit signed integers; this stays clear of its end."""
-MAX_JPEG_SCANS = 64
-"""A progressive JPEG may repeat scans at almost no cost in bytes; each one costs a pass over
-all coefficients. Encoders write about ten."""
+MAX_SCANNED_PIXELS = 600_000_000
+"""A progressive JPEG may repeat scans at almost no cost in bytes, and each one costs a pass over
+the whole picture: this bounds scans times pixels. Encoders write about ten scans."""
 
 _ORIENTATION_TAG = 0x0112
 _MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
-_START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# In scan data 0xff is followed by 0 (stuffing), a restart marker or itself (fill).
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # What Pillow's decoders raise on damaged files, besides OSError.
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error)
 
@@ -51,13 +53,10 @@ def decode_image(body: bytes, max_pixels: int) -> DecodedImage:
             "The image is empty (0 bytes). Send the bytes of one JPEG, PNG, WebP or BMP file."
         )
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures and odd EXIF; both are judged here instead.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-                _check_size(image.width, image.height, max_pixels)
-                _check_kind(image, body)
-                return _to_rgb(image)
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            _check_size(image.width, image.height, max_pixels)
+            _check_kind(image, body)
+            return _to_rgb(image)
     except UnidentifiedImageError:
         raise UnsupportedImageError(
             f"The {len(body)} bytes received, which start with {body[:12]!r}, are not a picture "
@@ -96,14 +95,30 @@ def _check_kind(image: Image.Image, body: bytes) -> None:
             f"The {image.format} is animated ({getattr(image, 'n_frames', 2)} frames). "
             "Send each frame that you want judged as a picture of its own."
         )
-    if image.format in {"JPEG", "MPO"} and body.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
-        raise UnsupportedImageError(
-            f"The JPEG has {body.count(_START_OF_SCAN)} scans, at most {MAX_JPEG_SCANS} are "
-            "accepted. Save it again with an ordinary encoder."
-        )
+    if image.format in {"JPEG", "MPO"}:
+        most = MAX_SCANNED_PIXELS // (image.width * image.height)
+        if _count_scans(body) > most:
+            raise UnsupportedImageError(
+                f"The JPEG has more than the {most} scans that are accepted at its size of "
+                f"{image.width} x {image.height} pixels. Save it again with an ordinary encoder."
+            )
+
+
+def _count_scans(body: bytes) -> int:
+    """Scans of the first picture in a JPEG file; what is appended to it does not count."""
+    scans, position = 0, 2
+    while marker := _NEXT_MARKER.search(body, position):
+        kind, position = body[marker.end() - 1], marker.end()
+        if kind == _END_OF_IMAGE:
+            break
+        scans += kind == _START_OF_SCAN
+        position += int.from_bytes(body[position : position + 2], "big")
+    return scans
 
 
 def _to_rgb(image: Image.Image) -> DecodedImage:
+    # Before EXIF: reading that loads a PNG's pixels too, and would swallow what is wrong with them.
+    image.load()
     orientation = _orientation_of(image)
     if image.mode in _MODES_16_BIT:
         high_byte = (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)
@@ -114,7 +129,6 @@ def _to_rgb(image: Image.Image) -> DecodedImage:
             "Convert it to 8 bits per channel."
         )
     else:
-        image.load()
         upright = image
     # Colours first: a turn of palette or 1-bit pictures is slower and no different.
     if upright.mode != "RGB":

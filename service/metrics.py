@@ -48,13 +48,13 @@ class Metrics:
             registry=self.registry,
         )
         self.admitted = Gauge(
-            "centernet_admitted_requests",
+            "centernet_admitted_inputs",
             "Network inputs of the requests that are admitted and not answered yet.",
             ["model"],
             registry=self.registry,
         )
         self.admission_limit = Gauge(
-            "centernet_admission_limit_requests",
+            "centernet_admission_limit_inputs",
             "Network inputs that are admitted at a time; requests for more get 429.",
             ["model"],
             registry=self.registry,

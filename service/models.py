@@ -32,8 +32,9 @@ class Models:
         try:
             return self.predictors[self.default_name if name is None else name]
         except KeyError:
+            known = ", ".join(self.predictors)
             raise UnknownModelError(
-                f"There is no model {name!r} here; there are {', '.join(self.predictors)}."
+                f"There is no model {str(name)[:100]!r} here; there are {known}."
             ) from None
 
     def start(self) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from service.batcher import Batcher, BatchInput, BatchRow
@@ -83,7 +84,7 @@ class Predictor:
         shape = (self.manifest.input.height_px, self.manifest.input.width_px, 3)
         for flip in sorted({artifact.flip for artifact in self.manifest.artifacts}):
             for batch_size in sorted({1, self._settings.max_batch_size}):
-                outputs = self._engine.run(np.zeros((batch_size, *shape), np.uint8), flip)
+                outputs = self._try_engine(np.zeros((batch_size, *shape), np.uint8), flip)
                 for spec in self.manifest.decoder.outputs():
                     values = outputs[spec.name]
                     received = (values.shape, str(values.dtype))
@@ -93,6 +94,19 @@ class Predictor:
                             f"{self.manifest.name}: output {spec.name} is {received}, "
                             f"the manifest says {expected}"
                         )
+
+    def _try_engine(self, images: NDArray[np.uint8], flip: bool) -> Mapping[str, NDArray[Any]]:
+        try:
+            return self._engine.run(images, flip)
+        except Exception as error:  # each backend has exceptions of its own
+            raise EngineUnavailableError(
+                f"{self.manifest.name} does not run on {self.engine_description}: {error}"
+            ) from error
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether requests are being taken from the queue."""
+        return self._batcher.is_serving
 
     def start(self) -> None:
         """Begin to serve; call it inside the running event loop."""

@@ -1,6 +1,5 @@
 """Errors on the wire: ``application/problem+json`` (RFC 9457)."""
 
-import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -16,8 +15,6 @@ from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
 
-_log = logging.getLogger(__name__)
-
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem document."""
@@ -25,7 +22,6 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_bug)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -61,7 +57,7 @@ def _answer(
         status=status,
         detail=detail,
         error=detail,
-        instance=request.url.path,
+        instance=request.url.path[:200],
         code=code,
         request_id=request.scope.get("request_id", ""),
         retryable=retryable,
@@ -102,18 +98,21 @@ async def _on_invalid_parameters(request: Request, error: Exception) -> Response
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    detail = f"{request.method} {request.url.path}: {error.detail}. The API is described at /docs."
+    detail = (
+        f"{request.method} {request.url.path[:200]}: {error.detail}. The API is described at /docs."
+    )
     headers = dict(error.headers or {})
     code = status.name.lower()
     return _answer(request, status.value, code, status.phrase, detail, headers=headers)
 
 
-async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+async def _on_disconnect(request: Request, _error: Exception) -> Response:
+    request.app.state.metrics.errors.labels("client_disconnected").inc()
     return Response(status_code=400)  # nobody is there to read it
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
-    _log.error("unexpected error", exc_info=error)
+def bug_response(request: Request) -> Response:
+    """The answer to a request that ran into a mistake of ours."""
     return _answer(
         request,
         500,

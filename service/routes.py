@@ -1,11 +1,13 @@
 """The HTTP surface."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.requests import ClientDisconnect
 
 from service import errors
 from service.body import IMAGE_FIELD, read_image
+from service.interruption import unless
 from service.models import Models
 from service.parameters import DetectParameters
 from service.problems import problem_responses
@@ -45,6 +47,7 @@ _REQUEST_BODY: dict[str, Any] = {
 }
 _DETECT_ERRORS = problem_responses(
     errors.EmptyBodyError,
+    errors.BadFormError,
     errors.BadImageError,
     errors.UnknownModelError,
     errors.SlowBodyError,
@@ -96,15 +99,34 @@ async def _detect(request: Request, name: str | None, parameters: DetectParamete
     settings = request.app.state.settings
     predictor = _models(request).get(name)
     options = predictor.options(parameters)
-    # Admitted before the body is read: what waits in memory is bounded too.
-    with predictor.admit(options):
-        body = await read_image(request, settings.max_body_bytes, settings.body_timeout_s)
-        prediction = await predictor.predict(body, options)
+    with request.app.state.bodies.hold() as claim:
+        body = await unless(
+            _stopping(request),
+            read_image(request, settings.max_body_bytes, settings.body_timeout_s, claim),
+        )
+        # A place in the queue is for requests that are all here, not for slow uploads.
+        with predictor.admit(options):
+            prediction = await unless(_disconnected(request), predictor.predict(body, options))
     answer = to_response(predictor.manifest, prediction, request.scope["request_id"])
     timing = ", ".join(f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items())
     headers = {"Server-Timing": timing, "X-Batch-Size": str(prediction.batch_size)}
     content = answer.model_dump_json(exclude_none=True)
     return Response(content, 200, headers, "application/json")
+
+
+async def _stopping(request: Request) -> NoReturn:
+    """Raise :class:`StoppingError` once the service shuts down."""
+    await request.app.state.stopping.wait()
+    raise errors.StoppingError(
+        "The service began to shut down before the whole image had arrived. Send it again."
+    )
+
+
+async def _disconnected(request: Request) -> NoReturn:
+    """Raise ``ClientDisconnect`` once nobody waits for the answer; the body must be read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    raise ClientDisconnect
 
 
 @router.get("/models", operation_id="list_models", tags=["models"])
@@ -123,6 +145,7 @@ async def list_models(request: Request) -> ModelList:
     "/models/{name}",
     operation_id="get_model",
     tags=["models"],
+    # 422 cannot occur; not naming it would have FastAPI describe one of its own making.
     responses=problem_responses(errors.UnknownModelError, errors.InvalidOptionError),
 )
 async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDetails:
@@ -142,12 +165,15 @@ async def live() -> Health:
     "/readyz",
     operation_id="ready",
     tags=["health"],
-    responses=problem_responses(errors.StoppingError),
+    responses=problem_responses(errors.StoppingError, errors.EngineError),
 )
 async def ready(request: Request) -> Health:
     """Say whether requests are served: models are loaded and warm, no shutdown has begun."""
-    if not request.app.state.serving:
-        raise errors.StoppingError("The service is shutting down or has not started.")
+    if request.app.state.stopping.is_set():
+        raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
+    for name, predictor in _models(request).predictors.items():
+        if not predictor.is_serving:
+            raise errors.EngineError(f"Model {name} takes no requests. Restart the service.")
     return Health(status="ready")
 
 

@@ -1,13 +1,21 @@
 """Deployment facts: the only reader of the environment and the command line."""
 
 import os
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CENTERNET_"
+# What Kubernetes sets in every pod beside a Service named "centernet".
+_SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
+
+
+def _available_cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than there are."""
+    return len(os.sched_getaffinity(0))
 
 
 class Settings(BaseSettings):
@@ -34,13 +42,13 @@ class Settings(BaseSettings):
         "auto", description="What runs the models; auto takes the first that works here."
     )
     engine_threads: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=_available_cores,
         ge=1,
         le=1024,
         description="Threads of one model's engine on the CPU.",
     )
     image_threads: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=_available_cores,
         ge=1,
         le=1024,
         description="Threads that decode images and results, for all models together.",
@@ -56,6 +64,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         16 * 1024 * 1024, ge=1024, le=2**30, description="Bytes of one request body."
     )
+    max_upload_bytes: int = Field(
+        512 * 1024 * 1024, ge=1024, le=2**40, description="Bytes of all request bodies in memory."
+    )
     max_image_pixels: int = Field(
         50_000_000, ge=256, le=170_000_000, description="Pixels of one image, before decoding."
     )
@@ -69,13 +80,25 @@ class Settings(BaseSettings):
         20, ge=1, le=3600, description="Seconds that admitted requests get after SIGTERM."
     )
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_a_service_link(cls, port: object) -> object:
+        if isinstance(port, str) and port.startswith("tcp://"):
+            raise ValueError(
+                f"received {port!r}, which Kubernetes sets beside a Service named 'centernet'; "
+                "set enableServiceLinks: false in the pod, or name the Service otherwise"
+            )
+        return port
+
     @model_validator(mode="after")
     def _no_unknown_variables(self) -> Self:
         known = {PREFIX + name.upper() for name in type(self).model_fields}
         unknown = sorted(
             name
             for name in os.environ
-            if name.upper().startswith(PREFIX) and name.upper() not in known
+            if name.upper().startswith(PREFIX)
+            and name.upper() not in known
+            and not _SERVICE_LINK.fullmatch(name)
         )
         if unknown:
             raise ValueError(

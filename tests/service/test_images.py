@@ -14,7 +14,7 @@ from service.errors import (
     ServiceError,
     UnsupportedImageError,
 )
-from service.images import MAX_JPEG_SCANS, MAX_SIDE_PX, MIN_SIDE_PX, decode_image
+from service.images import MAX_SCANNED_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX, decode_image
 
 LIMIT = 50_000_000
 
@@ -161,14 +161,37 @@ def test_the_smallest_and_the_longest_pictures_are_accepted() -> None:
         assert decoded.pixels.shape == (height, width, 3)
 
 
-def test_a_jpeg_that_repeats_its_scans_is_refused() -> None:
-    body = encode(plain(1, 2, 3), "JPEG", progressive=True)
-    assert decode_image(body, LIMIT).pixels.shape == (64, 64, 3)
+def progressive_with_scans(extra: int, side: int = 1000) -> bytes:
+    """A progressive JPEG whose first scan is there ``extra`` times more."""
+    body = encode(plain(1, 2, 3, (side, side)), "JPEG", progressive=True)
     start = body.index(b"\xff\xda")
     scan = body[start : body.index(b"\xff", start + 14)]
-    bomb = body[:start] + scan * MAX_JPEG_SCANS + body[start:]
-    with pytest.raises(UnsupportedImageError, match=f"at most {MAX_JPEG_SCANS} are accepted"):
-        decode_image(bomb, LIMIT)
+    return body[:start] + scan * extra + body[start:]
+
+
+def test_a_jpeg_that_repeats_its_scans_is_refused() -> None:
+    assert decode_image(progressive_with_scans(0), LIMIT).pixels.shape == (1000, 1000, 3)
+    most = MAX_SCANNED_PIXELS // 1000**2
+    with pytest.raises(UnsupportedImageError, match=f"more than the {most} scans"):
+        decode_image(progressive_with_scans(most), LIMIT)
+
+
+def test_what_is_appended_to_a_jpeg_does_not_count() -> None:
+    """Phones append a short film to their pictures."""
+    film = b"\xff\xda" * 10_000
+    decoded = decode_image(encode(plain(9, 9, 9, (600, 600)), "JPEG") + film, LIMIT)
+    assert decoded.pixels.shape == (600, 600, 3)
+
+
+def test_a_png_that_is_damaged_in_the_middle_is_refused() -> None:
+    """Not decoded in part: half a picture gives wrong boxes and no warning."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    body = bytearray(encode(noise))
+    for position in (len(body) // 3, len(body) // 2):
+        damaged = body.copy()
+        damaged[position] ^= 0xFF
+        with pytest.raises(BadImageError, match="damaged"):
+            decode_image(bytes(damaged), LIMIT)
 
 
 def test_damaged_files_raise_only_our_errors() -> None:

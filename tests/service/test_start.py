@@ -45,6 +45,16 @@ def test_unknown_variables_are_refused(
     assert "unknown variables in the environment: CENTERNET_PROT" in fails_with(capsys)
 
 
+def test_what_kubernetes_sets_beside_a_service_is_ignored_or_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(f"CENTERNET_{name}", "10.0.0.1")
+    assert Settings().port == 8000
+    monkeypatch.setenv("CENTERNET_PORT", "tcp://10.0.0.1:8000")
+    assert "enableServiceLinks: false" in fails_with(capsys)
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("--max-batch-size", "0"), ("--port", "70000"), ("--backend", "tpu")]
 )

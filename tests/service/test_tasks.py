@@ -206,7 +206,7 @@ def test_a_request_takes_a_place_for_each_of_its_inputs(start_server: Start) -> 
     server = start_server(FixedEngine(BOX_ROWS), make_manifest(), max_queue_size=2)
     # Alone it is served, whatever the limit.
     assert post(server, "?scales=0.5,1,1.5").status_code == 200
-    assert server.metric("centernet_admitted_requests", model="painted") == 0
+    assert server.metric("centernet_admitted_inputs", model="painted") == 0
 
 
 def test_inputs_count_against_the_queue(start_server: Start) -> None:

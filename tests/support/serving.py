@@ -1,6 +1,7 @@
 """A real server on a real socket, over engines that the tests control."""
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -11,7 +12,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from numpy.typing import NDArray
 
 from model_package import (
@@ -28,6 +28,7 @@ from service.engines import Engine
 from service.metrics import Metrics
 from service.models import Models
 from service.predictor import Predictor
+from service.server import Server
 from service.settings import Settings
 
 TOP_K = 5
@@ -133,10 +134,15 @@ class FixedEngine:
 class RunningServer:
     """A server and a client for it."""
 
-    def __init__(self, url: str, metrics: Metrics) -> None:
+    def __init__(self, url: str, metrics: Metrics, server: Server) -> None:
         self.url = url
         self.metrics = metrics
+        self._server = server
         self.client = httpx.Client(base_url=url, timeout=30)
+
+    def stop(self) -> None:
+        """What SIGTERM does."""
+        self._server.handle_exit(signal.SIGTERM, None)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -161,13 +167,7 @@ def run_server(
 ) -> Iterator[RunningServer]:
     """Serve what ``load`` gives in a thread of this process."""
     metrics = Metrics()
-    config = uvicorn.Config(
-        create_app(load(settings, metrics), settings, metrics),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,
-    )
-    server = uvicorn.Server(config)
+    server = Server(create_app(load(settings, metrics), settings, metrics), settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
@@ -176,7 +176,7 @@ def run_server(
                 assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
             port = listener.getsockname()[1]
-            running = RunningServer(f"http://127.0.0.1:{port}", metrics)
+            running = RunningServer(f"http://127.0.0.1:{port}", metrics, server)
             with running.client:
                 yield running
         finally:

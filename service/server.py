@@ -1,0 +1,62 @@
+"""uvicorn, with bounds that it does not have and a shutdown that is announced."""
+
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.settings import Settings
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes of a request's line and headers; the parser itself has no bound."""
+
+
+class BoundedHeadProtocol(HttpToolsProtocol):
+    """Answers 400 to a request whose head goes on and on, and closes the connection."""
+
+    _in_head = True
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Stop counting: what follows is the body, which the application bounds."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, then judge what still is a head."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(
+                    f"The request's headers exceed the {MAX_HEAD_BYTES} bytes that are accepted."
+                )
+
+
+class Server(uvicorn.Server):
+    """Tells the application about SIGTERM and SIGINT when they arrive, not when all is over."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=BoundedHeadProtocol,
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            )
+        )
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note the signal in ``app.state.stopping``, then shut down as uvicorn does."""
+        self._app.state.stopping.set()
+        super().handle_exit(sig, frame)

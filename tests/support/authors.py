@@ -1,0 +1,161 @@
+"""The authors' detections from their own pictures, and how far ours may be from them.
+
+How rounding errors of raw heads become tolerances. ``fp32_vs_fp64.json`` lists, per network and
+head, the largest error that float32 makes against float64 on one picture, and the spread of the
+head's values there. On another picture the error is taken to grow with the spread. Of that, five
+times is granted, e. It arrives in
+- a score as e * s * (1 - s), the slope of the sigmoid, largest for the scores that occur;
+- a center as e of the offsets; a box as that and half of e of the sizes;
+- a regressed joint as e of the joint offsets, one at a peak as e of their own offsets: the larger;
+- a depth, 1 / sigmoid(x) - 1, as e * (depth + 1); the rotation angle of a bin as e divided by the
+  length of (sine, cosine); dimensions and raw rotations as they are.
+A floor of a few float32 roundings of the value itself is added everywhere.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MARGIN = 5.0
+MATCH_CELLS = 0.5
+
+# Networks that the file does not list, and a listed one with the same layers.
+_LIKE = {
+    "ctdet_res_34": "ctdet_res_18",
+    "ctdet_res_50": "ctdet_res_18",
+    "ctdet_res_101": "ctdet_res_18",
+    "ctdet_resdcn_101": "ctdet_resdcn_18",
+    "multi_pose_res_50": "ctdet_res_18",
+    "multi_pose_hourglass": "ctdet_hourglass",
+}
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One picture at one scale."""
+
+    canvas: NDArray[np.uint8]
+    """RGB (H, W, 3)."""
+    network_input: NDArray[np.float32]
+    """Every 16th pixel of the normalised canvas, from (3, 5)."""
+    rows: Rows
+    """Their detections in the columns of their decoding, in cells."""
+    spreads: Mapping[str, float]
+    """Standard deviation of every raw head."""
+
+
+def read_goldens(directory: Path, name: str) -> list[Golden]:
+    """Read ``<network>_<case>``: one golden per test scale."""
+    with np.load(directory / f"{name}.npz") as file:
+        scales = sum(key.endswith("_dets") for key in file.files)
+        return [_read_golden(directory, file, f"s{scale}_") for scale in range(scales)]
+
+
+def _read_golden(directory: Path, file: Mapping[str, NDArray[Any]], prefix: str) -> Golden:
+    place, _, key = str(file[f"{prefix}warped_u8_ref"]).partition(":")
+    with np.load(directory / place) as canvases:
+        canvas = np.ascontiguousarray(canvases[key][..., ::-1])
+    raw, stat = f"{prefix}raw_", "_stat"
+    return Golden(
+        canvas=canvas,
+        network_input=file[f"{prefix}input_sub"],
+        rows=file[f"{prefix}dets"][0].astype(np.float64),
+        spreads={
+            key.removeprefix(raw).removesuffix(stat): float(file[key][1])
+            for key in file
+            if key.startswith(raw) and key.endswith(stat)
+        },
+    )
+
+
+def granted_errors(manifests: Path, network: str, spreads: Mapping[str, float]) -> dict[str, float]:
+    """Five times the rounding error of each raw head, on a picture with these spreads."""
+    listed = json.loads((manifests / "fp32_vs_fp64.json").read_text())
+    noise = listed[_LIKE.get(network, network)]
+    worst = max(head["max_abs"] / head["std"] for head in noise.values())
+    return {
+        head: MARGIN
+        * spread
+        * (noise[head]["max_abs"] / noise[head]["std"] if head in noise else worst)
+        for head, spread in spreads.items()
+    }
+
+
+@dataclass(frozen=True)
+class Column:
+    """Some columns of the authors' rows, and by how much they may differ, row by row."""
+
+    name: str
+    columns: slice
+    tolerances: Rows
+    """(K, 1)."""
+
+
+def _floor(values: Rows) -> Rows:
+    return 1e-5 + 4e-6 * np.abs(values).max(axis=1, keepdims=True)
+
+
+def box_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
+    """x1, y1, x2, y2, score, class."""
+    scores = rows[:, 4:5]
+    box = errors["reg"] + errors["wh"] / 2
+    return [
+        Column("box", slice(0, 4), box + _floor(rows[:, :4])),
+        Column("score", slice(4, 5), errors["hm"] * scores * (1 - scores) + 2e-7),
+    ]
+
+
+def pose_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
+    """x1, y1, x2, y2, score, 17 times x and y, class."""
+    joint = max(errors["hps"], errors["hp_offset"])
+    return [
+        *box_columns(rows, errors),
+        Column("joint", slice(5, 39), joint + _floor(rows[:, 5:39])),
+    ]
+
+
+def box_3d_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
+    """x, y, score, 8 of rotation, depth, 3 dimensions, width, height, class."""
+    scores, depths = rows[:, 2:3], rows[:, 11:12]
+    return [
+        Column("center", slice(0, 2), errors["reg"] + _floor(rows[:, :2])),
+        Column("score", slice(2, 3), errors["hm"] * scores * (1 - scores) + 2e-7),
+        Column("rotation", slice(3, 11), errors["rot"] + _floor(rows[:, 3:11])),
+        Column("depth", slice(11, 12), errors["dep"] * (depths + 1) + _floor(depths)),
+        Column("dimensions", slice(12, 15), errors["dim"] + _floor(rows[:, 12:15])),
+        Column("box", slice(15, 17), errors["wh"] + _floor(rows[:, 15:17])),
+    ]
+
+
+def to_rows(outputs: Mapping[str, NDArray[Any]]) -> Rows:
+    """Put our outputs for one image into the authors' columns."""
+    values = {name: array.astype(np.float64) for name, array in outputs.items()}
+    scores, class_ids = (values[name][:, np.newaxis] for name in ("scores", "class_ids"))
+    centers, sizes = values["centers"], values["sizes"]
+    if "depths" in values:
+        depths = values["depths"][:, np.newaxis]
+        return np.hstack(
+            (centers, scores, values["rotations"], depths, values["dimensions"], sizes, class_ids)
+        )
+    joints = values.get("keypoints", np.empty((len(centers), 0))).reshape(len(centers), -1)
+    return np.hstack((centers - sizes / 2, centers + sizes / 2, scores, joints, class_ids))
+
+
+def match_rows(ours: Rows, theirs: Rows, centers: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pair rows of one class with the same center: two index arrays; each row once."""
+    places = [rows[:, centers] for rows in (ours, theirs)]
+    if places[0].shape[1] == 4:  # corners
+        places = [(place[:, :2] + place[:, 2:]) / 2 for place in places]
+    distances = np.abs(places[0][:, np.newaxis] - places[1]).max(axis=2)
+    distances[ours[:, np.newaxis, -1] != theirs[:, -1]] = np.inf
+    nearest = distances.argmin(axis=1)
+    rows = np.flatnonzero(distances[np.arange(len(ours)), nearest] < MATCH_CELLS)
+    assert len(set(nearest[rows])) == len(rows)
+    return rows, nearest[rows]
