@@ -2,45 +2,163 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+from torch import nn
+
+from model_export.checkpoints import objects_as_points
+from model_export.checkpoints.layout import Layout
+from model_export.corner_architecture import CornerArchitecture
+from model_export.networks import hourglass
+from model_export.networks.aggregation import DeformableNeck, PlainNeck
 from model_export.networks.center_point import CenterPointNetwork
-from model_export.networks.resnet import BasicBlock, Bottleneck, DeconvolutionNeck, ResNetTrunk
+from model_export.networks.corner_networks import corner_net_pooling, keypoint_triplets_pooling
+from model_export.networks.dla import DLATrunk
+from model_export.networks.resnet import (
+    BasicBlock,
+    Bottleneck,
+    DeconvolutionNeck,
+    DeformableDeconvolutionNeck,
+    ResNetTrunk,
+)
 
 OUTPUT_STRIDE = 4
 """Input pixels per cell of the output maps (*Objects as Points*, section 3: R = 4)."""
 
 INPUT_MULTIPLE = 32
-"""Height and width of the input must be multiples of the trunk's total stride."""
+"""Height and width of the input must be multiples of the trunk's total stride, at least this."""
+
+_CENTER_TASKS = ("boxes", "poses", "boxes_3d")
+
+
+class Architecture(Protocol):
+    """One kind of network, and how checkpoints of it name their tensors."""
+
+    @property
+    def layout(self) -> Layout:
+        """The authors' names."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Keys of :data:`model_export.tasks.TASKS`: what it can be trained for."""
+
+    @property
+    def input_multiple(self) -> Literal[32, 128]:
+        """What height and width of the input must be multiples of."""
+
+    @property
+    def head_hidden_channels(self) -> int:
+        """Channels between a head's two convolutions, unless a checkpoint has others."""
+
+    def build(
+        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+    ) -> nn.Module:
+        """Make the network with freshly initialised weights; channels per head, by our names."""
 
 
 @dataclass(frozen=True)
 class ResNetArchitecture:
-    """A plain ResNet back end with three transposed convolutions."""
+    """A ResNet back end and three transposed convolutions."""
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    neck: type[DeconvolutionNeck] | type[DeformableDeconvolutionNeck] = DeconvolutionNeck
     neck_channels: tuple[int, int, int] = (256, 256, 256)
     head_hidden_channels: int = 64
+    input_multiple: Literal[32] = 32
+    layout: Layout = objects_as_points.RESNET
+    tasks: tuple[str, ...] = _CENTER_TASKS
 
-    def build(self, head_channels: Mapping[str, int]) -> CenterPointNetwork:
+    def build(
+        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+    ) -> CenterPointNetwork:
         """Make the network with freshly initialised weights.
 
         ``head_channels`` gives the channels of each head: ``heatmap`` (number of classes),
-        ``size`` (2) and ``offset`` (2).
+        ``size`` (2), ``offset`` (2), and what else the task needs.
         """
         trunk = ResNetTrunk(self.block, self.depths, self.widths)
-        neck = DeconvolutionNeck(trunk.out_channels, self.neck_channels)
+        neck = self.neck(trunk.out_channels, self.neck_channels)
         return CenterPointNetwork(
-            trunk, neck, neck.out_channels, head_channels, self.head_hidden_channels
+            trunk,
+            neck,
+            neck.out_channels,
+            head_channels,
+            head_hidden_channels or self.head_hidden_channels,
         )
 
 
-ARCHITECTURES: Mapping[str, ResNetArchitecture] = {
+@dataclass(frozen=True)
+class DLAArchitecture:
+    """DLA-34 and one of the two ways to bring its levels together."""
+
+    neck: type[PlainNeck] | type[DeformableNeck]
+    head_hidden_channels: int = 256
+    input_multiple: Literal[32] = 32
+    layout: Layout = objects_as_points.DLA
+    tasks: tuple[str, ...] = _CENTER_TASKS
+
+    def build(
+        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+    ) -> CenterPointNetwork:
+        """Make the network with freshly initialised weights."""
+        return CenterPointNetwork(
+            DLATrunk(),
+            self.neck(),
+            self.neck.out_channels,
+            head_channels,
+            head_hidden_channels or self.head_hidden_channels,
+        )
+
+
+@dataclass(frozen=True)
+class HourglassArchitecture:
+    """Stacked hourglasses; predictions come from the last stack."""
+
+    stacks: int
+    head_hidden_channels: int = hourglass.CHANNELS
+    input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
+    layout: Layout = objects_as_points.HOURGLASS
+    tasks: tuple[str, ...] = _CENTER_TASKS
+
+    def build(
+        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+    ) -> CenterPointNetwork:
+        """Make the network with freshly initialised weights."""
+        return CenterPointNetwork(
+            hourglass.StackedHourglass(self.stacks),
+            hourglass.LastStack(),
+            hourglass.CHANNELS,
+            head_channels,
+            head_hidden_channels or self.head_hidden_channels,
+        )
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
     "res_18": ResNetArchitecture(BasicBlock, (2, 2, 2, 2)),
     "res_34": ResNetArchitecture(BasicBlock, (3, 4, 6, 3)),
     "res_50": ResNetArchitecture(Bottleneck, (3, 4, 6, 3)),
     "res_101": ResNetArchitecture(Bottleneck, (3, 4, 23, 3)),
+    "resdcn_18": ResNetArchitecture(
+        BasicBlock,
+        (2, 2, 2, 2),
+        neck=DeformableDeconvolutionNeck,
+        neck_channels=(256, 128, 64),
+    ),
+    "resdcn_101": ResNetArchitecture(
+        Bottleneck,
+        (3, 4, 23, 3),
+        neck=DeformableDeconvolutionNeck,
+        neck_channels=(256, 128, 64),
+    ),
+    "dla_34": DLAArchitecture(DeformableNeck),
+    "dlav0_34": DLAArchitecture(PlainNeck),
+    "hourglass": HourglassArchitecture(stacks=2),
+    "cornernet_hourglass52": CornerArchitecture(1, corner_net_pooling, ("corner_pairs",)),
+    "cornernet_hourglass104": CornerArchitecture(2, corner_net_pooling, ("corner_pairs",)),
+    "triplet_centernet52": CornerArchitecture(1, keypoint_triplets_pooling, ("corner_triplets",)),
+    "triplet_centernet104": CornerArchitecture(2, keypoint_triplets_pooling, ("corner_triplets",)),
     # Ours, for CPUs: the same layout as res_18 with a tenth of its parameters and arithmetic.
     "res_18_slim": ResNetArchitecture(
         BasicBlock,

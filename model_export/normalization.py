@@ -7,11 +7,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Normalization:
-    """``(pixel / 255 - mean) / std`` per channel, in the order that the network was trained on."""
+    """``(pixel * scale - mean) / std`` per channel, in the order of the training pixels."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     channel_order: Literal["bgr", "rgb"] = "bgr"
+    scale: float = 1 / 255
 
 
 NORMALIZATIONS: Mapping[str, Normalization] = {

@@ -1,34 +1,72 @@
 """Parameter names of the authors' *Objects as Points* checkpoints (xingyizhou/CenterNet).
 
-The only place where their names stand. A plain ResNet checkpoint holds, in this order,
-``conv1 bn1 layer1..4`` (trunk), ``deconv_layers`` (neck) and ``<head>.0 <head>.2`` per head.
+The only place where their names stand, besides the hourglass trunk's.
 """
 
 from collections.abc import Mapping
 
-HEADS: Mapping[str, str] = {"hm": "heatmap", "wh": "size", "reg": "offset"}
+from model_export.checkpoints import hourglass
+from model_export.checkpoints.layout import Layout
+
+HEADS: Mapping[str, str] = {
+    "hm": "heatmap",
+    "wh": "size",
+    "reg": "offset",
+    "hps": "joint_offsets",
+    "hm_hp": "joint_heatmap",
+    "hp_offset": "joint_heatmap_offset",
+    "dep": "depth",
+    "dim": "dimensions",
+    "rot": "rotation",
+}
 """The authors' head names and ours."""
 
-_HEADS_OF_AUTHORS = {ours: theirs for theirs, ours in HEADS.items()}
-_NECK = "deconv_layers"
+
+def _heads(first: str, second: str) -> dict[str, str]:
+    """Where the two convolutions of every head stand: after its name, ``first`` and ``second``."""
+    return {
+        f"{theirs}.{place}": f"heads.{ours}.{layer}"
+        for theirs, ours in HEADS.items()
+        for place, layer in ((first, "0"), (second, "2"))
+    }
 
 
-def to_network_key(key: str) -> str:
-    """Translate a checkpoint key, ``hm.2.bias``, to the network's, ``heads.heatmap.2.bias``."""
-    first, _, rest = key.partition(".")
-    if first in HEADS:
-        return f"heads.{HEADS[first]}.{rest}"
-    if first == _NECK:
-        return f"neck.{rest}"
-    return f"trunk.{key}"
+_RESNET_ROOMS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+_PARTS = {"conv_offset_mask": "offsets_and_mask"}
 
+RESNET = Layout(
+    names={
+        **{room: f"trunk.{room}" for room in _RESNET_ROOMS},
+        "deconv_layers": "neck",
+        **_heads("0", "2"),
+    },
+    parts=_PARTS,
+)
+"""``res_*`` and ``resdcn_*``."""
 
-def to_checkpoint_key(key: str) -> str:
-    """Translate a key of the network to the checkpoint's; the inverse of :func:`to_network_key`."""
-    room, _, rest = key.partition(".")
-    if room == "heads":
-        head, _, rest = rest.partition(".")
-        return f"{_HEADS_OF_AUTHORS[head]}.{rest}"
-    if room == "neck":
-        return f"{_NECK}.{rest}"
-    return rest
+DLA = Layout(
+    names={"base": "trunk", "dla_up": "neck", "ida_up": "neck.final", **_heads("0", "2")},
+    parts={
+        **_PARTS,
+        "base_layer": "stem",
+        "actf": "activation",
+        **{f"proj_{index}": f"project_{index}" for index in (1, 2, 3)},
+    },
+    # The ImageNet classifier, and projections of two outer trees, whose inner trees make their own.
+    unused=r"base\.(fc\.(weight|bias)|level[34]\.project\.[01]\.\w+)",
+)
+"""``dla_34`` and ``dlav0_34``."""
+
+HOURGLASS = Layout(
+    names={
+        **{theirs: f"trunk.{ours}" for theirs, ours in hourglass.ROOMS.items()},
+        **_heads("1.0.conv", "1.1"),
+    },
+    parts=hourglass.PARTS,
+    # The first stack's heads, which only the loss looks at.
+    unused=rf"({'|'.join(HEADS)})\.0\.(0\.conv|1)\.(weight|bias)",
+)
+"""``hourglass``: two stacks, each with heads of its own."""
+
+to_network_key = RESNET.to_network_key
+to_checkpoint_key = RESNET.to_checkpoint_key

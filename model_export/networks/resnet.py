@@ -9,6 +9,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from model_export.networks.deformable import DeformableConvolution
+
 STEM_CHANNELS = 64
 
 
@@ -115,11 +117,36 @@ class DeconvolutionNeck(nn.Sequential):
     def __init__(self, in_channels: int, channels: Sequence[int] = (256, 256, 256)) -> None:
         layers: list[nn.Module] = []
         for out_channels in channels:
+            layers += _doubling(in_channels, out_channels)
+            in_channels = out_channels
+        super().__init__(*layers)
+        self.out_channels = in_channels
+
+
+class DeformableDeconvolutionNeck(nn.Sequential):
+    """As :class:`DeconvolutionNeck`, with a deformable convolution before each doubling.
+
+    *Objects as Points*, section 5: the network called resdcn.
+    """
+
+    def __init__(self, in_channels: int, channels: Sequence[int] = (256, 128, 64)) -> None:
+        layers: list[nn.Module] = []
+        for out_channels in channels:
             layers += [
-                nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
+                DeformableConvolution(in_channels, out_channels),
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(inplace=True),
+                *_doubling(out_channels, out_channels),
             ]
             in_channels = out_channels
         super().__init__(*layers)
         self.out_channels = in_channels
+
+
+def _doubling(in_channels: int, out_channels: int) -> list[nn.Module]:
+    """Transposed convolution that doubles height and width, batch normalisation, ReLU."""
+    return [
+        nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]

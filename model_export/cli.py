@@ -1,0 +1,147 @@
+"""``centernet-export``: the exporter on the command line."""
+
+import argparse
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+from model_export.classes import read_classes, read_joints
+from model_export.cli_options import make_parser
+from model_export.errors import ExportError, RecipeError
+from model_export.inspection import inspect_checkpoint
+from model_export.normalization import Normalization
+from model_export.onnx_import import import_package
+from model_export.pipeline import STEPS, export_package
+from model_export.recipe import Recipe
+from model_package import ModelPackage, PackageError
+
+_EXIT_FAILED = 2
+_EXIT_INTERRUPTED = 130
+
+
+class _Steps:
+    """Numbered steps on standard error, each with the seconds it took."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._started_s = 0.0
+
+    def begin(self, step: str) -> None:
+        self.end()
+        self._number += 1
+        self._started_s = time.perf_counter()
+        print(f"[{self._number}/{STEPS}] {step} ...", end="", file=sys.stderr, flush=True)
+
+    def end(self, outcome: str = "") -> None:
+        """Finish the line of the step that is running, if one is."""
+        if self._started_s:
+            seconds = time.perf_counter() - self._started_s
+            print(f" {outcome or f'{seconds:.1f} s'}", file=sys.stderr)
+            self._started_s = 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; 0 is success, 2 a refusal told in one line, 130 an interruption."""
+    commands = {"package": _package, "import": _import, "inspect": _inspect}
+    parsed = make_parser().parse_args(arguments)
+    steps = _Steps()
+    try:
+        return commands[parsed.command](parsed, steps)
+    except (ExportError, PackageError, OSError) as error:
+        steps.end("failed")
+        print(f"centernet-export: error: {error}", file=sys.stderr)
+        return _EXIT_FAILED
+    except KeyboardInterrupt:
+        steps.end("interrupted")
+        return _EXIT_INTERRUPTED
+
+
+def _package(parsed: argparse.Namespace, steps: _Steps) -> int:
+    package = export_package(
+        _read_recipe(parsed),
+        parsed.checkpoint,
+        parsed.output,
+        progress=steps.begin,
+        pictures=parsed.verify_images,
+    )
+    steps.end()
+    print(_report(package))
+    return 0
+
+
+def _import(parsed: argparse.Namespace, steps: _Steps) -> int:
+    package = import_package(
+        _read_recipe(parsed),
+        parsed.onnx,
+        Normalization(tuple(parsed.mean), tuple(parsed.std), parsed.order, parsed.scale),
+        parsed.output,
+        progress=steps.begin,
+        pictures=parsed.verify_images,
+    )
+    steps.end()
+    print(_report(package))
+    return 0
+
+
+def _inspect(parsed: argparse.Namespace, _: _Steps) -> int:
+    description, fits = inspect_checkpoint(parsed.checkpoint)
+    print(description)
+    return 0 if fits else _EXIT_FAILED
+
+
+def _read_recipe(parsed: argparse.Namespace) -> Recipe:
+    width_px, height_px = (None, None)
+    if parsed.input_size is not None:
+        width_px, height_px = _read_size(parsed.input_size)
+    return Recipe(
+        name=parsed.output.resolve().name if parsed.name is None else parsed.name,
+        version=parsed.model_version,
+        architecture=parsed.arch,
+        task=parsed.task,
+        classes=None if parsed.classes is None else read_classes(parsed.classes),
+        joints=None if parsed.joints is None else read_joints(parsed.joints),
+        projection=tuple(parsed.projection),
+        width_px=width_px,
+        height_px=height_px,
+        resize=parsed.resize,
+        max_side_px=parsed.free_size,
+        flip=parsed.flip,
+        normalization=parsed.normalization,
+        top_k=parsed.top_k,
+        score_threshold=parsed.score_threshold,
+        source=parsed.source,
+        license=parsed.license,
+        description=parsed.description,
+    )
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    if match is None:
+        raise RecipeError(
+            f"--input-size {text!r} is not a size. Give WIDTHxHEIGHT in pixels, like 512x512."
+        )
+    return int(match[1]), int(match[2])
+
+
+def _report(package: ModelPackage) -> str:
+    manifest = package.manifest
+    verification = manifest.verification
+    megabytes = " + ".join(f"{file.size_bytes / 1e6:.1f}" for file in manifest.artifacts)
+    models = shlex.quote(str(package.directory.parent))
+    errors = ", ".join(f"{name} {error:.1g}" for name, error in verification.worst_errors.items())
+    return (
+        f"{package.directory}: {manifest.name} version {manifest.version}, "
+        f"{manifest.provenance.architecture}, {manifest.decoder.kind}, "
+        f"{len(manifest.classes)} classes, {megabytes} MB\n"
+        f"ONNX Runtime finds what {verification.reference} finds: "
+        f"{verification.matched_fraction:.1%} of the detections matched in "
+        f"{verification.inputs} images, worst errors {errors}\n"
+        f"Serve it: MODELS={models} make serve"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

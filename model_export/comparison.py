@@ -1,0 +1,245 @@
+"""Two sets of detections of one image, put side by side.
+
+Detections are matched by class and place, never by rank: two scores that agree to six digits may
+change places between two runtimes, and with them every later row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.errors import VerificationError
+
+TOLERANCES: Mapping[str, float] = {
+    "scores": 1e-4,
+    "centers": 1e-3,
+    "sizes": 1e-3,
+    "keypoints": 1e-3,
+    "keypoint_scores": 1e-4,
+    "depths": 1e-3,
+    "dimensions": 1e-3,
+    "rotations": 1e-3,
+    "boxes": 1e-3,
+    "corner_scores": 1e-4,
+}
+"""Largest difference accepted per output.
+
+Scores: a hundredth of what a user sees in two decimals. Centers and corners of boxes: in cells;
+0.001 cells are 0.004 input pixels. All else is in its own unit (cells, metres), but relative where
+the value is above one, because a float32 error grows with it; keypoints count from the center. All
+lie well above what two float32 runtimes differ by (about 1e-6 and 1e-5), and below what a wrong
+operator, a swapped channel or half precision would do.
+"""
+
+_NEIGHBOUR_CELLS = 2.0
+"""Distance within which two centers can belong to adjacent cells: one, and their offsets."""
+
+_MAX_NEIGHBOUR_TIES = 0.05
+"""Share of an image's detections that may have moved to an adjacent cell of the same score."""
+
+_MAX_REJOINED = 0.01
+"""Share of an image's joints that may have gone to another peak, or to none.
+
+The authors' rule for joints is made of thresholds, and some joint always stands on one.
+"""
+
+_MAX_ON_THRESHOLD = 0.05
+"""Share of an image's pairs of corners that may be possible on one side only.
+
+Whether a pair is possible is decided by thresholds on embeddings, which do not leave the graph,
+and by which corners are among the best K.
+"""
+
+Detections = Mapping[str, NDArray[Any]]
+"""Outputs for one image by name, as the decoders of :mod:`model_package` describe them."""
+
+_Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How well the detections in one image agree; empty places (score 0) are not counted."""
+
+    worst_errors: dict[str, float]
+    matched: int
+    total: int
+
+
+def compare(
+    reference: Detections,
+    candidate: Detections,
+    where: str,
+    tolerances: Mapping[str, float] = TOLERANCES,
+) -> Comparison:
+    """Match two sets of detections of one image and measure their differences.
+
+    A detection may lack a partner in two cases. Its score lies within the tolerance of the other
+    side's lowest: there the cut at K decides. Or an adjacent cell has the same score within the
+    tolerance: then the last bit decides which of the two is the peak; that is rare, and more than
+    a few in one image are an error. Raises :class:`VerificationError`, naming ``where``.
+    """
+    for detections in (reference, candidate):
+        if not all(np.isfinite(values).all() for values in detections.values()):
+            raise VerificationError(
+                f"{where}: NaN or infinity among the detections. The weights are damaged, or too "
+                "large for float32; train again or take another checkpoint."
+            )
+    kinds = zip(split_kinds(reference), split_kinds(candidate), strict=True)
+    return _together([_compare_kind(*kind, where, tolerances) for kind in kinds])
+
+
+def split_kinds(outputs: Detections) -> list[Detections]:
+    """Separate pairs of corners and centers; other outputs are of one kind.
+
+    Every kind has ``scores`` (0: an empty place), ``class_ids`` and a place.
+    """
+    if "boxes" not in outputs:
+        return [outputs]
+    pairs = {name: outputs[name] for name in ("class_ids", "boxes", "corner_scores")}
+    kinds: list[Detections] = [{**pairs, "scores": np.maximum(outputs["scores"], 0.0)}]
+    if "centers" in outputs:
+        kinds.append(
+            {
+                "scores": outputs["center_scores"],
+                "class_ids": outputs["center_class_ids"],
+                "centers": outputs["centers"],
+            }
+        )
+    return kinds
+
+
+def _together(comparisons: Sequence[Comparison]) -> Comparison:
+    """Put all kinds of one image together."""
+    worst_errors: dict[str, float] = {}
+    for comparison in comparisons:
+        for name, error in comparison.worst_errors.items():
+            worst_errors[name] = max(error, worst_errors.get(name, 0.0))
+    return Comparison(
+        worst_errors,
+        matched=sum(comparison.matched for comparison in comparisons),
+        total=sum(comparison.total for comparison in comparisons),
+    )
+
+
+def _compare_kind(
+    reference: Detections, candidate: Detections, where: str, tolerances: Mapping[str, float]
+) -> Comparison:
+    ours, theirs = match(reference, candidate, tolerances["centers"])
+    finds = f"{where}: ONNX Runtime"
+    _check_unmatched(reference, ours, candidate, f"{finds} does not find", tolerances)
+    _check_unmatched(candidate, theirs, reference, f"{finds} alone finds", tolerances)
+    worst_errors = {
+        name: float(values.max(initial=0.0))
+        for name, values in _errors(reference, ours, candidate, theirs, where, tolerances).items()
+    }
+    for name, error in worst_errors.items():
+        if error > tolerances[name]:
+            raise VerificationError(
+                f"{where}: {name} differ by {error:.2g}, accepted is {tolerances[name]:.2g}. "
+                "The exported file does not compute what the network computes."
+            )
+    return Comparison(worst_errors, matched=len(ours), total=int((reference["scores"] > 0).sum()))
+
+
+def match(
+    reference: Detections, candidate: Detections, radius_cells: float
+) -> tuple[_Indices, _Indices]:
+    """Pair each detection with the nearest free one of its class: two equally long index arrays."""
+    distances = _distances(reference, candidate)
+    distances[reference["scores"] == 0] = np.inf  # empty places
+    distances[:, candidate["scores"] == 0] = np.inf
+    pairs = []
+    for ours in range(len(distances)):
+        theirs = int(distances[ours].argmin())
+        if distances[ours, theirs] <= radius_cells:
+            distances[:, theirs] = np.inf  # taken
+            pairs.append((ours, theirs))
+    indices = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return indices[:, 0], indices[:, 1]
+
+
+def measure(
+    reference: Detections, ours: _Indices, candidate: Detections, theirs: _Indices
+) -> dict[str, NDArray[np.float64]]:
+    """Difference of each output over the pairs, in the terms of :data:`TOLERANCES`."""
+    return {
+        name: _differences(name, reference, ours, candidate, theirs)
+        for name in reference
+        if name in TOLERANCES
+    }
+
+
+def _differences(
+    name: str, reference: Detections, ours: _Indices, candidate: Detections, theirs: _Indices
+) -> NDArray[np.float64]:
+    values = reference[name][ours].astype(np.float64)
+    differences: NDArray[np.float64] = np.abs(candidate[name][theirs] - values)
+    if name in ("scores", "centers", "keypoint_scores", "boxes", "corner_scores"):
+        return differences
+    if name == "keypoints":
+        values = values - reference["centers"][ours][:, np.newaxis]
+    return differences / np.maximum(np.abs(values), 1.0)
+
+
+def _errors(
+    reference: Detections,
+    ours: _Indices,
+    candidate: Detections,
+    theirs: _Indices,
+    where: str,
+    tolerances: Mapping[str, float],
+) -> dict[str, NDArray[np.float64]]:
+    """As :func:`measure`, without the few joints that went elsewhere."""
+    errors = measure(reference, ours, candidate, theirs)
+    if "keypoints" not in errors:
+        return errors
+    moved = (errors["keypoints"] > tolerances["keypoints"]).any(axis=2)
+    moved |= errors["keypoint_scores"] > tolerances["keypoint_scores"]
+    if moved.sum() > max(1, _MAX_REJOINED * moved.size):
+        raise VerificationError(
+            f"{where}: {moved.sum()} of {moved.size} joints are elsewhere. "
+            "The exported file does not compute what the network computes."
+        )
+    errors["keypoints"][moved] = 0.0
+    errors["keypoint_scores"][moved] = 0.0
+    return errors
+
+
+def _distances(a: Detections, b: Detections) -> NDArray[np.float32]:
+    """Cells between every two places (len(a), len(b)); infinite between classes."""
+    place = "boxes" if "boxes" in a else "centers"
+    distances: NDArray[np.float32] = np.abs(a[place][:, np.newaxis] - b[place]).max(axis=2)
+    distances[a["class_ids"][:, np.newaxis] != b["class_ids"]] = np.inf
+    return distances
+
+
+def _check_unmatched(
+    detections: Detections,
+    matched: _Indices,
+    others: Detections,
+    finding: str,
+    tolerances: Mapping[str, float],
+) -> None:
+    """Raise unless every detection without a partner has an excuse."""
+    scores = detections["scores"]
+    unmatched = np.ones(len(scores), dtype=bool)
+    unmatched[matched] = False
+    unmatched &= scores > others["scores"].min() + tolerances["scores"]
+    score_errors = np.abs(scores[:, np.newaxis] - others["scores"])
+    ties = (_distances(detections, others) <= _NEIGHBOUR_CELLS) & (
+        score_errors <= tolerances["scores"]
+    )
+    excused = unmatched & ties.any(axis=1)
+    if excused.sum() <= _MAX_NEIGHBOUR_TIES * len(unmatched):
+        unmatched &= ~excused
+    if "boxes" in detections and unmatched.sum() <= max(1, _MAX_ON_THRESHOLD * (scores > 0).sum()):
+        return
+    if unmatched.any():
+        raise VerificationError(
+            f"{finding} {unmatched.sum()} detections of the same class and center, the best with "
+            f"score {scores[unmatched].max():.4f}. "
+            "The exported file does not compute what the network computes."
+        )

@@ -1,0 +1,40 @@
+"""The corner systems as architectures, for the table of all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from model_export.checkpoints import corner_nets
+from model_export.checkpoints.layout import Layout
+from model_export.networks import hourglass
+from model_export.networks.corner_networks import KeypointNetwork
+
+
+@dataclass(frozen=True)
+class CornerArchitecture:
+    """Stacked hourglasses with one pooling block per kind of keypoint."""
+
+    stacks: int
+    """Two hourglasses have 104 layers, one has 52."""
+    pooling: Callable[[], Mapping[str, nn.Module]]
+    tasks: tuple[str, ...]
+    head_hidden_channels: int = hourglass.CHANNELS
+    input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
+
+    @property
+    def layout(self) -> Layout:
+        """The authors' names."""
+        return corner_nets.layout(self.stacks)
+
+    def build(
+        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+    ) -> KeypointNetwork:
+        """Make the network with freshly initialised weights; channels per head, by our names."""
+        return KeypointNetwork(
+            hourglass.StackedHourglass(self.stacks),
+            self.pooling(),
+            head_channels,
+            head_hidden_channels or self.head_hidden_channels,
+        )

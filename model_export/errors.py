@@ -1,0 +1,62 @@
+"""What can stop an export, placed where the data is when it happens.
+
+Every message says what was received, what is accepted and what to do; ``code`` stays the same
+when a message is reworded. A place that is taken or cannot be written is
+:class:`model_package.PackageError`.
+"""
+
+from typing import ClassVar
+
+
+class ExportError(Exception):
+    """No package was made."""
+
+    code: ClassVar[str] = "export_failed"
+
+
+class RecipeError(ExportError):
+    """What was asked for cannot be exported; found before any work is done."""
+
+    code = "recipe_invalid"
+
+
+class CheckpointError(ExportError):
+    """The checkpoint is not what it should be."""
+
+    code = "checkpoint_invalid"
+
+
+class CheckpointUnreadableError(CheckpointError):
+    """The file is missing, damaged, too large, or does not hold the weights of a network."""
+
+    code = "checkpoint_unreadable"
+
+
+class CheckpointUnsafeError(CheckpointError):
+    """Reading the file would run code that it brings along; nothing was run."""
+
+    code = "checkpoint_unsafe"
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The weights belong to another network than the one asked for."""
+
+    code = "checkpoint_mismatch"
+
+
+class OnnxFileError(ExportError):
+    """Somebody else's ONNX file is not what can be imported."""
+
+    code = "onnx_file_invalid"
+
+
+class PicturesError(ExportError):
+    """The pictures to verify with cannot be read."""
+
+    code = "pictures_unreadable"
+
+
+class VerificationError(ExportError):
+    """The exported file does not find what the network finds."""
+
+    code = "verification_failed"

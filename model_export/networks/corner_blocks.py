@@ -1,0 +1,71 @@
+"""Blocks that end in pooled features: the prediction modules of both corner systems."""
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_export.networks.hourglass import ConvolutionBlock, projection
+
+Pool = Callable[[Tensor], Tensor]
+"""(N, C, H, W) to the same, or to a shape that is broadcast to it."""
+
+_POOLED_CHANNELS = 128
+
+
+class PoolingBlock(nn.Module):
+    """Two branches, pooled vertically and horizontally, inside a residual block.
+
+    With corner pools this is *CornerNet*'s prediction module (its section 3.3), with the maxima
+    of whole columns and rows the center pooling of *Keypoint Triplets* (its section 3.3).
+    Float32 (N, channels, H, W) to the same shape.
+    """
+
+    def __init__(self, channels: int, vertical: Pool, horizontal: Pool) -> None:
+        super().__init__()
+        self.vertical = vertical
+        self.horizontal = horizontal
+        self.vertical_branch = ConvolutionBlock(channels, _POOLED_CHANNELS)
+        self.horizontal_branch = ConvolutionBlock(channels, _POOLED_CHANNELS)
+        self.merge = nn.Sequential(
+            nn.Conv2d(_POOLED_CHANNELS, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut = projection(channels, channels)
+        self.output = ConvolutionBlock(channels, channels)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Sum of both pooled branches, (N, 128, H, W)."""
+        return self.vertical(self.vertical_branch(x)) + self.horizontal(self.horizontal_branch(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = functional.relu(self.merge(self.pool(x)) + self.shortcut(x))
+        return cast(Tensor, self.output(merged))
+
+
+class CascadePoolingBlock(PoolingBlock):
+    """Cascade corner pooling (*Keypoint Triplets*, section 3.4).
+
+    Before a branch is pooled along the border, features pooled the other way, into the object,
+    are added to it, so that a corner also sees what lies inside.
+    """
+
+    def __init__(self, channels: int, vertical: Pool, horizontal: Pool) -> None:
+        super().__init__(channels, vertical, horizontal)
+        self.vertical_look = ConvolutionBlock(channels, _POOLED_CHANNELS)
+        self.horizontal_look = ConvolutionBlock(channels, _POOLED_CHANNELS)
+        self.vertical_join = _bare_convolution()
+        self.horizontal_join = _bare_convolution()
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Sum of both branches, pooled twice, (N, 128, H, W)."""
+        inside = self.horizontal(self.vertical_look(x))
+        vertical = self.vertical(self.vertical_join(self.vertical_branch(x) + inside))
+        inside = self.vertical(self.horizontal_look(x))
+        horizontal = self.horizontal(self.horizontal_join(self.horizontal_branch(x) + inside))
+        return vertical + horizontal
+
+
+def _bare_convolution() -> nn.Conv2d:
+    return nn.Conv2d(_POOLED_CHANNELS, _POOLED_CHANNELS, 3, padding=1, bias=False)

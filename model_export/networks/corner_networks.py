@@ -1,0 +1,70 @@
+"""The network of *CornerNet* (Law and Deng 2018) and *Keypoint Triplets* (Duan et al. 2019)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from model_export.networks.center_point import PredictionHead
+from model_export.networks.corner_blocks import CascadePoolingBlock, PoolingBlock
+from model_export.networks.corner_pooling import (
+    bottom_pool,
+    column_max,
+    left_pool,
+    right_pool,
+    row_max,
+    top_pool,
+)
+from model_export.networks.hourglass import CHANNELS, StackedHourglass
+
+
+class KeypointNetwork(nn.Module):
+    """Trunk, a pooling block per kind of keypoint, heads on each of them.
+
+    float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4), rounded up, per head; sides must be
+    multiples of 128 or one less. Heads are called ``<keypoint>_<quantity>``, like
+    ``top_left_heatmap``. In training every stack of the trunk has blocks and heads; here are
+    those of the last one.
+    """
+
+    def __init__(
+        self,
+        trunk: StackedHourglass,
+        pooling: Mapping[str, nn.Module],
+        head_channels: Mapping[str, int],
+        head_hidden_channels: int = CHANNELS,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pooling = nn.ModuleDict(pooling)
+        self.heads = nn.ModuleDict(
+            {
+                name: PredictionHead(CHANNELS, head_hidden_channels, channels)
+                for name, channels in head_channels.items()
+            }
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.trunk(images)[-1]  # (N, 256, H/4, W/4)
+        pooled = {keypoint: block(features) for keypoint, block in self.pooling.items()}
+        return {name: head(pooled[_keypoint(name)]) for name, head in self.heads.items()}
+
+
+def corner_net_pooling() -> dict[str, nn.Module]:
+    """Blocks of *CornerNet*, by keypoint."""
+    return {
+        "top_left": PoolingBlock(CHANNELS, top_pool, left_pool),
+        "bottom_right": PoolingBlock(CHANNELS, bottom_pool, right_pool),
+    }
+
+
+def keypoint_triplets_pooling() -> dict[str, nn.Module]:
+    """Blocks of *Keypoint Triplets*, by keypoint."""
+    return {
+        "top_left": CascadePoolingBlock(CHANNELS, top_pool, left_pool),
+        "bottom_right": CascadePoolingBlock(CHANNELS, bottom_pool, right_pool),
+        "center": PoolingBlock(CHANNELS, column_max, row_max),
+    }
+
+
+def _keypoint(head: str) -> str:
+    return head.rpartition("_")[0]

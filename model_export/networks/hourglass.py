@@ -1,0 +1,152 @@
+"""Stacked hourglasses (Newell et al. 2016), as *CornerNet* (Law and Deng 2018) has them (sec. 3.5).
+
+Two stacks make Hourglass-104, the trunk of *Objects as Points* (its section 5) and of *CornerNet*;
+one makes the Hourglass-52 of *Keypoint Triplets*. Unlike Newell's, they halve the resolution by
+strided residual blocks, never by pooling, and add what comes back up to what stayed.
+"""
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+CHANNELS = 256
+"""Channels of every stack's feature map."""
+
+INPUT_MULTIPLE: Final = 128
+"""The innermost level has this stride, so that halving and doubling come out even."""
+
+_STEM_CHANNELS = 128
+_WIDTHS = (256, 256, 384, 384, 384, 512)
+_DEPTHS = (2, 2, 2, 2, 2, 4)
+
+
+class ConvolutionBlock(nn.Module):
+    """Convolution that keeps the size (divided by ``stride``), batch normalisation, ReLU.
+
+    Without normalisation the convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        *,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=(kernel - 1) // 2,
+            bias=not normalise,
+        )
+        self.bn = nn.BatchNorm2d(out_channels) if normalise else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.relu(self.bn(self.conv(x))))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected where the shape changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = projection(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.relu(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(residual))
+        return cast(Tensor, self.relu(residual + self.shortcut(x)))
+
+
+def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """1x1 convolution and batch normalisation, without an activation."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class Hourglass(nn.Module):
+    """One level and, inside it, all smaller ones; (N, widths[0], H, W) to the same shape.
+
+    ``across`` keeps the resolution, ``down``, ``inner`` and ``up`` see half of it.
+    """
+
+    def __init__(self, widths: Sequence[int] = _WIDTHS, depths: Sequence[int] = _DEPTHS) -> None:
+        super().__init__()
+        width, inner_width = widths[:2]
+        depth, inner_depth = depths[:2]
+        self.across = _residuals([width] * (depth + 1))
+        self.down = _residuals([width] + [inner_width] * depth, first_stride=2)
+        self.inner: nn.Module = (
+            Hourglass(widths[1:], depths[1:])
+            if len(widths) > 2
+            else _residuals([inner_width] * (inner_depth + 1))
+        )
+        self.up = _residuals([inner_width] * depth + [width])
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.up(self.inner(self.down(x)))  # (N, width, H/2, W/2)
+        doubled = functional.interpolate(inner, scale_factor=2.0, mode="nearest")
+        return cast(Tensor, self.across(x) + doubled)
+
+
+def _residuals(channels: Sequence[int], first_stride: int = 1) -> nn.Sequential:
+    """Chain blocks through ``channels``: one fewer than there are entries."""
+    strides = [first_stride] + [1] * (len(channels) - 2)
+    return nn.Sequential(
+        *(ResidualBlock(*shape) for shape in zip(channels[:-1], channels[1:], strides, strict=True))
+    )
+
+
+class StackedHourglass(nn.Module):
+    """Stem and ``stacks`` hourglasses, each refining what the one before it made.
+
+    Takes float32 (N, 3, H, W), sides that are multiples of 128 or one less. Returns the feature
+    map of every stack, first to last, float32 (N, 256, H/4, W/4) each; predictions are made from
+    the last one, the others are there for the loss.
+    """
+
+    def __init__(self, stacks: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            ConvolutionBlock(3, _STEM_CHANNELS, kernel=7, stride=2),
+            ResidualBlock(_STEM_CHANNELS, CHANNELS, stride=2),
+        )
+        self.hourglasses = nn.ModuleList(Hourglass() for _ in range(stacks))
+        self.outputs = nn.ModuleList(ConvolutionBlock(CHANNELS, CHANNELS) for _ in range(stacks))
+        between = range(stacks - 1)
+        self.merge_inputs = nn.ModuleList(projection(CHANNELS, CHANNELS) for _ in between)
+        self.merge_outputs = nn.ModuleList(projection(CHANNELS, CHANNELS) for _ in between)
+        self.merged = nn.ModuleList(ResidualBlock(CHANNELS, CHANNELS) for _ in between)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.stem(images)  # stride 4
+        features = [self.outputs[0](self.hourglasses[0](x))]
+        for stack, merged in enumerate(self.merged, start=1):
+            x = self.merge_inputs[stack - 1](x) + self.merge_outputs[stack - 1](features[-1])
+            x = merged(functional.relu(x))
+            features.append(self.outputs[stack](self.hourglasses[stack](x)))
+        return features
+
+
+class LastStack(nn.Module):
+    """Of the feature maps of all stacks, the last one's."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return features[-1]

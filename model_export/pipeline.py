@@ -1,0 +1,130 @@
+"""One export, from a checkpoint to a verified package."""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from model_export.architectures import ARCHITECTURES
+from model_export.checkpoints.contents import identify
+from model_export.checkpoints.loading import load_network
+from model_export.checkpoints.reading import read_state
+from model_export.classes import mirrored_pairs
+from model_export.graph import DetectionGraph
+from model_export.normalization import NORMALIZATIONS
+from model_export.onnx_export import export_onnx
+from model_export.recipe import Plan, Recipe, check_recipe, make_plan
+from model_export.verification import merge, verify
+from model_export.verification_images import Picture, read_pictures, synthetic_images
+from model_package import ModelPackage, PackageDraft, Verification, draft_package
+from model_package.directory import sha256_of
+
+ONNX_FILE = "model.onnx"
+FLIP_ONNX_FILE = "model_flip.onnx"
+STEPS = 4
+"""How often :func:`export_package` calls ``progress``."""
+
+_TOOLS = ("centernet-serving", "torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def export_package(
+    recipe: Recipe,
+    checkpoint: Path,
+    output: Path,
+    progress: Callable[[str], None],
+    pictures: Path | None = None,
+) -> ModelPackage:
+    """Turn ``checkpoint`` into a package at ``output`` that detects what its network detects.
+
+    ``progress`` is told each step as it begins; ``pictures`` is a directory of more images to
+    verify with. Raises :class:`~model_export.errors.ExportError` and
+    :class:`~model_package.PackageError`; whatever is raised, no package and no draft stays behind.
+    """
+    check_recipe(recipe)
+    with draft_package(output) as draft:
+        progress(f"Read {checkpoint}")
+        plan, network = _read(recipe, checkpoint)
+        images = collect_images(plan, pictures)
+        graphs = {ONNX_FILE: _graph(network, plan, flip=False)}
+        if recipe.flip:
+            graphs[FLIP_ONNX_FILE] = _graph(network, plan, flip=True)
+
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        progress(f"Export {plan.architecture} ({parameters / 1e6:.2f} M parameters) to ONNX")
+        for file, graph in graphs.items():
+            _export(graph, plan, draft.directory / file)
+
+        progress(f"Compare PyTorch with ONNX Runtime on {len(images)} images")
+        verification = _verify(graphs, plan, draft, images)
+
+        progress(f"Write {output}")
+        manifest = plan.manifest(
+            artifacts=tuple(
+                draft.describe_artifact(file, flip=graphs[file].flip) for file in graphs
+            ),
+            checkpoint_sha256=sha256_of(checkpoint),
+            tools=tool_versions(),
+            verification=verification,
+        )
+        return draft.publish(manifest)
+
+
+def _read(recipe: Recipe, checkpoint: Path) -> tuple[Plan, nn.Module]:
+    """Find out what the checkpoint is, settle what follows from it, and load it."""
+    state = read_state(checkpoint)
+    contents = identify(state, recipe.architecture, recipe.task)
+    plan = make_plan(
+        recipe,
+        contents.architecture,
+        ARCHITECTURES[contents.architecture].input_multiple,
+        contents.task,
+        contents.num_classes,
+        contents.num_joints,
+    )
+    return plan, load_network(contents, state)
+
+
+def _graph(network: nn.Module, plan: Plan, flip: bool) -> DetectionGraph:
+    graph = DetectionGraph(
+        network,
+        NORMALIZATIONS[plan.normalization],
+        plan.task.keypoints or plan.recipe.top_k,
+        plan.task,
+        flip,
+        mirrored_pairs(plan.joints),
+    )
+    return graph.eval()
+
+
+def _export(graph: DetectionGraph, plan: Plan, path: Path) -> None:
+    spec = plan.input
+    names = plan.output_names()
+    export_onnx(graph, spec.height_px, spec.width_px, names, path, spec.free_size)
+
+
+def _verify(
+    graphs: Mapping[str, DetectionGraph], plan: Plan, draft: PackageDraft, images: list[Picture]
+) -> Verification:
+    names = plan.output_names()
+    return merge(
+        [verify(graph, draft.directory / file, names, images) for file, graph in graphs.items()]
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the programs that had a part in an export."""
+    return {tool: version(tool) for tool in _TOOLS}
+
+
+def collect_images(plan: Plan, pictures: Path | None) -> list[Picture]:
+    """Make and read images to verify with, of the input's size and, if others fit, of another."""
+    height_px, width_px = plan.input.height_px, plan.input.width_px
+    images = synthetic_images(height_px, width_px)
+    if plan.input.free_size is not None:
+        free_size = plan.input.free_size
+        unit, less_px = free_size.multiple_px, 1 - free_size.extra_px
+        images += synthetic_images(2 * unit - less_px, 3 * unit - less_px)[:2]
+    if pictures is not None:
+        images += read_pictures(pictures, height_px, width_px)
+    return images

@@ -1,0 +1,137 @@
+"""What networks are trained for, as data: one literal table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from model_export.boxes_3d import pick_boxes_3d
+from model_export.classes import COCO, COCO_JOINTS, KITTI
+from model_export.corner_pairs import (
+    PAIR_HEADS,
+    TRIPLET_HEADS,
+    pick_corner_pairs,
+    pick_corner_triplets,
+)
+from model_export.heads import Head
+from model_export.peaks import pick_boxes
+from model_export.poses import pick_poses
+from model_package import (
+    CenterBoxes3DDecoder,
+    CenterBoxesDecoder,
+    CenterPosesDecoder,
+    CornerPairsDecoder,
+    CornerTripletsDecoder,
+)
+
+Pick = Callable[[Mapping[str, Tensor], int], tuple[Tensor, ...]]
+
+DecoderType = (
+    type[CenterBoxesDecoder]
+    | type[CenterPosesDecoder]
+    | type[CenterBoxes3DDecoder]
+    | type[CornerPairsDecoder]
+    | type[CornerTripletsDecoder]
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Heads, the way from their maps to outputs, and what is usual."""
+
+    heads: Mapping[str, Head]
+    pick: Pick
+    """Activated maps and K to the outputs of ``decoder``, in its order."""
+    decoder: DecoderType
+    classes: tuple[str, ...]
+    """Names, if a checkpoint has as many classes."""
+    joints: tuple[str, ...] = ()
+    size_px: tuple[int, int] = (512, 512)
+    """Width and height of the input."""
+    extra_px: Literal[0, 1] = 1
+    """0 where sides of the input are one less than multiples."""
+    max_side_px: int | None = None
+    """Longest side of inputs of other sizes, if those are usual."""
+    resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
+    normalization: str = "coco"
+    can_flip: bool = True
+    """Whether maps can be averaged over the picture and its mirror image."""
+    keypoints: int | None = None
+    """Keypoints of each kind that the graph takes; None: as many as objects are wanted."""
+
+    @property
+    def classes_head(self) -> str:
+        """A head that has a map per class."""
+        return next(name for name, head in self.heads.items() if head.per == "class")
+
+    def head_channels(
+        self, present: Mapping[str, int], classes: int, joints: int
+    ) -> dict[str, int]:
+        """Channels of every head, optional ones only where they are among ``present``."""
+        return {
+            name: head.count(classes, joints)
+            for name, head in self.heads.items()
+            if not head.optional or name in present
+        }
+
+
+_BOX_HEADS = {
+    "heatmap": Head(1, per="class", heatmap=True),
+    "size": Head(2),
+    "offset": Head(2, optional=True, mirrored=False),
+}
+
+
+def _corner_task(
+    heads: Mapping[str, Head], pick: Pick, decoder: DecoderType, keypoints: int
+) -> Task:
+    """Make a task with what both groups of authors do: pictures keep their resolution."""
+    return Task(
+        heads=heads,
+        pick=pick,
+        decoder=decoder,
+        classes=COCO,
+        size_px=(511, 511),
+        extra_px=0,
+        max_side_px=1023,
+        resize="keep_resolution",
+        # The mirror image is an input of its own; its boxes are merged, not its maps.
+        can_flip=False,
+        keypoints=keypoints,
+    )
+
+
+TASKS: Mapping[str, Task] = {
+    "boxes": Task(heads=_BOX_HEADS, pick=pick_boxes, decoder=CenterBoxesDecoder, classes=COCO),
+    "poses": Task(
+        heads={
+            **_BOX_HEADS,
+            "joint_offsets": Head(2, per="joint"),
+            "joint_heatmap": Head(1, per="joint", optional=True, heatmap=True),
+            "joint_heatmap_offset": Head(2, optional=True, mirrored=False),
+        },
+        pick=pick_poses,
+        decoder=CenterPosesDecoder,
+        classes=("person",),
+        joints=COCO_JOINTS,
+    ),
+    "boxes_3d": Task(
+        heads={
+            **_BOX_HEADS,
+            "depth": Head(1),
+            "dimensions": Head(3),
+            "rotation": Head(8),
+        },
+        pick=pick_boxes_3d,
+        decoder=CenterBoxes3DDecoder,
+        classes=KITTI,
+        size_px=(1280, 384),
+        resize="fit_width",
+        normalization="imagenet",
+        # A mirrored road has other rotations; the authors' code does not average here either.
+        can_flip=False,
+    ),
+    "corner_pairs": _corner_task(PAIR_HEADS, pick_corner_pairs, CornerPairsDecoder, 100),
+    "corner_triplets": _corner_task(TRIPLET_HEADS, pick_corner_triplets, CornerTripletsDecoder, 70),
+}

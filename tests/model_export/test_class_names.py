@@ -1,0 +1,55 @@
+"""Class names in the authors' order, and from what a user writes."""
+
+from pathlib import Path
+
+import pytest
+
+from model_export.classes import COCO, PASCAL, read_classes
+from model_export.errors import RecipeError
+
+
+def test_the_known_lists() -> None:
+    assert len(set(COCO)) == len(COCO) == 80
+    assert len(set(PASCAL)) == len(PASCAL) == 20
+    # Positions that only the contiguous order gives (COCO's category numbers have gaps).
+    assert (COCO[0], COCO[11], COCO[12], COCO[79]) == (
+        "person", "stop sign", "parking meter", "toothbrush",
+    )  # fmt: skip
+    assert (PASCAL[0], PASCAL[14], PASCAL[19]) == ("aeroplane", "person", "tvmonitor")
+    assert read_classes("coco") == COCO
+    assert read_classes("pascal") == PASCAL
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [("cat,dog", ("cat", "dog")), (" cat , big dog ", ("cat", "big dog")), ("cat,", ("cat",))],
+)
+def test_names_separated_by_commas(text: str, classes: tuple[str, ...]) -> None:
+    assert read_classes(text) == classes
+
+
+def test_a_file_with_a_name_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffcat\r\n\r\n hot dog \nStraße\n".encode())
+    assert read_classes(str(path)) == ("cat", "hot dog", "Straße")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n \n", "names nothing"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"x" * (1024 * 1024 + 1), "has more than"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        read_classes(str(path))
+
+
+@pytest.mark.parametrize("text", ["", ",", "cocoo", "/"])
+def test_no_names_are_refused(text: str) -> None:
+    with pytest.raises(RecipeError):
+        read_classes(text)

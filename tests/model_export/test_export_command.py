@@ -1,0 +1,123 @@
+"""``centernet-export package`` from the outside."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_export import cli
+from model_export.cli import main
+from model_export.pipeline import STEPS
+from model_package import ModelPackage, load_package
+
+
+def _arguments(checkpoint: Path, output: Path, changes: dict[str, str] | None = None) -> list[str]:
+    options = {
+        "checkpoint": str(checkpoint),
+        "arch": "res_18_slim",
+        "classes": "circle,square,triangle",
+        "output": str(output),
+        "input-size": "160x96",
+        "top-k": "50",
+    } | (changes or {})
+    return ["package", *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "prefix", "counters", "zipped"),
+    [
+        (True, "", True, True),
+        (True, "module.", True, False),
+        (False, "module.", False, True),
+        (False, "", False, False),
+    ],
+)
+def test_every_layout_of_a_checkpoint_makes_the_same_package(
+    slim_state: dict[str, Tensor],
+    slim_package: ModelPackage,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrapped: bool,
+    prefix: str,
+    counters: bool,
+    zipped: bool,
+) -> None:
+    state = {
+        prefix + key: weight
+        for key, weight in slim_state.items()
+        if counters or not key.endswith("num_batches_tracked")
+    }
+    content = {"epoch": 140, "state_dict": state, "optimizer": {}} if wrapped else state
+    checkpoint, output = tmp_path / "slim.pth", tmp_path / "models" / "shapes"
+    torch.save(content, checkpoint, _use_new_zipfile_serialization=zipped)
+
+    assert main(_arguments(checkpoint, output)) == 0
+
+    package = load_package(output)
+    assert package.manifest.name == "shapes"
+    assert package.manifest.version == "1"
+    assert package.manifest.provenance.license == "unknown"
+    assert package.manifest.artifacts == slim_package.manifest.artifacts  # digest included
+    assert list(output.parent.iterdir()) == [output]
+    captured = capsys.readouterr()
+    steps = captured.err.splitlines()
+    assert [step.partition(" ")[0] for step in steps] == [
+        f"[{number}/{STEPS}]" for number in range(1, STEPS + 1)
+    ]
+    assert all(step.endswith(" s") for step in steps)
+    assert "1.37 M parameters" in captured.err
+    assert "3 classes" in captured.out
+    assert f"MODELS={output.parent} make serve" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint": "absent.pth"}, "there is no file absent.pth"),
+        ({"arch": "res_50"}, "export it with --arch res_18_slim"),
+        ({"classes": "coco"}, "detects 3 classes, but 80 names"),
+        ({"classes": "absent.txt"}, "is not a file. Accepted: coco, pascal"),
+        ({"input-size": "512"}, "'512' is not a size"),
+        ({"input-size": "100x100"}, "multiples of 32"),
+        ({"name": "../other"}, "name: String should match pattern"),
+        ({"verify-images": "absent"}, "absent is not a directory"),
+    ],
+)
+def test_a_refusal_is_one_line_and_leaves_nothing(
+    slim_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    assert main(_arguments(slim_checkpoint, tmp_path / "out", changes)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("centernet-export: error: ")
+    assert message in last
+    assert {path.name for path in tmp_path.iterdir()} == {"slim.pth"}
+
+
+def test_an_interruption_is_told(
+    slim_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, progress: object, **__: object) -> None:
+        assert callable(progress)
+        progress("Read a checkpoint")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "export_package", interrupted)
+    assert main(_arguments(slim_checkpoint, tmp_path / "out")) == 130
+    assert capsys.readouterr().err == f"[1/{STEPS}] Read a checkpoint ... interrupted\n"
+
+
+def test_the_help_tells_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["package", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for default in ("(512x512; 3D: ", "(coco; 3D: ", "(0.3)", "(100)", "(unknown)"):
+        assert default in text

@@ -1,0 +1,161 @@
+"""Packages for every task, with mirrors and with free sizes."""
+
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from support.checkpoints import State
+
+from model_export.architectures import ARCHITECTURES
+from model_export.boxes_3d import KITTI_PROJECTION
+from model_export.checkpoints.objects_as_points import to_checkpoint_key
+from model_export.errors import RecipeError
+from model_export.pipeline import FLIP_ONNX_FILE, ONNX_FILE, export_package
+from model_export.recipe import Recipe, check_recipe
+from model_export.tasks import TASKS
+from model_export.verification_images import synthetic_images
+from model_package import FreeSize, ModelPackage
+
+JOINTS = ("snout", "left ear", "right ear", "tail")
+MULTI_POSE, DDD = "multi_pose_dla_34", "ddd_dla_34"  # whose gains make detections differ
+
+
+@pytest.fixture(scope="module")
+def slim_state_for(weights_rule: types.ModuleType) -> Callable[[str, int, int, str], State]:
+    def make(task: str, classes: int, joints: int, table: str) -> State:
+        heads = TASKS[task].heads
+        with torch.device("meta"):
+            network = ARCHITECTURES["res_18_slim"].build(
+                {name: head.count(classes, joints) for name, head in heads.items()}
+            )
+        manifest = {
+            to_checkpoint_key(key): [list(weight.shape), str(weight.dtype)]
+            for key, weight in network.state_dict().items()
+        }
+        tab = weights_rule.TABLE["ctdet_res_18"] | {"heads": weights_rule.TABLE[table]["heads"]}
+        arrays = weights_rule.make_state(manifest, tab=tab)
+        return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pose_package(
+    slim_state_for: Callable[[str, int, int, str], State],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ModelPackage:
+    directory = tmp_path_factory.mktemp("poses")
+    checkpoint = directory / "poses.pth"
+    torch.save(slim_state_for("poses", 1, len(JOINTS), MULTI_POSE), checkpoint)
+    recipe = Recipe(
+        name="mice",
+        version="1",
+        classes=("mouse",),
+        joints=JOINTS,
+        width_px=160,
+        height_px=96,
+        top_k=50,
+        max_side_px=320,
+        flip=True,
+    )
+    return export_package(recipe, checkpoint, directory / "package", lambda _: None)
+
+
+def _run(package: ModelPackage, file: str, image: NDArray[np.uint8]) -> dict[str, NDArray]:
+    session = ort.InferenceSession(
+        str(package.directory / file), providers=["CPUExecutionProvider"]
+    )
+    names = [spec.name for spec in package.manifest.decoder.outputs()]
+    return {
+        name: values[0]
+        for name, values in zip(
+            names, session.run(names, {"images": image[np.newaxis]}), strict=True
+        )
+    }
+
+
+def test_a_pose_package_says_what_it_can(pose_package: ModelPackage) -> None:
+    manifest = pose_package.manifest
+    assert manifest.provenance.architecture == "res_18_slim"  # recognised
+    assert manifest.decoder.kind == "center_poses"
+    assert manifest.decoder.joints == JOINTS
+    assert manifest.decoder.skeleton == ()
+    assert manifest.input.resize == "letterbox"
+    assert manifest.input.free_size == FreeSize(multiple_px=32, extra_px=1, max_side_px=320)
+    assert {artifact.file: artifact.flip for artifact in manifest.artifacts} == {
+        ONNX_FILE: False,
+        FLIP_ONNX_FILE: True,
+    }
+    assert {"keypoints", "keypoint_scores"} < manifest.verification.worst_errors.keys()
+    assert manifest.verification.inputs == 6  # two of another size
+
+
+@pytest.mark.parametrize("size", [(96, 160), (32, 32), (320, 64)])
+def test_every_size_gives_all_outputs(pose_package: ModelPackage, size: tuple[int, int]) -> None:
+    image = synthetic_images(*size)[1]
+    for file in (ONNX_FILE, FLIP_ONNX_FILE):
+        outputs = _run(pose_package, file, image)
+        for spec in pose_package.manifest.decoder.outputs():
+            assert outputs[spec.name].shape == spec.shape
+            assert outputs[spec.name].dtype == spec.dtype
+
+
+def test_the_average_does_not_depend_on_the_mirror(pose_package: ModelPackage) -> None:
+    image = synthetic_images(96, 160)[1]
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    one, other = (_run(pose_package, FLIP_ONNX_FILE, picture) for picture in (image, mirrored))
+    np.testing.assert_allclose(one["scores"], other["scores"], rtol=0, atol=1e-5)
+    plain = _run(pose_package, ONNX_FILE, image)
+    assert np.abs(one["scores"] - plain["scores"]).max() > 1e-3
+
+
+def test_boxes_in_space_have_the_usual_facts(
+    slim_state_for: Callable[[str, int, int, str], State], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "road.pth"
+    torch.save(slim_state_for("boxes_3d", 3, 0, DDD), checkpoint)
+    recipe = Recipe(name="road", version="1", top_k=20, width_px=320)
+    package = export_package(recipe, checkpoint, tmp_path / "package", lambda _: None)
+    manifest = package.manifest
+    assert manifest.classes == ("Pedestrian", "Car", "Cyclist")
+    assert (manifest.input.width_px, manifest.input.height_px) == (320, 384)
+    assert manifest.input.resize == "fit_width"
+    assert manifest.decoder.kind == "center_boxes_3d"
+    assert manifest.decoder.projection == KITTI_PROJECTION
+    assert manifest.provenance.normalization == "imagenet"
+    assert {"depths", "dimensions", "rotations"} < manifest.verification.worst_errors.keys()
+    outputs = _run(package, ONNX_FILE, synthetic_images(384, 320)[1])
+    assert (outputs["depths"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "boxes_3d", "flip": True}, "cannot be averaged over mirror images"),
+        ({"task": "segments"}, "there is no task 'segments'. Accepted: boxes, poses, boxes_3d"),
+        ({"architecture": "hourglass"}, "multiples of 128, for instance 128x128"),
+        ({"max_side_px": 128}, "up to 128 px a side are to be free, but .* 160x96"),
+        ({"task": "boxes_3d", "projection": (1.0,) * 11}, "projection: Tuple should have at least"),
+        ({"resize": "keep_resolution"}, "free_size must say which sizes fit"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    slim_recipe: Recipe, change: dict[str, object], message: str
+) -> None:
+    recipe = replace(slim_recipe, architecture=None)
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(replace(recipe, **change))
+
+
+def test_names_that_nobody_can_guess_are_asked_for(
+    slim_checkpoint: Path, slim_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(slim_recipe, classes=None)
+    with pytest.raises(RecipeError, match=r"detects 3 classes, .* Give them with --classes"):
+        export_package(recipe, slim_checkpoint, tmp_path / "out", lambda _: None)

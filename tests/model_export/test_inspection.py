@@ -1,0 +1,54 @@
+"""``centernet-export inspect`` says what a checkpoint is, and whether it can be exported."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import State
+
+from model_export.cli import main
+
+
+def _inspect(state: State, directory: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    path = directory / "unknown.pth"
+    torch.save({"epoch": 1, "state_dict": state}, path)
+    code = main(["inspect", str(path)])
+    return code, capsys.readouterr().out
+
+
+def test_a_pose_network_is_told(
+    authors_state: Callable[[str], State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = _inspect(authors_state("multi_pose_dla_34"), tmp_path, capsys)
+    assert code == 0
+    for fact in (
+        "unknown.pth: dla_34 for poses, 3",
+        "detects: 1 class, 17 joints",
+        "heads: heatmap 1, size 2, offset 2, joint_offsets 34, joint_heatmap 17, "
+        "joint_heatmap_offset 2; 256 channels inside",
+        "usual input: 512x512, sides multiples of 32, normalization coco",
+        "not needed: 12 tensors",
+        "nothing is missing or left over",
+    ):
+        assert fact in told
+
+
+def test_what_is_missing_is_told(
+    slim_state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {key: value for key, value in slim_state.items() if not key.startswith("wh.")}
+    code, told = _inspect(state | {"extra": torch.ones(1)}, tmp_path, capsys)
+    assert code == 2
+    assert "closest to res_18_slim for boxes" in told
+    assert "4 missing (wh.0.weight, wh.0.bias, wh.2.weight, ...)" in told
+    assert "1 unexpected (extra)" in told
+
+
+def test_what_is_no_checkpoint_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "notes.pth"
+    path.write_text("words")
+    assert main(["inspect", str(path)]) == 2
+    assert "is not a PyTorch checkpoint" in capsys.readouterr().err
