@@ -39,7 +39,7 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
     """Run the service's own predictor in this process."""
 
     async def detect_all() -> Answers:
-        models = load_models(Settings(models=package, max_queue_size=len(bodies)), Metrics())
+        models = load_models(Settings(models=package), Metrics())
         models.start()
         predictor = models.get(None)
         options = predictor.options(DetectParameters(**EVERYTHING))

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,11 +97,9 @@ def served_rate(
         connection.close()
 
     started_at = time.perf_counter()
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as threads:
+        # The list raises what a client raised: a rate without it would be a wrong one.
+        list(threads.map(ask, range(clients)))
     return len(latencies) / (time.perf_counter() - started_at), latencies
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -15,9 +17,11 @@ from PIL import Image, ImageOps
 from service.drawing import draw_detections
 from service.parameters import DetectParameters
 
+_NO_SERVICE = "is this a CenterNet service?"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit with status 1 when the service refuses the picture or cannot be reached."""
+    """Exit with status 1 when there is no answer, or when it cannot be written."""
     given = _parser().parse_args(arguments)
     options = {
         name: _in_query(value)
@@ -25,20 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (value := getattr(given, name)) is not None
     }
     try:
+        if given.output is not None:
+            _check_output(given.output)
         answer = request_detections(
             given.url, given.picture.read_bytes(), model=given.model, options=options
         )
-        skeleton = _skeleton(given.url, answer) if given.output is not None else ()
-    except (OSError, RuntimeError) as error:
+        if given.output is not None:
+            _draw(given.picture, answer, _skeleton(given.url, answer), given.output)
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"centernet-detect: error: {error}", file=sys.stderr)
         sys.exit(1)
-    for detection in answer["detections"]:
-        box = " ".join(f"{coordinate:9.2f}" for coordinate in detection["bbox"])
-        print(f"{detection['score']:.3f}  {box}  {detection['class_name']}{_in_space(detection)}")
-    if given.output is not None:
-        with Image.open(given.picture) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            draw_detections(upright, answer["detections"], skeleton).save(given.output)
+    try:
+        _print(answer["detections"])
+    except BrokenPipeError:
+        # Whoever read has seen enough (``| head``). Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +68,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_output(path: Path) -> None:
+    """Raise ``OSError`` for a picture that cannot be written, before the work of an answer."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise OSError(f"--output {path}: the name must end in .png, .jpg or the like")
+    if not path.parent.is_dir():
+        raise OSError(f"--output {path}: there is no directory {path.parent}")
+
+
+def _draw(
+    picture: Path, answer: dict[str, Any], skeleton: Sequence[tuple[int, int]], output: Path
+) -> None:
+    with Image.open(picture) as opened:
+        upright = ImageOps.exif_transpose(opened)
+        draw_detections(upright, answer["detections"], skeleton).save(output)
+
+
+def _print(detections: Sequence[dict[str, Any]]) -> None:
+    for detection in detections:
+        box = " ".join(f"{coordinate:9.2f}" for coordinate in detection["bbox"])
+        print(f"{detection['score']:.3f}  {box}  {detection['class_name']}{_in_space(detection)}")
+    sys.stdout.flush()
+
+
 def _in_query(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
@@ -81,7 +110,7 @@ def _skeleton(url: str, answer: dict[str, Any]) -> list[tuple[int, int]]:
     if not any("keypoints" in detection for detection in answer["detections"]):
         return []
     name = quote(answer["model"]["name"], safe="")
-    pairs = _ask(Request(f"{url.rstrip('/')}/models/{name}"))["skeleton"]
+    pairs = _ask(Request(f"{url.rstrip('/')}/models/{name}"), "skeleton")["skeleton"]
     return [(start, end) for start, end in pairs]
 
 
@@ -91,7 +120,7 @@ def request_detections(
     """POST one encoded picture; return the answer's JSON.
 
     Raises ``RuntimeError`` with the service's own words when it refuses, ``OSError`` when it
-    cannot be reached.
+    cannot be reached, ``ValueError`` when ``url`` is none.
     """
     route = "/detect" if model is None else f"/models/{quote(model, safe='')}/detect"
     request = Request(
@@ -99,23 +128,32 @@ def request_detections(
         data=body,
         headers={"Content-Type": "application/octet-stream"},
     )
-    return _ask(request)
+    return _ask(request, "detections")
 
 
-def _ask(request: Request) -> dict[str, Any]:
+def _ask(request: Request, member: str) -> dict[str, Any]:
+    """The JSON object of an answer, which must have ``member``."""
     try:
         with urlopen(request, timeout=60) as response:
-            answer: dict[str, Any] = json.load(response)
+            content = response.read()
     except HTTPError as error:
         with error:
             raise RuntimeError(_words_of(error)) from None
     except URLError as error:
         raise OSError(f"{request.full_url} cannot be reached: {error.reason}") from None
+    except HTTPException as error:
+        raise OSError(f"{request.full_url} gave a broken answer: {error!r}") from None
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or member not in answer:
+        raise RuntimeError(f"{request.full_url} did not answer with {member}: {_NO_SERVICE}")
     return answer
 
 
 def _words_of(error: HTTPError) -> str:
     try:
         return f"{error.code} {json.load(error)['detail']}"
-    except (ValueError, KeyError, TypeError):
-        return f"{error.code} {error.reason}: is this a CenterNet service?"
+    except (ValueError, KeyError, TypeError, HTTPException, OSError):
+        return f"{error.code} {error.reason}: {_NO_SERVICE}"

@@ -1,6 +1,6 @@
 """What requests may ask of one model, and their options completed from its manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 from model_package import ModelManifest
 from service.detections import DetectionOptions
 from service.errors import InvalidOptionError
-from service.parameters import MAX_SCALES, DetectParameters
+from service.parameters import MAX_CAMERA_PX, MAX_SCALES, MIN_FOCAL_PX, DetectParameters
+
+# Error texts repeat at most this much of a request, and of a model's classes.
+_LETTERS_SHOWN = 100
+_CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,8 @@ class OptionRules:
         unknown = [name for name in given if name not in known]
         if unknown:
             raise InvalidOptionError(
-                f"classes: received {unknown[0]!r}; model {self._manifest.name} knows "
-                f"{', '.join(known)}. Repeat the option for several classes."
+                f"classes: received {unknown[0][:_LETTERS_SHOWN]!r}; model {self._manifest.name} "
+                f"knows {_listed(self._manifest.classes)}. Repeat the option for several classes."
             )
         return frozenset(known[name] for name in given)
 
@@ -172,13 +176,30 @@ class OptionRules:
                 f"a matrix and {len(numbers)} of the others. Give either the 12 numbers of "
                 "projection or all four of fx, fy, cx and cy."
             )
-        projection = np.array(given.projection).reshape(3, 4)
-        if projection[0, 0] <= 0 or projection[1, 1] <= 0:
-            raise InvalidOptionError(
-                f"projection: received the focal lengths {projection[0, 0]:g} and "
-                f"{projection[1, 1]:g} (first and sixth number). Both must be above 0."
-            )
-        return projection
+        return _rectified(np.array(given.projection).reshape(3, 4))
+
+
+def _rectified(projection: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The camera matrix (3, 4), if it is one that boxes in space can be worked out with."""
+    focal = projection[(0, 1), (0, 1)]
+    if focal.min() < MIN_FOCAL_PX:
+        raise InvalidOptionError(
+            f"projection: received the focal lengths {focal[0]:g} and {focal[1]:g} (first and "
+            f"sixth number). Both must be from {MIN_FOCAL_PX:g} to {MAX_CAMERA_PX:g}."
+        )
+    if projection[0, 1] or projection[1, 0] or projection[2, :3].tolist() != [0, 0, 1]:
+        received = ", ".join(f"{number:g}" for number in projection.flat)
+        raise InvalidOptionError(
+            f"projection: received {received}. Only the matrix of a rectified camera is "
+            "understood: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z."
+        )
+    return projection
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Some names, and how many there are when that is not all."""
+    some = ", ".join(name[:_LETTERS_SHOWN] for name in names[:_CLASSES_SHOWN])
+    return some if len(names) <= _CLASSES_SHOWN else f"{some}, ... ({len(names)} in all)"
 
 
 def _flips(manifest: ModelManifest, task: _TaskRules) -> tuple[bool, ...]:

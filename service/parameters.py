@@ -20,7 +20,10 @@ _Scale = Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)]
 _Scales = Annotated[
     list[_Scale], BeforeValidator(_split_commas), Field(min_length=1, max_length=MAX_SCALES)
 ]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
+# Wider than any camera, and narrow enough that no result of it leaves the range of numbers.
+MIN_FOCAL_PX, MAX_CAMERA_PX = 1.0, 1e6
+_Number = Annotated[float, Field(ge=-MAX_CAMERA_PX, le=MAX_CAMERA_PX, allow_inf_nan=False)]
+_Focal = Annotated[float, Field(ge=MIN_FOCAL_PX, le=MAX_CAMERA_PX, allow_inf_nan=False)]
 _Matrix = Annotated[
     list[_Number], BeforeValidator(_split_commas), Field(min_length=12, max_length=12)
 ]
@@ -62,12 +65,13 @@ class DetectParameters(BaseModel):
         description="Lower the scores of boxes that overlap a better one of their class. "
         "Without it: where several scales are joined, and always in the corner systems.",
     )
-    fx: float | None = Field(None, gt=0, allow_inf_nan=False, description="Focal length, pixels.")
-    fy: float | None = Field(None, gt=0, allow_inf_nan=False, description="Focal length, pixels.")
-    cx: float | None = Field(None, allow_inf_nan=False, description="Principal point, pixels.")
-    cy: float | None = Field(None, allow_inf_nan=False, description="Principal point, pixels.")
+    fx: _Focal | None = Field(None, description="Focal length, pixels.")
+    fy: _Focal | None = Field(None, description="Focal length, pixels.")
+    cx: _Number | None = Field(None, description="Principal point, pixels.")
+    cy: _Number | None = Field(None, description="Principal point, pixels.")
     projection: _Matrix | None = Field(
         None,
         description="3D models: the camera's 3 x 4 matrix for pixels of the upright original "
-        "picture, row by row, instead of fx, fy, cx and cy; repeat or separate by commas.",
+        "picture, row by row: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z, as rectified cameras have "
+        "it, instead of fx, fy, cx and cy; repeat or separate by commas.",
     )

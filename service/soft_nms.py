@@ -163,12 +163,14 @@ class _Pairs:
     def factors(self, best: int, current: NDArray[np.float32]) -> NDArray[np.float32]:
         """The factors (n,) for all boxes when ``best``, the highest of ``current``, is selected."""
         if best not in self._prepared:
-            self._prepare(current)
+            self._prepare(best, current)
         return np.asarray(self._factors[self._prepared[best]])
 
-    def _prepare(self, current: NDArray[np.float32]) -> None:
+    def _prepare(self, best: int, current: NDArray[np.float32]) -> None:
         count = min(self._rows_at_once, len(current))
         rows = np.argpartition(current, -count)[-count:]
+        if best not in rows:
+            rows[0] = best  # as good as each of the others: they can only have tied with it
         nearest = np.minimum(self.corners[:, rows, None], self.corners[:, None, :])
         sides = nearest[:2] + nearest[2:]
         np.maximum(sides, 0, out=sides)

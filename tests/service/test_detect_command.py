@@ -1,6 +1,12 @@
 """``centernet-detect`` against a real server."""
 
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +55,87 @@ def test_an_absent_service_is_said(
     with pytest.raises(SystemExit):
         main([str(picture), "--url", url])
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a failing command says."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("centernet-detect: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("o.xyz", "must end in"), ("o", "must end in"), ("no/o.png", "directory")]
+)
+def test_an_output_that_cannot_be_written_is_said_before_the_request(
+    name: str, reason: str, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(picture.parent / name)
+    nobody = "http://127.0.0.1:1"
+    assert reason in error_of(capsys, str(picture), "--url", nobody, "--output", output)
+
+
+@contextmanager
+def one_answer(content: bytes) -> Iterator[str]:
+    """Something that answers one request with ``content``, whatever it was."""
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "broken answer: BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", "broken answer: IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "is this a CenterNet service?"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "is this a CenterNet service?"),
+        (b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n{}", "404 No: is this"),
+    ],
+)
+def test_answers_of_something_else_are_said(
+    content: bytes, reason: str, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with one_answer(content) as url:
+        assert reason in error_of(capsys, str(picture), "--url", url)
+
+
+def test_an_address_that_is_none_is_said(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown url type" in error_of(capsys, str(picture), "--url", "127.0.0.1")
+    assert "nonnumeric port" in error_of(capsys, str(picture), "--url", "http://127.0.0.1:x")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(server: RunningServer, picture: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = "from service.detect import main; main()"
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", command, str(picture), "--url", server.url],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == b""
+    assert done.returncode == 1
 
 
 def test_joints_are_drawn_as_the_model_joins_them(

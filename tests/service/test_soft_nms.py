@@ -7,6 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from support.authors_nms import soft_nms_like_the_authors
 
+from model_package import CornerPairsDecoder
+from service.decoders.corner_pairs import CornerPairs
+from service.decoders.views import View
+from service.detections import DetectionOptions
+from service.geometry import AffineTransform, Placement
 from service.soft_nms import Decay, gaussian, linear, soft_nms, soft_nms_merge
 
 
@@ -96,3 +101,69 @@ def test_merging_equals_the_authors_but_for_the_weights(
     assert len(left.rows) == kept
     assert np.abs(left.scores - meant[:, 4]).max() <= 1e-6
     assert np.abs(left.boxes_xyxy - meant[:, :4]).max() <= 1e-3
+
+
+def in_plain_words(
+    boxes: NDArray[np.floating], scores: NDArray[np.floating], most: int
+) -> tuple[list[int], list[float]]:
+    """Soft-NMS of one class, one row after the other; the first of tied rows is selected."""
+    boxes, lowered = boxes.astype(np.float32), scores.astype(np.float32)
+    given, rows, kept = lowered.copy(), [], []
+    areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1)
+    while len(rows) < most and lowered.max() > -np.inf:
+        best = int(lowered.argmax())
+        if not (lowered[best] < 0.001 and lowered[best] != given[best]):
+            rows.append(best)
+            kept.append(float(lowered[best]))
+            low = np.maximum(boxes[:, :2], boxes[best, :2])
+            sides = np.maximum(np.minimum(boxes[:, 2:], boxes[best, 2:]) - low + 1, 0)
+            shared = sides.prod(axis=1)
+            lowered *= np.exp(-((shared / (areas + areas[best] - shared)) ** 2) / np.float32(0.5))
+        lowered[best] = -np.inf
+    return rows, kept
+
+
+# 8192 numbers are worked out at once: 54 rows of 150, 8 of 1000, and one of 9000.
+@pytest.mark.parametrize(("count", "tied"), [(150, 150), (1000, 1000), (9000, 2), (9000, 9000)])
+def test_tied_scores_are_selected_in_the_order_of_the_rows(count: int, tied: int) -> None:
+    random = np.random.default_rng(count)
+    corners = random.integers(0, 400, (count, 2))
+    boxes = np.hstack([corners, corners + random.integers(5, 60, (count, 2))])
+    levels = np.repeat(random.uniform(0.1, 1, count // tied), tied)
+    scores = random.permutation(levels).astype(np.float32)
+    left = soft_nms(boxes, scores, np.zeros(count, np.int32), top_k=100)
+    rows, lowered = in_plain_words(boxes, scores, 100)
+    assert left.rows.tolist() == rows
+    assert np.allclose(left.scores, lowered, atol=1e-6)
+
+
+def test_a_picture_that_is_its_own_mirror_image_at_five_scales() -> None:
+    """Each pair is found twice with the same score, here at each scale."""
+    count = 100
+    random = np.random.default_rng(0)
+    left, width = random.uniform(0, 20, (2, count))
+    top, height = random.uniform(0, 20, (2, count))
+    scores = random.uniform(0.1, 1, count).astype(np.float32)
+    views = []
+    for scale in (0.5, 0.75, 1.0, 1.25, 1.5):
+        side = round(200 * scale)
+        for mirrored in (False, True):
+            # 128 cells of the input, which the picture fills from the corner on.
+            first = np.stack([left, top, left + width, top + height], axis=1)
+            turned = np.stack([128 - left - width, top, 128 - left, top + height], axis=1)
+            views.append(
+                View(
+                    {
+                        "boxes": (turned if mirrored else first).astype(np.float32),
+                        "scores": scores,
+                        "class_ids": np.zeros(count, np.int32),
+                        "corner_scores": np.repeat(scores[:, None], 2, axis=1),
+                    },
+                    Placement(side, side, 511, 511, AffineTransform(1, 0, 0), scale, mirrored),
+                )
+            )
+    decoder = CornerPairs(CornerPairsDecoder(pairs=count, top_k=100, score_threshold=0.0))
+    found = decoder.decode(views, DetectionOptions(0.0, 100, None, True, None))
+    assert len(found) == 100
+    assert np.all(np.diff(found.scores) <= 0)
+    assert found.scores[0] == scores.max()

@@ -1,12 +1,13 @@
 """Settings, model loading and the choice of an engine: what stops the start, and how it is said."""
 
 import json
-import os
 import shutil
 import typing
 from pathlib import Path
 
+import onnxruntime
 import pytest
+from pydantic_settings import CliApp
 
 from model_package import Decoder, PackageInvalidError, load_package
 from service.cli import main
@@ -65,9 +66,23 @@ def test_settings_out_of_range_are_refused(
 
 
 def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CENTERNET_MAX_BATCH_SIZE", "3")
-    assert Settings().max_batch_size == 3
-    assert all(name.isupper() for name in os.environ if name.startswith("CENTERNET_"))
+    values = {
+        **{"host": "0.0.0.0", "models": "here", "default_model": "one"},
+        **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5"},
+    }
+    for name in set(Settings.model_fields) - set(values):
+        values[name] = "5000" if name.endswith(("_bytes", "_pixels")) else "3"
+    arguments = [
+        part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
+    by_options = CliApp.run(Settings, cli_args=arguments)
+    for name, value in values.items():
+        monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)
+    assert Settings() == by_options
+    assert {name: str(value) for name, value in by_options} == {
+        name: f"{value}.0" if name == "request_timeout_s" else value
+        for name, value in values.items()
+    }
 
 
 def test_a_directory_without_models_stops_the_start(
@@ -125,12 +140,20 @@ def test_outputs_that_differ_from_the_manifest_stop_the_start(
         load_models(Settings(models=package), Metrics())
 
 
+without_cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="the installed ONNX Runtime can use CUDA; this is about one that cannot",
+)
+
+
+@without_cuda
 def test_a_backend_asked_for_by_name_never_falls_back(bundled: Path) -> None:
     package = load_package(bundled)
     with pytest.raises(EngineUnavailableError, match="no CUDAExecutionProvider here"):
         open_engine(package, "onnxruntime-cuda", threads=1)
 
 
+@without_cuda
 def test_auto_says_why_each_other_backend_was_refused(
     bundled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """Health, metadata, metrics, OpenAPI and request ids."""
 
 import json
+from typing import Any
 
 import pytest
 from support.pictures import encode, plain
@@ -69,10 +70,70 @@ def test_openapi_describes_bodies_answers_and_problems(server: RunningServer) ->
     assert "HTTPValidationError" not in json.dumps(document)
 
 
-@pytest.mark.parametrize("path", ["/models", "/livez", "/readyz"])
-def test_answers_match_their_openapi_schema(server: RunningServer, path: str) -> None:
-    schema = server.client.get("/openapi.json").json()
-    answer = schema["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
-    name = answer["schema"]["$ref"].rpartition("/")[2]
-    required = schema["components"]["schemas"][name]["required"]
-    assert set(required) <= set(server.client.get(path).json())
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    **{"object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,)},
+    **{"integer": (int,), "number": (int, float), "null": (type(None),)},
+}
+
+
+def faults(value: Any, schema: dict[str, Any], named: dict[str, Any], at: str = "") -> list[str]:
+    """Where a value is not what its schema says: types, lengths and required members."""
+    if "$ref" in schema:
+        return faults(value, named[schema["$ref"].rpartition("/")[2]], named, at)
+    for choices in (schema.get("anyOf"), schema.get("oneOf")):
+        if choices:
+            found = [faults(value, choice, named, at) for choice in choices]
+            return [] if [] in found else found[0]
+    kind = schema.get("type")
+    if kind and (not isinstance(value, JSON_TYPES[kind]) or (value is True and kind == "integer")):
+        return [f"{at} is {value!r}, not {kind}"]
+    parts: list[tuple[Any, dict[str, Any], str]] = []
+    wrong = []
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        wrong = [f"{at} lacks {name}" for name in schema.get("required", []) if name not in value]
+        others = others if isinstance(others, dict) else {}
+        parts = [(part, known.get(name, others), f"{at}.{name}") for name, part in value.items()]
+    elif isinstance(value, list):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            wrong = [f"{at} has {len(value)} items"]
+        each = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
+        parts = [
+            (part, of_part, f"{at}[{index}]")
+            for index, (part, of_part) in enumerate(zip(value, each, strict=False))
+        ]
+    return wrong + [fault for part in parts for fault in faults(part[0], part[1], named, part[2])]
+
+
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [
+        *(("get", "/models"), ("get", "/models/{name}"), ("get", "/livez"), ("get", "/readyz")),
+        *(("post", "/detect"), ("post", "/models/{name}/detect")),
+    ],
+)
+def test_answers_match_their_openapi_schema(server: RunningServer, method: str, route: str) -> None:
+    document = server.client.get("/openapi.json").json()
+    responses, named = document["paths"][route][method]["responses"], document["components"]
+    schema = responses["200"]["content"]["application/json"]["schema"]
+    body = encode(plain(1, 2)) if method == "post" else None
+    url = route.replace("{name}", "painted")
+    answer = server.client.request(method, url, content=body)
+    assert answer.status_code == 200
+    assert faults(answer.json(), schema, named["schemas"]) == []
+    assert method == "get" or answer.json()["detections"]
+    if method == "post":
+        refused = server.client.post(url, content=body, params={"top_k": 0})
+        problem = responses["422"]["content"]["application/problem+json"]["schema"]
+        assert faults(refused.json(), problem, named["schemas"]) == []
+
+
+def test_the_openapi_check_finds_faults(server: RunningServer) -> None:
+    named = server.client.get("/openapi.json").json()["components"]["schemas"]
+    wrong = {"class_id": 1, "score": None, "bbox": [1, 2, "3"]}
+    assert faults(wrong, named["Detection"], named) == [
+        " lacks class_name",
+        ".score is None, not number",
+        ".bbox has 3 items",
+        ".bbox[2] is '3', not number",
+    ]

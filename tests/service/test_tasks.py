@@ -108,9 +108,63 @@ def test_bad_cameras_are_refused(start_server: Start) -> None:
     )
     assert "at least 12" in refused(server, "?projection=1,2,3")
     assert "valid number" in refused(server, "?projection=a,0,32,0,0,200,32,0,0,0,1,0")
-    assert "Both must be above 0" in refused(server, "?projection=-2,0,32,0,0,200,32,0,0,0,1,0")
-    assert "greater than 0" in refused(server, "?fx=0&fy=1&cx=1&cy=1")
+    focal = refused(server, "?projection=-2,0,32,0,0,200,32,0,0,0,1,0")
+    assert "received the focal lengths -2 and 200" in focal
+    assert "Both must be from 1 to 1e+06" in focal
+    for fx in ("0", "1e-310"):
+        text = refused(server, f"?fx={fx}&fy=1&cx=1&cy=1")
+        assert "greater than or equal to 1" in text
+    assert "less than or equal to 1000000" in refused(server, "?fx=1e308&fy=1&cx=1&cy=1")
+    assert "equal to -1000000" in refused(server, "?fx=1&fy=1&cx=-1e308&cy=1")
+    assert "equal to 1000000" in refused(server, "?projection=9,0,9,1e7,0,9,9,0,0,0,1,0")
     assert "scale 1 only" in refused(server, "?scales=1&scales=2")
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        "200,0.5,32,0,0,200,32,0,0,0,1,0",
+        "200,0,32,0,0.5,200,32,0,0,0,1,0",
+        "200,0,32,0,0,200,32,0,0,0,2,0",
+        "200,0,32,0,0,200,32,0,0,0.5,1,0",
+        "200,0,32,0,0,200,32,0,0,0,0,0",
+    ],
+)
+def test_matrices_of_other_than_rectified_cameras_are_refused(
+    start_server: Start, matrix: str
+) -> None:
+    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    text = refused(server, f"?projection={matrix}")
+    assert f"received {matrix.replace(',', ', ')}. Only the matrix of a rectified camera" in text
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?fx=1&fy=1&cx=1e6&cy=-1e6",
+        "?fx=1e6&fy=1e6&cx=1e6&cy=1e6",
+        "?projection=1,0,-1e6,1e6,0,1e6,1e6,-1e6,0,0,1,1e6",
+        "?projection=1,0,-1e6,1e6,0,1e6,1e6,-1e6,0,0,1,-1e6",
+    ],
+)
+def test_no_accepted_camera_brings_null(start_server: Start, query: str) -> None:
+    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    response = post(server, query)
+    assert response.status_code == 200, response.text
+    assert "null" not in response.text
+
+
+def test_refusals_repeat_only_so_much(start_server: Start) -> None:
+    many = make_manifest().model_copy(
+        update={"classes": tuple(f"class {index:04} {'y' * 200}" for index in range(1000))}
+    )
+    server = start_server(FixedEngine(BOX_ROWS), many)
+    text = refused(server, f"?classes={'x' * 10_000}")
+    assert f"received '{'x' * 100}'; model" in text
+    assert "class 0019" in text
+    assert "class 0020" not in text
+    assert ", ... (1000 in all). Repeat the option" in text
+    assert len(text) < 2500
 
 
 def test_the_resolution_of_a_3d_picture_can_be_kept(start_server: Start) -> None:
