@@ -40,7 +40,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.stopping = asyncio.Event()
-    app.state.bodies = BodyBudget(settings.max_upload_bytes)
+    bodies = app.state.bodies = BodyBudget(settings.max_upload_bytes)
+    metrics.body_bytes.set_function(lambda: bodies.held_bytes)
     install_problem_handlers(app)
     app.include_router(router)
     app.add_middleware(RequestContext, metrics=metrics)

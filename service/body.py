@@ -28,6 +28,11 @@ class BodyBudget:
         self._max_bytes = max_bytes
         self._held_bytes = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies that are in memory."""
+        return self._held_bytes
+
     @contextmanager
     def hold(self) -> Iterator[Callable[[int], None]]:
         """Give a function that claims bytes until the block ends.

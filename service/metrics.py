@@ -47,6 +47,11 @@ class Metrics:
             buckets=_BATCH_SIZES,
             registry=self.registry,
         )
+        self.body_bytes = Gauge(
+            "centernet_request_body_bytes",
+            "Bytes of all request bodies that are in memory.",
+            registry=self.registry,
+        )
         self.admitted = Gauge(
             "centernet_admitted_inputs",
             "Network inputs of the requests that are admitted and not answered yet.",

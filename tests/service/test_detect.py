@@ -389,10 +389,11 @@ def test_bodies_share_a_bound(start_server: Callable[..., RunningServer]) -> Non
     assert post(server, body).status_code == 200
     with connect(server) as connection:
         connection.sendall(raw_request("Content-Length: 2000") + bytes(1500))
-        wait_until(lambda: post(server, body).status_code == 429)
+        wait_until(lambda: server.metric("centernet_request_body_bytes") == 1500)
         problem = assert_problem(post(server, body), 429, "queue_full")
         assert f"fill the {limit} bytes" in str(problem["detail"])
-    wait_until(lambda: post(server, body).status_code == 200)
+    wait_until(lambda: server.metric("centernet_request_body_bytes") == 0)
+    assert post(server, body).status_code == 200
 
 
 def test_endless_headers_are_cut_off(server: RunningServer) -> None:
