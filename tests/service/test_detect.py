@@ -314,9 +314,11 @@ def test_an_answer_that_is_late_is_given_up_and_costs_no_engine_time(
     engine = GatedEngine()
     server = start_server(engine, request_timeout_s=0.3)
     with ThreadPoolExecutor(2) as clients:
-        futures = [clients.submit(post, server) for _ in range(2)]
-        for future in futures:
-            assert_problem(future.result(20), 504, "deadline_exceeded")
+        first = clients.submit(post, server)
+        assert engine.entered.acquire(timeout=10)
+        second = clients.submit(post, server)
+        for late in (first, second):
+            assert_problem(late.result(20), 504, "deadline_exceeded")
     engine.gate.set()
     wait_until(lambda: len(engine.batch_sizes) >= 1)
     assert post(server).status_code == 200
