@@ -18,6 +18,7 @@ from model_package import (
     FreeSize,
     InputSpec,
     ModelManifest,
+    OnnxArtifact,
     Provenance,
     Verification,
 )
@@ -268,9 +269,7 @@ def _nearest(size_px: int, multiple_px: int) -> int:
 def _made_up_results() -> tuple[tuple[Artifact, ...], str, dict[str, str], Verification]:
     """Results of an export that has not run, to have the manifest check everything else."""
     digest = "0" * 64
-    artifact = Artifact(
-        file="model.onnx", backend="onnxruntime", precision="fp32", sha256=digest, size_bytes=1
-    )
+    artifact = OnnxArtifact(file="model.onnx", precision="fp32", sha256=digest, size_bytes=1)
     verification = Verification(
         reference="none", inputs=1, tolerances={}, worst_errors={}, matched_fraction=0.0
     )

@@ -17,7 +17,7 @@ from model_package.errors import (
     PackageInvalidError,
     PackageNotFoundError,
 )
-from model_package.manifest import Artifact, ModelManifest
+from model_package.manifest import Artifact, ModelManifest, OnnxArtifact
 
 MANIFEST_FILE = "model.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -107,12 +107,11 @@ class PackageDraft:
     output: Path
     _published: bool = field(default=False, init=False)
 
-    def describe_artifact(self, file: str, *, flip: bool = False) -> Artifact:
+    def describe_artifact(self, file: str, *, flip: bool = False) -> OnnxArtifact:
         """State the digest and size of a finished fp32 ONNX file in the draft."""
         path = self.directory / file
-        return Artifact(
+        return OnnxArtifact(
             file=file,
-            backend="onnxruntime",
             precision="fp32",
             flip=flip,
             sha256=sha256_of(path),

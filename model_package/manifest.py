@@ -8,6 +8,7 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # A bare name: no folder, no leading dot, so that an artifact cannot point outside its package.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
+Precision = Literal["fp32", "fp16"]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
 
 
@@ -196,16 +197,82 @@ Decoder = Annotated[
 """How the outputs are read; decides the task."""
 
 
-class Artifact(_Facts):
-    """One file that a backend can run."""
+class Verification(_Facts):
+    """The comparison of an artifact with what it must agree with."""
 
+    reference: str
+    inputs: int = Field(gt=0)
+    tolerances: dict[str, float]
+    worst_errors: dict[str, float]
+    matched_fraction: float = Field(ge=0.0, le=1.0)
+
+
+class _File(_Facts):
     file: FileName
-    backend: Literal["onnxruntime"]
-    precision: Literal["fp32"]
+    precision: Precision
+    """``fp16``: the network's body is in half precision, everything before and after it is not."""
     flip: bool = False
     """Whether the graph averages its maps over the image and its mirror image."""
     sha256: Sha256
     size_bytes: int = Field(gt=0)
+
+
+class OnnxArtifact(_File):
+    """A portable ONNX file, which every ONNX Runtime can run."""
+
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    agreement: Verification | None = None
+    """How the detections of an fp16 file agree with those of the fp32 file; None for fp32, whose
+    comparison with the network is the package's verification."""
+
+    @model_validator(mode="after")
+    def _half_precision_is_verified(self) -> Self:
+        if (self.precision == "fp16") != (self.agreement is not None):
+            raise ValueError("fp16 files, and only those, state their agreement with fp32")
+        return self
+
+
+class EngineRequirements(_Facts):
+    """What a machine must be to run an engine that was built ahead of time."""
+
+    version: str
+    """Of the library, exactly."""
+    compute_capability: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
+    gpu: str | None
+    """Model of the GPU that it was tuned on; None: any of the compute capability."""
+
+
+class BatchProfile(_Facts):
+    """Batch sizes of an engine: the smallest, the one it is tuned for, and the largest."""
+
+    min: int = Field(1, ge=1)
+    opt: int = Field(ge=1)
+    max: int = Field(ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(
+                f"batch sizes must ascend: smallest {self.min}, best {self.opt}, "
+                f"largest {self.max}"
+            )
+        return self
+
+
+class EngineArtifact(_File):
+    """An engine built from one of the package's ONNX files for one kind of machine: a cache."""
+
+    backend: Literal["tensorrt", "tensorrt_rtx"]
+    built_from: Sha256
+    """Digest of the ONNX file."""
+    requires: EngineRequirements
+    batch: BatchProfile
+    tf32: bool
+    """Whether float32 products may be rounded to TensorFloat-32."""
+
+
+Artifact = Annotated[OnnxArtifact | EngineArtifact, Field(discriminator="backend")]
+"""One file that a backend can run."""
 
 
 class Provenance(_Facts):
@@ -218,16 +285,6 @@ class Provenance(_Facts):
     normalization: str
     tools: dict[str, str]
     """Name and version of each program that had a part in the export."""
-
-
-class Verification(_Facts):
-    """The comparison of the artifact with the network it was made from."""
-
-    reference: str
-    inputs: int = Field(gt=0)
-    tolerances: dict[str, float]
-    worst_errors: dict[str, float]
-    matched_fraction: float = Field(ge=0.0, le=1.0)
 
 
 class ModelManifest(_Facts):
@@ -243,6 +300,7 @@ class ModelManifest(_Facts):
     artifacts: tuple[Artifact, ...] = Field(min_length=1)
     provenance: Provenance
     verification: Verification
+    """How the fp32 ONNX files agree with the network that they were made from."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -252,7 +310,19 @@ class ModelManifest(_Facts):
         files = [artifact.file for artifact in self.artifacts]
         if len(set(files)) != len(files):
             raise ValueError(f"two artifacts share a file: {files}")
-        kinds = [(a.backend, a.precision, a.flip) for a in self.artifacts]
+        kinds = [_kind(artifact) for artifact in self.artifacts]
         if len(set(kinds)) != len(kinds):
-            raise ValueError("two artifacts have the same backend, precision and flip")
+            raise ValueError("two artifacts have the same backend, precision, flip and machine")
+        onnx_files = [a for a in self.artifacts if isinstance(a, OnnxArtifact)]
+        digests = {artifact.sha256 for artifact in onnx_files}
+        for artifact in self.artifacts:
+            if isinstance(artifact, EngineArtifact) and artifact.built_from not in digests:
+                raise ValueError(f"{artifact.file} was built from a file that is not here")
+        if not any(artifact.precision == "fp32" for artifact in onnx_files):
+            raise ValueError("there is no ONNX artifact in fp32")
         return self
+
+
+def _kind(artifact: Artifact) -> tuple[object, ...]:
+    requires = artifact.requires if isinstance(artifact, EngineArtifact) else None
+    return artifact.backend, artifact.precision, artifact.flip, requires

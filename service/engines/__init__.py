@@ -17,9 +17,14 @@ _log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """One loaded model. Called by one thread at a time."""
+    """One loaded model."""
 
     description: str
+    concurrency: int
+    """Threads that may be inside :meth:`run` at a time: one batch's copies can then overlap the
+    computation of another."""
+    max_batch_size: int | None
+    """Most images of one run; None: any number."""
 
     def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
         """Run uint8 RGB (n, height, width, 3); every output has n rows in the same order.

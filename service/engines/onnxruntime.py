@@ -15,6 +15,9 @@ from service.engines.errors import EngineUnavailableError
 class OnnxRuntimeEngine:
     """Runs the package's ONNX artifacts with one execution provider."""
 
+    concurrency = 1
+    max_batch_size: int | None = None
+
     def __init__(self, package: ModelPackage, provider: str, threads: int) -> None:
         available = onnxruntime.get_available_providers()
         if provider not in available:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import (
-    Artifact,
     CenterBoxesDecoder,
     Decoder,
     InputSpec,
     ModelManifest,
+    OnnxArtifact,
     Provenance,
     Verification,
 )
@@ -51,9 +51,8 @@ def make_manifest(
         input=input_spec or InputSpec(width_px=64, height_px=64),
         decoder=decoder,
         artifacts=tuple(
-            Artifact(
+            OnnxArtifact(
                 file=f"model{'_flip' * flip}.onnx",
-                backend="onnxruntime",
                 precision="fp32",
                 flip=flip,
                 sha256="0" * 64,
@@ -83,6 +82,8 @@ class ColourEngine:
     """
 
     description = "colour engine"
+    concurrency = 1
+    max_batch_size: int | None = None
 
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
@@ -121,6 +122,8 @@ class FixedEngine:
     """
 
     description = "fixed engine"
+    concurrency = 1
+    max_batch_size: int | None = None
 
     def __init__(self, rows: Mapping[str, NDArray[Any]]) -> None:
         self.rows = rows
