@@ -253,8 +253,7 @@ class BatchProfile(_Facts):
     def _ascends(self) -> Self:
         if not self.min <= self.opt <= self.max:
             raise ValueError(
-                f"batch sizes must ascend: smallest {self.min}, best {self.opt}, "
-                f"largest {self.max}"
+                f"batch sizes must ascend: smallest {self.min}, best {self.opt}, largest {self.max}"
             )
         return self
 
