@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model_package import load_package
+from service.batcher import Urgency
 from service.detect import request_detections
 from service.metrics import Metrics
 from service.models import load_models
@@ -39,13 +40,13 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
     """Run the service's own predictor in this process."""
 
     async def detect_all() -> Answers:
-        models = load_models(Settings(models=package), Metrics())
+        models = load_models(Settings(models=package), Metrics(), print)
         models.start()
         predictor = models.get(None)
         options = predictor.options(DetectParameters(**EVERYTHING))
         try:
             predictions = await asyncio.gather(
-                *(predictor.predict(body, options) for body in bodies)
+                *(predictor.predict(body, options, Urgency()) for body in bodies)
             )
         finally:
             await models.stop()

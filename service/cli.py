@@ -1,4 +1,4 @@
-"""``centernet-serve``: load the models, then listen."""
+"""``centernet-serve``: listen, and load the models."""
 
 import logging
 import sys
@@ -15,6 +15,7 @@ from service.metrics import Metrics
 from service.models import load_models
 from service.server import Server
 from service.settings import Settings
+from service.startup import Startup
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,16 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = None if arguments is None else list(arguments)
         settings = CliApp.run(Settings, cli_args=given)
-        models = load_models(settings, metrics)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
             for item in error.errors()
         )
         _fail(problems)
-    except (SettingsError, PackageError, EngineUnavailableError) as error:
+    except SettingsError as error:
         _fail(str(error))
-    Server(create_app(models, settings, metrics), settings).run()
+    startup = Startup(lambda note: load_models(settings, metrics, note))
+    Server(create_app(startup, settings, metrics), settings).run()
+    if isinstance(startup.error, PackageError | EngineUnavailableError):
+        _fail(str(startup.error))
+    if startup.error is not None:
+        raise startup.error
 
 
 def _fail(reason: str) -> NoReturn:

@@ -4,8 +4,9 @@ body     -> EmptyBodyError, BodyTooLargeError, BadFormError, SlowBodyError,
             UnsupportedMediaTypeError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError
 request  -> InvalidOptionError, UnknownModelError
-queue    -> QueueFullError, StoppingError, DeadlineExceededError
-engine   -> EngineError
+queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
+            DeadlineExceededError
+engine   -> EngineError, UnrecoverableError
 """
 
 from typing import ClassVar
@@ -93,6 +94,20 @@ class QueueFullError(ServiceError):
     retryable = True
 
 
+class DeadlineUnreachableError(ServiceError):
+    """The queue is too long for the deadline that the request gave."""
+
+    status, code, title = 429, "deadline_unreachable", "The deadline cannot be met"
+    retryable = True
+
+
+class NotReadyError(ServiceError):
+    """The service is starting, or its models take no requests."""
+
+    status, code, title = 503, "not_ready", "The service is not ready"
+    retryable = True
+
+
 class StoppingError(ServiceError):
     """The service is shutting down."""
 
@@ -112,3 +127,9 @@ class EngineError(ServiceError):
 
     status, code, title = 500, "engine_failed", "The model failed on this batch"
     retryable = True
+
+
+class UnrecoverableError(ServiceError):
+    """The engine will not serve again in this process."""
+
+    status, code, title = 503, "engine_broken", "The service must be restarted"

@@ -1,6 +1,17 @@
 """What Prometheus sees; names follow its naming rules (base units, ``_total`` on counters)."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 _SECONDS = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075),
@@ -14,57 +25,147 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "centernet_http_requests_total",
-            "Answered HTTP requests.",
-            ["route", "method", "status"],
-            registry=self.registry,
+        ProcessCollector(registry=self.registry)
+        self.requests = self._counter(
+            "http_requests", "Answered HTTP requests.", "route", "method", "status"
         )
-        self.request_seconds = Histogram(
-            "centernet_http_request_duration_seconds",
+        self.request_seconds = self._histogram(
+            "http_request_duration_seconds",
             "From the request's head to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self.registry,
+            "route",
         )
-        self.errors = Counter(
-            "centernet_request_errors_total",
-            "Requests answered with an error, by its code.",
-            ["code"],
-            registry=self.registry,
+        self.errors = self._counter(
+            "request_errors", "Requests answered with an error, by its code.", "code"
         )
-        self.stage_seconds = Histogram(
-            "centernet_stage_duration_seconds",
-            "Time one image spent in a stage.",
-            ["model", "stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.body_bytes = self._gauge(
+            "request_body_bytes", "Bytes of all request bodies that are in memory."
         )
-        self.batch_size = Histogram(
-            "centernet_batch_size",
-            "Images per engine run.",
-            ["model"],
-            buckets=_BATCH_SIZES,
-            registry=self.registry,
+        self.event_loop_lag = self._gauge(
+            "event_loop_lag_seconds", "How late the event loop was at worst in the last second."
         )
-        self.body_bytes = Gauge(
-            "centernet_request_body_bytes",
-            "Bytes of all request bodies that are in memory.",
-            registry=self.registry,
+        self._gauge("build_info", "The version of the service.", "version").labels(
+            version("centernet-serving")
+        ).set(1)
+        self.stage_seconds = self._histogram(
+            "stage_duration_seconds", "Time one image spent in a stage.", "model", "stage"
         )
-        self.admitted = Gauge(
-            "centernet_admitted_inputs",
-            "Network inputs of the requests that are admitted and not answered yet.",
-            ["model"],
-            registry=self.registry,
+        self.batch_size = self._histogram(
+            "batch_size", "Images per engine run.", "model", buckets=_BATCH_SIZES
         )
-        self.admission_limit = Gauge(
-            "centernet_admission_limit_inputs",
+        self.batches = self._counter(
+            "batches", "Engine runs, by what made the batch leave.", "model", "trigger"
+        )
+        self.images = self._counter(
+            "images", "Network inputs that the engine has run successfully.", "model"
+        )
+        self.cancelled = self._counter(
+            "cancelled_inputs",
+            "Network inputs that were given up (client gone, deadline passed): before the engine "
+            "(queue), or while it ran (infer), which is the engine time that was wasted.",
+            "model",
+            "stage",
+        )
+        self.queue = self._gauge(
+            "queue_inputs", "Network inputs that are admitted and not answered yet.", "model"
+        )
+        self.queue_limit = self._gauge(
+            "queue_limit_inputs",
             "Network inputs that are admitted at a time; requests for more get 429.",
-            ["model"],
-            registry=self.registry,
+            "model",
         )
+        self.queue_oldest_age = self._gauge(
+            "queue_oldest_age_seconds",
+            "How long the oldest network input has been waiting for the engine.",
+            "model",
+        )
+        self.calibrated_rate = self._gauge(
+            "engine_calibrated_images_per_second",
+            "Images per second of the engine alone, measured at warm-up.",
+            "model",
+        )
+        self.engine_seconds_per_image = self._gauge(
+            "engine_seconds_per_image", "Slope of the learned duration of a batch.", "model"
+        )
+        self.engine_seconds_per_batch = self._gauge(
+            "engine_seconds_per_batch", "Base of the learned duration of a batch.", "model"
+        )
+        self.model_ready = self._gauge(
+            "model_ready", "Whether the model serves requests.", "model", "version"
+        )
+        self.engine_info = self._gauge("engine_info", "What runs the model.", "model", "engine")
+        self.canary_runs = self._counter(
+            "canary_runs", "Runs of a known picture, by what came out.", "model", "result"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"centernet_{name}_total", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"centernet_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
+    ) -> Histogram:
+        return Histogram(f"centernet_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """The metrics of one model; every series is there from the start, at zero."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._images = metrics.images.labels(model)
+        self._batch_size = metrics.batch_size.labels(model)
+        for trigger in ("full", "idle", "timeout", "deadline"):
+            metrics.batches.labels(model, trigger)
+        for stage in ("queue", "infer"):
+            metrics.cancelled.labels(model, stage)
+        for result in ("ok", "wrong", "failed"):
+            metrics.canary_runs.labels(model, result)
+
+    def batch_done(self, size: int, trigger: str) -> None:
+        """Count a run that succeeded."""
+        self._images.inc(size)
+        self._batch_size.observe(size)
+        self._metrics.batches.labels(self._model, trigger).inc()
+
+    def cancelled(self, stage: Literal["queue", "infer"]) -> None:
+        """Count an input that was given up."""
+        self._metrics.cancelled.labels(self._model, stage).inc()
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """Record what one image spent in a stage."""
+        self._metrics.stage_seconds.labels(self._model, stage).observe(seconds)
+
+    def canary(self, result: Literal["ok", "wrong", "failed"]) -> None:
+        """Count a run of the known picture."""
+        self._metrics.canary_runs.labels(self._model, result).inc()
+
+    def watch(
+        self,
+        model_version: str,
+        engine: str,
+        *,
+        images_per_s: float,
+        limit: int,
+        admitted: Callable[[], float],
+        oldest_age_s: Callable[[], float],
+        seconds_per_image: Callable[[], float],
+        seconds_per_batch: Callable[[], float],
+        is_ready: Callable[[], bool],
+    ) -> None:
+        """State what runs the model and how fast it is alone; each scrape asks for the rest."""
+        metrics, model = self._metrics, self._model
+        metrics.engine_info.labels(model, engine).set(1)
+        metrics.calibrated_rate.labels(model).set(images_per_s)
+        metrics.queue_limit.labels(model).set(limit)
+        metrics.queue.labels(model).set_function(admitted)
+        metrics.queue_oldest_age.labels(model).set_function(oldest_age_s)
+        metrics.engine_seconds_per_image.labels(model).set_function(seconds_per_image)
+        metrics.engine_seconds_per_batch.labels(model).set_function(seconds_per_batch)
+        metrics.model_ready.labels(model, model_version).set_function(is_ready)

@@ -1,13 +1,20 @@
 """From the models directory to loaded, warmed-up predictors."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_package import MANIFEST_FILE, PackageError, PackageNotFoundError, load_package
-from service.engines import open_engine
+from model_package import (
+    MANIFEST_FILE,
+    ModelPackage,
+    PackageError,
+    PackageNotFoundError,
+    load_package,
+)
+from service.canary import Canary
+from service.engines import Engine, open_engine
 from service.errors import UnknownModelError
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -49,8 +56,8 @@ class Models:
         self.cpu_pool.shutdown()
 
 
-def load_models(settings: Settings, metrics: Metrics) -> Models:
-    """Load and warm up every package of ``settings.models``.
+def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None]) -> Models:
+    """Load and warm up every package of ``settings.models``, saying to ``note`` what is done.
 
     Raises :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError`:
     a package that cannot be served stops the start, so that nothing is missing silently.
@@ -62,11 +69,26 @@ def load_models(settings: Settings, metrics: Metrics) -> Models:
         name = package.manifest.name
         if name in predictors:
             raise PackageError(f"two packages in {settings.models} have the name {name}.")
+        note(f"{name} is being loaded")
         engine = open_engine(package, settings.backend, settings.engine_threads)
-        predictors[name] = Predictor(package.manifest, engine, cpu_pool, settings, metrics)
-        predictors[name].warm_up()
-        _log.info("%s is ready: %d classes, %s", name, len(package.manifest.classes), directory)
+        canary = _make_canary(package, engine, settings)
+        predictor = Predictor(package.manifest, engine, cpu_pool, settings, metrics, canary)
+        note(f"{name} is being timed")
+        predictor.warm_up()
+        predictors[name] = predictor
+        _log.info(
+            "%s is ready: %d classes, batches of up to %d, %s",
+            *(name, len(package.manifest.classes), predictor.max_batch_size, directory),
+        )
     return Models(predictors, _default_name(settings, predictors), cpu_pool)
+
+
+def _make_canary(package: ModelPackage, engine: Engine, settings: Settings) -> Canary:
+    """A canary by the fp32 file on the CPU, which is what the export compared with the network."""
+    reference = engine
+    if not engine.is_reference:
+        reference = open_engine(package, "onnxruntime-cpu", settings.engine_threads)
+    return Canary(package.manifest.input, reference)
 
 
 def _package_directories(models: Path) -> list[Path]:

@@ -1,7 +1,9 @@
-"""The query string of a detect request."""
+"""The query string and the headers of a detect request."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_SCALES = 8
@@ -26,6 +28,31 @@ _Number = Annotated[float, Field(ge=-MAX_CAMERA_PX, le=MAX_CAMERA_PX, allow_inf_
 _Focal = Annotated[float, Field(ge=MIN_FOCAL_PX, le=MAX_CAMERA_PX, allow_inf_nan=False)]
 _Matrix = Annotated[
     list[_Number], BeforeValidator(_split_commas), Field(min_length=12, max_length=12)
+]
+
+
+Priority = Literal["high", "normal", "low"]
+HEAD_START_S = 1.0
+HEAD_STARTS: Mapping[Priority, float] = {"high": HEAD_START_S, "normal": 0.0, "low": -HEAD_START_S}
+"""A priority is worth so many seconds in the queue: bounded, so that nobody starves."""
+
+MAX_DEADLINE_MS = 3_600_000
+DeadlineHeader = Annotated[
+    int | None,
+    Header(
+        alias="X-Deadline-Ms",
+        ge=1,
+        le=MAX_DEADLINE_MS,
+        description="Milliseconds after which nobody wants the answer any more. What cannot be "
+        "answered in time is refused at once (429) and costs no engine time.",
+    ),
+]
+PriorityHeader = Annotated[
+    Priority,
+    Header(
+        alias="X-Priority",
+        description=f"Whom to serve first: a step is worth {HEAD_START_S:g} s in the queue.",
+    ),
 ]
 
 

@@ -1,33 +1,47 @@
 """The heart of the service: one loaded model."""
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_package import ModelManifest
-from service.batcher import Batcher, BatchInput, BatchRow
+from service.admission import Admission
+from service.batcher import Batcher, BatchInput, BatchLimits, BatchRow, Trigger, Urgency
+from service.calibration import (
+    USUAL_MAX_BATCH_SIZE,
+    BatchTiming,
+    calibrate,
+    choose_batch_size,
+)
+from service.canary import Canary
 from service.decoders import View, make_decoder
 from service.detections import Detections
 from service.engines import Engine, EngineUnavailableError
-from service.errors import DeadlineExceededError, QueueFullError
+from service.errors import DeadlineExceededError, ServiceError
+from service.estimates import LinearEstimate
 from service.geometry import Placement
 from service.images import decode_image
-from service.metrics import Metrics
+from service.metrics import Metrics, ModelMetrics
 from service.options import InputOptions, OptionRules, RequestOptions
-from service.parameters import DetectParameters
+from service.parameters import HEAD_START_S, DetectParameters
 from service.placing import InputPlanner
 from service.preprocess import draw_input
 from service.settings import Settings
 
+_log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+
+_SECONDS_PER_SIZE = 0.2
+_LONGEST_RUN_S = 2.0
+"""Warm-up times each batch size for the former and goes no further after a run of the latter."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class Prediction:
     image_height_px: int
     orientation_applied: bool
     batch_size: int
+    trigger: Trigger
     stage_s: dict[str, float]
 
 
@@ -61,65 +76,116 @@ class Predictor:
         cpu_pool: Executor,
         settings: Settings,
         metrics: Metrics,
+        canary: Canary | None = None,
     ) -> None:
         self.manifest = manifest
         self.engine_description = engine.description
         self.rules = OptionRules(manifest)
+        self.timings: Sequence[BatchTiming] = ()
+        self.max_batch_size = _largest_batch(engine, settings)
         self._engine = engine
         self._cpu_pool = cpu_pool
         self._settings = settings
-        self._metrics = metrics
+        self._canary = canary
+        self._canary_error: str | None = None
+        self._metrics = ModelMetrics(metrics, manifest.name)
         self._planner = InputPlanner(manifest, settings.max_image_pixels)
         self._decoder = make_decoder(manifest)
-        self._admitted = 0
-        self._seconds_per_image = 0.0
-        metrics.admission_limit.labels(manifest.name).set(settings.max_queue_size)
-        metrics.admitted.labels(manifest.name).set_function(lambda: self._admitted)
+        self._tasks: list[asyncio.Task[None]] = []
 
     def warm_up(self) -> None:
-        """Run the smallest and the largest batch of each artifact, and check what comes out.
+        """Check and time the engine, and settle the batch size where the settings leave it open.
 
-        Raises :class:`EngineUnavailableError` when the outputs are not those of the manifest.
+        Raises :class:`EngineUnavailableError` when the outputs are not those of the manifest, or
+        do not agree with the canary's.
         """
-        shape = (self.manifest.input.height_px, self.manifest.input.width_px, 3)
-        for flip in sorted({artifact.flip for artifact in self.manifest.artifacts}):
-            for batch_size in sorted({1, self._settings.max_batch_size}):
-                outputs = self._try_engine(np.zeros((batch_size, *shape), np.uint8), flip)
-                for spec in self.manifest.decoder.outputs():
-                    values = outputs[spec.name]
-                    received = (values.shape, str(values.dtype))
-                    expected = ((batch_size, *spec.shape), spec.dtype)
-                    if received != expected:
-                        raise EngineUnavailableError(
-                            f"{self.manifest.name}: output {spec.name} is {received}, "
-                            f"the manifest says {expected}"
-                        )
-
-    def _try_engine(self, images: NDArray[np.uint8], flip: bool) -> Mapping[str, NDArray[Any]]:
-        try:
-            return self._engine.run(images, flip)
-        except Exception as error:  # each backend has exceptions of its own
-            raise EngineUnavailableError(
-                f"{self.manifest.name} does not run on {self.engine_description}: {error}"
-            ) from error
+        chosen = self._settings.max_batch_size
+        self.timings = calibrate(
+            self._engine,
+            self.manifest,
+            self.max_batch_size,
+            _SECONDS_PER_SIZE,
+            math.inf if chosen else _LONGEST_RUN_S,
+        )
+        if chosen is None:
+            self.max_batch_size = choose_batch_size(self.timings, self._target_s)
+        if self._canary is not None:
+            error = self._canary.error_of(self._engine.run(self._canary.pixels[np.newaxis]))
+            if error is not None:
+                raise EngineUnavailableError(
+                    f"{self.manifest.name} on {self.engine_description}: {error}"
+                )
 
     @property
-    def is_serving(self) -> bool:
-        """Whether requests are being taken from the queue."""
-        return self._batcher.is_serving
+    def _target_s(self) -> float | None:
+        target_ms = self._settings.target_latency_ms
+        return None if target_ms is None else target_ms / 1000
+
+    @property
+    def problem(self) -> str | None:
+        """Why no requests should be sent here now, if so."""
+        return self.fatal_problem or self._canary_error
+
+    @property
+    def fatal_problem(self) -> str | None:
+        """Why only a restart can help, if so."""
+        return self._batcher.problem
 
     def start(self) -> None:
         """Begin to serve; call it inside the running event loop."""
-        spec = self.manifest.input
-        size = self._settings.max_batch_size
-        self._batcher = Batcher(
-            self._engine, size, self._observe_batch, size * spec.height_px * spec.width_px
+        settings, spec = self._settings, self.manifest.input
+        engine_s = LinearEstimate((one.batch_size, one.run_s) for one in self.timings)
+        rate = max((one.images_per_s for one in self.timings), default=0.0)
+        self.admission = Admission(
+            self.manifest.name,
+            settings.max_queue_size,
+            self._target_s,
+            LinearEstimate(_answer_seconds(engine_s.seconds(1), rate, settings.max_queue_size)),
         )
+        limits = BatchLimits(
+            self.max_batch_size,
+            settings.max_queue_delay_ms / 1000,
+            self.max_batch_size * spec.height_px * spec.width_px,
+        )
+        self._batcher = Batcher(self._engine, limits, engine_s, self._metrics)
         self._batcher.start()
+        self._metrics.watch(
+            self.manifest.version,
+            self.engine_description,
+            images_per_s=rate,
+            limit=self.admission.limit,
+            admitted=lambda: self.admission.admitted,
+            oldest_age_s=lambda: self._batcher.oldest_age_s,
+            seconds_per_image=lambda: engine_s.slope_s,
+            seconds_per_batch=lambda: engine_s.base_s,
+            is_ready=lambda: self.problem is None,
+        )
+        if self._canary is not None and settings.canary_interval_s:
+            self._tasks.append(asyncio.create_task(self._watch_engine(self._canary)))
 
     async def stop(self) -> None:
-        """Finish what was admitted and end the engine thread."""
+        """Finish what was admitted and end the engine threads."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._batcher.stop()
+
+    async def _watch_engine(self, canary: Canary) -> None:
+        """Run the canary now and then, behind everybody else."""
+        last_in_line = Urgency(head_start_s=-HEAD_START_S)
+        while True:
+            await asyncio.sleep(self._settings.canary_interval_s)
+            try:
+                (row,) = await self._batcher.submit([BatchInput(canary.pixels)], last_in_line)
+            except ServiceError as error:
+                self._canary_error = f"the known picture could not be run: {error}"
+                self._metrics.canary("failed")
+                continue
+            outputs = {name: values[np.newaxis] for name, values in row.outputs.items()}
+            self._canary_error = canary.error_of(outputs)
+            self._metrics.canary("wrong" if self._canary_error else "ok")
+            if self._canary_error:
+                _log.error("%s: %s", self.manifest.name, self._canary_error)
 
     def options(self, given: DetectParameters) -> RequestOptions:
         """Complete a request's options from the manifest.
@@ -128,45 +194,25 @@ class Predictor:
         """
         return self.rules.complete(given)
 
-    @contextmanager
-    def admit(self, options: RequestOptions) -> Iterator[None]:
-        """Hold a place of the model for each network input, for the length of a request.
-
-        Raises :class:`QueueFullError` when too few are left; a request alone is never refused.
-        """
-        places = options.inputs.count
-        if self._admitted and self._admitted + places > self._settings.max_queue_size:
-            wait_s = self._admitted * self._seconds_per_image
-            raise QueueFullError(
-                f"Model {self.manifest.name} has {self._admitted} inputs waiting and admits "
-                f"{self._settings.max_queue_size}; this request needs {places}. Send it again "
-                "after the time in Retry-After.",
-                retry_after_s=min(60, max(1, math.ceil(wait_s))),
-            )
-        self._admitted += places
-        try:
-            yield
-        finally:
-            self._admitted -= places
-
-    async def predict(self, body: bytes, options: RequestOptions) -> Prediction:
+    async def predict(self, body: bytes, options: RequestOptions, urgency: Urgency) -> Prediction:
         """Detect the objects in one encoded image.
 
         Raises the image errors of :mod:`service.images`, :class:`ImageSizeError`,
         :class:`DeadlineExceededError`, :class:`StoppingError` and :class:`EngineError`.
         """
+        left_s = urgency.deadline_at - time.perf_counter()
         try:
-            async with asyncio.timeout(self._settings.request_timeout_s):
-                return await self._predict(body, options)
+            async with asyncio.timeout(left_s):
+                return await self._predict(body, options, urgency)
         except TimeoutError:
             raise DeadlineExceededError(
-                f"The answer was not ready after {self._settings.request_timeout_s:g} s; "
-                "the request was dropped. Send it again when the service is less busy."
+                "The answer was not ready by the deadline and the request was dropped. "
+                "Send it again when the service is less busy, or allow more time."
             ) from None
 
-    async def _predict(self, body: bytes, options: RequestOptions) -> Prediction:
+    async def _predict(self, body: bytes, options: RequestOptions, urgency: Urgency) -> Prediction:
         prepared, prepare_s = await self._in_pool(lambda: self._prepare(body, options.inputs))
-        rows = await self._batcher.submit(prepared.inputs)
+        rows = await self._batcher.submit(prepared.inputs, urgency)
         views = [
             View(row.outputs, placed) for row, placed in zip(rows, prepared.placements, strict=True)
         ]
@@ -179,13 +225,15 @@ class Predictor:
         detections, decode_s = _timed(decode) if len(views) == 1 else await self._in_pool(decode)
         stage_s = {"prepare": prepare_s, **_engine_stages(rows), "postprocess": decode_s}
         for stage, seconds in stage_s.items():
-            self._metrics.stage_seconds.labels(self.manifest.name, stage).observe(seconds)
+            self._metrics.stage(stage, seconds)
+        largest = max(rows, key=lambda row: row.batch_size)
         return Prediction(
             detections,
             prepared.width_px,
             prepared.height_px,
             prepared.orientation_applied,
-            max(row.batch_size for row in rows),
+            largest.batch_size,
+            largest.trigger,
             stage_s,
         )
 
@@ -197,15 +245,29 @@ class Predictor:
         image = decode_image(body, self._settings.max_image_pixels)
         height_px, width_px = image.pixels.shape[:2]
         placements = self._planner.place(width_px, height_px, options)
+        drawn = [draw_input(image.pixels, placed) for placed in placements]
         inputs = tuple(
-            BatchInput(draw_input(image.pixels, placed), options.flip) for placed in placements
+            BatchInput(pixels, options.flip, self._work(pixels, options.flip)) for pixels in drawn
         )
         return _Prepared(inputs, placements, width_px, height_px, image.orientation_applied)
 
-    def _observe_batch(self, batch_size: int, infer_s: float) -> None:
-        self._metrics.batch_size.labels(self.manifest.name).observe(batch_size)
-        # Smoothed over about the last ten batches; only Retry-After is computed from it.
-        self._seconds_per_image += 0.1 * (infer_s / batch_size - self._seconds_per_image)
+    def _work(self, pixels: NDArray[np.uint8], flip: bool) -> float:
+        """What an input costs, where one of the usual size without ``flip`` costs 1."""
+        spec = self.manifest.input
+        return (1 + flip) * pixels.size / (3 * spec.height_px * spec.width_px)
+
+
+def _largest_batch(engine: Engine, settings: Settings) -> int:
+    """The batch size that the settings ask for, within what the engine takes."""
+    asked = settings.max_batch_size or USUAL_MAX_BATCH_SIZE
+    return asked if engine.max_batch_size is None else min(asked, engine.max_batch_size)
+
+
+def _answer_seconds(alone_s: float, images_per_s: float, places: int) -> list[tuple[float, float]]:
+    """What calibration lets expect of the time to answer when so many inputs are inside."""
+    if not images_per_s:
+        return []
+    return [(1, alone_s), (places, alone_s + (places - 1) / images_per_s)]
 
 
 def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:

@@ -1,15 +1,24 @@
 """The HTTP surface."""
 
+import math
+import time
 from typing import Annotated, Any, NoReturn
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from service import errors
+from service.batcher import Urgency
 from service.body import IMAGE_FIELD, read_image
 from service.interruption import unless
 from service.models import Models
-from service.parameters import DetectParameters
+from service.parameters import (
+    HEAD_STARTS,
+    DeadlineHeader,
+    DetectParameters,
+    Priority,
+    PriorityHeader,
+)
 from service.problems import problem_responses
 from service.schemas import (
     DetectResponse,
@@ -21,6 +30,7 @@ from service.schemas import (
     model_facts,
     to_response,
 )
+from service.startup import RETRY_AFTER_S, Startup
 
 router = APIRouter()
 
@@ -57,7 +67,9 @@ _DETECT_ERRORS = problem_responses(
     errors.UnsupportedImageError,
     errors.InvalidOptionError,
     errors.QueueFullError,
+    errors.DeadlineUnreachableError,
     errors.EngineError,
+    errors.NotReadyError,
     errors.StoppingError,
     errors.DeadlineExceededError,
 )
@@ -67,7 +79,7 @@ _ANSWER_HEADERS = {
         "schema": {"type": "integer"},
     },
     "Server-Timing": {
-        "description": "Milliseconds per stage.",
+        "description": "Milliseconds per stage; what made the batch leave.",
         "schema": {"type": "string"},
     },
 }
@@ -80,9 +92,14 @@ _DETECT: dict[str, Any] = {
 
 
 @router.post("/detect", operation_id="detect", **_DETECT)
-async def detect(request: Request, parameters: Annotated[DetectParameters, Query()]) -> Response:
+async def detect(
+    request: Request,
+    parameters: Annotated[DetectParameters, Query()],
+    deadline_ms: DeadlineHeader = None,
+    priority: PriorityHeader = "normal",
+) -> Response:
     """Detect objects with the default model."""
-    return await _detect(request, None, parameters)
+    return await _detect(request, None, parameters, deadline_ms, priority)
 
 
 @router.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
@@ -90,26 +107,43 @@ async def detect_with_model(
     request: Request,
     name: Annotated[str, Path(description="A name from GET /models.")],
     parameters: Annotated[DetectParameters, Query()],
+    deadline_ms: DeadlineHeader = None,
+    priority: PriorityHeader = "normal",
 ) -> Response:
     """Detect objects with the named model."""
-    return await _detect(request, name, parameters)
+    return await _detect(request, name, parameters, deadline_ms, priority)
 
 
-async def _detect(request: Request, name: str | None, parameters: DetectParameters) -> Response:
+async def _detect(
+    request: Request,
+    name: str | None,
+    parameters: DetectParameters,
+    deadline_ms: int | None,
+    priority: Priority,
+) -> Response:
+    asked_at = time.perf_counter()
     settings = request.app.state.settings
     predictor = _models(request).get(name)
     options = predictor.options(parameters)
+    places = options.inputs.count
+    deadline_at = math.inf if deadline_ms is None else asked_at + deadline_ms / 1000
+    # At the door, so that nobody sends a picture for nothing.
+    predictor.admission.check(places, deadline_at)
     with request.app.state.bodies.hold() as claim:
         body = await unless(
             _stopping(request),
             read_image(request, settings.max_body_bytes, settings.body_timeout_s, claim),
         )
+        deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
+        urgency = Urgency(deadline_at, HEAD_STARTS[priority])
         # A place in the queue is for requests that are all here, not for slow uploads.
-        with predictor.admit(options):
-            prediction = await unless(_disconnected(request), predictor.predict(body, options))
+        with predictor.admission.hold(places, deadline_at):
+            work = predictor.predict(body, options, urgency)
+            prediction = await unless(_disconnected(request), work)
     answer = to_response(predictor.manifest, prediction, request.scope["request_id"])
-    timing = ", ".join(f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items())
-    headers = {"Server-Timing": timing, "X-Batch-Size": str(prediction.batch_size)}
+    timing = [f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items()]
+    timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
+    headers = {"Server-Timing": ", ".join(timing), "X-Batch-Size": str(prediction.batch_size)}
     content = answer.model_dump_json(exclude_none=True)
     return Response(content, 200, headers, "application/json")
 
@@ -155,25 +189,51 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
     return model_details(predictor, is_default=predictor.manifest.name == models.default_name)
 
 
-@router.get("/livez", operation_id="live", tags=["health"])
-async def live() -> Health:
-    """Say that the process answers; uses neither queue nor engine."""
+@router.get(
+    "/livez",
+    operation_id="live",
+    tags=["health"],
+    responses=problem_responses(errors.UnrecoverableError),
+)
+async def live(request: Request) -> Health:
+    """Say whether the process can still serve; if not, restart it. Uses no queue, no engine."""
+    startup: Startup = request.app.state.startup
+    if startup.is_done:
+        for name, predictor in startup.models.predictors.items():
+            if predictor.fatal_problem is not None:
+                raise errors.UnrecoverableError(
+                    f"Model {name}: {predictor.fatal_problem}. Restart the service."
+                )
     return Health(status="live")
+
+
+@router.get(
+    "/startupz",
+    operation_id="started",
+    tags=["health"],
+    responses=problem_responses(errors.NotReadyError),
+)
+async def started(request: Request) -> Health:
+    """Say whether the models are loaded and warm."""
+    _models(request)
+    return Health(status="started")
 
 
 @router.get(
     "/readyz",
     operation_id="ready",
     tags=["health"],
-    responses=problem_responses(errors.StoppingError, errors.EngineError),
+    responses=problem_responses(errors.StoppingError, errors.NotReadyError),
 )
 async def ready(request: Request) -> Health:
-    """Say whether requests are served: models are loaded and warm, no shutdown has begun."""
-    if request.app.state.stopping.is_set():
+    """Say whether requests are served: models are loaded and right, no shutdown has begun."""
+    if request.app.state.draining.is_set():
         raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
     for name, predictor in _models(request).predictors.items():
-        if not predictor.is_serving:
-            raise errors.EngineError(f"Model {name} takes no requests. Restart the service.")
+        if predictor.problem is not None:
+            raise errors.NotReadyError(
+                f"Model {name}: {predictor.problem}.", retry_after_s=RETRY_AFTER_S
+            )
     return Health(status="ready")
 
 
@@ -185,5 +245,5 @@ async def metrics(request: Request) -> Response:
 
 
 def _models(request: Request) -> Models:
-    models: Models = request.app.state.models
-    return models
+    startup: Startup = request.app.state.startup
+    return startup.models

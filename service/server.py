@@ -1,5 +1,7 @@
 """uvicorn, with bounds that it does not have and a shutdown that is announced."""
 
+import asyncio
+import socket
 from types import FrameType
 
 import uvicorn
@@ -40,7 +42,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Tells the application about SIGTERM and SIGINT when they arrive, not when all is over."""
+    """Announces its end: not ready first, then no new work, then the end within bounded time."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
@@ -54,9 +56,29 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
             )
         )
-        self._app = app
+        self._state = app.state
+        self._drain_delay_s = settings.drain_delay_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; the models are loaded meanwhile."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Say whether to end, ten times a second: also when the models cannot be loaded."""
+        return await super().on_tick(counter) or self._state.startup.error is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note the signal in ``app.state.stopping``, then shut down as uvicorn does."""
-        self._app.state.stopping.set()
+        """On the first signal be not ready, and after the delay stop; on a second stop at once."""
+        is_first = not self._state.draining.is_set()
+        self._state.draining.set()
+        if is_first and self._drain_delay_s and self._loop is not None:
+            delay_s, loop = self._drain_delay_s, self._loop
+            loop.call_soon_threadsafe(loop.call_later, delay_s, self._stop, sig, frame)
+        else:
+            self._stop(sig, frame)
+
+    def _stop(self, sig: int, frame: FrameType | None) -> None:
+        self._state.stopping.set()
         super().handle_exit(sig, frame)

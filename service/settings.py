@@ -53,7 +53,25 @@ class Settings(BaseSettings):
         le=1024,
         description="Threads that decode images and results, for all models together.",
     )
-    max_batch_size: int = Field(8, ge=1, le=64, description="Images in one engine run.")
+    max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Images in one engine run; without it, what warm-up finds to be fastest.",
+    )
+    max_queue_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Milliseconds that a batch may wait for company while the engine is free.",
+    )
+    target_latency_ms: float | None = Field(
+        None,
+        gt=0,
+        le=3_600_000,
+        description="Milliseconds from a whole request to its answer that are to be kept to: who "
+        "would wait longer gets 429. Without it, only max_queue_size bounds the queue.",
+    )
     max_queue_size: int = Field(
         128,
         ge=1,
@@ -75,6 +93,20 @@ class Settings(BaseSettings):
     )
     request_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Seconds from the whole body to the answer."
+    )
+    canary_interval_s: float = Field(
+        60.0,
+        ge=0,
+        le=86400,
+        description="Seconds between runs of a known picture, which make a model that goes blind "
+        "not ready; 0 for none.",
+    )
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="Seconds after SIGTERM in which requests are still taken, so that load "
+        "balancers can see that the service is not ready any more.",
     )
     shutdown_timeout_s: int = Field(
         20, ge=1, le=3600, description="Seconds that admitted requests get after SIGTERM."

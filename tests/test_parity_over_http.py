@@ -8,7 +8,7 @@ warp: the authors' numbers were measured with OpenCV 3 and 4, their goldens with
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def server_of(
             )
             package = export_package(recipe, checkpoint, directory / "package", lambda _: None)
             settings = Settings(models=package.directory, max_batch_size=2)
-            return stack.enter_context(run_server(load_models, settings))
+            return stack.enter_context(run_server(partial(load_models, note=print), settings))
 
         yield serve
 

@@ -25,6 +25,8 @@ class Engine(Protocol):
     computation of another."""
     max_batch_size: int | None
     """Most images of one run; None: any number."""
+    is_reference: bool
+    """Whether it runs the fp32 ONNX file on the CPU, which is what the export has verified."""
 
     def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
         """Run uint8 RGB (n, height, width, 3); every output has n rows in the same order.

@@ -37,6 +37,7 @@ class OnnxRuntimeEngine:
         }
         self._input_name = package.manifest.input.name
         self._output_names = [output.name for output in package.manifest.decoder.outputs()]
+        self.is_reference = provider == "CPUExecutionProvider"
         self.description = f"onnxruntime {onnxruntime.__version__} {provider}"
 
     def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:

@@ -1,6 +1,7 @@
 """The batcher alone: what happens to each request when something goes wrong around it."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from support.serving import ColourEngine, GatedEngine
 
-from service.batcher import Batcher, BatchInput, BatchRow
+from service.batcher import Batcher, BatchInput, BatchLimits, BatchRow, Urgency
 from service.engines import Engine
-from service.errors import EngineError, StoppingError
+from service.engines.errors import EngineBrokenError
+from service.errors import DeadlineExceededError, EngineError, StoppingError
+from service.estimates import LinearEstimate
+from service.metrics import Metrics, ModelMetrics
+
+EVENTS = ModelMetrics(Metrics(), "painted")
 
 
 def image(value: int, side_px: int = 8, flip: bool = False) -> BatchInput:
@@ -19,12 +25,18 @@ def image(value: int, side_px: int = 8, flip: bool = False) -> BatchInput:
 
 
 def run(
-    engine: Engine, test: Callable[[Batcher], Awaitable[None]], max_batch_size: int = 4
+    engine: Engine,
+    test: Callable[[Batcher], Awaitable[None]],
+    max_batch_size: int = 4,
+    delay_s: float = 0.0,
+    estimate: LinearEstimate | None = None,
 ) -> None:
     """Run ``test`` over a started batcher, which is stopped within bounded time."""
 
     async def main() -> None:
-        batcher = Batcher(engine, max_batch_size, lambda *_: None)
+        batcher = Batcher(
+            engine, BatchLimits(max_batch_size, delay_s), estimate or LinearEstimate(), EVENTS
+        )
         batcher.start()
         async with asyncio.timeout(20):
             try:
@@ -210,7 +222,8 @@ def test_large_inputs_make_small_batches() -> None:
     engine = RecordingEngine()
 
     async def main() -> None:
-        batcher = Batcher(engine, 8, lambda *_: None, max_batch_pixels=2 * 16 * 16)
+        limits = BatchLimits(8, pixels=2 * 16 * 16)
+        batcher = Batcher(engine, limits, LinearEstimate(), EVENTS)
         batcher.start()
         engine.gate.set()
         sides = (16, 16, 16, 32, 8, 8)
@@ -255,3 +268,244 @@ def test_a_failed_input_fails_its_request_and_takes_the_rest_out(
     run(engine, test, max_batch_size=1)
     assert caplog.text.count("the engine failed on a batch of 1") <= 2
     assert engine.batch_sizes[-1] == 1
+
+
+class CountedEvents:
+    """Remembers what became of inputs."""
+
+    def __init__(self) -> None:
+        self.triggers: list[str] = []
+        self.given_up: list[str] = []
+
+    def batch_done(self, size: int, trigger: str) -> None:
+        del size
+        self.triggers.append(trigger)
+
+    def cancelled(self, stage: str) -> None:
+        self.given_up.append(stage)
+
+
+class TwoLaneEngine(GatedEngine):
+    """Takes two calls at a time."""
+
+    concurrency = 2
+
+
+def run_with_events(
+    engine: Engine,
+    test: Callable[[Batcher], Awaitable[None]],
+    limits: BatchLimits,
+    estimate: LinearEstimate | None = None,
+) -> CountedEvents:
+    events = CountedEvents()
+
+    async def main() -> None:
+        batcher = Batcher(engine, limits, estimate or LinearEstimate(), events)
+        batcher.start()
+        async with asyncio.timeout(20):
+            try:
+                await test(batcher)
+            finally:
+                await batcher.stop()
+
+    asyncio.run(main())
+    return events
+
+
+def test_two_batches_are_in_flight_where_the_engine_takes_two() -> None:
+    engine = TwoLaneEngine()
+
+    async def test(batcher: Batcher) -> None:
+        first = asyncio.create_task(submit(batcher, 1))
+        await entered(engine)
+        second = asyncio.create_task(submit(batcher, 2))
+        await entered(engine)
+        third = asyncio.create_task(submit(batcher, 3))
+        await asyncio.sleep(0.05)
+        assert batcher.depth == 1, "there is no third lane"
+        engine.gate.set()
+        rows = await asyncio.gather(first, second, third)
+        assert [center_of(row) for row in rows] == [1, 2, 3]
+
+    events = run_with_events(engine, test, BatchLimits(4))
+    assert events.triggers == ["idle"] * 3
+
+
+def test_a_full_batch_leaves_at_once_and_the_last_when_its_delay_is_over() -> None:
+    async def test(batcher: Batcher) -> None:
+        waiting = [asyncio.create_task(submit(batcher, value)) for value in range(6)]
+        rows = await asyncio.gather(*waiting)
+        assert [row.batch_size for row in rows] == [4, 4, 4, 4, 2, 2]
+        assert rows[0].queue_s < 0.2 <= rows[-1].queue_s
+
+    events = run_with_events(ColourEngine(), test, BatchLimits(4, delay_s=0.2))
+    assert events.triggers == ["full", "timeout"]
+
+
+def test_nobody_waits_for_company_that_is_not_expected() -> None:
+    async def test(batcher: Batcher) -> None:
+        for value in range(3):
+            assert (await submit(batcher, value)).queue_s < 5
+            await asyncio.sleep(0.05)
+
+    # Three arrivals 50 ms apart promise nobody within the 20 ms that a batch may wait.
+    events = run_with_events(ColourEngine(), test, BatchLimits(4, delay_s=0.02))
+    assert events.triggers[1:] == ["idle", "idle"]
+
+
+def test_a_batch_leaves_before_its_tightest_deadline_would_be_missed() -> None:
+    async def test(batcher: Batcher) -> None:
+        urgency = Urgency(deadline_at=time.perf_counter() + 0.5)
+        rows = await asyncio.gather(
+            batcher.submit([image(1)], urgency), *(submit(batcher, value) for value in range(2))
+        )
+        assert rows[0][0].queue_s < 0.5
+
+    slow_start = LinearEstimate([(1, 0.1), (8, 0.1)])
+    events = run_with_events(ColourEngine(), test, BatchLimits(8, delay_s=10), slow_start)
+    assert events.triggers == ["deadline"]
+
+
+def test_a_batch_is_kept_small_enough_for_its_tightest_deadline() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        first = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        in_a_hurry = Urgency(deadline_at=time.perf_counter() + 2.5)
+        rest = [asyncio.create_task(batcher.submit([image(1)], in_a_hurry))]
+        rest += [asyncio.create_task(batcher.submit([image(value)])) for value in range(2, 6)]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(first, *rest)
+
+    # A second per image is believed: two can be done in time, not five. The first run, which was
+    # short, counts little against what is known as long as it is the only one.
+    second_each = LinearEstimate([(1, 1.0), (8, 8.0)])
+    second_each.observe = lambda *_: None  # type: ignore[method-assign]
+    events = run_with_events(engine, test, BatchLimits(8), second_each)
+    assert engine.batch_sizes == [1, 2, 3]
+    assert events.triggers == ["idle", "deadline", "idle"]
+
+
+def test_what_cannot_be_done_in_time_never_reaches_the_engine() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        first = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        late = Urgency(deadline_at=time.perf_counter() + 0.01)
+        hopeless = asyncio.create_task(batcher.submit([image(1)], late))
+        await asyncio.sleep(0.02)
+        engine.gate.set()
+        await first
+        with pytest.raises(DeadlineExceededError, match="left no time"):
+            await hopeless
+
+    events = run_with_events(engine, test, BatchLimits(4))
+    assert engine.batch_sizes == [1]
+    assert events.given_up == ["queue"]
+
+
+def test_an_idle_engine_tries_what_is_believed_to_be_too_slow() -> None:
+    async def test(batcher: Batcher) -> None:
+        for value in range(3):
+            urgency = Urgency(deadline_at=time.perf_counter() + 10)
+            (row,) = await batcher.submit([image(value)], urgency)
+            assert center_of(row) == value
+
+    run_with_events(ColourEngine(), test, BatchLimits(4), LinearEstimate([(1, 3600.0)]))
+
+
+def test_engine_time_spent_on_nobody_is_counted() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        running = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        queued = asyncio.create_task(submit(batcher, 1))
+        await asyncio.sleep(0)
+        running.cancel()
+        queued.cancel()
+        await asyncio.sleep(0.01)
+        assert batcher.depth == 0
+        engine.gate.set()
+
+    events = run_with_events(engine, test, BatchLimits(4))
+    assert events.given_up == ["queue", "infer"]
+
+
+def test_priorities_go_first_but_not_for_ever() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        order: list[str] = []
+
+        async def ask(name: str, head_start_s: float) -> None:
+            await batcher.submit([image(1)], Urgency(head_start_s=head_start_s))
+            order.append(name)
+
+        first = asyncio.create_task(ask("first", 0))
+        await entered(engine)
+        rest = []
+        for name, head_start_s in (("old low", -0.1), ("normal", 0.0), ("high", 0.1)):
+            rest.append(asyncio.create_task(ask(name, head_start_s)))
+        await asyncio.sleep(0.3)
+        rest.append(asyncio.create_task(ask("new high", 0.1)))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(first, *rest)
+        assert order == ["first", "high", "normal", "old low", "new high"]
+
+    run_with_events(engine, test, BatchLimits(1))
+
+
+def test_a_broken_engine_fails_everybody_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    def breaking(_: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        raise EngineBrokenError("an illegal memory access was encountered")
+
+    engine = FaultyEngine(breaking)
+
+    async def test(batcher: Batcher) -> None:
+        assert batcher.problem is None
+        results = await asyncio.gather(
+            *(submit(batcher, value) for value in range(3)), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [EngineError] * 3
+        assert batcher.problem == "the engine is broken: an illegal memory access was encountered"
+        with pytest.raises(EngineError):
+            await submit(batcher, 9)
+
+    run_with_events(engine, test, BatchLimits(1))
+    assert engine.batch_sizes == [1], "a broken engine is not tried again"
+    assert "the engine failed" in caplog.text
+
+
+def test_a_run_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = GatedEngine()
+    monkeypatch.setattr("service.batcher.STUCK_AFTER_S", 0.05)
+
+    async def test(batcher: Batcher) -> None:
+        running = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        await asyncio.sleep(0.1)
+        assert "has not ended" in str(batcher.problem)
+        engine.gate.set()
+        await running
+        assert batcher.problem is None
+
+    run_with_events(engine, test, BatchLimits(1))
+
+
+def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
+    def blind_to_the_first(outputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        outputs["scores"][0] = np.nan
+        return outputs
+
+    async def test(batcher: Batcher) -> None:
+        several = [submit(batcher, value) for value in range(3)]
+        results = await asyncio.gather(*several, return_exceptions=True)
+        assert type(results[0]) is EngineError
+        assert [center_of(row) for row in results[1:]] == [1, 2]  # type: ignore[arg-type]
+
+    run_with_events(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))

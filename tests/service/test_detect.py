@@ -178,7 +178,7 @@ def test_bad_pictures_leave_their_neighbours_in_the_batch_alone(
         bad = [clients.submit(post, server, body) for body, *_ in BAD_BODIES.values()]
         # Refused while the engine still runs the first batch: the queue never saw them.
         assert all(400 <= future.result(20).status_code < 500 for future in bad)
-        wait_until(lambda: server.metric("centernet_admitted_inputs", model="painted") == 5)
+        wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 5)
         engine.gate.set()
         assert first.result(20).status_code == 200
         for i, future in enumerate(good):
@@ -334,7 +334,7 @@ def test_more_than_the_queue_holds_is_refused_with_a_time_to_wait(
     server = start_server(engine, max_queue_size=3)
     with ThreadPoolExecutor(3) as clients:
         admitted = [clients.submit(post, server) for _ in range(3)]
-        wait_until(lambda: server.metric("centernet_admitted_inputs", model="painted") == 3)
+        wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 3)
         response = post(server)
         problem = assert_problem(response, 429, "queue_full")
         assert problem["retryable"] is True
@@ -365,8 +365,8 @@ def test_clients_that_are_gone_cost_no_engine_time(
         for _ in range(5):
             with connect(server) as connection:
                 connection.sendall(head + RED)
-                wait_until(lambda: server.metric("centernet_admitted_inputs", model="painted") == 2)
-            wait_until(lambda: server.metric("centernet_admitted_inputs", model="painted") == 1)
+                wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 2)
+            wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 1)
         engine.gate.set()
         assert first.result(20).status_code == 200
     assert post(server).status_code == 200

@@ -26,7 +26,7 @@ def bundled(project: Path) -> Path:
 
 def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main(("--port", "0", *arguments) if "--models" in arguments else arguments)
     assert caught.value.code == 2
     return capsys.readouterr().err
 
@@ -80,7 +80,7 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)
     assert Settings() == by_options
     assert {name: str(value) for name, value in by_options} == {
-        name: f"{value}.0" if name == "request_timeout_s" else value
+        name: str(float(value)) if isinstance(getattr(by_options, name), float) else value
         for name, value in values.items()
     }
 
@@ -104,7 +104,7 @@ def test_several_models_need_a_default(
     assert "no model 'three'" in fails_with(
         capsys, "--models", str(tmp_path), "--default-model", "three"
     )
-    models = load_models(Settings(models=tmp_path, default_model="two"), Metrics())
+    models = load_models(Settings(models=tmp_path, default_model="two"), Metrics(), print)
     assert models.get(None).manifest.name == "two"
     models.cpu_pool.shutdown()
 
@@ -125,7 +125,7 @@ def test_a_changed_artifact_stops_the_start(bundled: Path, tmp_path: Path) -> No
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
     with pytest.raises(PackageInvalidError, match="SHA-256"):
-        load_models(Settings(models=package), Metrics())
+        load_models(Settings(models=package), Metrics(), print)
 
 
 def test_outputs_that_differ_from_the_manifest_stop_the_start(
@@ -137,7 +137,7 @@ def test_outputs_that_differ_from_the_manifest_stop_the_start(
     facts["decoder"]["top_k"] += 1
     (package / "model.json").write_text(json.dumps(facts))
     with pytest.raises(EngineUnavailableError, match="output scores is"):
-        load_models(Settings(models=package), Metrics())
+        load_models(Settings(models=package), Metrics(), print)
 
 
 without_cuda = pytest.mark.skipif(

@@ -41,7 +41,7 @@ def test_metrics_count_requests_errors_stages_and_batches(server: RunningServer)
         'centernet_http_requests_total{method="POST",route="/detect",status="200"}',
         'centernet_stage_duration_seconds_count{model="painted",stage="infer"}',
         'centernet_batch_size_bucket{le="1.0",model="painted"}',
-        'centernet_admission_limit_inputs{model="painted"} 128.0',
+        'centernet_queue_limit_inputs{model="painted"} 128.0',
     ):
         assert line in text
 

@@ -30,6 +30,7 @@ from service.models import Models
 from service.predictor import Predictor
 from service.server import Server
 from service.settings import Settings
+from service.startup import Startup
 
 TOP_K = 5
 
@@ -84,6 +85,7 @@ class ColourEngine:
     description = "colour engine"
     concurrency = 1
     max_batch_size: int | None = None
+    is_reference = True
 
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
@@ -124,6 +126,7 @@ class FixedEngine:
     description = "fixed engine"
     concurrency = 1
     max_batch_size: int | None = None
+    is_reference = True
 
     def __init__(self, rows: Mapping[str, NDArray[Any]]) -> None:
         self.rows = rows
@@ -170,13 +173,14 @@ def run_server(
 ) -> Iterator[RunningServer]:
     """Serve what ``load`` gives in a thread of this process."""
     metrics = Metrics()
-    server = Server(create_app(load(settings, metrics), settings, metrics), settings)
+    startup = Startup(lambda _: load(settings, metrics))
+    server = Server(create_app(startup, settings, metrics), settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
         try:
-            while not server.started:
-                assert thread.is_alive(), "the server did not start"
+            while not (server.started and startup.is_done):
+                assert thread.is_alive(), f"the server did not start: {startup.error}"
                 time.sleep(0.01)
             port = listener.getsockname()[1]
             running = RunningServer(f"http://127.0.0.1:{port}", metrics, server)
