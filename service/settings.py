@@ -38,8 +38,8 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="The model behind POST /detect; may be left out when there is one."
     )
-    backend: Literal["auto", "onnxruntime-cuda", "onnxruntime-cpu"] = Field(
-        "auto", description="What runs the models; auto takes the first that works here."
+    backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"] = (
+        Field("auto", description="What runs the models; auto takes the first that works here.")
     )
     engine_threads: int = Field(
         default_factory=_available_cores,
