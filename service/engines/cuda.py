@@ -4,8 +4,8 @@ Everything that is made here belongs to one :class:`Cuda` and is freed with it, 
 """
 
 import ctypes
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -79,6 +79,21 @@ class Cuda:
     def keep(self, close: Callable[[], object]) -> None:
         """Have ``close`` called before anything is freed that was made earlier."""
         self._owned.callback(close)
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Free everything if the block fails, which then raises :class:`EngineUnavailableError`.
+
+        Only :class:`EngineBrokenError` stays what it is: no other backend would work either.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.close()
+            known = isinstance(error, EngineUnavailableError | EngineBrokenError)
+            if known or not isinstance(error, Exception):
+                raise
+            raise EngineUnavailableError(f"it does not run on {self.gpu}: {error}") from error
 
     def close(self) -> None:
         """Free everything."""

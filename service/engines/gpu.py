@@ -68,7 +68,7 @@ class GpuEngine:
 
     ``open_programs`` makes those of one slot. ``smallest`` and ``max_batch_size`` are the batch
     sizes that they take. ``capture``: whether this class is to record their launches; a program
-    that does it by itself is only run once per size, to have done it. Closes ``cuda`` if it fails.
+    that does it by itself is only run once per size, to have done it.
     """
 
     concurrency = SLOTS
@@ -79,7 +79,7 @@ class GpuEngine:
         manifest: ModelManifest,
         description: str,
         max_batch_size: int,
-        open_programs: Callable[[int, Stream], Mapping[bool, Program]],
+        open_programs: Callable[[int], Mapping[bool, Program]],
         capture: bool,
         smallest: int = 1,
     ) -> None:
@@ -90,12 +90,8 @@ class GpuEngine:
         self._usual = (manifest.input.height_px, manifest.input.width_px, 3)
         self._sizes = batch_sizes(smallest, max_batch_size)
         self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        try:
-            for index in range(SLOTS):
-                self._slots.put(self._make_slot(manifest, index, open_programs, capture))
-        except BaseException:
-            cuda.close()
-            raise
+        for index in range(SLOTS):
+            self._slots.put(self._make_slot(manifest, index, open_programs, capture))
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         """Run one batch; see :class:`service.engines.Engine`."""
@@ -112,6 +108,9 @@ class GpuEngine:
 
     def close(self) -> None:
         """Free the GPU's memory; see :class:`service.engines.Engine`."""
+        with suppress(queue.Empty):
+            while True:
+                self._slots.get_nowait()  # programs go first: they may still use streams
         self._cuda.close()
 
     def _run(self, slot: Slot, images: Images, flip: bool) -> Mapping[str, NDArray[Any]]:
@@ -155,16 +154,15 @@ class GpuEngine:
         self,
         manifest: ModelManifest,
         index: int,
-        open_programs: Callable[[int, Stream], Mapping[bool, Program]],
+        open_programs: Callable[[int], Mapping[bool, Program]],
         capture: bool,
     ) -> Slot:
         largest = self._sizes[-1]
-        stream = Stream(self._cuda)
         slot = Slot(
-            stream,
+            Stream(self._cuda),
             Buffer(self._cuda, _images_bytes(manifest, largest)),
             Buffer(self._cuda, layout(self._specs, largest)[1]),
-            open_programs(index, stream),
+            open_programs(index),
         )
         for flip in slot.programs:
             for size in self._sizes:

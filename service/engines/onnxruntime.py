@@ -69,37 +69,34 @@ def open_cuda_engine(package: ModelPackage, options: EngineOptions) -> GpuEngine
     provider = "CUDAExecutionProvider"
     onnxruntime = _import(provider)
     cuda = Cuda()
-    computing = Stream(cuda)
     manifest = package.manifest
     artifacts = choose_precision(manifest, _files(manifest), ON_GPU)
-    provider_options = {
-        "device_id": "0",
-        "user_compute_stream": str(computing.pointer),
-        "use_tf32": "0",  # it would round float32 products to 10 bits
-        "enable_cuda_graph": "1",
-    }
-    try:
+    precision = next(iter(artifacts.values())).precision
+    with cuda.opening():
+        computing = Stream(cuda)
+        provider_options = {
+            "device_id": "0",
+            "user_compute_stream": str(computing.pointer),
+            "use_tf32": "0",  # it would round float32 products to 10 bits
+            "enable_cuda_graph": "1",
+        }
         sessions = {
             flip: _open_with_graphs(onnxruntime, package, artifact, provider, provider_options)
             for flip, artifact in artifacts.items()
         }
         thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime-cuda")
         cuda.keep(thread.shutdown)
-        precision = next(iter(artifacts.values())).precision
         return GpuEngine(
             cuda,
             manifest,
             f"onnxruntime {onnxruntime.__version__} {provider}, {precision}",
             options.max_batch_size,
-            lambda slot, _: {
+            lambda slot: {
                 flip: _CudaProgram(onnxruntime, session, manifest, slot, computing, thread)
                 for flip, session in sessions.items()
             },
             capture=False,
         )
-    except BaseException:
-        cuda.close()
-        raise
 
 
 class _CudaProgram:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from model_package import ModelManifest, ModelPackage
 from model_package.manifest import EngineArtifact
-from service.engines.cuda import Cuda, CudaError, Stream
+from service.engines.cuda import Cuda, Stream
 from service.engines.engine import EngineOptions
 from service.engines.errors import EngineUnavailableError
 from service.engines.gpu import GpuEngine, Tensors
@@ -53,28 +53,25 @@ def open_tensorrt_engine(
     cuda = Cuda()
     remedy = f"Make one here: centernet-export build {package.directory} --backend {library.name}"
     trt, artifacts = _choose(package.manifest, cuda, library, remedy)
-    loaded = {
-        flip: _Loaded(trt, package, artifact, library, remedy)
-        for flip, artifact in artifacts.items()
-    }
     smallest = max(artifact.batch.min for artifact in artifacts.values())
     largest = min(artifact.batch.max for artifact in artifacts.values())
     precision = next(iter(artifacts.values())).precision
-    try:
+    with cuda.opening():
+        loaded = {
+            flip: _Loaded(trt, package, artifact, library, remedy)
+            for flip, artifact in artifacts.items()
+        }
         engine = GpuEngine(
             cuda,
             package.manifest,
             f"{library.title} {trt.__version__}, {precision}",
             max(smallest, min(largest, options.max_batch_size)),
-            lambda _slot, _stream: {flip: one.new_context(cuda) for flip, one in loaded.items()},
+            lambda _: {flip: one.new_context(cuda) for flip, one in loaded.items()},
             capture=not library.compiles_late,
             smallest=smallest,
         )
-    except (CudaError, RuntimeError, ValueError) as error:
-        files = ", ".join(artifact.file for artifact in artifacts.values())
-        raise EngineUnavailableError(f"{files} cannot be run: {error}. {remedy}") from error
-    for one in loaded.values():
-        one.save_runtime_cache()
+        for one in loaded.values():
+            one.save_runtime_cache()
     return engine
 
 
