@@ -142,12 +142,13 @@ class Batcher:
         self._task = asyncio.create_task(self._serve(), name="batcher")
 
     async def stop(self) -> None:
-        """Refuse new work, finish what is queued, end the engine threads."""
+        """Refuse new work, finish what is queued, end the engine and its threads."""
         self._stopping = True
         self._changed.set()
         if self._task is not None:
             await self._task
         self._threads.shutdown()
+        self._engine.close()
 
     @property
     def problem(self) -> str | None:
@@ -324,7 +325,7 @@ class Batcher:
                 waiting.future.set_result(BatchRow(row, len(batch), trigger, queue_s, infer_s))
 
     def _run_engine(self, batch: list[_Waiting]) -> Mapping[str, NDArray[Any]]:
-        pixels = np.stack([waiting.input.pixels for waiting in batch])
+        pixels = [waiting.input.pixels for waiting in batch]
         outputs = self._engine.run(pixels, batch[0].input.flip)
         for name, values in outputs.items():
             if len(values) != len(batch):

@@ -1,10 +1,13 @@
 """From the models directory to loaded, warmed-up predictors."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from model_package import (
     MANIFEST_FILE,
@@ -18,9 +21,15 @@ from service.engines import Engine, open_engine
 from service.errors import UnknownModelError
 from service.metrics import Metrics
 from service.predictor import Predictor
-from service.settings import Settings
+from service.settings import Settings, available_cores
 
 _log = logging.getLogger(__name__)
+
+USUAL_GPU_BATCH_SIZE = 16
+"""Room that engines on GPUs make for a batch where the settings do not say."""
+LONG_RUN_S = 0.25
+"""A run that takes longer than this in one thread is given all cores: more images per second in
+the end are no consolation to somebody who waits for one."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,8 @@ def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None
         if name in predictors:
             raise PackageError(f"two packages in {settings.models} have the name {name}.")
         note(f"{name} is being loaded")
-        engine = open_engine(package, settings.backend, settings.engine_threads)
-        canary = _make_canary(package, engine, settings)
+        engine = _open_engine(package, settings)
+        canary = _make_canary(package, engine)
         predictor = Predictor(package.manifest, engine, cpu_pool, settings, metrics, canary)
         note(f"{name} is being timed")
         predictor.warm_up()
@@ -83,12 +92,31 @@ def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None
     return Models(predictors, _default_name(settings, predictors), cpu_pool)
 
 
-def _make_canary(package: ModelPackage, engine: Engine, settings: Settings) -> Canary:
+def _open_engine(package: ModelPackage, settings: Settings) -> Engine:
+    """Open the engine; on the CPU, with the number of threads that suits the model."""
+    cores = available_cores()
+    threads = settings.engine_threads or 1
+    largest = settings.max_batch_size or USUAL_GPU_BATCH_SIZE
+    concurrency = max(1, cores // threads)
+    engine = open_engine(package, settings.backend, threads, concurrency, largest)
+    if settings.engine_threads is None and engine.is_reference and cores > 1:
+        spec = package.manifest.input
+        began_at = time.perf_counter()
+        engine.run(np.zeros((1, spec.height_px, spec.width_px, 3), np.uint8))
+        if time.perf_counter() - began_at > LONG_RUN_S:
+            engine.close()
+            return open_engine(package, settings.backend, cores, 1, largest)
+    return engine
+
+
+def _make_canary(package: ModelPackage, engine: Engine) -> Canary:
     """A canary by the fp32 file on the CPU, which is what the export compared with the network."""
-    reference = engine
-    if not engine.is_reference:
-        reference = open_engine(package, "onnxruntime-cpu", settings.engine_threads)
-    return Canary(package.manifest.input, reference)
+    if engine.is_reference:
+        return Canary(package.manifest.input, engine)
+    reference = open_engine(package, "onnxruntime-cpu", available_cores())
+    canary = Canary(package.manifest.input, reference)
+    reference.close()
+    return canary
 
 
 def _package_directories(models: Path) -> list[Path]:

@@ -13,7 +13,7 @@ PREFIX = "CENTERNET_"
 _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
     """Cores that this process may use, which in a container can be fewer than there are."""
     return len(os.sched_getaffinity(0))
 
@@ -38,17 +38,18 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="The model behind POST /detect; may be left out when there is one."
     )
-    backend: Literal["auto", "onnxruntime-cuda", "onnxruntime-cpu"] = Field(
-        "auto", description="What runs the models; auto takes the first that works here."
+    backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"] = (
+        Field("auto", description="What runs the models; auto takes the first that works here.")
     )
-    engine_threads: int = Field(
-        default_factory=_available_cores,
+    engine_threads: int | None = Field(
+        None,
         ge=1,
         le=1024,
-        description="Threads of one model's engine on the CPU.",
+        description="Threads of one run on the CPU, of which as many go on at a time as there are "
+        "cores for. Without it, one thread; all cores for models that would take long so.",
     )
     image_threads: int = Field(
-        default_factory=_available_cores,
+        default_factory=available_cores,
         ge=1,
         le=1024,
         description="Threads that decode images and results, for all models together.",

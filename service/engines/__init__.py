@@ -2,63 +2,53 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from model_package import ModelPackage
-from service.engines.errors import EngineUnavailableError
-from service.engines.onnxruntime import OnnxRuntimeEngine
+from service.engines.engine import Engine, EngineOptions, Images
+from service.engines.errors import EngineBrokenError, EngineUnavailableError
+from service.engines.onnxruntime import OnnxRuntimeEngine, open_cuda_engine
+from service.engines.tensorrt import TENSORRT, TENSORRT_RTX, open_tensorrt_engine
 
-__all__ = ["BACKENDS", "Engine", "EngineUnavailableError", "open_engine"]
+__all__ = [
+    "BACKENDS",
+    "Engine",
+    "EngineBrokenError",
+    "EngineOptions",
+    "EngineUnavailableError",
+    "Images",
+    "open_engine",
+]
 
 _log = logging.getLogger(__name__)
 
-
-class Engine(Protocol):
-    """One loaded model."""
-
-    description: str
-    concurrency: int
-    """Threads that may be inside :meth:`run` at a time: one batch's copies can then overlap the
-    computation of another."""
-    max_batch_size: int | None
-    """Most images of one run; None: any number."""
-    is_reference: bool
-    """Whether it runs the fp32 ONNX file on the CPU, which is what the export has verified."""
-
-    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
-        """Run uint8 RGB (n, height, width, 3); every output has n rows in the same order.
-
-        ``flip`` takes the artifact that averages over the mirror images, of which the manifest
-        says whether the package has it.
-        """
-        ...
-
-
-BACKENDS: Mapping[str, Callable[[ModelPackage, int], Engine]] = {
-    "onnxruntime-cuda": lambda package, threads: OnnxRuntimeEngine(
-        package, "CUDAExecutionProvider", threads
-    ),
-    "onnxruntime-cpu": lambda package, threads: OnnxRuntimeEngine(
-        package, "CPUExecutionProvider", threads
-    ),
+BACKENDS: Mapping[str, Callable[[ModelPackage, EngineOptions], Engine]] = {
+    "tensorrt": lambda package, options: open_tensorrt_engine(package, options, TENSORRT),
+    "tensorrt-rtx": lambda package, options: open_tensorrt_engine(package, options, TENSORRT_RTX),
+    "onnxruntime-cuda": open_cuda_engine,
+    "onnxruntime-cpu": OnnxRuntimeEngine,
 }
 """Every backend by name, fastest first: ``auto`` takes the first that this machine can run."""
 
 
-def open_engine(package: ModelPackage, backend: str, threads: int) -> Engine:
+def open_engine(
+    package: ModelPackage,
+    backend: str,
+    threads: int,
+    concurrency: int = 1,
+    max_batch_size: int = 8,
+) -> Engine:
     """Open ``package`` with the named backend, or with the first that works for ``auto``.
 
-    Raises :class:`EngineUnavailableError`; a backend asked for by name never falls back.
+    For the other arguments see :class:`EngineOptions`. Raises :class:`EngineUnavailableError`; a
+    backend asked for by name never falls back.
     """
+    options = EngineOptions(threads, concurrency, max_batch_size)
     if backend != "auto":
-        return BACKENDS[backend](package, threads)
+        return BACKENDS[backend](package, options)
     refusals = []
     for name, open_backend in BACKENDS.items():
         try:
-            engine = open_backend(package, threads)
+            engine = open_backend(package, options)
         except EngineUnavailableError as error:
             _log.info("%s: not %s: %s", package.manifest.name, name, error)
             refusals.append(f"{name}: {error}")

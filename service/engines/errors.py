@@ -1,4 +1,4 @@
-"""Why an engine cannot be opened, or not be used any more."""
+"""What goes wrong with engines."""
 
 
 class EngineUnavailableError(Exception):
@@ -6,4 +6,8 @@ class EngineUnavailableError(Exception):
 
 
 class EngineBrokenError(Exception):
-    """The engine will not run again in this process; the text says why. Only a restart cures it."""
+    """The GPU gave an error after which it does no more work for this process.
+
+    CUDA calls such errors sticky: an illegal address, a failed launch, a lost device. Every later
+    run fails as well; only a new process can go on.
+    """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from support.serving import ColourEngine, GatedEngine
 
 from service.batcher import Batcher, BatchInput, BatchLimits, BatchRow, Urgency
-from service.engines import Engine
+from service.engines import Engine, Images
 from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
 from service.estimates import LinearEstimate
@@ -118,7 +118,7 @@ class FaultyEngine(ColourEngine):
         self.fault = fault
         self.faulty = True
 
-    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         outputs = super().run(images, flip)
         return self.fault(outputs) if self.faulty else outputs
 
@@ -175,8 +175,8 @@ class RecordingEngine(GatedEngine):
         super().__init__()
         self.kinds: list[tuple[int, int, bool]] = []
 
-    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
-        self.kinds.append((len(images), images.shape[1], flip))
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        self.kinds.append((len(images), images[0].shape[0], flip))
         return super().run(images, flip)
 
 

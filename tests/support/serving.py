@@ -24,7 +24,7 @@ from model_package import (
     Verification,
 )
 from service.app import create_app
-from service.engines import Engine
+from service.engines import Engine, Images
 from service.metrics import Metrics
 from service.models import Models
 from service.predictor import Predictor
@@ -90,10 +90,10 @@ class ColourEngine:
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
 
-    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         del flip
         self.batch_sizes.append(len(images))
-        means = images.reshape(len(images), -1, 3).mean(axis=1, dtype=np.float64)
+        means = np.stack(images).reshape(len(images), -1, 3).mean(axis=1, dtype=np.float64)
         n = len(images)
         return {
             "scores": np.tile(0.9 - np.arange(TOP_K, dtype=np.float32) / 10, (n, 1)),
@@ -101,6 +101,9 @@ class ColourEngine:
             "centers": np.repeat(means[:, None, :2], TOP_K, axis=1).astype(np.float32),
             "sizes": np.full((n, TOP_K, 2), 2, np.float32),
         }
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class GatedEngine(ColourEngine):
@@ -111,7 +114,7 @@ class GatedEngine(ColourEngine):
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
 
-    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         self.entered.release()
         assert self.gate.wait(20), "the test forgot to open the gate"
         return super().run(images, flip)
@@ -132,9 +135,12 @@ class FixedEngine:
         self.rows = rows
         self.calls: list[tuple[NDArray[np.uint8], bool]] = []
 
-    def run(self, images: NDArray[np.uint8], flip: bool = False) -> Mapping[str, NDArray[Any]]:
-        self.calls.append((images, flip))
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        self.calls.append((np.stack(images), flip))
         return {name: np.stack([row] * len(images)) for name, row in self.rows.items()}
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class RunningServer:

@@ -1,0 +1,120 @@
+"""Packages whose every output is the mean of the picture times a factor, for every backend."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from model_package import (
+    CenterBoxesDecoder,
+    InputSpec,
+    ModelManifest,
+    ModelPackage,
+    OnnxArtifact,
+    Verification,
+)
+from model_package.manifest import BatchProfile, EngineArtifact, EngineRequirements
+from support.fake_tensorrt import plan
+from support.serving import make_manifest
+
+DECODER = CenterBoxesDecoder(output_stride=4, top_k=1, score_threshold=0.3)
+INPUT = InputSpec(width_px=64, height_px=64)
+DIGEST = "0" * 64
+
+
+def mean_graph(factor: float) -> onnx.ModelProto:
+    """Every output is the picture's mean times ``factor``; any size of picture."""
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", "h", "w", 3])]
+    outputs, nodes = [], [helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0))
+    nodes.append(helper.make_node("Mul", ["mean", "factor"], ["value"]))
+    for spec in DECODER.outputs():
+        kind = getattr(TensorProto, {"float32": "FLOAT", "int32": "INT32"}[spec.dtype])
+        shape = helper.make_tensor(f"shape_{spec.name}", TensorProto.INT64, [3], [-1, 1, 1])
+        columns = spec.shape[1] if len(spec.shape) > 1 else 1
+        nodes += [
+            helper.make_node("Constant", [], [f"{spec.name}_shape"], value=shape),
+            helper.make_node("Reshape", ["value", f"{spec.name}_shape"], [f"{spec.name}_1"]),
+            helper.make_node("Concat", [f"{spec.name}_1"] * columns, [f"{spec.name}_2"], axis=2),
+            helper.make_node("Cast", [f"{spec.name}_2"], [f"{spec.name}_3"], to=kind),
+        ]
+        target = [0, *spec.shape]
+        end = helper.make_tensor(f"end_{spec.name}", TensorProto.INT64, [len(target)], target)
+        nodes.append(helper.make_node("Constant", [], [f"{spec.name}_end"], value=end))
+        nodes.append(
+            helper.make_node("Reshape", [f"{spec.name}_3", f"{spec.name}_end"], [spec.name])
+        )
+        outputs.append(helper.make_tensor_value_info(spec.name, kind, ["n", *spec.shape]))
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
+        helper.make_tensor("factor", TensorProto.FLOAT, [], [factor]),
+    ]
+    made = helper.make_graph(nodes, "mean", inputs, outputs, constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def engine_artifact(file: str = "model.engine", **facts: Any) -> EngineArtifact:
+    """A TensorRT 10.9 engine for an L4, unless said otherwise."""
+    requires = {"version": "10.9.0.34", "compute_capability": "8.9", "gpu": None}
+    requires |= {name: facts.pop(name) for name in tuple(facts) if name in requires}
+    usual: dict[str, Any] = {
+        "file": file,
+        "precision": "fp32",
+        "sha256": DIGEST,
+        "size_bytes": 1,
+        "backend": "tensorrt",
+        "built_from": DIGEST,
+        "requires": EngineRequirements(**requires),
+        "batch": BatchProfile(opt=4, max=8),
+        "tf32": False,
+    }
+    return EngineArtifact(**(usual | facts))
+
+
+def half_precision_artifact(flip: bool = False) -> OnnxArtifact:
+    agreement = Verification(
+        reference="fp32", inputs=1, tolerances={}, worst_errors={}, matched_fraction=1.0
+    )
+    return OnnxArtifact(
+        file=f"half{'_flip' * flip}.onnx",
+        precision="fp16",
+        flip=flip,
+        sha256="1" * 64,
+        size_bytes=1,
+        agreement=agreement,
+    )
+
+
+def make_package(
+    directory: Path,
+    more: Sequence[OnnxArtifact | EngineArtifact] = (),
+    flips: tuple[bool, ...] = (False,),
+    input_spec: InputSpec = INPUT,
+    **facts: Any,
+) -> ModelPackage:
+    """A package of fp32 ONNX files and ``more``; ``facts`` go into the plans of its engines.
+
+    The factor is -1 for averages over mirror images and doubled in half precision, to tell which
+    file was run.
+    """
+    manifest = make_manifest(DECODER, input_spec, flips)
+    described = manifest.model_dump() | {"artifacts": (*manifest.artifacts, *more)}
+    manifest = ModelManifest.model_validate(described)
+    for artifact in manifest.artifacts:
+        factor = (-1.0 if artifact.flip else 1.0) * (2 if artifact.precision == "fp16" else 1)
+        path = directory / artifact.file
+        if isinstance(artifact, OnnxArtifact):
+            onnx.save(mean_graph(factor), path)
+        else:
+            sizes = artifact.batch.min, artifact.batch.opt, artifact.batch.max
+            path.write_bytes(plan(DECODER, factor, **({"batch": sizes} | facts)))
+    return ModelPackage(directory, manifest)
+
+
+def pictures(*values: int, height_px: int = 64, width_px: int = 64) -> NDArray[np.uint8]:
+    """Pictures of one value each."""
+    return np.stack([np.full((height_px, width_px, 3), value, np.uint8) for value in values])

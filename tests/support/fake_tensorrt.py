@@ -1,0 +1,222 @@
+"""TensorRT over host memory: plans that say what they compute, run on the fake CUDA runtime.
+
+A plan is JSON. Every output of an image is the mean of its pixels times a factor, as in the ONNX
+graphs of :mod:`support.mean_graph`, so that every backend must give the same.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from enum import Enum
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from model_package import Decoder
+from support.fake_cuda import FakeCudaRuntime, IllegalAddressError
+
+
+def plan(
+    decoder: Decoder,
+    factor: float = 1.0,
+    height_px: tuple[int, int] = (64, 64),
+    width_px: tuple[int, int] = (64, 64),
+    batch: tuple[int, int, int] = (1, 4, 8),
+    **changes: Any,
+) -> bytes:
+    """An engine for such images, whose smallest and largest sides are given."""
+    low, high = zip(height_px, width_px, strict=True)
+    facts = {
+        "factor": factor,
+        "profile": [[batch[0], *low, 3], [batch[1], *low, 3], [batch[2], *high, 3]],
+        "input_dtype": "uint8",
+        "outputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in decoder.outputs()],
+    }
+    return json.dumps(facts | changes).encode()
+
+
+class ILogger:
+    Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
+
+
+DataType = Enum("DataType", "FLOAT HALF INT32 INT64 UINT8")
+_DTYPES = {
+    "float32": DataType.FLOAT,
+    "int32": DataType.INT32,
+    "int64": DataType.INT64,
+    "uint8": DataType.UINT8,
+}
+
+
+class CudaGraphStrategy(Enum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
+class IRuntimeCache:
+    def __init__(self, gpu: str) -> None:
+        self.header = f"cache of {gpu}:".encode()
+        self.kernels: set[int] = set()
+
+    def deserialize(self, content: bytes) -> bool:
+        if not content.startswith(self.header):
+            return False
+        self.kernels = set(content.removeprefix(self.header))
+        return True
+
+    def serialize(self) -> bytes:
+        return self.header + bytes(sorted(self.kernels))
+
+
+class IRuntimeConfig:
+    def __init__(self, gpu: str) -> None:
+        self.gpu = gpu
+        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
+        self.cache: IRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache(self.gpu)
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> None:
+        self.cache = cache
+
+
+class FakeTensorrt(ModuleType):
+    """Stands in for the module ``tensorrt``, or ``tensorrt_rtx`` with ``rtx``."""
+
+    ILogger = ILogger
+    DataType = DataType
+
+    def __init__(self, cuda: FakeCudaRuntime, version: str, rtx: bool = False) -> None:
+        super().__init__("tensorrt_rtx" if rtx else "tensorrt")
+        self.__version__ = version
+        self.cuda = cuda
+        self.contexts: list[IExecutionContext] = []
+        self.rtx = rtx
+        if rtx:
+            self.CudaGraphStrategy = CudaGraphStrategy
+            self.DynamicShapesKernelSpecializationStrategy = (
+                DynamicShapesKernelSpecializationStrategy
+            )
+
+    def Runtime(self, logger: Any) -> "Runtime":  # noqa: N802
+        return Runtime(self, logger)
+
+
+class Runtime:
+    def __init__(self, trt: FakeTensorrt, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
+
+    def deserialize_cuda_engine(self, content: bytes) -> "ICudaEngine | None":
+        try:
+            facts = json.loads(content)
+        except ValueError:
+            self._logger.log(ILogger.Severity.ERROR, "Magic tag does not match")
+            return None
+        return ICudaEngine(self._trt, facts, self._logger)
+
+
+class ICudaEngine:
+    def __init__(self, trt: FakeTensorrt, facts: dict[str, Any], logger: Any) -> None:
+        self.trt, self.facts, self.logger = trt, facts, logger
+        self.tensors = {"images": (facts["input_dtype"], [None] * 3)}
+        self.tensors |= {name: (dtype, shape) for name, dtype, shape in facts["outputs"]}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return _DTYPES[self.tensors[name][0]]
+
+    def get_tensor_shape(self, name: str) -> Sequence[int]:
+        return [-1, *self.tensors[name][1]]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
+        assert (name, profile) == ("images", 0)
+        return self.facts["profile"]
+
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig("this GPU")
+
+    def create_execution_context(
+        self, configuration: IRuntimeConfig | None = None
+    ) -> "IExecutionContext | None":
+        if self.facts.get("too_large"):
+            self.logger.log(ILogger.Severity.ERROR, "out of memory")
+            return None
+        context = IExecutionContext(self, configuration)
+        self.trt.contexts.append(context)
+        return context
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine, configuration: IRuntimeConfig | None) -> None:
+        self.engine = engine
+        self.configuration = configuration
+        self.fail_next = False
+        self.enqueued: list[tuple[int, ...]] = []
+        self._addresses: dict[str, int] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._lock = threading.Lock()
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        low, _, high = self.engine.facts["profile"]
+        if not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
+            self.engine.logger.log(ILogger.Severity.ERROR, f"{name}: outside of the profile")
+            return False
+        self._shape = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        assert name in self.engine.tensors
+        assert pointer % 256 == 0, f"{name} is not aligned"
+        self._addresses[name] = pointer
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert self._lock.acquire(blocking=False), "two threads use one context"
+        try:
+            return self._execute(stream_handle)
+        finally:
+            self._lock.release()
+
+    def _execute(self, stream: int) -> bool:
+        cuda, shape, addresses = self.engine.trt.cuda, self._shape, dict(self._addresses)
+        assert shape is not None
+        assert set(addresses) == set(self.engine.tensors), "a tensor has no address"
+        new_shape = not self.enqueued or self.enqueued[-1] != shape
+        if cuda.is_capturing(stream) and (self.engine.trt.rtx or new_shape):
+            self.engine.logger.log(ILogger.Severity.ERROR, "this cannot be captured")
+            return False
+        if self.fail_next:
+            self.fail_next = False
+            self.engine.logger.log(ILogger.Severity.ERROR, "enqueue failed for a test")
+            return False
+        if self.configuration is not None and self.configuration.cache is not None:
+            self.configuration.cache.kernels.add(shape[0])
+        self.enqueued.append(shape)
+        cuda.put(stream, lambda: self._compute(shape, addresses))
+        return True
+
+    def _compute(self, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
+        if self.engine.facts.get("stray"):
+            raise IllegalAddressError("a kernel of the engine leaves its memory")
+        cuda = self.engine.trt.cuda
+        images = cuda.memory("device", addresses["images"], int(np.prod(shape))).reshape(shape)
+        means = images.mean(axis=(1, 2, 3), dtype=np.float32) * self.engine.facts["factor"]
+        for name, dtype, row_shape in self.engine.facts["outputs"]:
+            rows = np.empty((shape[0], *row_shape), dtype)
+            rows[:] = means.reshape(-1, *[1] * len(row_shape)).astype(dtype)
+            cuda.memory("device", addresses[name], rows.nbytes)[:] = rows.reshape(-1).view(np.uint8)
