@@ -4,29 +4,54 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Security
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 
+from service.access import KEY_HEADER, Access, ApiKeys, RateLimiter
 from service.body import BodyBudget
 from service.context import RequestContext
+from service.errors import RateLimitedError, UnauthorizedError
+from service.gpu import watch_gpus
 from service.metrics import Metrics
 from service.models import Models
-from service.problems import install_problem_handlers
-from service.routes import router
+from service.problems import install_problem_handlers, problem_responses
+from service.routes import monitoring, probes, router
 from service.settings import Settings
+from service.tracing import open_tracing
+
+# They describe the API and refuse nobody: that is done by Access.
+_KEY_SCHEMES = [
+    Security(HTTPBearer(auto_error=False)),
+    Security(APIKeyHeader(name=KEY_HEADER, auto_error=False)),
+]
+_EXPOSED_HEADERS = ["Server-Timing", "X-Request-ID", "Retry-After", "X-Batch-Size"]
 
 
 def create_app(models: Models, settings: Settings, metrics: Metrics) -> FastAPI:
-    """Make the application; it starts the models' batchers and, at the end, drains them."""
+    """Make the application; it starts the models' batchers and, at the end, drains them.
+
+    Raises :class:`service.access.KeyFileError` and
+    :class:`service.tracing.TracingUnavailableError`.
+    """
+    tracing = open_tracing(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gpus = watch_gpus(metrics.registry)
         models.start()
         try:
             yield
         finally:
             app.state.stopping.set()
             await models.stop()
+            if gpus:
+                gpus.stop()
+            if tracing:
+                await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="CenterNet Serving",
@@ -35,6 +60,8 @@ def create_app(models: Models, settings: Settings, metrics: Metrics) -> FastAPI:
         "boxes in space out.",
         lifespan=lifespan,
         redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.models = models
     app.state.settings = settings
@@ -43,6 +70,39 @@ def create_app(models: Models, settings: Settings, metrics: Metrics) -> FastAPI:
     bodies = app.state.bodies = BodyBudget(settings.max_upload_bytes)
     metrics.body_bytes.set_function(lambda: bodies.held_bytes)
     install_problem_handlers(app)
-    app.include_router(router)
-    app.add_middleware(RequestContext, metrics=metrics)
+    _include_routes(app, settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            # Whatever header those pages ask for; they get no cookies, there are none.
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    quiet_routes = {
+        route.path for route in (*probes.routes, *monitoring.routes) if isinstance(route, APIRoute)
+    }
+    app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     return app
+
+
+def _include_routes(app: FastAPI, settings: Settings) -> None:
+    keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
+    rate = settings.rate_limit_per_s
+    access = Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None)
+    with_key: dict[str, Any] = {}
+    within_rate: dict[str, Any] = {}
+    if keys:
+        with_key["dependencies"] = [Depends(access.with_key), *_KEY_SCHEMES]
+        with_key["responses"] = problem_responses(UnauthorizedError)
+    if keys or rate:
+        within_rate["dependencies"] = [
+            Depends(access.within_rate),
+            *(_KEY_SCHEMES if keys else []),
+        ]
+        door_errors = [UnauthorizedError] * bool(keys) + [RateLimitedError] * bool(rate)
+        within_rate["responses"] = problem_responses(*door_errors)
+    app.include_router(probes)
+    app.include_router(monitoring, **with_key)
+    app.include_router(router, **within_rate)

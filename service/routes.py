@@ -9,8 +9,8 @@ from service import errors
 from service.body import IMAGE_FIELD, read_image
 from service.interruption import unless
 from service.models import Models
-from service.parameters import DetectParameters
-from service.problems import problem_responses
+from service.parameters import DetectParameters, refuse_repeated
+from service.problems import REQUEST_ID_FIELD, problem_responses
 from service.schemas import (
     DetectResponse,
     Health,
@@ -23,6 +23,11 @@ from service.schemas import (
 )
 
 router = APIRouter()
+"""What clients use: behind the API keys and the rate limit, where there are any."""
+probes = APIRouter()
+"""What orchestrators use: open to everybody, because they have no key and must get an answer."""
+monitoring = APIRouter()
+"""What Prometheus uses: behind the keys, since it can send one; never limited."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY: dict[str, Any] = {
@@ -57,11 +62,13 @@ _DETECT_ERRORS = problem_responses(
     errors.UnsupportedImageError,
     errors.InvalidOptionError,
     errors.QueueFullError,
+    errors.RateLimitedError,
     errors.EngineError,
     errors.StoppingError,
     errors.DeadlineExceededError,
 )
 _ANSWER_HEADERS = {
+    **REQUEST_ID_FIELD,
     "X-Batch-Size": {
         "description": "Images that shared the engine run.",
         "schema": {"type": "integer"},
@@ -96,7 +103,8 @@ async def detect_with_model(
 
 
 async def _detect(request: Request, name: str | None, parameters: DetectParameters) -> Response:
-    settings = request.app.state.settings
+    settings, record = request.app.state.settings, request.scope["record"]
+    refuse_repeated(request.query_params)
     predictor = _models(request).get(name)
     options = predictor.options(parameters)
     with request.app.state.bodies.hold() as claim:
@@ -104,10 +112,12 @@ async def _detect(request: Request, name: str | None, parameters: DetectParamete
             _stopping(request),
             read_image(request, settings.max_body_bytes, settings.body_timeout_s, claim),
         )
+        record.note_body(len(body))
         # A place in the queue is for requests that are all here, not for slow uploads.
         with predictor.admit(options):
             prediction = await unless(_disconnected(request), predictor.predict(body, options))
-    answer = to_response(predictor.manifest, prediction, request.scope["request_id"])
+    record.note_prediction(predictor.manifest.name, prediction.batch_size, prediction.stage_s)
+    answer = to_response(predictor.manifest, prediction, record.request_id)
     timing = ", ".join(f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items())
     headers = {"Server-Timing": timing, "X-Batch-Size": str(prediction.batch_size)}
     content = answer.model_dump_json(exclude_none=True)
@@ -155,13 +165,15 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
     return model_details(predictor, is_default=predictor.manifest.name == models.default_name)
 
 
-@router.get("/livez", operation_id="live", tags=["health"])
+@probes.head("/livez", include_in_schema=False)
+@probes.get("/livez", operation_id="live", tags=["health"])
 async def live() -> Health:
     """Say that the process answers; uses neither queue nor engine."""
     return Health(status="live")
 
 
-@router.get(
+@probes.head("/readyz", include_in_schema=False)
+@probes.get(
     "/readyz",
     operation_id="ready",
     tags=["health"],
@@ -177,7 +189,8 @@ async def ready(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", operation_id="metrics", tags=["health"], response_class=Response)
+@monitoring.head("/metrics", include_in_schema=False)
+@monitoring.get("/metrics", operation_id="metrics", tags=["health"], response_class=Response)
 async def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
     content = request.app.state.metrics.render()
