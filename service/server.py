@@ -121,9 +121,9 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
             )
         )
-        self._app = app
+        self.app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note the signal in ``app.state.stopping``, then shut down as uvicorn does."""
-        self._app.state.stopping.set()
+        self.app.state.stopping.set()
         super().handle_exit(sig, frame)

@@ -25,8 +25,7 @@ def settings_table() -> str:
 
 def with_table(page: str) -> str:
     """Put the table where ``page`` has one; its only table lines are those between other text."""
-    before, rows, after = re.split(r"((?:^\|.*\n)+)", page, maxsplit=1, flags=re.MULTILINE)
-    del rows
+    before, _, after = re.split(r"((?:^\|.*\n)+)", page, maxsplit=1, flags=re.MULTILINE)
     return before + settings_table() + after
 
 

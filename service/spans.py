@@ -1,6 +1,7 @@
 """Spans through OpenTelemetry; imported only where traces are exported."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -26,6 +27,7 @@ from service.record import RequestRecord
 from service.tracing import TraceParent
 
 _EXPORT_TIMEOUT_S = 3.0
+_STOP_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 _Arguments = ParamSpec("_Arguments")
 
@@ -127,7 +129,10 @@ class Spans:
 
     def stop(self) -> None:
         """Send what is left, within some seconds."""
-        self._provider.shutdown()
+        # Its own bound is 30 s, which may be all that the process has left to live.
+        last = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        last.start()
+        last.join(_STOP_TIMEOUT_S)
 
 
 def otlp_spans(endpoint: str) -> Spans:
