@@ -9,7 +9,7 @@ SERVE_ENV := .venv
 DEV_ENV := .venv-dev
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test lint format check lock clean
+.PHONY: serve test lint format check settings lock clean
 
 serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	CENTERNET_HOST=$(HOST) CENTERNET_PORT=$(PORT) CENTERNET_MODELS=$(MODELS) \
@@ -30,6 +30,9 @@ lint: $(DEV_ENV)/installed
 format: $(DEV_ENV)/installed
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
+
+settings: $(DEV_ENV)/installed ## Renew the table in docs/settings.md
+	$(DEV_ENV)/bin/python -m service.settings_table docs/settings.md
 
 lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
 	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch' > constraints.txt

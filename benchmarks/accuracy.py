@@ -41,7 +41,7 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
 
     async def detect_all() -> Answers:
         models = load_models(Settings(models=package), Metrics(), print)
-        models.start()
+        models.start(None)
         predictor = models.get(None)
         options = predictor.options(DetectParameters(**EVERYTHING))
         try:
