@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from service.settings import PREFIX, Settings
 
 # Defaults that are made on the machine, in words.
-_MADE_DEFAULTS = {"_available_cores": "the cores that the process may use"}
+_MADE_DEFAULTS = {"available_cores": "the cores that the process may use"}
 
 _HEAD = """\
 | option | variable | default | accepted | meaning |
