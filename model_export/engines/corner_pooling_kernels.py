@@ -63,7 +63,8 @@ def kernel_ptx(name: str) -> str:
     Raises ``KeyError`` if there is no such kernel.
     """
     header, *entries = all_ptx().split("\t// .globl\t")
-    return header + {entry.split(maxsplit=1)[0]: entry for entry in entries}[name]
+    bodies = dict(entry.split("\n", maxsplit=1) for entry in entries)
+    return f"{header}{bodies[name]}"
 
 
 def all_ptx() -> str:

@@ -34,7 +34,7 @@ class Emulation:
     def __init__(self, directory: Path) -> None:
         library = directory / "kernels.so"
         source = Path(__file__).with_suffix(".cpp")
-        options = ["-std=c++20", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
+        options = ["-std=c++20", "-O1", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
         command = [str(compiler()), *options, f'-DKERNELS="{KERNELS}"']
         subprocess.run([*command, "-o", str(library), str(source)], check=True)
         self._library = ctypes.CDLL(str(library))
