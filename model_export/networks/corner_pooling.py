@@ -23,8 +23,9 @@ _ROWS, _COLUMNS = 2, 3
 def top_pool(x: Tensor) -> Tensor:
     """Maximum of each cell and all below it; any (N, C, H, W) to the same shape.
 
-    NaN spreads to every cell above it. That and -inf hold for PyTorch and for TensorRT's plugin;
-    the exported ``MaxPool`` skips NaN in ONNX Runtime, and makes -3.4e38 of a column of -inf.
+    NaN spreads to every cell above it, and -inf stays: in PyTorch and in TensorRT's plugin. The
+    exported ``MaxPool`` does neither in ONNX Runtime: NaN may hide what stands before it, and
+    a float32 column of -inf becomes -3.4e38.
     """
     if torch.onnx.is_in_onnx_export():
         return _operator(OP_TYPES["top"], x)
