@@ -90,8 +90,9 @@ def _normalized_convolutions(network: nn.Module) -> list[tuple[Convolution, nn.B
             hooks.append(module.register_forward_hook(remember))
         elif isinstance(module, nn.BatchNorm2d):
             hooks.append(module.register_forward_pre_hook(pair))
+    device = next(network.parameters()).device
     try:
-        network(torch.zeros(1, 3, _EXAMPLE_PX, _EXAMPLE_PX))
+        network(torch.zeros(1, 3, _EXAMPLE_PX, _EXAMPLE_PX, device=device))
     finally:
         for hook in hooks:
             hook.remove()
