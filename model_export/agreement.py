@@ -253,7 +253,7 @@ def _value_errors(
 
 
 def _worst_per_row(values: _Errors) -> _Errors:
-    worst: _Errors = values.reshape(len(values), -1).max(axis=1, initial=0.0)
+    worst: _Errors = values.max(axis=tuple(range(1, values.ndim)), initial=0.0)
     return worst
 
 
@@ -265,7 +265,9 @@ def _lost(detections: Detections, matched: _Indices, others: Detections) -> int:
         lowest = others["corner_scores"].min(axis=0)
         unmatched &= (detections["corner_scores"] > lowest + tolerance).all(axis=1)
     unmatched[matched] = False
-    ties = distances_between(detections, others) <= NEIGHBOUR_CELLS
+    distances = distances_between(detections, others)
+    # At less than half a cell it is the same peak with another box: no tie, an error.
+    ties = (distances >= 0.5) & (distances <= NEIGHBOUR_CELLS)
     ties &= np.abs(scores[:, np.newaxis] - others["scores"]) <= tolerance
     excused = unmatched & ties.any(axis=1)
     if excused.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
