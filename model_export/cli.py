@@ -1,4 +1,4 @@
-"""``centernet-export``: the exporter on the command line."""
+"""The commands of ``centernet-export`` that need torch."""
 
 import argparse
 import re
@@ -141,7 +141,3 @@ def _report(package: ModelPackage) -> str:
         f"{verification.inputs} images, worst errors {errors}\n"
         f"Serve it: MODELS={models} make serve"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

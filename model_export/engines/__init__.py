@@ -1,0 +1,1 @@
+"""ONNX files of a package into TensorRT engines, ahead of time; needs no torch."""
