@@ -185,6 +185,7 @@ def find_engine(manifest: ModelManifest, file: OnnxArtifact, plan: Plan) -> Engi
     for artifact in manifest.artifacts:
         if isinstance(artifact, EngineArtifact) and wanted == (
             artifact.built_from,
+            artifact.flip,
             artifact.backend,
             artifact.requires,
             artifact.batch,
@@ -196,7 +197,7 @@ def find_engine(manifest: ModelManifest, file: OnnxArtifact, plan: Plan) -> Engi
 
 def _key(file: OnnxArtifact, plan: Plan) -> tuple[object, ...]:
     """All that decides what a build makes; heights and widths follow from the package."""
-    return file.sha256, plan.library.backend, plan.requires, plan.batch, plan.tf32
+    return file.sha256, file.flip, plan.library.backend, plan.requires, plan.batch, plan.tf32
 
 
 def _build(edit: PackageEdit, file: OnnxArtifact, plan: Plan, watcher: Watcher) -> BuiltEngine:

@@ -19,13 +19,13 @@ def run_compilation(compilation: Compilation, progress: Progress) -> Cost:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=compile_in_child, args=(compilation, sender))
-    # Ctrl-C reaches every process of the terminal; the child inherits that it is not to listen.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    try:
+        # Ctrl-C reaches every process of the terminal; the child inherits that it is not to listen.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         sender.close()  # so that the end of the child is the end of the messages
         with suppress(EOFError):
             while True:
@@ -42,8 +42,9 @@ def run_compilation(compilation: Compilation, progress: Progress) -> Cost:
             "What it said before stands above; out of memory looks like this too."
         )
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:
+            process.kill()
+            process.join()
         receiver.close()
 
 
