@@ -9,7 +9,7 @@ SERVE_ENV := .venv
 DEV_ENV := .venv-dev
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test lint format check settings lock kernels tensorrt-bindings clean
+.PHONY: serve test test-engines lint format check settings lock kernels tensorrt-bindings clean
 
 serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	CENTERNET_HOST=$(HOST) CENTERNET_PORT=$(PORT) CENTERNET_MODELS=$(MODELS) \
@@ -18,6 +18,11 @@ serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 
 test: check $(SERVE_ENV)/installed ## Run every check and every test
 	$(DEV_ENV)/bin/python -m pytest
+
+# -s: each build says what it took. The library (95 MB) stays in the environment.
+test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines: minutes, and 3 GB of memory
+	$(DEV_ENV)/bin/python $(INSTALL) --editable '.[dev,tensorrt-rtx]'
+	$(DEV_ENV)/bin/python -m pytest -s -m engines tests/model_export/engines
 
 check: lint ## Types and import rules
 	$(DEV_ENV)/bin/mypy

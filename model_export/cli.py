@@ -1,4 +1,4 @@
-"""``centernet-export``: the exporter on the command line."""
+"""The commands of ``centernet-export`` that need torch."""
 
 import argparse
 import re
@@ -154,7 +154,3 @@ def _proof(verification: Verification) -> str:
         f"{verification.matched_fraction:.1%} of the detections matched in "
         f"{verification.inputs} images, worst errors {errors}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from model_export.architectures import ARCHITECTURES
+from model_export.engines.command import SUMMARY
 from model_export.normalization import NORMALIZATIONS
 from model_export.recipe import Recipe
 from model_export.tasks import TASKS
@@ -59,6 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="say what a checkpoint is")
     inspect.add_argument("checkpoint", type=Path, metavar="FILE", help="trained weights (.pth)")
+
+    # For the list of commands; it has an entry and options of its own, away from torch.
+    commands.add_parser("build", help=SUMMARY)
     return parser
 
 

@@ -11,6 +11,7 @@ from model_package.directory import (
     load_package,
 )
 from model_package.errors import (
+    PackageBusyError,
     PackageError,
     PackageExistsError,
     PackageInvalidError,
@@ -54,6 +55,7 @@ __all__ = [
     "ModelManifest",
     "ModelPackage",
     "OnnxArtifact",
+    "PackageBusyError",
     "PackageDraft",
     "PackageError",
     "PackageExistsError",

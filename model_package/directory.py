@@ -41,13 +41,15 @@ def load_package(directory: Path) -> ModelPackage:
     Raises :class:`PackageNotFoundError` without ``model.json`` and :class:`PackageInvalidError`
     for a manifest or an artifact that is not as it should be.
     """
-    manifest = _read_manifest(directory / MANIFEST_FILE)
+    manifest = read_manifest(directory)
     for artifact in manifest.artifacts:
-        _check_artifact(directory / artifact.file, artifact)
+        check_artifact(directory / artifact.file, artifact)
     return ModelPackage(directory, manifest)
 
 
-def _read_manifest(path: Path) -> ModelManifest:
+def read_manifest(directory: Path) -> ModelManifest:
+    """Read ``model.json`` alone; raises as :func:`load_package` does."""
+    path = directory / MANIFEST_FILE
     try:
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
@@ -75,7 +77,8 @@ def _read_manifest(path: Path) -> ModelManifest:
         ) from error
 
 
-def _check_artifact(path: Path, artifact: Artifact) -> None:
+def check_artifact(path: Path, artifact: Artifact) -> None:
+    """Raise :class:`PackageInvalidError` unless ``path`` has the digest of ``artifact``."""
     try:
         size_bytes = path.stat().st_size
         if size_bytes != artifact.size_bytes:
@@ -91,6 +94,14 @@ def _check_artifact(path: Path, artifact: Artifact) -> None:
             f"{path} has the SHA-256 {digest}, its manifest says {artifact.sha256}: "
             "the package is damaged or was changed. Copy or export it again."
         )
+
+
+def write_manifest(manifest: ModelManifest, path: Path) -> None:
+    """Write ``manifest`` to ``path`` and wait until the disk has it."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(manifest.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sha256_of(path: Path) -> str:
@@ -129,11 +140,7 @@ class PackageDraft:
 
         Raises :class:`PackageError` when an artifact does not have the digest of the manifest.
         """
-        path = self.directory / MANIFEST_FILE
-        with path.open("w", encoding="utf-8") as file:
-            file.write(manifest.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_manifest(manifest, self.directory / MANIFEST_FILE)
         load_package(self.directory)
         self.directory.chmod(0o755)  # temporary directories are private
         try:
@@ -170,5 +177,5 @@ def draft_package(output: Path) -> Iterator[PackageDraft]:
 def _already_there(output: Path) -> PackageExistsError:
     return PackageExistsError(
         f"{output} exists already. Remove it, or choose another --output: "
-        "a package is never changed in place."
+        "an export never changes a package in place."
     )

@@ -15,3 +15,7 @@ class PackageInvalidError(PackageError):
 
 class PackageExistsError(PackageError):
     """Something already stands where a new package should be written."""
+
+
+class PackageBusyError(PackageError):
+    """Another program is writing to the package."""

@@ -1,0 +1,47 @@
+"""The same with what full TensorRT has besides: plugins, timings, deformable convolutions."""
+
+import enum
+
+import tensorrt_rtx
+from tensorrt_rtx import BuilderFlag, ILogger, IProgressMonitor
+
+__version__ = "10.9.0.34"
+__all__ = ["Builder", "BuilderFlag", "ILogger", "IProgressMonitor", "OnnxParser"]
+
+
+class NetworkDefinitionCreationFlag(enum.IntEnum):
+    STRONGLY_TYPED = 0
+    PREFER_AOT_PYTHON_PLUGINS = 3
+
+
+class ITimingCache:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content + b"measured;"
+
+
+class IBuilderConfig(tensorrt_rtx.IBuilderConfig):
+    _cache: ITimingCache
+
+    def create_timing_cache(self, content: bytes) -> ITimingCache:
+        return ITimingCache(content)
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self._cache = cache
+        self.timings = cache.content.decode()
+        return b"other GPU" not in cache.content
+
+    def get_timing_cache(self) -> ITimingCache:
+        return self._cache
+
+
+class Builder(tensorrt_rtx.Builder):
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
+
+
+class OnnxParser(tensorrt_rtx.OnnxParser):
+    _unknown_operators = tensorrt_rtx.UNKNOWN_OPERATORS - {"DeformConv"}

@@ -1,0 +1,220 @@
+"""``centernet-export build`` from the outside, and how it ends before its time."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.builds import (
+    contents,
+    engines_of,
+    start_build,
+    tiny_graph,
+    write_package,
+)
+
+from model_export.__main__ import main
+from model_export.cli import main as main_with_torch
+from model_package import load_package
+
+ADA = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A package with two ONNX files."""
+    files = {"model.onnx": tiny_graph(), "model_flip.onnx": tiny_graph()}
+    return write_package(tmp_path / "tiny", files).directory
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """A package whose second engine takes a minute, deaf to everything."""
+    files = {"model.onnx": tiny_graph(), "model_flip.onnx": tiny_graph("slow")}
+    return write_package(tmp_path / "slow", files).directory
+
+
+def test_people_get_a_line_per_engine(small: Path) -> None:
+    process = start_build(small, *ADA)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    first, second = engines_of(small)
+    assert out.splitlines()[0].startswith(f"{first.file}: 0.0 MB, batches 1 to 8, built with ")
+    assert out.splitlines()[1].startswith(f"{second.file}: ")
+    steps = err.splitlines()
+    target = "TensorRT-RTX 1.7.1.116, compute capability 8.9"
+    assert steps[0].startswith(f"[1/2] Build model.onnx for {target} ... 25% ")
+    assert steps[1].startswith(f"[2/2] Build model_flip.onnx for {target} ... ")
+    assert all(step.endswith(" s") for step in steps)
+
+    process = start_build(small, *ADA)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [step.endswith("... already built") for step in err.splitlines()] == [True, True]
+    assert "built with" not in out
+
+
+def test_programs_get_json(small: Path) -> None:
+    process = start_build(small, *ADA, "--progress", "json")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert all(set(line) == {"progress", "step"} for line in lines)
+    shares = [line["progress"] for line in lines]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert 0.5 in shares  # the first of two is finished
+
+
+def test_a_refusal_is_one_line(small: Path) -> None:
+    before = contents(small)
+    process = start_build(small, "--backend", "tensorrt-rtx", "--compute-capability", "9.0")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("centernet-export: error: TensorRT-RTX 1.7.1.116 does not build for")
+    assert contents(small) == before
+
+
+def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
+    process = start_build(tmp_path, *ADA)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "is not a model package" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process ended; one that nobody waited for is still in the table."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def _start_and_wait(package: Path) -> "tuple[subprocess.Popen[str], list[int]]":
+    """Start a build, and wait until its second engine is on the way and its first is there."""
+    process = start_build(package, *ADA, "--progress", "json")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["progress"] > 0.5:
+            break
+    else:
+        pytest.fail(f"the build ended: {process.stderr and process.stderr.read()}")
+    return process, _children(process.pid)
+
+
+def _check_left(package: Path, hidden: int) -> None:
+    """The package is whole, and has the first engine and as many hidden files."""
+    (engine,) = engines_of(package)
+    names = {*contents(package)}
+    assert {"model.json", "model.onnx", "model_flip.onnx", engine.file} <= names
+    others = names - {"model.json", "model.onnx", "model_flip.onnx", engine.file}
+    assert all(name.startswith(".") for name in others)
+    assert len(others) == hidden
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_build_leaves_nothing(slow: Path, number: int, status: int) -> None:
+    process, children = _start_and_wait(slow)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert err == ""
+    _wait(lambda: all(map(_gone, children)), "the child lives on")
+    _check_left(slow, hidden=0)
+
+
+def test_ctrl_c_is_told_to_people(slow: Path) -> None:
+    process = start_build(slow, *ADA)
+    _wait(lambda: bool(list(slow.glob("*.engine"))), "the first engine is not there")
+    _wait(lambda: (slow / ".build.lock").exists(), "the second is not begun")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+
+
+def test_a_killed_build_leaves_a_whole_package(slow: Path) -> None:
+    process, children = _start_and_wait(slow)
+    process.kill()
+    process.communicate(timeout=20)
+    _wait(lambda: all(map(_gone, children)), "the child lives on")
+    _check_left(slow, hidden=1)  # the lock, which is free
+    (slow / f".{'0' * 16}.partial").write_bytes(b"half an engine")
+    (slow / f"model.sm89.tensorrt_rtx-1.{'0' * 8}.engine").write_bytes(b"not listed yet")
+    (slow / "notes.engine").write_bytes(b"somebody's own")
+    load_package(slow)
+
+    again = start_build(slow, *ADA, "--precision", "fp16")  # finds nothing to do, but cleans
+    _, err = again.communicate(timeout=60)
+    assert "no ONNX file in fp16" in err
+    assert (slow / "notes.engine").exists()
+    (slow / "notes.engine").unlink()
+    _check_left(slow, hidden=0)
+
+
+def test_only_one_build_at_a_time(slow: Path) -> None:
+    process, _ = _start_and_wait(slow)
+    other = start_build(slow, *ADA)
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert err == (
+        f"centernet-export: error: another build is writing to {slow}. Wait for it, or stop it.\n"
+    )
+    load_package(slow)  # who only reads is not kept waiting
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def test_a_package_that_cannot_be_written_is_told(small: Path) -> None:
+    (small / ".build.lock").mkdir()  # unlike missing permissions, this stops root too
+    process = start_build(small, *ADA)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"cannot write to the package {small}: " in err
+
+
+def test_building_loads_no_torch(project: Path, small: Path) -> None:
+    code = (
+        "import sys; from model_export.__main__ import main; "
+        f"main(['build', {str(small)!r}, '--compute-capability', 'x']); "
+        "print(*sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=project
+    )
+    loaded = set(result.stdout.split())
+    assert "model_export.engines.building" in loaded
+    assert not loaded & {"torch", "onnxruntime", "onnxscript", "service"}
+
+
+def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command} " in text for command in ("package", "import", "inspect", "build"))
+    with pytest.raises(SystemExit):
+        main(["build", "--help"])
+    assert "--optimal-batch-size N" in capsys.readouterr().out
+
+
+def test_the_other_commands_are_passed_on(tmp_path: Path) -> None:
+    arguments = ["inspect", str(tmp_path / "absent.pth")]
+    assert main(arguments) == main_with_torch(arguments) == 2

@@ -1,0 +1,180 @@
+"""Packages to build engines of, and a library to build them with that needs no download."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from model_export.engines.building import BuiltEngine, EngineRequest, build_engines
+from model_package import (
+    CenterBoxesDecoder,
+    EngineArtifact,
+    FreeSize,
+    InputSpec,
+    ModelManifest,
+    ModelPackage,
+    OnnxArtifact,
+    Provenance,
+    Verification,
+    draft_package,
+    load_package,
+)
+from model_package.directory import sha256_of
+
+ROOT = Path(__file__).parents[2]
+FAKES = ROOT / "tests" / "model_export" / "engines" / "fake_libraries"
+PROVED = Verification(
+    reference="nothing: made for a test",
+    inputs=1,
+    tolerances={},
+    worst_errors={},
+    matched_fraction=0.0,
+)
+ADA = EngineRequest(backend="tensorrt-rtx", compute_capability="8.9", precision="fp32")
+FULL = EngineRequest(backend="tensorrt")
+FREE = FreeSize(multiple_px=32, extra_px=1, max_side_px=100)
+
+
+def tiny_graph(producer: str = "", operator: str = "Cast", domain: str = "") -> bytes:
+    """Serialise a graph of one node; the fake libraries go by the producer's name."""
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "H", "W", 3])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", "H", "W", 3])
+    attributes = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
+    node = helper.make_node(
+        operator, ["images"], ["scores"], name="/first", domain=domain, **attributes
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    if domain:
+        opsets.append(helper.make_opsetid(domain, 1))
+    graph = helper.make_graph([node], "tiny", [images], [scores])
+    model = helper.make_model(graph, opset_imports=opsets, producer_name=producer)
+    return bytes(model.SerializeToString())
+
+
+def deform_graph() -> bytes:
+    """Serialise a graph with one deformable convolution."""
+    node = helper.make_node(
+        "DeformConv",
+        ["images", "weight", "offsets"],
+        ["scores"],
+        kernel_shape=[3, 3],
+        pads=[1, 1, 1, 1],
+    )
+    tensors = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", channels, 8, 8])
+        for name, channels in {"images": 1, "offsets": 18, "scores": 2}.items()
+    }
+    weight = numpy_helper.from_array(np.ones((2, 1, 3, 3), np.float32), "weight")
+    output = tensors.pop("scores")
+    graph = helper.make_graph([node], "deform", list(tensors.values()), [output], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    return bytes(model.SerializeToString())
+
+
+def write_package(
+    directory: Path,
+    files: dict[str, bytes],
+    input_spec: InputSpec | None = None,
+    decoder: Any = None,
+) -> ModelPackage:
+    """Publish ONNX files whose names say ``fp16`` and ``flip`` where they are that."""
+    with draft_package(directory) as draft:
+        artifacts = []
+        for name, content in files.items():
+            path = draft.directory / name
+            path.write_bytes(content)
+            half = "fp16" in name
+            artifacts.append(
+                OnnxArtifact(
+                    file=name,
+                    precision="fp16" if half else "fp32",
+                    flip="flip" in name,
+                    sha256=sha256_of(path),
+                    size_bytes=path.stat().st_size,
+                    agreement=PROVED if half else None,
+                )
+            )
+        manifest = ModelManifest(
+            name="tiny",
+            version="1",
+            description="",
+            classes=("a",),
+            input=input_spec or InputSpec(width_px=96, height_px=64),
+            decoder=decoder or CenterBoxesDecoder(output_stride=4, top_k=1, score_threshold=0.1),
+            artifacts=tuple(artifacts),
+            provenance=Provenance(
+                architecture="none",
+                checkpoint_sha256="0" * 64,
+                source="tests",
+                license="none",
+                normalization="none",
+                tools={},
+            ),
+            verification=PROVED,
+        )
+        return draft.publish(manifest)
+
+
+def start_build(
+    package: Path, *options: str, libraries: Path | None = FAKES
+) -> "subprocess.Popen[str]":
+    """Run ``centernet-export build`` as its own process."""
+    paths = [str(ROOT), *([str(libraries)] if libraries else []), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "model_export", "build", str(package), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file, hidden ones included."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def engines_of(directory: Path) -> list[EngineArtifact]:
+    """Engines that a whole package lists."""
+    artifacts = load_package(directory).manifest.artifacts
+    return [artifact for artifact in artifacts if isinstance(artifact, EngineArtifact)]
+
+
+def facts_of(package: Path, engine: EngineArtifact) -> dict[str, Any]:
+    """What a fake library says in an engine."""
+    return json.loads((package / engine.file).read_bytes())
+
+
+class Watcher:
+    """Writes everything down that a build tells."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.shares: list[float] = []
+        self.ended: list[BuiltEngine] = []
+        self.gone: list[str] = []
+
+    def dropped(self, engine: EngineArtifact) -> None:
+        self.gone.append(engine.file)
+
+    def begin(self, number: int, count: int, step: str) -> None:
+        self.steps.append(f"{number}/{count} {step}")
+
+    def progress(self, share: float, phase: str) -> None:
+        assert phase
+        self.shares.append(share)
+
+    def end(self, engine: BuiltEngine) -> None:
+        self.ended.append(engine)
+
+
+def build(directory: Path, request: EngineRequest) -> Watcher:
+    """Build what is asked for."""
+    watcher = Watcher()
+    build_engines(directory, request, watcher)
+    return watcher
