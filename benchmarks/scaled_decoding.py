@@ -5,10 +5,9 @@
 
 Enlarged photos would hold no detail to lose. So photos are laid side by side, pixel for pixel, on
 sheets of N x N, with all their objects: a large picture that is as sharp as the photos. Each sheet
-is judged
-whole and at every reduction, and for comparison whole from a JPEG of lower quality. Prints
-Markdown: AP (COCO), and the part of the detections with a score of 0.3 or more that are found in
-the whole sheet too (same class, IoU 0.7 or more).
+is judged whole and reduced, and for comparison whole from a JPEG of lower quality. Prints Markdown:
+AP (COCO), and the part of the detections with a score of 0.3 or more that were also found in the
+whole sheet (same class, IoU 0.7 or more).
 """
 
 import argparse

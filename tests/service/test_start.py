@@ -68,7 +68,7 @@ def test_settings_out_of_range_are_refused(
 def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         **{"host": "0.0.0.0", "models": "here", "default_model": "one"},
-        **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5"},
+        **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5", "scaled_decoding": "False"},
     }
     for name in set(Settings.model_fields) - set(values):
         values[name] = "5000" if name.endswith(("_bytes", "_pixels")) else "3"
