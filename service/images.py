@@ -7,6 +7,7 @@ Moving pictures (animated PNG or WebP) are refused, since no one frame is what w
 
 import io
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ MAX_SIDE_PX = 16_384
 MAX_SCANNED_PIXELS = 600_000_000
 """A progressive JPEG may repeat scans at almost no cost in bytes, and each one costs a pass over
 the whole picture: this bounds scans times pixels. Encoders write about ten scans."""
+
+# Pillow warns of every oddity in a file with a text of its own, which Python would remember and
+# print: strangers could fill the log and the memory. What matters is refused here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _JPEG_FORMATS = frozenset({"JPEG", "MPO"})
 _ORIENTATION_TAG = 0x0112

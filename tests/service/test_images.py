@@ -1,6 +1,9 @@
 """Which pictures are accepted, and what their pixels become."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +100,21 @@ def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
         body[:2] + b"\xff\xe1\x00\x14Exif\x00\x00II*\x00\xff\xff\xff\xff\xff\xff\xff\xff" + body[2:]
     )
     assert decode(broken).shape == (64, 64, 3)
+
+
+def test_odd_files_leave_nothing_in_the_log(project: Path) -> None:
+    program = """
+import sys
+from PIL import TiffImagePlugin
+from service.images import open_image
+open_image(sys.stdin.buffer.read(), 50_000_000).decode()
+assert not getattr(TiffImagePlugin, "__warningregistry__", None)
+"""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x40\0\x12\x01"
+    body = encode(plain(9, 9, 9), "JPEG", exif=exif)
+    command = [sys.executable, "-W", "always", "-c", program]
+    done = subprocess.run(command, input=body, capture_output=True, cwd=project, check=True)
+    assert done.stderr == b""
 
 
 def test_a_jpeg_of_several_pictures_shows_its_main_one() -> None:
