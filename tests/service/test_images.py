@@ -108,7 +108,7 @@ import sys
 from PIL import TiffImagePlugin
 from service.images import open_image
 open_image(sys.stdin.buffer.read(), 50_000_000).decode()
-assert not getattr(TiffImagePlugin, "__warningregistry__", None)
+assert set(getattr(TiffImagePlugin, "__warningregistry__", ())) <= {"version"}
 """
     exif = b"Exif\0\0II*\0\x08\0\0\0\x40\0\x12\x01"
     body = encode(plain(9, 9, 9), "JPEG", exif=exif)
