@@ -40,7 +40,8 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
     """Run the service's own predictor in this process."""
 
     async def detect_all() -> Answers:
-        models = load_models(Settings(models=package), Metrics(), print)
+        settings = Settings(models=package, request_timeout_s=3600)
+        models = load_models(settings, Metrics(), print)
         models.start(None)
         predictor = models.get(None)
         options = predictor.options(DetectParameters(**EVERYTHING))

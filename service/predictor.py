@@ -28,12 +28,12 @@ from service.engines import Engine, EngineUnavailableError
 from service.errors import DeadlineExceededError, ServiceError
 from service.estimates import LinearEstimate
 from service.geometry import Placement
-from service.images import decode_image
+from service.images import open_image
 from service.metrics import Metrics, ModelMetrics
 from service.options import InputOptions, OptionRules, RequestOptions
 from service.parameters import HEAD_START_S, DetectParameters
 from service.placing import InputPlanner
-from service.preprocess import draw_input
+from service.preprocess import choose_reduction, draw_input
 from service.settings import Settings
 from service.tracing import Tracing
 
@@ -262,14 +262,17 @@ class Predictor:
         return await loop.run_in_executor(self._cpu_pool, _timed, work)
 
     def _prepare(self, body: bytes, options: InputOptions) -> _Prepared:
-        image = decode_image(body, self._settings.max_image_pixels)
-        height_px, width_px = image.pixels.shape[:2]
-        placements = self._planner.place(width_px, height_px, options)
-        drawn = [draw_input(image.pixels, placed) for placed in placements]
+        image = open_image(body, self._settings.max_image_pixels)
+        placements = self._planner.place(image.width_px, image.height_px, options)
+        reduction = choose_reduction(placements) if self._settings.scaled_decoding else 1
+        decoded = image.decode(reduction)
+        drawn = [draw_input(decoded, placed) for placed in placements]
         inputs = tuple(
             BatchInput(pixels, options.flip, self._work(pixels, options.flip)) for pixels in drawn
         )
-        return _Prepared(inputs, placements, width_px, height_px, image.orientation_applied)
+        return _Prepared(
+            inputs, placements, image.width_px, image.height_px, image.orientation_applied
+        )
 
     def _work(self, pixels: NDArray[np.uint8], flip: bool) -> float:
         """What an input costs, where one of the usual size without ``flip`` costs 1."""

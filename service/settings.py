@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         50_000_000, ge=256, le=170_000_000, description="Pixels of one image, before decoding."
     )
+    scaled_decoding: bool = Field(
+        True, description="Decode JPEGs much larger than the network input at 1/2, 1/4 or 1/8."
+    )
     body_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Seconds for a request body to arrive."
     )

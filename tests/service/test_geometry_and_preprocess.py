@@ -11,6 +11,7 @@ from support.serving import make_manifest
 from model_package import FreeSize, InputSpec
 from service.errors import ImageSizeError
 from service.geometry import AffineTransform
+from service.images import DecodedImage
 from service.options import InputOptions
 from service.placing import InputPlanner
 from service.preprocess import draw_input
@@ -111,7 +112,7 @@ def test_the_canvas_equals_the_authors(name: str, shared: Path) -> None:
     picture, spec, options = CANVASES[name]
     pixels = photo(shared, picture)
     (placed,) = planner(spec).place(pixels.shape[1], pixels.shape[0], options)
-    canvas = draw_input(pixels, placed)
+    canvas = draw_input(DecodedImage(pixels), placed)
     with np.load(shared / "upstream/goldens/preproc_cv5.npz") as cv5:
         assert np.array_equal(canvas, cv5[name][..., ::-1])
     with np.load(shared / "upstream/goldens/preproc_cv4.npz") as cv4:
@@ -145,8 +146,8 @@ def test_the_corner_systems_canvases_equal_the_authors(name: str, shared: Path) 
             zip(placements[::2], placements[1::2], strict=True)
         ):
             theirs = golden[f"s{index}_crop_u8"][..., ::-1]
-            assert np.array_equal(draw_input(pixels, plain), theirs)
-            assert np.array_equal(draw_input(pixels, mirrored), theirs[:, ::-1])
+            assert np.array_equal(draw_input(DecodedImage(pixels), plain), theirs)
+            assert np.array_equal(draw_input(DecodedImage(pixels), mirrored), theirs[:, ::-1])
             assert golden[f"s{index}_sizes"][0].tolist() == [
                 plain.resized_height_px,
                 plain.resized_width_px,
@@ -160,7 +161,7 @@ def test_cropping_equals_the_corner_systems_own(project: Path) -> None:
         pixels, theirs, border = (golden[name] for name in ("crop_in", "crop_a", "crop_a_border"))
     spec = InputSpec(width_px=511, height_px=511, resize="keep_resolution", free_size=CORNERS)
     (placed,) = planner(spec).place(41, 30, KEPT)
-    assert np.array_equal(draw_input(pixels, placed), theirs)
+    assert np.array_equal(draw_input(DecodedImage(pixels), placed), theirs)
     assert (placed.to_input.shift_y_px, placed.to_input.shift_x_px) == (border[0], border[2])
 
 
@@ -168,7 +169,7 @@ def test_a_picture_larger_than_the_canvas_shows_its_middle() -> None:
     pixels = np.arange(60 * 100 * 3, dtype=np.uint8).reshape(60, 100, 3)
     spec = InputSpec(width_px=32, height_px=64, resize="fit_width")
     (placed,) = planner(spec).place(100, 60, KEPT)
-    canvas = draw_input(pixels, placed)
+    canvas = draw_input(DecodedImage(pixels), placed)
     assert np.array_equal(canvas[2:62], pixels[:, 34:66])
     assert not canvas[:2].any()
     assert not canvas[62:].any()

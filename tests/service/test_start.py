@@ -69,7 +69,7 @@ def test_settings_out_of_range_are_refused(
 def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         **{"host": "0.0.0.0", "models": "here", "default_model": "one"},
-        **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5"},
+        **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5", "scaled_decoding": "False"},
         **{"trusted_proxies": "10.0.0.1, 10.1.0.0/16", "cors_origins": "https://a.org,http://b:1"},
         **{"log_format": "json", "log_level": "debug", "otlp_endpoint": "http://collector:4318"},
     }

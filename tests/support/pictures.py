@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,15 +34,21 @@ def quadrants(width: int = 96, height: int = 64) -> np.ndarray:
 
 def png_of_declared_size(width: int, height: int) -> bytes:
     """A small PNG file of zeros whose header is honest: all rows are there, compressed."""
+    return png_of_rows(width, height, (bytes(1 + (width + 7) // 8) for _ in range(height)))
+
+
+def png_of_rows(
+    width: int, height: int, rows: Iterable[bytes], depth: int = 1, interlaced: bool = False
+) -> bytes:
+    """A grey PNG file of these rows, each with its filter byte, whatever its header says."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + checksum
 
     compressor = zlib.compressobj(9)
-    row = bytes(1 + (width + 7) // 8)
-    body = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    body = b"".join(map(compressor.compress, rows)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     )

@@ -1,0 +1,180 @@
+"""CPU milliseconds from the bytes of a JPEG to the network's input, and with which decoder.
+
+    python benchmarks/decoding_images.py [photo.jpg ...]
+
+JPEGs of 640 x 480, 1920 x 1080 and 4000 x 3000 are made of the photos side by side, pixel for
+pixel, or of drawn shapes without any. Rounds of all candidates alternate, so that a machine whose
+speed drifts moves them alike. Prints Markdown: each decoder at each reduction, how much two threads
+get done in the time of one, and the service's own way to an input of 512 x 512 and of 256 x 256.
+"""
+
+import argparse
+import io
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from service.geometry import AffineTransform, Placement
+from service.images import DecodedImage, open_image
+from service.preprocess import choose_reduction, draw_input
+
+SIZES = ((640, 480, 40), (1920, 1080, 15), (4000, 3000, 5))
+"""Width, height, rounds."""
+OPENCV_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}
+TILE = (640, 420)
+
+
+def decode_with_pillow(body: bytes, reduction: int) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(body), formats=("JPEG",)) as image:
+        image.draft("RGB", (image.width // reduction, image.height // reduction))
+        return np.asarray(image)
+
+
+def decode_with_opencv(body: bytes, reduction: int) -> NDArray[np.uint8]:
+    flags = OPENCV_FLAGS[reduction] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return np.asarray(cv2.imdecode(np.frombuffer(body, np.uint8), flags), dtype=np.uint8)
+
+
+def decode_with_simplejpeg(body: bytes, reduction: int) -> NDArray[np.uint8]:
+    height, width, *_ = simplejpeg.decode_jpeg_header(body)
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        body,
+        "RGB",
+        min_height=-(-height // reduction),
+        min_width=-(-width // reduction),
+        min_factor=reduction,
+    )
+    return pixels
+
+
+def decode_as_served(body: bytes, reduction: int) -> NDArray[np.uint8]:
+    return open_image(body, 50_000_000).decode(reduction).pixels
+
+
+DECODERS: Mapping[str, Callable[[bytes, int], NDArray[np.uint8]]] = {
+    "Pillow": decode_with_pillow,
+    "OpenCV": decode_with_opencv,
+    "simplejpeg": decode_with_simplejpeg,
+    "the service": decode_as_served,
+}
+
+
+def make_jpeg(width: int, height: int, photos: list[Image.Image]) -> bytes:
+    """Quality 88, 4:2:0."""
+    sheet = Image.new("RGB", (width, height))
+    tiles = [(left, top) for top in range(0, height, TILE[1]) for left in range(0, width, TILE[0])]
+    for index, place in enumerate(tiles):
+        tile = photos[index % len(photos)] if photos else _drawn(index)
+        sheet.paste(tile.crop((0, 0, *TILE)), place)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def _drawn(index: int) -> Image.Image:
+    rng = np.random.default_rng(index)
+    noise = rng.integers(90, 160, (TILE[1], TILE[0], 3), np.uint8)
+    image = Image.fromarray(cv2.GaussianBlur(noise, (0, 0), 1.2))
+    draw = ImageDraw.Draw(image)
+    for _ in range(60):
+        (x, y), size = rng.integers(0, TILE), int(rng.integers(5, 80))
+        color = tuple(int(value) for value in rng.integers(0, 256, 3))
+        draw.ellipse((int(x), int(y), int(x) + size, int(y) + size), fill=color)
+    return image
+
+
+def cpu_milliseconds(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median CPU time of this thread, candidates taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, work in candidates.items():
+            started_at = time.thread_time()
+            work()
+            taken[name].append(1000 * (time.thread_time() - started_at))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def two_thread_gain(work: Callable[[], Any], rounds: int) -> float:
+    """How many times the work of one thread two do in the same time; 2 is best."""
+
+    def run() -> None:
+        for _ in range(rounds):
+            work()
+
+    def seconds(count: int) -> float:
+        threads = [threading.Thread(target=run) for _ in range(count)]
+        started_at = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return time.perf_counter() - started_at
+
+    return statistics.median(2 * seconds(1) / seconds(2) for _ in range(5))
+
+
+def letterbox(width: int, height: int, side: int) -> Placement:
+    scale = side / max(width, height)
+    centers = (width / 2, height / 2), (side / 2, side / 2)
+    return Placement(width, height, side, side, AffineTransform.centered(scale, *centers))
+
+
+def prepare(body: bytes, placed: Placement, scaled: bool) -> NDArray[np.uint8]:
+    image = open_image(body, 50_000_000)
+    return draw_input(image.decode(choose_reduction([placed]) if scaled else 1), placed)
+
+
+def prepare_with_pillow(body: bytes, placed: Placement) -> NDArray[np.uint8]:
+    """What the service did before: Pillow, in full size."""
+    return draw_input(DecodedImage(decode_with_pillow(body, 1)), placed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("photos", type=Path, nargs="*")
+    photos = [Image.open(path).convert("RGB") for path in parser.parse_args().photos]
+    photos = [photo for photo in photos if photo.width >= TILE[0] and photo.height >= TILE[1]]
+    bodies = {(w, h): (make_jpeg(w, h, photos), rounds) for w, h, rounds in SIZES}
+    print(f"Decoding, CPU ms | {' | '.join(DECODERS)} | two threads: {' | '.join(DECODERS)}")
+    print("|".join(["---"] * (1 + 2 * len(DECODERS))))
+    for (width, height), (body, rounds) in bodies.items():
+        for reduction in (1, 2, 4):
+            work = {
+                name: (lambda decode=decode, by=reduction, body=body: decode(body, by))
+                for name, decode in DECODERS.items()
+            }
+            whole = decode_with_pillow(body, reduction)
+            assert all(np.array_equal(decode(), whole) for decode in work.values())
+            times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
+            gains = [
+                f"{two_thread_gain(decode, max(2, rounds // 4)):.2f}" for decode in work.values()
+            ]
+            size = f"{width} x {height}, {len(body) // 1024} KiB, 1/{reduction}"
+            print(" | ".join([size, *times, *gains]), flush=True)
+    print(
+        "\nBytes to input, CPU ms | Pillow, whole | whole | scaled | reduction\n---|---|---|---|---"
+    )
+    for (width, height), (body, rounds) in bodies.items():
+        for side in (512, 256):
+            placed = letterbox(width, height, side)
+            work = {
+                "pillow": lambda body=body, placed=placed: prepare_with_pillow(body, placed),
+                "whole": lambda body=body, placed=placed: prepare(body, placed, False),
+                "scaled": lambda body=body, placed=placed: prepare(body, placed, True),
+            }
+            times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
+            row = [f"{width} x {height} to {side}", *times, f"1/{choose_reduction([placed])}"]
+            print(" | ".join(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
