@@ -14,6 +14,8 @@ from service.parameters import DetectParameters
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
+_BUG = "internal_error"
+_DISCONNECT = "client_disconnected"
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -22,6 +24,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    # Every code is there from the start, so that Prometheus sees the first error as an increase.
+    for code in (_BUG, _DISCONNECT, *(error.code for error in ServiceError.__subclasses__())):
+        app.state.metrics.errors.labels(code)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -107,7 +112,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, _error: Exception) -> Response:
-    request.app.state.metrics.errors.labels("client_disconnected").inc()
+    request.app.state.metrics.errors.labels(_DISCONNECT).inc()
     return Response(status_code=400)  # nobody is there to read it
 
 
@@ -116,7 +121,7 @@ def bug_response(request: Request) -> Response:
     return _answer(
         request,
         500,
-        "internal_error",
+        _BUG,
         "The service made a mistake",
         "Something went wrong that is not the request's fault; the service's log has the cause.",
     )
