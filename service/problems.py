@@ -29,6 +29,7 @@ _RETRY_AFTER_FIELD: Mapping[str, Any] = {
     }
 }
 _WAITABLE = frozenset({429, 503})
+_DISCONNECT = "client_disconnected"
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -37,6 +38,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    # Every code is there from the start, so that Prometheus sees the first error as an increase.
+    for code in (_DISCONNECT, *(error.code for error in ServiceError.__subclasses__())):
+        app.state.metrics.errors.labels(code)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -115,8 +119,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, _error: Exception) -> Response:
-    request.scope["record"].code = "client_disconnected"
-    request.app.state.metrics.errors.labels("client_disconnected").inc()
+    request.scope["record"].code = _DISCONNECT
+    request.app.state.metrics.errors.labels(_DISCONNECT).inc()
     return Response(status_code=400)  # nobody is there to read it
 
 
