@@ -16,7 +16,7 @@ serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	$(if $(DEFAULT_MODEL),CENTERNET_DEFAULT_MODEL=$(DEFAULT_MODEL)) \
 	exec $(SERVE_ENV)/bin/centernet-serve
 
-test: check $(SERVE_ENV)/installed ## Run every check and every test
+test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and every test
 	$(DEV_ENV)/bin/python -m pytest
 
 # -s: each build says what it took. The library (95 MB) stays in the environment.

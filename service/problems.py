@@ -30,6 +30,8 @@ _RETRY_AFTER_FIELD: Mapping[str, Any] = {
 }
 _WAITABLE = frozenset({429, 503})
 _DISCONNECT = "client_disconnected"
+# A router's error has the code of its status, which is not known before.
+_CODES = [kind.code for kind in ServiceError.__subclasses__() if hasattr(kind, "code")]
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -39,7 +41,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     # Every code is there from the start, so that Prometheus sees the first error as an increase.
-    for code in (_DISCONNECT, *(error.code for error in ServiceError.__subclasses__())):
+    for code in (_DISCONNECT, *_CODES):
         app.state.metrics.errors.labels(code)
 
 
