@@ -12,7 +12,7 @@ from model_export.engines.corner_pooling_kernels import Launch
 
 KERNELS = Path(__file__).parents[2] / "model_export" / "engines" / "corner_pooling.cu"
 _GUARD = 64
-"""Bytes around each array in which a kernel must neither find nor leave anything."""
+"""Bytes around each array: writes there are found, reads only if they change the result."""
 
 
 class _Call(ctypes.Structure):
