@@ -18,9 +18,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 def _head(result: Mapping[str, Any]) -> Iterator[str]:
     host = result["host"]
     gpu = host["gpu"]
-    named = (
-        f"{gpu['name']}, {gpu['memory_gib']} GiB, driver {host['driver']}" if gpu else "no GPU"
-    )
+    named = f"{gpu['name']}, {gpu['memory_gib']} GiB, driver {host['driver']}" if gpu else "no GPU"
     yield f"# GPU check: {named}"
     yield ""
     yield f"{host['cores']} cores ({host['processor']}), Python {host['python']}, " + ", ".join(
