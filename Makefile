@@ -22,7 +22,7 @@ test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and ever
 # -s: each build says what it took. The library (95 MB) stays in the environment.
 test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines: minutes, and 3 GB of memory
 	$(DEV_ENV)/bin/python $(INSTALL) --editable '.[dev,tensorrt-rtx]'
-	$(DEV_ENV)/bin/python -m pytest -s -m engines tests/model_export/engines
+	$(DEV_ENV)/bin/python -m pytest -s -m engines
 
 check: lint ## Types and import rules
 	$(DEV_ENV)/bin/mypy

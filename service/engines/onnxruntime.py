@@ -1,7 +1,7 @@
 """ONNX Runtime, on the CPU or with CUDA."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, OnnxArtifact
+from model_package.manifest import Precision
 from service.engines.cuda import Cuda, Stream
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
@@ -38,7 +39,7 @@ class OnnxRuntimeEngine:
         session_options.intra_op_num_threads = options.threads
         # Idle engine threads that spin would take the cores that decode the next pictures.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        artifacts = choose_precision(package.manifest, _files(package.manifest), ON_CPU)
+        artifacts = _choose(package.manifest, ON_CPU)
         self._session_by_flip = {
             flip: _open(onnxruntime, package, artifact, "CPUExecutionProvider", {}, session_options)
             for flip, artifact in artifacts.items()
@@ -71,7 +72,7 @@ def open_cuda_engine(package: ModelPackage, options: EngineOptions) -> GpuEngine
     onnxruntime = _import(provider)
     cuda = Cuda()
     manifest = package.manifest
-    artifacts = choose_precision(manifest, _files(manifest), ON_GPU)
+    artifacts = _choose(manifest, ON_GPU)
     precision = next(iter(artifacts.values())).precision
     with cuda.opening():
         computing = Stream(cuda)
@@ -163,8 +164,17 @@ def _import(provider: str) -> Any:
     return onnxruntime
 
 
-def _files(manifest: ModelManifest) -> list[OnnxArtifact]:
-    return [artifact for artifact in manifest.artifacts if isinstance(artifact, OnnxArtifact)]
+def _choose(
+    manifest: ModelManifest, precisions: Sequence[Precision]
+) -> Mapping[bool, OnnxArtifact]:
+    files = [artifact for artifact in manifest.artifacts if isinstance(artifact, OnnxArtifact)]
+    artifacts = choose_precision(manifest, files, precisions)
+    if not artifacts:
+        raise EngineUnavailableError(
+            f"the package has no ONNX files in {' or '.join(precisions)} for every variant of the "
+            f"graph, only {', '.join(file.file for file in files)}. Export it again."
+        )
+    return artifacts
 
 
 def _session_options(onnxruntime: Any) -> Any:

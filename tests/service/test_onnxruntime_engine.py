@@ -56,3 +56,9 @@ def test_a_broken_artifact_is_named(tmp_path: Path) -> None:
     (package.directory / "model_flip.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineUnavailableError, match=r"model_flip\.onnx cannot be loaded"):
         open_engine(package, "onnxruntime-cpu", threads=1)
+
+
+def test_a_variant_that_is_there_only_in_half_precision_is_refused(tmp_path: Path) -> None:
+    package = make_package(tmp_path, [half_precision_artifact(flip=True)])
+    with pytest.raises(EngineUnavailableError, match=r"fp32 for every variant.*half_flip\.onnx"):
+        open_engine(package, "onnxruntime-cpu", threads=1)

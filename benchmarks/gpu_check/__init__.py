@@ -1,0 +1,1 @@
+"""Everything that only a GPU can settle, with one command: see ``__main__``."""

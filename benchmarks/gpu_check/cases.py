@@ -1,0 +1,135 @@
+"""The networks that are checked: one per task, with weights made by a rule, so nothing is fetched.
+
+The rule and the lists of weights are those of the goldens (``tests/upstream``).
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu_check.notes import Notes
+from model_export.architectures import ARCHITECTURES, box_head_channels
+from model_export.checkpoints.contents import identify
+from model_export.checkpoints.loading import load_network
+from model_export.checkpoints.objects_as_points import to_checkpoint_key
+from model_export.graph import DetectionGraph
+from model_export.normalization import NORMALIZATIONS
+from model_export.recipe import Plan, Recipe, make_plan
+from model_package import ModelPackage
+
+UPSTREAM = Path(__file__).parents[2] / "tests" / "upstream"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network. ``weights``: one of the authors' lists; None for the bundled small one."""
+
+    recipe: Recipe
+    weights: str | None
+    timed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return self.recipe.name
+
+
+CASES = (
+    Case(Recipe(name="res_18-boxes", version="1"), "ctdet_res_18", timed=True),
+    Case(Recipe(name="dla_34-boxes", version="1"), "ctdet_dla_34", timed=True),
+    Case(Recipe(name="res_50-poses", version="1"), "multi_pose_res_50"),
+    Case(Recipe(name="dla_34-boxes-3d", version="1"), "ddd_dla_34"),
+    Case(Recipe(name="centernet52-triplets", version="1"), "triplet_centernet52"),
+)
+SMOKE_CASES = (
+    Case(
+        Recipe(
+            name="slim",
+            version="1",
+            architecture="res_18_slim",
+            classes=("circle", "square", "triangle"),
+            width_px=96,
+            height_px=64,
+            top_k=20,
+        ),
+        None,
+        timed=True,
+    ),
+)
+
+
+def read_weights(case: Case) -> dict[str, Tensor]:
+    """Make the weights of a case, under the authors' names."""
+    rule = _rule()
+    if case.weights is None:
+        with torch.device("meta"):
+            network = ARCHITECTURES["res_18_slim"].build(box_head_channels(3))
+        shapes = {
+            to_checkpoint_key(key): [list(weight.shape), str(weight.dtype)]
+            for key, weight in network.state_dict().items()
+        }
+        arrays = rule.make_state(shapes, tab=rule.TABLE["ctdet_res_18"])
+    else:
+        path = UPSTREAM / "manifests" / f"{case.weights}.json"
+        arrays = rule.make_state(json.loads(path.read_text())["state_dict"], case.weights)
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def make_graph(
+    case: Case, weights: dict[str, Tensor], wrap: Callable[[nn.Module, Plan], nn.Module]
+) -> tuple[DetectionGraph, Plan]:
+    """The graph that is exported, in PyTorch; ``wrap`` may change the network's precision."""
+    # What the reading of a checkpoint keeps of it.
+    state = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
+    contents = identify(state, case.recipe.architecture, case.recipe.task)
+    plan = make_plan(
+        case.recipe,
+        contents.architecture,
+        ARCHITECTURES[contents.architecture].input_multiple,
+        contents.task,
+        contents.num_classes,
+        contents.num_joints,
+    )
+    network = wrap(load_network(contents, state), plan)
+    count = plan.task.keypoints or plan.recipe.top_k
+    graph = DetectionGraph(network, NORMALIZATIONS[plan.normalization], count, plan.task)
+    return graph.eval(), plan
+
+
+def make_package(
+    case: Case, weights: dict[str, Tensor], directory: Path, notes: Notes
+) -> ModelPackage:
+    """Export a case in both precisions, or in float32 where half precision is refused."""
+    from model_export.errors import ExportError
+    from model_export.pipeline import export_package
+
+    checkpoint = directory / f"{case.name}.pth"
+    torch.save(weights, checkpoint)
+
+    def export(recipe: Recipe) -> ModelPackage:
+        return export_package(recipe, checkpoint, directory / case.name, lambda _: None)
+
+    try:
+        return export(replace(case.recipe, precision="fp16"))
+    except ExportError as error:
+        notes.skip(f"{case.name} in half precision", str(error))
+        return export(case.recipe)
+    finally:
+        checkpoint.unlink()
+
+
+def _rule() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("weights_rule", UPSTREAM / "weights_rule.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,113 @@
+"""Every backend of the host against ONNX Runtime on the CPU, on the same images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu_check.engines import opened
+from benchmarks.gpu_check.notes import Notes
+from model_package import ModelPackage
+from service.engines import Engine, EngineUnavailableError
+
+BATCHES = (1, 4, 3, 8, 2, 1, 5)
+"""Changing sizes, so that a graph that was recorded for another size shows."""
+
+Row = dict[str, Any]
+Detections = Mapping[str, NDArray[Any]]
+
+
+def check(package: ModelPackage, backends: Sequence[str], threads: int, notes: Notes) -> list[Row]:
+    """One row per backend and precision: detections compared, and the worst differences."""
+    from model_export.verification_images import synthetic_images
+
+    spec = package.manifest.input
+    images = synthetic_images(spec.height_px, spec.width_px)
+    with opened(package, "onnxruntime-cpu", "fp32", threads, max(BATCHES)) as reference:
+        wanted = [_rows(reference.run(image[np.newaxis]))[0] for image in images]
+    rows = []
+    for backend in backends:
+        for precision in ("fp32", "fp16"):
+            what = f"{package.manifest.name}: {backend} {precision}"
+            try:
+                with opened(package, backend, precision, threads, max(BATCHES)) as engine:
+                    found = _run(engine, images)
+            except (EngineUnavailableError, LookupError) as error:
+                notes.skip(what, str(error))
+                continue
+            row = _compare(package, precision, wanted, found, what, notes)
+            rows.append({"package": package.manifest.name, "backend": backend,
+                         "precision": precision, **row})  # fmt: skip
+    return rows
+
+
+def _run(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, Detections]]:
+    """Index of the image, and what was found, for batches of changing size."""
+    found: list[tuple[int, Detections]] = []
+    for start, wanted in enumerate(BATCHES):
+        size = min(wanted, engine.max_batch_size or wanted)
+        indices = [(start + offset) % len(images) for offset in range(size)]
+        rows = _rows(engine.run([images[index] for index in indices]))
+        found += zip(indices, rows, strict=True)
+    return found
+
+
+def _rows(outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
+    count = len(next(iter(outputs.values())))
+    return [{name: values[row] for name, values in outputs.items()} for row in range(count)]
+
+
+def _compare(
+    package: ModelPackage,
+    precision: str,
+    wanted: Sequence[Detections],
+    found: Sequence[tuple[int, Detections]],
+    what: str,
+    notes: Notes,
+) -> Row:
+    """By the rules that packages are verified with, of float32 and of half precision."""
+    from model_export.errors import ExportError
+
+    try:
+        row = (_compare_full if precision == "fp32" else _compare_half)(package, wanted, found)
+    except ExportError as error:
+        notes.fail(what, str(error))
+        return {"agrees": False, "matched": None, "worst_errors": {}}
+    if not row["agrees"]:
+        notes.fail(what, f"only {row['matched']:.4f} of the detections match")
+    return row
+
+
+def _compare_full(
+    package: ModelPackage,
+    wanted: Sequence[Detections],
+    found: Sequence[tuple[int, Detections]],
+) -> Row:
+    from model_export.comparison import TOLERANCES, compare
+
+    # A network that amplifies rounding errors was given wider ones when it was exported.
+    tolerances = {**TOLERANCES, **package.manifest.verification.tolerances}
+    results = [compare(wanted[index], one, f"image {index}", tolerances) for index, one in found]
+    worst: dict[str, float] = {}
+    for result in results:
+        for name, error in result.worst_errors.items():
+            worst[name] = max(error, worst.get(name, 0.0))
+    total = sum(result.total for result in results)
+    matched = sum(result.matched for result in results) / max(1, total)
+    return {"agrees": True, "matched": matched, "worst_errors": worst}
+
+
+def _compare_half(
+    package: ModelPackage,  # noqa: ARG001  # as for float32
+    wanted: Sequence[Detections],
+    found: Sequence[tuple[int, Detections]],
+) -> Row:
+    from model_export.agreement import MIN_MATCHED_FRACTION, agree, together
+
+    agreement = together([agree(wanted[index], one) for index, one in found])
+    return {
+        "agrees": agreement.matched_fraction >= MIN_MATCHED_FRACTION,
+        "matched": agreement.matched_fraction,
+        "worst_errors": dict(agreement.worst_errors),
+    }
