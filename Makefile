@@ -9,7 +9,7 @@ SERVE_ENV := .venv
 DEV_ENV := .venv-dev
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test lint format check lock clean
+.PHONY: serve test lint format check settings lock kernels tensorrt-bindings clean
 
 serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	CENTERNET_HOST=$(HOST) CENTERNET_PORT=$(PORT) CENTERNET_MODELS=$(MODELS) \
@@ -31,6 +31,9 @@ format: $(DEV_ENV)/installed
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
 
+settings: $(DEV_ENV)/installed ## Renew the table in docs/settings.md
+	$(DEV_ENV)/bin/python -m service.settings_table docs/settings.md
+
 lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
 	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch' > constraints.txt
 	echo 'torch==2.13.0' >> constraints.txt
@@ -46,6 +49,23 @@ $(DEV_ENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV_ENV)
 	$(DEV_ENV)/bin/python $(INSTALL) torch==2.13.0
 	$(DEV_ENV)/bin/python $(INSTALL) --editable '.[dev]'
+	touch $@
+
+# The PTX is committed: nobody else needs nvcc. 13.0 exactly: newer PTX needs newer drivers.
+KERNELS := model_export/engines/corner_pooling
+KERNELS_PTX ?= $(KERNELS).ptx
+kernels: ## Compile the CUDA kernels again (needs nvcc 13.0)
+	nvcc --ptx -arch=compute_75 -O3 -o $(KERNELS_PTX) $(KERNELS).cu
+
+# TensorRT's Python bindings and a plugin registry to load them over (91 MB to download); versions
+# shut each other out, so each has a folder. Tests that need them skip where they are absent.
+TENSORRT_VERSIONS := 10.16.1.11 11.4.0.106
+TENSORRT_BINDINGS := $(DEV_ENV)/tensorrt
+tensorrt-bindings: $(TENSORRT_VERSIONS:%=$(TENSORRT_BINDINGS)/%/installed) ## Fetch TensorRT's bindings
+
+$(TENSORRT_BINDINGS)/%/installed: $(DEV_ENV)/installed
+	$(DEV_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(@D) tensorrt-cu13-bindings==$* tensorrt-lean-cu13-libs==$*
 	touch $@
 
 clean:

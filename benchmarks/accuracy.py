@@ -42,7 +42,7 @@ def detect_offline(package: Path, bodies: list[bytes]) -> Answers:
     async def detect_all() -> Answers:
         settings = Settings(models=package, request_timeout_s=3600)
         models = load_models(settings, Metrics(), print)
-        models.start()
+        models.start(None)
         predictor = models.get(None)
         options = predictor.options(DetectParameters(**EVERYTHING))
         try:

@@ -13,9 +13,9 @@ from model_export.errors import ExportError, RecipeError
 from model_export.inspection import inspect_checkpoint
 from model_export.normalization import Normalization
 from model_export.onnx_import import import_package
-from model_export.pipeline import STEPS, export_package
+from model_export.pipeline import HALF_STEPS, STEPS, export_package
 from model_export.recipe import Recipe
-from model_package import ModelPackage, PackageError
+from model_package import ModelPackage, OnnxArtifact, PackageError, Verification
 
 _EXIT_FAILED = 2
 _EXIT_INTERRUPTED = 130
@@ -25,6 +25,7 @@ class _Steps:
     """Numbered steps on standard error, each with the seconds it took."""
 
     def __init__(self) -> None:
+        self.total = STEPS
         self._number = 0
         self._started_s = 0.0
 
@@ -32,7 +33,7 @@ class _Steps:
         self.end()
         self._number += 1
         self._started_s = time.perf_counter()
-        print(f"[{self._number}/{STEPS}] {step} ...", end="", file=sys.stderr, flush=True)
+        print(f"[{self._number}/{self.total}] {step} ...", end="", file=sys.stderr, flush=True)
 
     def end(self, outcome: str = "") -> None:
         """Finish the line of the step that is running, if one is."""
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _package(parsed: argparse.Namespace, steps: _Steps) -> int:
+    steps.total += HALF_STEPS if parsed.precision == "fp16" else 0
     package = export_package(
         _read_recipe(parsed),
         parsed.checkpoint,
@@ -108,6 +110,7 @@ def _read_recipe(parsed: argparse.Namespace) -> Recipe:
         resize=parsed.resize,
         max_side_px=parsed.free_size,
         flip=parsed.flip,
+        precision=parsed.precision,
         normalization=parsed.normalization,
         top_k=parsed.top_k,
         score_threshold=parsed.score_threshold,
@@ -131,15 +134,25 @@ def _report(package: ModelPackage) -> str:
     verification = manifest.verification
     megabytes = " + ".join(f"{file.size_bytes / 1e6:.1f}" for file in manifest.artifacts)
     models = shlex.quote(str(package.directory.parent))
-    errors = ", ".join(f"{name} {error:.1g}" for name, error in verification.worst_errors.items())
+    agreements = "".join(
+        f"{artifact.file} finds what fp32 finds: {_proof(artifact.agreement)}\n"
+        for artifact in manifest.artifacts
+        if isinstance(artifact, OnnxArtifact) and artifact.agreement is not None
+    )
     return (
         f"{package.directory}: {manifest.name} version {manifest.version}, "
         f"{manifest.provenance.architecture}, {manifest.decoder.kind}, "
         f"{len(manifest.classes)} classes, {megabytes} MB\n"
-        f"ONNX Runtime finds what {verification.reference} finds: "
+        f"ONNX Runtime finds what {verification.reference} finds: {_proof(verification)}\n"
+        f"{agreements}Serve it: MODELS={models} make serve"
+    )
+
+
+def _proof(verification: Verification) -> str:
+    errors = ", ".join(f"{name} {error:.1g}" for name, error in verification.worst_errors.items())
+    return (
         f"{verification.matched_fraction:.1%} of the detections matched in "
-        f"{verification.inputs} images, worst errors {errors}\n"
-        f"Serve it: MODELS={models} make serve"
+        f"{verification.inputs} images, worst errors {errors}"
     )
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from model_export.architectures import ARCHITECTURES
 from model_export.normalization import NORMALIZATIONS
 from model_export.recipe import Recipe
 from model_export.tasks import TASKS
+from model_package import Precision
 
 _FREE_SIZE_PX = 1536
 """Longest side where ``--free-size`` names none: 1.5 times COCO's pictures, and KITTI's whole."""
@@ -36,6 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"let height and width be free, up to MAX pixels ({_FREE_SIZE_PX})",
     )  # fmt: skip
     add(
+        "--precision", choices=list(get_args(Precision)), default=Recipe.precision,
+        help="fp16 adds files whose network computes in half precision (%(default)s)",
+    )  # fmt: skip
+    add(
         "--normalization", choices=list(NORMALIZATIONS),
         help="pixel scaling that the network was trained with (coco; 3D: imagenet)",
     )  # fmt: skip
@@ -47,7 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_names(foreign)
     _add_pixels(foreign)
     _add_details(foreign)
-    foreign.set_defaults(arch=None, flip=False, free_size=None, normalization=None)
+    foreign.set_defaults(
+        arch=None, flip=False, free_size=None, normalization=None, precision="fp32"
+    )
 
     inspect = commands.add_parser("inspect", help="say what a checkpoint is")
     inspect.add_argument("checkpoint", type=Path, metavar="FILE", help="trained weights (.pth)")

@@ -34,10 +34,10 @@ lie well above what two float32 runtimes differ by (about 1e-6 and 1e-5), and be
 operator, a swapped channel or half precision would do.
 """
 
-_NEIGHBOUR_CELLS = 2.0
+NEIGHBOUR_CELLS = 2.0
 """Distance within which two centers can belong to adjacent cells: one, and their offsets."""
 
-_MAX_NEIGHBOUR_TIES = 0.05
+MAX_NEIGHBOUR_TIES = 0.05
 """Share of an image's detections that may have moved to an adjacent cell of the same score."""
 
 _MAX_REJOINED = 0.01
@@ -148,7 +148,7 @@ def match(
     reference: Detections, candidate: Detections, radius_cells: float
 ) -> tuple[_Indices, _Indices]:
     """Pair each detection with the nearest free one of its class: two equally long index arrays."""
-    distances = _distances(reference, candidate)
+    distances = distances_between(reference, candidate)
     distances[reference["scores"] == 0] = np.inf  # empty places
     distances[:, candidate["scores"] == 0] = np.inf
     pairs = []
@@ -208,7 +208,7 @@ def _errors(
     return errors
 
 
-def _distances(a: Detections, b: Detections) -> NDArray[np.float32]:
+def distances_between(a: Detections, b: Detections) -> NDArray[np.float32]:
     """Cells between every two places (len(a), len(b)); infinite between classes."""
     place = "boxes" if "boxes" in a else "centers"
     distances: NDArray[np.float32] = np.abs(a[place][:, np.newaxis] - b[place]).max(axis=2)
@@ -229,11 +229,11 @@ def _check_unmatched(
     unmatched[matched] = False
     unmatched &= scores > others["scores"].min() + tolerances["scores"]
     score_errors = np.abs(scores[:, np.newaxis] - others["scores"])
-    ties = (_distances(detections, others) <= _NEIGHBOUR_CELLS) & (
+    ties = (distances_between(detections, others) <= NEIGHBOUR_CELLS) & (
         score_errors <= tolerances["scores"]
     )
     excused = unmatched & ties.any(axis=1)
-    if excused.sum() <= _MAX_NEIGHBOUR_TIES * len(unmatched):
+    if excused.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
         unmatched &= ~excused
     if "boxes" in detections and unmatched.sum() <= max(1, _MAX_ON_THRESHOLD * (scores > 0).sum()):
         return

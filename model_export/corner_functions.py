@@ -8,12 +8,18 @@ one thread: columns 48 and 49 ms with windows of 128 and 256 cells, rows 62 and 
 file gets the shortest window that suits every size it takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import helper
 
-from model_export.networks.corner_pooling import DOMAIN, OP_TYPES, PLUGIN_ATTRIBUTES
+from model_export.corner_operators import (
+    DIRECTIONS,
+    DOMAIN,
+    OP_TYPES,
+    PLUGIN_ATTRIBUTES,
+    SUM_OP_TYPES,
+)
 
 _PADDED_SIDE: Mapping[str, int] = {"top": 2, "bottom": 0, "left": 3, "right": 1}
 """Place in ONNX's ``pads`` (top, left, bottom, right) where the windows reach out."""
@@ -27,25 +33,41 @@ def add_corner_pool_functions(model: onnx.ModelProto, longest_side: int) -> None
     """
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     opset = next(entry for entry in model.opset_import if not entry.domain)
-    for direction, op_type in OP_TYPES.items():
+    for direction in DIRECTIONS:
+        if OP_TYPES[direction] in used:
+            body = [_max_pool(direction, longest_side, "x", "y")]
+            model.functions.append(_function(OP_TYPES[direction], ["x"], body, opset))
+    for pair, op_type in SUM_OP_TYPES.items():
         if op_type in used:
-            model.functions.append(_function(direction, longest_side, opset))
+            names = ("a", "b")
+            body = [
+                _max_pool(direction, longest_side, name, f"pooled_{name}")
+                for direction, name in zip(pair, names, strict=True)
+            ]
+            body.append(helper.make_node("Add", [f"pooled_{name}" for name in names], ["y"]))
+            model.functions.append(_function(op_type, names, body, opset))
 
 
-def _function(
-    direction: str, longest_side: int, opset: onnx.OperatorSetIdProto
-) -> onnx.FunctionProto:
+def _max_pool(direction: str, longest_side: int, source: str, result: str) -> onnx.NodeProto:
     pads = [0, 0, 0, 0]
     pads[_PADDED_SIDE[direction]] = longest_side - 1
     vertical = direction in ("top", "bottom")
     window = [longest_side, 1] if vertical else [1, longest_side]
-    body = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=window, pads=pads)
+    return helper.make_node("MaxPool", [source], [result], kernel_shape=window, pads=pads)
+
+
+def _function(
+    op_type: str,
+    inputs: Sequence[str],
+    body: Sequence[onnx.NodeProto],
+    opset: onnx.OperatorSetIdProto,
+) -> onnx.FunctionProto:
     return helper.make_function(
         DOMAIN,
-        OP_TYPES[direction],
-        ["x"],
+        op_type,
+        inputs,
         ["y"],
-        [body],
+        body,
         [opset],
         # Declared, so that the checker and ONNX Runtime accept them on the nodes.
         attributes=list(PLUGIN_ATTRIBUTES),

@@ -60,3 +60,9 @@ class VerificationError(ExportError):
     """The exported file does not find what the network finds."""
 
     code = "verification_failed"
+
+
+class HalfPrecisionError(ExportError):
+    """The network does not find in half precision what it finds in float32."""
+
+    code = "half_precision_unsuitable"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.checkpoints.contents import closest_task
-from model_export.errors import OnnxFileError
+from model_export.errors import OnnxFileError, RecipeError
 from model_export.foreign_onnx import ForeignNetwork, Layout, read_foreign_onnx
 from model_export.graph import DetectionGraph, PixelNormalization
 from model_export.heads import activate
@@ -49,6 +49,11 @@ def import_package(
     :class:`~model_export.errors.ExportError` and :class:`~model_package.PackageError`; whatever is
     raised, no package and no draft stays behind.
     """
+    if recipe.precision != "fp32":
+        raise RecipeError(
+            f"an imported file cannot be brought to {recipe.precision}: half precision is made of "
+            "a network's own layers. Import it in fp32, or export its checkpoint."
+        )
     with draft_package(output) as draft:
         progress(f"Read {onnx_file}")
         foreign = read_foreign_onnx(onnx_file)

@@ -1,29 +1,44 @@
 """One export, from a checkpoint to a verified package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
 
+from model_export.agreement import verify_half
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.contents import identify
 from model_export.checkpoints.loading import load_network
 from model_export.checkpoints.reading import read_state
 from model_export.classes import mirrored_pairs
 from model_export.graph import DetectionGraph
+from model_export.half_precision import HalfNetwork
 from model_export.normalization import NORMALIZATIONS
 from model_export.onnx_export import export_onnx
 from model_export.recipe import Plan, Recipe, check_recipe, make_plan
 from model_export.verification import merge, verify
 from model_export.verification_images import Picture, read_pictures, synthetic_images
-from model_package import ModelPackage, PackageDraft, Verification, draft_package
+from model_package import (
+    ModelPackage,
+    OnnxArtifact,
+    PackageDraft,
+    Verification,
+    draft_package,
+)
 from model_package.directory import sha256_of
 
 ONNX_FILE = "model.onnx"
 FLIP_ONNX_FILE = "model_flip.onnx"
+HALF_FILES: Mapping[str, str] = {
+    ONNX_FILE: "model_fp16.onnx",
+    FLIP_ONNX_FILE: "model_flip_fp16.onnx",
+}
+"""What each file in half precision is called."""
+
 STEPS = 4
-"""How often :func:`export_package` calls ``progress``."""
+HALF_STEPS = 2
+"""How often :func:`export_package` calls ``progress``, and how often more with half precision."""
 
 _TOOLS = ("centernet-serving", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -58,16 +73,44 @@ def export_package(
         progress(f"Compare PyTorch with ONNX Runtime on {len(images)} images")
         verification = _verify(graphs, plan, draft, images)
 
+        artifacts = [draft.describe_artifact(file, flip=graphs[file].flip) for file in graphs]
+        if recipe.precision == "fp16":
+            artifacts += _add_half_precision(network, plan, draft, images, artifacts, progress)
+
         progress(f"Write {output}")
         manifest = plan.manifest(
-            artifacts=tuple(
-                draft.describe_artifact(file, flip=graphs[file].flip) for file in graphs
-            ),
+            artifacts=tuple(artifacts),
             checkpoint_sha256=sha256_of(checkpoint),
             tools=tool_versions(),
             verification=verification,
         )
         return draft.publish(manifest)
+
+
+def _add_half_precision(
+    network: nn.Module,
+    plan: Plan,
+    draft: PackageDraft,
+    images: list[Picture],
+    full: Sequence[OnnxArtifact],
+    progress: Callable[[str], None],
+) -> list[OnnxArtifact]:
+    """Put a file in half precision beside each of ``full``; uses ``network`` up."""
+    progress("Export in half precision")
+    half_network = HalfNetwork(network, plan.task.heatmaps)
+    for artifact in full:
+        graph = _graph(half_network, plan, artifact.flip)
+        _export(graph, plan, draft.directory / HALF_FILES[artifact.file])
+
+    progress(f"Compare half precision with float32 on {len(images)} images")
+    names = plan.output_names()
+    described = []
+    for artifact in full:
+        file = HALF_FILES[artifact.file]
+        paths = draft.directory / file, draft.directory / artifact.file
+        agreement = verify_half(*paths, names, images)
+        described.append(draft.describe_artifact(file, flip=artifact.flip, agreement=agreement))
+    return described
 
 
 def _read(recipe: Recipe, checkpoint: Path) -> tuple[Plan, nn.Module]:

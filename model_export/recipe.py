@@ -1,7 +1,7 @@
 """What to export and what to call it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import ValidationError
 
@@ -19,6 +19,7 @@ from model_package import (
     InputSpec,
     ModelManifest,
     OnnxArtifact,
+    Precision,
     Provenance,
     Verification,
 )
@@ -49,6 +50,8 @@ class Recipe:
     """Longest side of inputs of other sizes; None: there are none, unless they are usual."""
     flip: bool = False
     """Whether to export a second graph that averages over the picture and its mirror image."""
+    precision: Precision = "fp32"
+    """``fp16``: a file in half precision stands beside each one in float32."""
     normalization: str | None = None
     """A key of :data:`model_export.normalization.NORMALIZATIONS`."""
     top_k: int = 100
@@ -126,6 +129,7 @@ def check_recipe(recipe: Recipe) -> None:
         ("architecture", recipe.architecture, ARCHITECTURES),
         ("task", recipe.task, TASKS),
         ("normalization", recipe.normalization, NORMALIZATIONS),
+        ("precision", recipe.precision, get_args(Precision)),
     ):
         if name is not None and name not in known:
             raise RecipeError(f"there is no {what} {name!r}. Accepted: {', '.join(known)}.")

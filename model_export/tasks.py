@@ -65,6 +65,11 @@ class Task:
         """A head that has a map per class."""
         return next(name for name, head in self.heads.items() if head.per == "class")
 
+    @property
+    def heatmaps(self) -> tuple[str, ...]:
+        """The heads whose peaks are looked for, optional ones included."""
+        return tuple(name for name, head in self.heads.items() if head.heatmap)
+
     def head_channels(
         self, present: Mapping[str, int], classes: int, joints: int
     ) -> dict[str, int]:

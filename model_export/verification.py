@@ -53,16 +53,16 @@ def verify(
     """
     run_file = onnx_runner(onnx_file, output_names)
     references = [torch_runner(graph, output_names)(image[np.newaxis])[0] for image in images]
-    candidates = _candidates(run_file, images)
+    found = candidates(run_file, images)
     try:
-        return _compare_all(references, candidates, TOLERANCES)
+        return _compare_all(references, found, TOLERANCES)
     except VerificationError:
         if not any(True for _ in graph.parameters()):  # a network that has no float64 form
             raise
         tolerances = _tolerances_for_rounding(graph, output_names, images, references)
         if tolerances == TOLERANCES:
             raise
-        return _compare_all(references, candidates, tolerances)
+        return _compare_all(references, found, tolerances)
 
 
 def torch_runner(graph: nn.Module, output_names: Sequence[str]) -> Run:
@@ -76,9 +76,13 @@ def torch_runner(graph: nn.Module, output_names: Sequence[str]) -> Run:
     return run
 
 
-def onnx_runner(onnx_file: Path, output_names: Sequence[str]) -> Run:
-    """Make a function from a batch of images to the detections in each, in ONNX Runtime."""
-    session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+def onnx_runner(onnx_file: Path | bytes, output_names: Sequence[str]) -> Run:
+    """Make a function from a batch of images to the detections in each, in ONNX Runtime.
+
+    ``onnx_file``: where it is, or what it says.
+    """
+    model = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     return lambda images: _rows(output_names, session.run(list(output_names), {"images": images}))
 
 
@@ -86,7 +90,7 @@ def _rows(names: Sequence[str], outputs: Sequence[NDArray[np.generic]]) -> list[
     return [dict(zip(names, rows, strict=True)) for rows in zip(*outputs, strict=True)]
 
 
-def _candidates(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, Detections]]:
+def candidates(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, Detections]]:
     """Run every image alone, and some together: index of the image, words for it, detections."""
     alone = [
         (index, f"image {index}", run_file(image[np.newaxis])[0])

@@ -17,7 +17,7 @@ from model_package.errors import (
     PackageInvalidError,
     PackageNotFoundError,
 )
-from model_package.manifest import Artifact, ModelManifest, OnnxArtifact
+from model_package.manifest import Artifact, ModelManifest, OnnxArtifact, Verification
 
 MANIFEST_FILE = "model.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -107,15 +107,21 @@ class PackageDraft:
     output: Path
     _published: bool = field(default=False, init=False)
 
-    def describe_artifact(self, file: str, *, flip: bool = False) -> OnnxArtifact:
-        """State the digest and size of a finished fp32 ONNX file in the draft."""
+    def describe_artifact(
+        self, file: str, *, flip: bool = False, agreement: Verification | None = None
+    ) -> OnnxArtifact:
+        """State the digest and size of a finished ONNX file in the draft.
+
+        ``agreement`` says how a file in half precision agrees with the float32 one.
+        """
         path = self.directory / file
         return OnnxArtifact(
             file=file,
-            precision="fp32",
+            precision="fp32" if agreement is None else "fp16",
             flip=flip,
             sha256=sha256_of(path),
             size_bytes=path.stat().st_size,
+            agreement=agreement,
         )
 
     def publish(self, manifest: ModelManifest) -> ModelPackage:

@@ -4,17 +4,31 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Security
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 
+from service.access import KEY_HEADER, Access, ApiKeys, RateLimiter
 from service.body import BodyBudget
 from service.context import RequestContext
+from service.errors import RateLimitedError, UnauthorizedError
+from service.gpu import watch_gpus
 from service.metrics import Metrics
-from service.problems import install_problem_handlers
-from service.routes import router
+from service.problems import install_problem_handlers, problem_responses
+from service.routes import monitoring, probes, router
 from service.settings import Settings
 from service.startup import Startup
+from service.tracing import open_tracing
 
+# They describe the API and refuse nobody: that is done by Access.
+_KEY_SCHEMES = [
+    Security(HTTPBearer(auto_error=False)),
+    Security(APIKeyHeader(name=KEY_HEADER, auto_error=False)),
+]
+_EXPOSED_HEADERS = ["Server-Timing", "X-Request-ID", "Retry-After", "X-Batch-Size"]
 _LAG_SAMPLES, _LAG_SAMPLE_S = 10, 0.1
 
 
@@ -22,13 +36,16 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     """Make the application; it runs ``startup`` and, at the end, drains the models.
 
     ``app.state.draining`` is to be set when the service should not be sent requests any more,
-    ``app.state.stopping`` when it takes none.
+    ``app.state.stopping`` when it takes none. Raises :class:`service.access.KeyFileError` and
+    :class:`service.tracing.TracingUnavailableError`.
     """
+    tracing = open_tracing(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gpus = watch_gpus(metrics.registry)
         tasks = [
-            asyncio.create_task(startup.run(), name="startup"),
+            asyncio.create_task(startup.run(tracing), name="startup"),
             asyncio.create_task(_watch_event_loop(metrics), name="event loop lag"),
         ]
         try:
@@ -40,6 +57,10 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await startup.stop()
+            if gpus:
+                gpus.stop()
+            if tracing:
+                await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="CenterNet Serving",
@@ -48,6 +69,8 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
         "boxes in space out.",
         lifespan=lifespan,
         redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.startup = startup
     app.state.settings = settings
@@ -57,8 +80,20 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     bodies = app.state.bodies = BodyBudget(settings.max_upload_bytes)
     metrics.body_bytes.set_function(lambda: bodies.held_bytes)
     install_problem_handlers(app)
-    app.include_router(router)
-    app.add_middleware(RequestContext, metrics=metrics)
+    _include_routes(app, settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            # Whatever header those pages ask for; they get no cookies, there are none.
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    quiet_routes = {
+        route.path for route in (*probes.routes, *monitoring.routes) if isinstance(route, APIRoute)
+    }
+    app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     return app
 
 
@@ -72,3 +107,24 @@ async def _watch_event_loop(metrics: Metrics) -> None:
             await asyncio.sleep(_LAG_SAMPLE_S)
             worst_s = max(worst_s, loop.time() - began_at - _LAG_SAMPLE_S)
         metrics.event_loop_lag.set(worst_s)
+
+
+def _include_routes(app: FastAPI, settings: Settings) -> None:
+    keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
+    rate = settings.rate_limit_per_s
+    access = Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None)
+    with_key: dict[str, Any] = {}
+    within_rate: dict[str, Any] = {}
+    if keys:
+        with_key["dependencies"] = [Depends(access.with_key), *_KEY_SCHEMES]
+        with_key["responses"] = problem_responses(UnauthorizedError)
+    if keys or rate:
+        within_rate["dependencies"] = [
+            Depends(access.within_rate),
+            *(_KEY_SCHEMES if keys else []),
+        ]
+        door_errors = [UnauthorizedError] * bool(keys) + [RateLimitedError] * bool(rate)
+        within_rate["responses"] = problem_responses(*door_errors)
+    app.include_router(probes)
+    app.include_router(monitoring, **with_key)
+    app.include_router(router, **within_rate)

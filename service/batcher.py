@@ -30,6 +30,7 @@ from service.engines import Engine
 from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
 from service.estimates import LinearEstimate
+from service.record import RequestRecord, current_record
 
 _log = logging.getLogger(__name__)
 
@@ -87,10 +88,20 @@ class BatchLimits:
     """Bounds the memory of a run where inputs may be larger than usual; one always runs."""
 
 
+@dataclass(frozen=True)
+class BatchRun:
+    """One run of the engine; ``requests``: for whom, one for each image."""
+
+    trigger: Trigger
+    started_at: float
+    infer_s: float
+    requests: Sequence[RequestRecord | None]
+
+
 class BatchEvents(Protocol):
     """Hears what becomes of inputs."""
 
-    def batch_done(self, size: int, trigger: Trigger) -> None:
+    def batch_done(self, run: BatchRun) -> None:
         """Take note of a run that succeeded."""
 
     def cancelled(self, stage: Literal["queue", "infer"]) -> None:
@@ -103,6 +114,7 @@ class _Waiting:
     future: "asyncio.Future[BatchRow]"
     urgency: Urgency
     arrived_at: float = field(default_factory=time.perf_counter)
+    request: RequestRecord | None = field(default_factory=current_record.get)
 
     @property
     def kind(self) -> tuple[bool, tuple[int, ...]]:
@@ -311,7 +323,8 @@ class Batcher:
             return
         infer_s = time.perf_counter() - started_at
         self._estimate.observe(_work(batch), infer_s)
-        self._events.batch_done(len(batch), trigger)
+        requests = [waiting.request for waiting in batch]
+        self._events.batch_done(BatchRun(trigger, started_at, infer_s, requests))
         for index, waiting in enumerate(batch):
             row = {name: values[index] for name, values in outputs.items()}
             # A request that gave up meanwhile has a cancelled future, which takes no result.

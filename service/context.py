@@ -1,16 +1,20 @@
-"""What surrounds every request: its id and its place in the metrics. Plain ASGI, no buffering."""
+"""What surrounds every request: its record, its headers, its end. Plain ASGI, no buffering."""
 
 import logging
 import re
 import time
 import uuid
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.logs import log_request
 from service.metrics import Metrics
 from service.problems import bug_response
+from service.record import RequestRecord, current_record
+from service.tracing import Tracing, read_traceparent
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _log = logging.getLogger(__name__)
@@ -18,42 +22,96 @@ _log = logging.getLogger(__name__)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # Detections can be personal, and probes must be asked each time.
+    "Cache-Control": "no-store",
+}
+_NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"
+_POLICIES = {
+    # Swagger UI comes from where FastAPI takes it; its page has one inline script, which holds
+    # nothing of the request.
+    "/docs": "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    "style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    "img-src data: https://fastapi.tiangolo.com",
+}
+
 
 class RequestContext:
-    """Gives each request an id (the client's own if it is printable), echoes it and counts it."""
+    """Gives each request an id (the client's own if it is printable) and a record.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    At its end the record becomes a metric, a line in the log and a span. Routes of
+    ``quiet_routes``, which machines ask all day, are logged only when they fail, and not traced.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+        quiet_routes: Collection[str] = (),
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
+        self._quiet_routes = quiet_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one connection on; only HTTP requests are looked at."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        offered = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        scope["request_id"] = request_id
-        started_at = time.perf_counter()
+        record = scope["record"] = _new_record(scope)
+        if self._tracing:
+            self._tracing.begin(record)
+        token = current_record.set(record)
         status: int | None = None
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = record.request_id
+                headers.update(_HEADERS)
+                headers["Content-Security-Policy"] = _POLICIES.get(scope["path"], _NO_CONTENT)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
-            _log.exception("request %s: unexpected error", request_id)
+            _log.exception(
+                "request %s: unexpected error",
+                record.request_id,
+                extra={"facts": {"request_id": record.request_id, "trace_id": record.trace_id}},
+            )
             if status is not None:
                 raise  # too late for an answer: the server closes the connection
-            await bug_response(Request(scope))(scope, receive, send_with_id)
+            await bug_response(Request(scope))(scope, receive, send_with_headers)
         finally:
-            # The route's template and known methods: words of strangers never become labels.
-            route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.requests.labels(route, method, str(status or "none")).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started_at)
+            current_record.reset(token)
+            self._end(scope, record, status)
+
+    def _end(self, scope: Scope, record: RequestRecord, status: int | None) -> None:
+        # The route's template and known methods: words of strangers never become labels.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        seconds = time.perf_counter() - record.started_at
+        self._metrics.requests.labels(route, method, str(status or "none")).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        quiet = route in self._quiet_routes
+        log_request(record, method, route, scope["path"], status, seconds, quiet=quiet)
+        if self._tracing and not quiet:
+            self._tracing.end(record, method, route, status)
+
+
+def _new_record(scope: Scope) -> RequestRecord:
+    headers = Headers(scope=scope)
+    offered = headers.get(REQUEST_ID_HEADER, "")
+    return RequestRecord(
+        request_id=offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex,
+        client=scope["client"][0] if scope.get("client") else "unknown",
+        parent=read_traceparent(headers),
+    )

@@ -1,5 +1,6 @@
 """Everything that a request can fail with; each class is one stable ``code`` on the wire.
 
+head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError, RateLimitedError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, SlowBodyError,
             UnsupportedMediaTypeError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError
@@ -7,23 +8,64 @@ request  -> InvalidOptionError, UnknownModelError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
 engine   -> EngineError, UnrecoverableError
+us       -> InternalError
 """
 
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import ClassVar
 
 
 class ServiceError(Exception):
     """A request that gets an error answer; the text says what was received and what to do."""
 
-    status: ClassVar[int]
-    code: ClassVar[str]
-    title: ClassVar[str]
+    status: int
+    code: str
+    title: str
     retryable: ClassVar[bool] = False
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, detail: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+
+
+class MalformedRequestError(ServiceError):
+    """What arrived is not HTTP/1.1, or its head is too long."""
+
+    status, code, title = 400, "malformed_request", "The request is not valid HTTP"
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
+
+
+class SlowHeadError(ServiceError):
+    """The request's line and headers did not arrive in time."""
+
+    status, code, title = 408, "slow_head", "The request's headers did not arrive in time"
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
+    retryable = True
+
+
+class RouterError(ServiceError):
+    """No such path or method; code and title are those of the status."""
+
+    def __init__(self, detail: str, status: HTTPStatus) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.title = status.value, status.name.lower(), status.phrase
+
+
+class UnauthorizedError(ServiceError):
+    """This service has API keys, and the request brought none of them."""
+
+    status, code, title = 401, "unauthorized", "An API key is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="centernet-serving"'}
+
+
+class RateLimitedError(ServiceError):
+    """One client asks more often than a client may."""
+
+    status, code, title = 429, "rate_limited", "This client sends too many requests"
+    retryable = True
 
 
 class EmptyBodyError(ServiceError):
@@ -36,6 +78,8 @@ class BodyTooLargeError(ServiceError):
     """The body has more bytes than this service takes."""
 
     status, code, title = 413, "body_too_large", "The request body is too large"
+    # The rest of the body is not worth reading.
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class BadFormError(ServiceError):
@@ -133,3 +177,9 @@ class UnrecoverableError(ServiceError):
     """The engine will not serve again in this process."""
 
     status, code, title = 503, "engine_broken", "The service must be restarted"
+
+
+class InternalError(ServiceError):
+    """A mistake of ours; the cause is in the log."""
+
+    status, code, title = 500, "internal_error", "The service made a mistake"

@@ -128,7 +128,7 @@ class ModelMetrics:
         for result in ("ok", "wrong", "failed"):
             metrics.canary_runs.labels(model, result)
 
-    def batch_done(self, size: int, trigger: str) -> None:
+    def batch(self, size: int, trigger: str) -> None:
         """Count a run that succeeded."""
         self._images.inc(size)
         self._batch_size.observe(size)

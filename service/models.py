@@ -22,6 +22,7 @@ from service.errors import UnknownModelError
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.settings import Settings, available_cores
+from service.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +54,10 @@ class Models:
                 f"There is no model {str(name)[:100]!r} here; there are {known}."
             ) from None
 
-    def start(self) -> None:
+    def start(self, tracing: Tracing | None) -> None:
         """Begin to serve; call it inside the running event loop."""
         for predictor in self.predictors.values():
-            predictor.start()
+            predictor.start(tracing)
 
     async def stop(self) -> None:
         """Finish what was admitted and end all threads."""

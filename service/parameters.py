@@ -5,6 +5,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.datastructures import QueryParams
+
+from service.errors import InvalidOptionError
 
 MAX_SCALES = 8
 
@@ -102,3 +105,20 @@ class DetectParameters(BaseModel):
         "picture, row by row: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z, as rectified cameras have "
         "it, instead of fx, fy, cx and cy; repeat or separate by commas.",
     )
+
+
+_LISTS = frozenset({"classes", "scales", "projection"})
+
+
+def refuse_repeated(query: QueryParams) -> None:
+    """Raise :class:`InvalidOptionError` for two values where one is meant.
+
+    Of ``top_k=1&top_k=2`` the framework would take the last and say nothing.
+    """
+    names = [name for name, _ in query.multi_items() if name not in _LISTS]
+    for name in DetectParameters.model_fields:
+        if names.count(name) > 1:
+            raise InvalidOptionError(
+                f"{name}: received {names.count(name)} values, {query.getlist(name)!r:.200}. "
+                "Give it once."
+            )

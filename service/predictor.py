@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from service.admission import Admission
-from service.batcher import Batcher, BatchInput, BatchLimits, BatchRow, Trigger, Urgency
+from service.batcher import Batcher, BatchInput, BatchLimits, BatchRow, BatchRun, Trigger, Urgency
 from service.calibration import (
     USUAL_MAX_BATCH_SIZE,
     BatchTiming,
@@ -35,6 +35,7 @@ from service.parameters import HEAD_START_S, DetectParameters
 from service.placing import InputPlanner
 from service.preprocess import choose_reduction, draw_input
 from service.settings import Settings
+from service.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -64,6 +65,23 @@ class Prediction:
     batch_size: int
     trigger: Trigger
     stage_s: dict[str, float]
+
+
+class _Listener:
+    """Puts what becomes of inputs into metrics and traces."""
+
+    def __init__(self, model: str, metrics: ModelMetrics, tracing: Tracing | None) -> None:
+        self._model = model
+        self._metrics = metrics
+        self._tracing = tracing
+        self.cancelled = metrics.cancelled
+
+    def batch_done(self, run: BatchRun) -> None:
+        self._metrics.batch(len(run.requests), run.trigger)
+        if self._tracing is not None:
+            self._tracing.batch(
+                self._model, run.requests, run.started_at, run.infer_s, trigger=run.trigger
+            )
 
 
 class Predictor:
@@ -131,7 +149,7 @@ class Predictor:
         """Why only a restart can help, if so."""
         return self._batcher.problem
 
-    def start(self) -> None:
+    def start(self, tracing: Tracing | None = None) -> None:
         """Begin to serve; call it inside the running event loop."""
         settings, spec = self._settings, self.manifest.input
         engine_s = LinearEstimate((one.batch_size, one.run_s) for one in self.timings)
@@ -147,7 +165,9 @@ class Predictor:
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
         )
-        self._batcher = Batcher(self._engine, limits, engine_s, self._metrics)
+        self._batcher = Batcher(
+            self._engine, limits, engine_s, _Listener(self.manifest.name, self._metrics, tracing)
+        )
         self._batcher.start()
         self._metrics.watch(
             self.manifest.version,

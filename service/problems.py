@@ -1,5 +1,6 @@
 """Errors on the wire: ``application/problem+json`` (RFC 9457)."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -9,11 +10,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import BodyTooLargeError, InvalidOptionError, ServiceError
+from service.errors import InternalError, InvalidOptionError, RouterError, ServiceError
 from service.parameters import DetectParameters
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
+REQUEST_ID_FIELD: Mapping[str, Any] = {
+    "X-Request-ID": {
+        "description": "The client's own id of the request, if it sent a printable one of up to "
+        "128 characters, or else a new one.",
+        "schema": {"type": "string"},
+    }
+}
+_RETRY_AFTER_FIELD: Mapping[str, Any] = {
+    "Retry-After": {
+        "description": "Seconds after which the same request may succeed, where that is known.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_WAITABLE = frozenset({429, 503})
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -32,6 +47,10 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
             error.status,
             {
                 "description": "",
+                "headers": {
+                    **REQUEST_ID_FIELD,
+                    **(_RETRY_AFTER_FIELD if error.status in _WAITABLE else {}),
+                },
                 "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
             },
         )
@@ -40,47 +59,37 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
     return by_status
 
 
-def _answer(
-    request: Request,
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    *,
-    retryable: bool = False,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    request.app.state.metrics.errors.labels(code).inc()
-    problem = Problem(
-        type=f"urn:centernet-serving:problem:{code}",
-        title=title,
-        status=status,
-        detail=detail,
-        error=detail,
-        instance=request.url.path[:200],
-        code=code,
-        request_id=request.scope.get("request_id", ""),
-        retryable=retryable,
+def problem_of(error: ServiceError, instance: str, request_id: str) -> Problem:
+    """The document that says what went wrong with one request."""
+    return Problem(
+        type=f"urn:centernet-serving:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        error=error.detail,
+        instance=instance[:200],
+        code=error.code,
+        request_id=request_id,
+        retryable=error.retryable,
     )
-    return Response(problem.model_dump_json(), status, headers, PROBLEM_JSON)
+
+
+def _answer(
+    request: Request, error: ServiceError, more: Mapping[str, str] | None = None
+) -> Response:
+    record = request.scope["record"]
+    record.code = error.code
+    request.app.state.metrics.errors.labels(error.code).inc()
+    headers = {**error.headers, **(more or {})}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    document = problem_of(error, request.url.path, record.request_id).model_dump_json()
+    return Response(document, error.status, headers, PROBLEM_JSON)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, BodyTooLargeError):
-        headers["Connection"] = "close"  # the rest of the body is not worth reading
-    return _answer(
-        request,
-        error.status,
-        error.code,
-        error.title,
-        error.detail,
-        retryable=error.retryable,
-        headers=headers,
-    )
+    return _answer(request, error)
 
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
@@ -92,21 +101,21 @@ async def _on_invalid_parameters(request: Request, error: Exception) -> Response
         if item["type"] == "extra_forbidden":
             reason = f"The options are {', '.join(DetectParameters.model_fields)}"
         problems.append(f"{name[:100]}: received {str(item.get('input'))[:100]!r}. {reason}.")
-    return await _on_service_error(request, InvalidOptionError("; ".join(problems[:5])))
+    return _answer(request, InvalidOptionError("; ".join(problems[:5])))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router refuses: no such path, no such method."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     detail = (
         f"{request.method} {request.url.path[:200]}: {error.detail}. The API is described at /docs."
     )
-    headers = dict(error.headers or {})
-    code = status.name.lower()
-    return _answer(request, status.value, code, status.phrase, detail, headers=headers)
+    return _answer(request, RouterError(detail, status), error.headers)
 
 
 async def _on_disconnect(request: Request, _error: Exception) -> Response:
+    request.scope["record"].code = "client_disconnected"
     request.app.state.metrics.errors.labels("client_disconnected").inc()
     return Response(status_code=400)  # nobody is there to read it
 
@@ -115,8 +124,7 @@ def bug_response(request: Request) -> Response:
     """The answer to a request that ran into a mistake of ours."""
     return _answer(
         request,
-        500,
-        "internal_error",
-        "The service made a mistake",
-        "Something went wrong that is not the request's fault; the service's log has the cause.",
+        InternalError(
+            "Something went wrong that is not the request's fault; the service's log has the cause."
+        ),
     )

@@ -18,8 +18,9 @@ from service.parameters import (
     DetectParameters,
     Priority,
     PriorityHeader,
+    refuse_repeated,
 )
-from service.problems import problem_responses
+from service.problems import REQUEST_ID_FIELD, problem_responses
 from service.schemas import (
     DetectResponse,
     Health,
@@ -33,6 +34,11 @@ from service.schemas import (
 from service.startup import RETRY_AFTER_S, Startup
 
 router = APIRouter()
+"""What clients use: behind the API keys and the rate limit, where there are any."""
+probes = APIRouter()
+"""What orchestrators use: open to everybody, because they have no key and must get an answer."""
+monitoring = APIRouter()
+"""What Prometheus uses: behind the keys, since it can send one; never limited."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY: dict[str, Any] = {
@@ -68,12 +74,14 @@ _DETECT_ERRORS = problem_responses(
     errors.InvalidOptionError,
     errors.QueueFullError,
     errors.DeadlineUnreachableError,
+    errors.RateLimitedError,
     errors.EngineError,
     errors.NotReadyError,
     errors.StoppingError,
     errors.DeadlineExceededError,
 )
 _ANSWER_HEADERS = {
+    **REQUEST_ID_FIELD,
     "X-Batch-Size": {
         "description": "Images that shared the engine run.",
         "schema": {"type": "integer"},
@@ -122,7 +130,8 @@ async def _detect(
     priority: Priority,
 ) -> Response:
     asked_at = time.perf_counter()
-    settings = request.app.state.settings
+    settings, record = request.app.state.settings, request.scope["record"]
+    refuse_repeated(request.query_params)
     predictor = _models(request).get(name)
     options = predictor.options(parameters)
     places = options.inputs.count
@@ -134,13 +143,15 @@ async def _detect(
             _stopping(request),
             read_image(request, settings.max_body_bytes, settings.body_timeout_s, claim),
         )
+        record.note_body(len(body))
         deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
         urgency = Urgency(deadline_at, HEAD_STARTS[priority])
         # A place in the queue is for requests that are all here, not for slow uploads.
         with predictor.admission.hold(places, deadline_at):
             work = predictor.predict(body, options, urgency)
             prediction = await unless(_disconnected(request), work)
-    answer = to_response(predictor.manifest, prediction, request.scope["request_id"])
+    record.note_prediction(predictor.manifest.name, prediction.batch_size, prediction.stage_s)
+    answer = to_response(predictor.manifest, prediction, record.request_id)
     timing = [f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
     headers = {"Server-Timing": ", ".join(timing), "X-Batch-Size": str(prediction.batch_size)}
@@ -189,7 +200,8 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
     return model_details(predictor, is_default=predictor.manifest.name == models.default_name)
 
 
-@router.get(
+@probes.head("/livez", include_in_schema=False)
+@probes.get(
     "/livez",
     operation_id="live",
     tags=["health"],
@@ -207,7 +219,8 @@ async def live(request: Request) -> Health:
     return Health(status="live")
 
 
-@router.get(
+@probes.head("/startupz", include_in_schema=False)
+@probes.get(
     "/startupz",
     operation_id="started",
     tags=["health"],
@@ -219,7 +232,8 @@ async def started(request: Request) -> Health:
     return Health(status="started")
 
 
-@router.get(
+@probes.head("/readyz", include_in_schema=False)
+@probes.get(
     "/readyz",
     operation_id="ready",
     tags=["health"],
@@ -237,7 +251,8 @@ async def ready(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", operation_id="metrics", tags=["health"], response_class=Response)
+@monitoring.head("/metrics", include_in_schema=False)
+@monitoring.get("/metrics", operation_id="metrics", tags=["health"], response_class=Response)
 async def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
     content = request.app.state.metrics.render()

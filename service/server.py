@@ -2,32 +2,53 @@
 
 import asyncio
 import socket
+import uuid
+from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.errors import MalformedRequestError, ServiceError, SlowHeadError
+from service.problems import PROBLEM_JSON, problem_of
 from service.settings import Settings
 
 MAX_HEAD_BYTES = 64 * 1024
 """Bytes of a request's line and headers; the parser itself has no bound."""
 
 
+HEAD_TIMEOUT_S = 15.0
+"""Seconds for a request's head to arrive; the server would wait for ever."""
+
+
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """Answers 400 to a request whose head goes on and on, and closes the connection."""
+    """Refuses a head that goes on and on, or does not come, or is none, and hangs up."""
 
     _in_head = True
     _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """Begin to count."""
+        """Begin to count and to wait."""
         self._in_head, self._head_bytes = True, 0
+        self._wait_for_head()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Stop counting: what follows is the body, which the application bounds."""
+        """Stop counting and waiting: what follows is the body, which the application bounds."""
         self._in_head = False
+        self._stop_waiting()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
@@ -40,6 +61,47 @@ class BoundedHeadProtocol(HttpToolsProtocol):
                     f"The request's headers exceed the {MAX_HEAD_BYTES} bytes that are accepted."
                 )
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request; called by the parser's owner, too."""
+        self._refuse(MalformedRequestError(f"{msg} The API is described at /docs."))
+
+    def _wait_for_head(self) -> None:
+        self._stop_waiting()
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_slow_head)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+
+    def _on_slow_head(self) -> None:
+        if self._head_bytes == 0:
+            self.transport.close()  # nobody asked anything
+        elif not self.transport.is_closing():
+            self._refuse(
+                SlowHeadError(
+                    f"The request's headers did not arrive within {HEAD_TIMEOUT_S:g} s. "
+                    "Send the request again."
+                )
+            )
+
+    def _refuse(self, error: ServiceError) -> None:
+        # There is no request yet, so the application cannot answer.
+        self.config.app.state.metrics.errors.labels(error.code).inc()  # type: ignore[union-attr]
+        request_id = uuid.uuid4().hex
+        document = problem_of(error, "", request_id).model_dump_json().encode()
+        headers = {
+            "content-type": PROBLEM_JSON,
+            "content-length": str(len(document)),
+            "x-request-id": request_id,
+            "x-content-type-options": "nosniff",
+            "cache-control": "no-store",
+            **error.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        self.transport.write(f"{status}{lines}\r\n".encode() + document)
+        self.transport.close()
+
 
 class Server(uvicorn.Server):
     """Announces its end: not ready first, then no new work, then the end within bounded time."""
@@ -51,12 +113,16 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 http=BoundedHeadProtocol,
-                access_log=False,
+                access_log=False,  # the application logs requests itself
                 log_config=None,
+                server_header=False,
+                # Said outright, because uvicorn trusts 127.0.0.1 unless told otherwise.
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=list(settings.trusted_proxies),
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
             )
         )
-        self._state = app.state
+        self.app = app
         self._drain_delay_s = settings.drain_delay_s
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -67,12 +133,12 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Say whether to end, ten times a second: also when the models cannot be loaded."""
-        return await super().on_tick(counter) or self._state.startup.error is not None
+        return await super().on_tick(counter) or self.app.state.startup.error is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the first signal be not ready, and after the delay stop; on a second stop at once."""
-        is_first = not self._state.draining.is_set()
-        self._state.draining.set()
+        is_first = not self.app.state.draining.is_set()
+        self.app.state.draining.set()
         if is_first and self._drain_delay_s and self._loop is not None:
             delay_s, loop = self._drain_delay_s, self._loop
             loop.call_soon_threadsafe(loop.call_later, delay_s, self._stop, sig, frame)
@@ -80,5 +146,5 @@ class Server(uvicorn.Server):
             self._stop(sig, frame)
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
-        self._state.stopping.set()
+        self.app.state.stopping.set()
         super().handle_exit(sig, frame)

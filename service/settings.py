@@ -1,21 +1,34 @@
 """Deployment facts: the only reader of the environment and the command line."""
 
+import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "CENTERNET_"
 # What Kubernetes sets in every pod beside a Service named "centernet".
 _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
 
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
+_ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
+
 
 def available_cores() -> int:
     """Cores that this process may use, which in a container can be fewer than there are."""
     return len(os.sched_getaffinity(0))
+
+
+def _split_commas(given: object) -> object:
+    if not isinstance(given, str):
+        return given
+    return tuple(part.strip() for part in given.split(",") if part.strip())
+
+
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
 
 class Settings(BaseSettings):
@@ -115,6 +128,41 @@ class Settings(BaseSettings):
     shutdown_timeout_s: int = Field(
         20, ge=1, le=3600, description="Seconds that admitted requests get after SIGTERM."
     )
+    api_keys_file: Path | None = Field(
+        None,
+        description="A file with one API key per line; requests must then bring one. Probes and "
+        "the API's description stay open.",
+    )
+    rate_limit_per_s: float | None = Field(
+        None,
+        ge=0.001,
+        le=1e6,
+        description="Requests per second of one API key, or of one address without keys; more get "
+        "429.",
+    )
+    rate_limit_burst: int = Field(
+        20, ge=1, le=1_000_000, description="Requests that a client may send at once before that."
+    )
+    trusted_proxies: _Names = Field(
+        (),
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed; separated "
+        "by commas.",
+    )
+    cors_origins: _Names = Field(
+        (),
+        description="Origins of web pages that may call the API, such as https://example.org; "
+        "separated by commas.",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="The least that is logged: info has a line per request, warning only failures.",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="OTLP/HTTP receiver that gets traces, such as http://localhost:4318; needs the "
+        "extra `otel`.",
+    )
 
     @field_validator("port", mode="before")
     @classmethod
@@ -125,6 +173,31 @@ class Settings(BaseSettings):
                 "set enableServiceLinks: false in the pod, or name the Service otherwise"
             )
         return port
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ipaddress.ip_network(proxy)  # its ValueError says what is wrong with which
+        return proxies
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"received {origin!r}; an origin is a scheme, a host and perhaps a port in "
+                    "lower case, without a path: https://example.org:8443"
+                )
+        return origins
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
+            raise ValueError(f"received {endpoint!r}; it looks like http://localhost:4318")
+        return endpoint
 
     @model_validator(mode="after")
     def _no_unknown_variables(self) -> Self:

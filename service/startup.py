@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from service.errors import NotReadyError
 from service.models import Models
+from service.tracing import Tracing
 
 RETRY_AFTER_S = 5
 """Nobody knows how long loading takes; a client may ask so often."""
@@ -23,7 +24,7 @@ class Startup:
         self._step = "starting"
         self.error: BaseException | None = None
 
-    async def run(self) -> None:
+    async def run(self, tracing: Tracing | None) -> None:
         """Load the models and begin to serve; :attr:`error` has what ``load`` raised."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Models] = loop.create_future()
@@ -52,7 +53,7 @@ class Startup:
         except Exception as error:
             self.error = error
             return
-        models.start()
+        models.start(tracing)
         self._models = models
 
     def _note(self, step: str) -> None:

@@ -21,6 +21,16 @@ def test_serving_loads_no_torch_no_onnx_and_no_exporter() -> None:
     assert not loaded & {"torch", "onnx", "onnxscript", "model_export", "training"}
 
 
+def test_serving_without_traces_loads_no_exporter_of_traces() -> None:
+    code = "import sys, service.cli; print(*sys.modules)"  # FastAPI itself loads the bare API
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(result.stdout.split())
+    assert "service.tracing" in loaded
+    assert not loaded & {"service.spans", "opentelemetry.sdk", "opentelemetry.exporter"}
+
+
 def test_exporting_loads_no_service() -> None:
     loaded = modules_after(Path(sys.executable), "import model_export.cli")
     assert "model_export" in loaded

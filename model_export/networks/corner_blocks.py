@@ -1,15 +1,12 @@
 """Blocks that end in pooled features: the prediction modules of both corner systems."""
 
-from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_export.networks.corner_pooling import PoolPair
 from model_export.networks.hourglass import ConvolutionBlock, projection
-
-Pool = Callable[[Tensor], Tensor]
-"""(N, C, H, W) to the same, or to a shape that is broadcast to it."""
 
 _POOLED_CHANNELS = 128
 
@@ -22,10 +19,9 @@ class PoolingBlock(nn.Module):
     Float32 (N, channels, H, W) to the same shape.
     """
 
-    def __init__(self, channels: int, vertical: Pool, horizontal: Pool) -> None:
+    def __init__(self, channels: int, pools: PoolPair) -> None:
         super().__init__()
-        self.vertical = vertical
-        self.horizontal = horizontal
+        self.pools = pools
         self.vertical_branch = ConvolutionBlock(channels, _POOLED_CHANNELS)
         self.horizontal_branch = ConvolutionBlock(channels, _POOLED_CHANNELS)
         self.merge = nn.Sequential(
@@ -37,7 +33,7 @@ class PoolingBlock(nn.Module):
 
     def pool(self, x: Tensor) -> Tensor:
         """Sum of both pooled branches, (N, 128, H, W)."""
-        return self.vertical(self.vertical_branch(x)) + self.horizontal(self.horizontal_branch(x))
+        return self.pools.sum(self.vertical_branch(x), self.horizontal_branch(x))
 
     def forward(self, x: Tensor) -> Tensor:
         merged = functional.relu(self.merge(self.pool(x)) + self.shortcut(x))
@@ -51,8 +47,8 @@ class CascadePoolingBlock(PoolingBlock):
     are added to it, so that a corner also sees what lies inside.
     """
 
-    def __init__(self, channels: int, vertical: Pool, horizontal: Pool) -> None:
-        super().__init__(channels, vertical, horizontal)
+    def __init__(self, channels: int, pools: PoolPair) -> None:
+        super().__init__(channels, pools)
         self.vertical_look = ConvolutionBlock(channels, _POOLED_CHANNELS)
         self.horizontal_look = ConvolutionBlock(channels, _POOLED_CHANNELS)
         self.vertical_join = _bare_convolution()
@@ -60,11 +56,11 @@ class CascadePoolingBlock(PoolingBlock):
 
     def pool(self, x: Tensor) -> Tensor:
         """Sum of both branches, pooled twice, (N, 128, H, W)."""
-        inside = self.horizontal(self.vertical_look(x))
-        vertical = self.vertical(self.vertical_join(self.vertical_branch(x) + inside))
-        inside = self.vertical(self.horizontal_look(x))
-        horizontal = self.horizontal(self.horizontal_join(self.horizontal_branch(x) + inside))
-        return vertical + horizontal
+        inside = self.pools.horizontal(self.vertical_look(x))
+        vertical = self.vertical_join(self.vertical_branch(x) + inside)
+        inside = self.pools.vertical(self.horizontal_look(x))
+        horizontal = self.horizontal_join(self.horizontal_branch(x) + inside)
+        return self.pools.sum(vertical, horizontal)
 
 
 def _bare_convolution() -> nn.Conv2d:

@@ -6,14 +6,7 @@ from torch import Tensor, nn
 
 from model_export.networks.center_point import PredictionHead
 from model_export.networks.corner_blocks import CascadePoolingBlock, PoolingBlock
-from model_export.networks.corner_pooling import (
-    bottom_pool,
-    column_max,
-    left_pool,
-    right_pool,
-    row_max,
-    top_pool,
-)
+from model_export.networks.corner_pooling import BOTTOM_RIGHT, CENTER, TOP_LEFT
 from model_export.networks.hourglass import CHANNELS, StackedHourglass
 
 
@@ -52,17 +45,17 @@ class KeypointNetwork(nn.Module):
 def corner_net_pooling() -> dict[str, nn.Module]:
     """Blocks of *CornerNet*, by keypoint."""
     return {
-        "top_left": PoolingBlock(CHANNELS, top_pool, left_pool),
-        "bottom_right": PoolingBlock(CHANNELS, bottom_pool, right_pool),
+        "top_left": PoolingBlock(CHANNELS, TOP_LEFT),
+        "bottom_right": PoolingBlock(CHANNELS, BOTTOM_RIGHT),
     }
 
 
 def keypoint_triplets_pooling() -> dict[str, nn.Module]:
     """Blocks of *Keypoint Triplets*, by keypoint."""
     return {
-        "top_left": CascadePoolingBlock(CHANNELS, top_pool, left_pool),
-        "bottom_right": CascadePoolingBlock(CHANNELS, bottom_pool, right_pool),
-        "center": PoolingBlock(CHANNELS, column_max, row_max),
+        "top_left": CascadePoolingBlock(CHANNELS, TOP_LEFT),
+        "bottom_right": CascadePoolingBlock(CHANNELS, BOTTOM_RIGHT),
+        "center": PoolingBlock(CHANNELS, CENTER),
     }
 
 

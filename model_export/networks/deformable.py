@@ -86,7 +86,9 @@ def _onnx_deform_conv(
 class DeformableConvolution(nn.Module):
     """3x3 convolution that predicts from its own input where its taps stand and what they count.
 
-    float32 (N, in_channels, H, W) to (N, out_channels, H, W).
+    float (N, in_channels, H, W) to (N, out_channels, H, W). It samples in the type of ``weight``,
+    which is float32 in networks whose other layers are in half: a half cannot say where between
+    two cells of a wide map a tap stands.
     """
 
     _TAPS = 9
@@ -103,5 +105,8 @@ class DeformableConvolution(nn.Module):
         nn.init.zeros_(self.offsets_and_mask.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        offsets, mask = self.offsets_and_mask(x).split((2 * self._TAPS, self._TAPS), dim=1)
-        return deform_conv2d(x, offsets, torch.sigmoid(mask), self.weight, self.bias)
+        exact = self.weight.dtype
+        predicted = self.offsets_and_mask(x).to(exact)
+        offsets, mask = predicted.split((2 * self._TAPS, self._TAPS), dim=1)
+        mask = torch.sigmoid(mask)
+        return deform_conv2d(x.to(exact), offsets, mask, self.weight, self.bias).to(x.dtype)

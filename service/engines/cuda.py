@@ -31,8 +31,7 @@ class Cuda:
             self.api: Any = import_module("cuda.bindings.runtime")
         except ImportError:
             raise EngineUnavailableError(
-                "the CUDA bindings are not installed; for a GPU install one of the extras 'gpu', "
-                "'tensorrt' and 'tensorrt-rtx'."
+                "the CUDA bindings are not installed; to use a GPU install the extra 'gpu'."
             ) from None
         error, count = self.api.cudaGetDeviceCount()
         if int(error) or not count:

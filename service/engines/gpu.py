@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from model_package.manifest import TensorSpec
-from service.engines.cuda import Buffer, Cuda, CudaError, Stream
+from service.engines.cuda import Buffer, Cuda, Stream
 from service.engines.engine import Images
-from service.engines.errors import EngineBrokenError
 
 SLOTS = 2
 
@@ -99,12 +98,8 @@ class GpuEngine:
         slot = self._slots.get()
         try:
             return self._run(slot, images, flip)
-        except BaseException:
-            # The next batch must not overwrite memory that copies of this one still use.
-            with suppress(CudaError, EngineBrokenError):
-                slot.stream.finish()
-            raise
         finally:
+            # After an error, too: whatever is left on the stream is done before the next batch.
             self._slots.put(slot)
 
     def close(self) -> None:

@@ -231,7 +231,8 @@ def _import(library: Library) -> Any:
         return import_module(library.module)
     except ImportError as error:
         raise EngineUnavailableError(
-            f"{library.title} is not installed ({error}); install the extra '{library.name}'."
+            f"{library.title} is not installed ({error}); beside the extra 'gpu' install "
+            f"'{library.name}'."
         ) from None
     except Exception as error:  # its own libraries are missing, or are others than it expects
         raise EngineUnavailableError(

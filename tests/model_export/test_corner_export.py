@@ -14,7 +14,7 @@ from model_export.comparison import Detections, compare, split_kinds
 from model_export.errors import VerificationError
 from model_export.graph import DetectionGraph
 from model_export.networks.corner_blocks import PoolingBlock
-from model_export.networks.corner_pooling import bottom_pool, left_pool, right_pool, top_pool
+from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
 from model_export.normalization import NORMALIZATIONS
 from model_export.onnx_export import export_onnx
 from model_export.recipe import Plan, Recipe, make_plan
@@ -33,8 +33,8 @@ class SmallNetwork(nn.Module):
         self.trunk = nn.Sequential(
             nn.Conv2d(3, 16, 7, stride=2, padding=3), nn.Conv2d(16, 16, 3, stride=2, padding=1)
         )
-        self.top_left = PoolingBlock(16, top_pool, left_pool)
-        self.bottom_right = PoolingBlock(16, bottom_pool, right_pool)
+        self.top_left = PoolingBlock(16, TOP_LEFT)
+        self.bottom_right = PoolingBlock(16, BOTTOM_RIGHT)
         self.heads = nn.ModuleDict(
             {
                 name: nn.Conv2d(16, head.count(CLASSES, 0), 3, padding=1)
@@ -87,17 +87,19 @@ def test_outputs_are_those_of_the_decoder(exported: tuple[DetectionGraph, Plan, 
 
 def test_windows_reach_over_the_largest_map(exported: tuple[DetectionGraph, Plan, Path]) -> None:
     model = onnx.load(exported[2])
-    assert {function.name: _window(function) for function in model.functions} == {
-        "corner_pool_top": [256, 1],
-        "corner_pool_bottom": [256, 1],
-        "corner_pool_left": [1, 256],
-        "corner_pool_right": [1, 256],
+    assert {function.name: _windows(function) for function in model.functions} == {
+        "corner_pool_top_left_sum": [[256, 1], [1, 256]],
+        "corner_pool_bottom_right_sum": [[256, 1], [1, 256]],
     }
 
 
-def _window(function: onnx.FunctionProto) -> list[int]:
-    (node,) = function.node
-    return next(list(entry.ints) for entry in node.attribute if entry.name == "kernel_shape")
+def _windows(function: onnx.FunctionProto) -> list[list[int]]:
+    return [
+        list(entry.ints)
+        for node in function.node
+        for entry in node.attribute
+        if entry.name == "kernel_shape"
+    ]
 
 
 def _outputs(scores: list[float], boxes: list[list[float]] | None = None) -> Detections:

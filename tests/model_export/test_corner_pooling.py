@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from model_export.checkpoints.corner_nets import layout
 from model_export.corner_functions import add_corner_pool_functions
-from model_export.networks.corner_blocks import CascadePoolingBlock, Pool, PoolingBlock
+from model_export.networks.corner_blocks import CascadePoolingBlock, PoolingBlock
 from model_export.networks.corner_pooling import (
+    BOTTOM_RIGHT,
+    CENTER,
+    TOP_LEFT,
+    Pool,
+    PoolPair,
     bottom_pool,
-    column_max,
     left_pool,
     right_pool,
-    row_max,
     top_pool,
 )
 
@@ -31,12 +34,14 @@ POOLS: Mapping[str, Pool] = {
     "right": right_pool,
 }
 
+SUMS: Mapping[str, PoolPair] = {"top_left": TOP_LEFT, "bottom_right": BOTTOM_RIGHT}
+
 BLOCKS = [  # file, name there, block
-    ("unit_cornernet", "tl_pool", lambda: PoolingBlock(16, top_pool, left_pool)),
-    ("unit_cornernet", "br_pool", lambda: PoolingBlock(16, bottom_pool, right_pool)),
-    ("unit_triplet", "tl_pool", lambda: CascadePoolingBlock(16, top_pool, left_pool)),
-    ("unit_triplet", "br_pool", lambda: CascadePoolingBlock(16, bottom_pool, right_pool)),
-    ("unit_triplet", "center_pool", lambda: PoolingBlock(16, column_max, row_max)),
+    ("unit_cornernet", "tl_pool", lambda: PoolingBlock(16, TOP_LEFT)),
+    ("unit_cornernet", "br_pool", lambda: PoolingBlock(16, BOTTOM_RIGHT)),
+    ("unit_triplet", "tl_pool", lambda: CascadePoolingBlock(16, TOP_LEFT)),
+    ("unit_triplet", "br_pool", lambda: CascadePoolingBlock(16, BOTTOM_RIGHT)),
+    ("unit_triplet", "center_pool", lambda: PoolingBlock(16, CENTER)),
 ]
 
 LONGEST_SIDE = 24
@@ -50,16 +55,17 @@ def _running_maximum(values: NDArray[np.float32], direction: str) -> NDArray[np.
 
 
 class Pooled(nn.Module):
-    """All four pools of one map."""
+    """All four pools of one map, and both sums of pools of two maps."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         # The sum keeps an operator from being the graph's input and output at once.
-        return tuple(pool(x + 1) for pool in POOLS.values())
+        pooled = [pool(x + 1) for pool in POOLS.values()]
+        return *pooled, *(pair.sum(x + 1, -3 - 2 * x) for pair in SUMS.values())
 
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four operators on maps of every size up to LONGEST_SIDE."""
+    """All operators on maps of every size up to LONGEST_SIDE."""
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.export about itself
@@ -67,7 +73,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Pooled().eval(),
             (torch.zeros(2, 3, 5, 7),),
             input_names=["x"],
-            output_names=list(POOLS),
+            output_names=[*POOLS, *SUMS],
             dynamic_shapes=(free,),
             opset_version=20,
             dynamo=True,
@@ -85,7 +91,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(onnx_file: Path) -> Callable[[NDArray[np.float32]], dict[str, NDArray]]:
     session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
-    return lambda x: dict(zip(POOLS, session.run(None, {"x": x - 1}), strict=True))
+    return lambda x: dict(zip([*POOLS, *SUMS], session.run(None, {"x": x - 1}), strict=True))
 
 
 @pytest.mark.parametrize("direction", POOLS)
@@ -116,14 +122,20 @@ def test_the_operators_on_maps_of_any_size(
 ) -> None:
     # Whole numbers: exact, with many ties and no value above 0.
     x = np.random.default_rng(7).integers(-9, 1, (2, 3, *size)).astype(np.float32)
-    for direction, pooled in run(x).items():
-        np.testing.assert_array_equal(pooled, _running_maximum(x, direction))
+    pooled = run(x)
+    for direction in POOLS:
+        np.testing.assert_array_equal(pooled[direction], _running_maximum(x, direction))
+    for pair in SUMS:
+        vertical, horizontal = pair.split("_")
+        expected = _running_maximum(x, vertical) + _running_maximum(-1 - 2 * x, horizontal)
+        np.testing.assert_array_equal(pooled[pair], expected)
 
 
-def test_one_max_pool_per_operator(onnx_file: Path) -> None:
+def test_one_max_pool_per_direction(onnx_file: Path) -> None:
     model = onnx.load(onnx_file)
     nodes = [node for node in model.graph.node if node.domain == "centernet"]
-    assert [node.op_type for node in nodes] == [f"corner_pool_{name}" for name in POOLS]
+    names = [f"corner_pool_{name}" for name in POOLS]
+    assert [node.op_type for node in nodes] == [*names, *(f"corner_pool_{n}_sum" for n in SUMS)]
     for node in nodes:
         attributes = {
             entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute
@@ -132,7 +144,9 @@ def test_one_max_pool_per_operator(onnx_file: Path) -> None:
     for function in model.functions:
         assert function.domain == "centernet"
         assert list(function.attribute) == ["plugin_namespace", "plugin_version"]
-        assert [node.op_type for node in function.node] == ["MaxPool"]
+        pair = ["MaxPool", "MaxPool", "Add"]
+        expected = pair if function.name.endswith("_sum") else pair[:1]
+        assert [node.op_type for node in function.node] == expected
 
 
 def test_files_without_corner_pools_get_no_functions() -> None:

@@ -238,6 +238,22 @@ def test_launches_are_recorded_once_per_size(
     engine.close()
 
 
+def test_batches_are_padded_to_the_next_size(
+    tensorrt_rtx: FakeTensorrt, package: ModelPackage
+) -> None:
+    engine = open_engine(package, "tensorrt-rtx", threads=1, max_batch_size=6)
+    for context in tensorrt_rtx.contexts:
+        context.enqueued.clear()
+    padded = []
+    for count in range(1, 7):
+        scores(engine, *range(count))
+        padded += [shape[0] for context in tensorrt_rtx.contexts for shape in context.enqueued]
+        for context in tensorrt_rtx.contexts:
+            context.enqueued.clear()
+    assert padded == [1, 2, 4, 4, 6, 6]
+    engine.close()
+
+
 @pytest.mark.usefixtures("tensorrt")
 def test_only_sizes_that_the_service_uses_are_recorded(
     package: ModelPackage, cuda: FakeCudaRuntime

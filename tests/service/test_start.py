@@ -17,6 +17,7 @@ from service.metrics import Metrics
 from service.models import load_models
 from service.options import TASK_RULES
 from service.settings import Settings
+from service.settings_table import with_table
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,8 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
     values = {
         **{"host": "0.0.0.0", "models": "here", "default_model": "one"},
         **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5", "scaled_decoding": "False"},
+        **{"trusted_proxies": "10.0.0.1, 10.1.0.0/16", "cors_origins": "https://a.org,http://b:1"},
+        **{"log_format": "json", "log_level": "debug", "otlp_endpoint": "http://collector:4318"},
     }
     for name in set(Settings.model_fields) - set(values):
         values[name] = "5000" if name.endswith(("_bytes", "_pixels")) else "3"
@@ -79,10 +82,41 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
     for name, value in values.items():
         monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)
     assert Settings() == by_options
-    assert {name: str(value) for name, value in by_options} == {
+    lists = {"trusted_proxies": ("10.0.0.1", "10.1.0.0/16")}
+    lists["cors_origins"] = ("https://a.org", "http://b:1")
+    assert {name: value for name, value in by_options if isinstance(value, tuple)} == lists
+    assert {name: str(value) for name, value in by_options if name not in lists} == {
         name: str(float(value)) if isinstance(getattr(by_options, name), float) else value
         for name, value in values.items()
+        if name not in lists
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--trusted-proxies", "*"),
+        ("--trusted-proxies", "10.0.0.1/8"),
+        ("--cors-origins", "*"),
+        ("--cors-origins", "https://example.org/"),
+        ("--cors-origins", "example.org"),
+        ("--otlp-endpoint", "collector:4318"),
+        ("--otlp-endpoint", "http://user:secret@collector"),
+        ("--log-level", "trace"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert option.removeprefix("--").replace("-", "_") in fails_with(capsys, option, value)
+
+
+def test_the_table_of_settings_is_up_to_date(project: Path) -> None:
+    page = (project / "docs" / "settings.md").read_text()
+    assert page == with_table(page), "run `make settings`"
+    rows = [line for line in page.splitlines() if line.startswith("| `--")]
+    assert len(rows) == len(Settings.model_fields)
+    assert all(row.strip("| ").rpartition("| ")[2] for row in rows), "each has a meaning"
 
 
 def test_a_directory_without_models_stops_the_start(

@@ -1,16 +1,49 @@
 """Health, metadata, metrics, OpenAPI and request ids."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from support.pictures import encode, plain
-from support.serving import RunningServer
+from support.serving import ColourEngine, RunningServer
 
 
 def test_health(server: RunningServer) -> None:
     assert server.client.get("/livez").json() == {"status": "live"}
     assert server.client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_probes_and_metrics_answer_head(start_server: Callable[..., RunningServer]) -> None:
+    running = start_server(ColourEngine())
+    for path in ("/livez", "/readyz", "/metrics"):
+        answer = running.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    running.app.state.draining.set()
+    assert running.client.head("/readyz").status_code == 503
+    assert running.client.head("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("top_k=1&top_k=2", "top_k: received 2 values, ['1', '2']"),
+        ("flip=false&score_threshold=0.1&flip=false", "flip: received 2 values"),
+        ("fx=1&fx=2&fx=3", "fx: received 3 values"),
+    ],
+)
+def test_two_values_where_one_is_meant_are_refused(
+    server: RunningServer, query: str, complaint: str
+) -> None:
+    answer = server.client.post(f"/detect?{query}", content=encode(plain(1, 2)))
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "invalid_option"
+    assert complaint in answer.json()["detail"]
+
+
+def test_lists_may_be_repeated(server: RunningServer) -> None:
+    url = "/detect?classes=red&classes=green&scales=1&scales=0.5"
+    assert server.client.post(url, content=encode(plain(1, 2))).status_code == 200
 
 
 def test_models_are_listed_and_described(server: RunningServer) -> None:
@@ -57,6 +90,10 @@ def test_openapi_describes_bodies_answers_and_problems(server: RunningServer) ->
     assert set(detect["responses"]) == {
         *("200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504")
     }
+    for status, response in detect["responses"].items():
+        assert "X-Request-ID" in response["headers"]
+        assert ("Retry-After" in response["headers"]) == (status in {"429", "503"})
+    assert "rate_limited" in detect["responses"]["429"]["description"]
     problem = detect["responses"]["415"]["content"]["application/problem+json"]["schema"]
     assert {"type", "detail", "code", "request_id", "retryable"} <= set(problem["properties"])
     operations = [

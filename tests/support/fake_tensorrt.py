@@ -76,10 +76,11 @@ class IRuntimeCache:
 
 
 class IRuntimeConfig:
+    cuda_graph_strategy: Any = CudaGraphStrategy.DISABLED
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+
     def __init__(self, gpu: str) -> None:
         self.gpu = gpu
-        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        self.dynamic_shapes_kernel_specialization_strategy: Any = None
         self.cache: IRuntimeCache | None = None
 
     def create_runtime_cache(self) -> IRuntimeCache:

@@ -150,6 +150,7 @@ class RunningServer:
         self.url = url
         self.metrics = metrics
         self._server = server
+        self.app = server.app
         self.client = httpx.Client(base_url=url, timeout=30)
 
     def stop(self) -> None:

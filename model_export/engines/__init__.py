@@ -1,0 +1,1 @@
+"""Engines made ahead of time, and the kernels inside them; nothing here needs torch."""

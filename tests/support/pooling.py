@@ -1,0 +1,64 @@
+"""What the corner pooling kernels must give: PyTorch's answer, as bits."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_export.corner_operators import INPUTS, OP_TYPES
+from model_export.networks.corner_pooling import (
+    BOTTOM_RIGHT,
+    TOP_LEFT,
+    bottom_pool,
+    left_pool,
+    right_pool,
+    top_pool,
+)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_POOLS = {"top": top_pool, "bottom": bottom_pool, "left": left_pool, "right": right_pool}
+_SINGLE = {OP_TYPES[direction]: pool for direction, pool in _POOLS.items()}
+_SUMS = {pair.sum_op_type: pair.sum for pair in (TOP_LEFT, BOTTOM_RIGHT)}
+
+
+def expected(op_type: str, inputs: list[Tensor]) -> Tensor:
+    """Output of the operator in PyTorch."""
+    if op_type in _SUMS:
+        return _SUMS[op_type](*inputs)
+    return _SINGLE[op_type](*inputs)
+
+
+def maps(op_type: str, shape: tuple[int, ...], kernel_format: str, seed: int) -> list[Tensor]:
+    """As many maps as the operator takes: of every size, with ties and infinities, without NaN."""
+    generator = np.random.default_rng(seed)
+    inputs = []
+    for _ in range(INPUTS[op_type]):
+        values = generator.standard_normal(shape) * 10.0 ** generator.integers(-8, 5, shape)
+        ties = generator.integers(-2, 3, shape).astype(float)
+        values = np.where(generator.random(shape) < 0.2, ties, values)
+        values = np.where(generator.random(shape) < 0.1, -np.inf, values)
+        values = np.where(generator.random(shape) < 0.002, np.inf, values)
+        # Falling towards a side of its own, so that maxima come from everywhere.
+        slope = np.add.outer(np.arange(shape[2]), np.arange(shape[3])) * generator.normal()
+        inputs.append(torch.from_numpy(values + slope).to(torch.float32).to(DTYPES[kernel_format]))
+    return inputs
+
+
+def bits(values: Tensor) -> NDArray[np.unsignedinteger]:
+    """The bits of ``values``, as unsigned integers."""
+    wide = values.element_size() == 4
+    signed = values.contiguous().view(torch.int32 if wide else torch.int16).numpy()
+    return signed.view(np.uint32 if wide else np.uint16)
+
+
+def from_bits(values: NDArray[np.unsignedinteger], kernel_format: str) -> Tensor:
+    """The opposite of :func:`bits`."""
+    signed = values.view(np.int32 if values.itemsize == 4 else np.int16)
+    return torch.from_numpy(signed.copy()).view(DTYPES[kernel_format])
+
+
+def assert_same(pooled: NDArray[np.unsignedinteger], wanted: Tensor, kernel_format: str) -> None:
+    """Every value is ``wanted`` bit by bit, except NaN (any NaN will do) and the sign of zero."""
+    torch.testing.assert_close(
+        from_bits(pooled, kernel_format), wanted, rtol=0, atol=0, equal_nan=True
+    )
