@@ -37,6 +37,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    # Every code is there from the start, so that Prometheus sees the first error as an increase.
+    for error in ServiceError.__subclasses__():
+        app.state.metrics.errors.labels(error.code)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:

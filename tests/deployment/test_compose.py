@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_every_variable_is_a_setting(services: dict[str, Any]) -> None:
     known = {f"CENTERNET_{name.upper()}" for name in Settings.model_fields}
     for name in ("cpu", "gpu"):
         assert set(services[name]["environment"]) <= known
+
+
+def test_images_install_extras_that_exist(services: dict[str, Any], project: Path) -> None:
+    extras = tomllib.loads((project / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for name in ("gpu", "build", "export"):
+        assert set(services[name]["build"]["args"]["EXTRAS"].split(",")) <= set(extras), name
 
 
 def test_mounted_files_exist(services: dict[str, Any]) -> None:

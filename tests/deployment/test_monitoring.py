@@ -90,6 +90,9 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         self._stopped.set()
         for thread in self._threads:
             thread.join(PATIENCE_S)
@@ -125,11 +128,11 @@ class Load:
 class Prometheus:
     """Its HTTP interface."""
 
-    def __init__(self, port: int) -> None:
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def _get(self, path: str, **parameters: str) -> Any:
-        answer = self._client.get(path, params=parameters).json()
+        answer = self._client.get(f"/api/v1{path}", params=parameters).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -197,9 +200,11 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             )
         )
         wait_for("the service is ready", lambda: answers(f"http://127.0.0.1:{port}/readyz"))
-        wait_for("Prometheus", lambda: answers(f"http://127.0.0.1:{prometheus_port}/-/ready"))
+        url = f"http://127.0.0.1:{prometheus_port}"
+        wait_for("Prometheus is ready", lambda: answers(f"{url}/-/ready"))
+        client = stack.enter_context(httpx.Client(base_url=url, timeout=30))
         load = stack.enter_context(Load(port, picture))
-        yield Monitored(service, port, Prometheus(prometheus_port), load)
+        yield Monitored(service, port, Prometheus(client), load)
         assert not load.failures, load.failures
 
 
@@ -231,6 +236,18 @@ def test_what_was_done_to_the_service_is_seen(monitored: Monitored, expression: 
     wait_for(f"{expression} > 0", lambda: sum(monitored.prometheus.values(expression)) > 0)
 
 
+def test_the_errors_that_alerts_count_are_there_before_they_happen(
+    project: Path, monitored: Monitored
+) -> None:
+    rules = (project / "docker/prometheus/alerts.yml").read_text()
+    named = {
+        code for pattern in re.findall(r'code=~?"([a-z_|]+)"', rules) for code in pattern.split("|")
+    }
+    assert "engine_failed" in named
+    known = monitored.prometheus.label_values("code", "centernet_request_errors_total")
+    assert named <= set(known)
+
+
 @pytest.mark.parametrize("name", variables())
 def test_a_variable_has_values(monitored: Monitored, name: str) -> None:
     series, label = variables()[name]
@@ -259,9 +276,9 @@ def test_health_check_and_prometheus_see_the_end(project: Path, monitored: Monit
         return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
     assert health() == 0
-    monitored.load.__exit__()
+    monitored.load.stop()
     monitored.service.send_signal(signal.SIGTERM)
-    assert monitored.service.wait(PATIENCE_S) == 0
+    assert monitored.service.wait(PATIENCE_S) in (0, -signal.SIGTERM)
     assert health() == 1
     states = monitored.prometheus.alert_states
     wait_for("Prometheus misses the service", lambda: states()["CenternetDown"] != "inactive")
