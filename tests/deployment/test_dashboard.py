@@ -7,7 +7,6 @@ from typing import Any
 from support.dashboard import DASHBOARD, queries
 from support.promtool import Case, check_cases
 
-
 GRID_COLUMNS = 24
 GPU = 'job="centernet", instance="a:8000", gpu="0"'
 GPU_VALUES = {
