@@ -39,7 +39,8 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     # Every code is there from the start, so that Prometheus sees the first error as an increase.
     for error in ServiceError.__subclasses__():
-        app.state.metrics.errors.labels(error.code)
+        if error is not RouterError:  # whose code is that of a status
+            app.state.metrics.errors.labels(error.code)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
