@@ -29,9 +29,6 @@ _RETRY_AFTER_FIELD: Mapping[str, Any] = {
     }
 }
 _WAITABLE = frozenset({429, 503})
-_DISCONNECT = "client_disconnected"
-# A router's error has the code of its status, which is not known before.
-_CODES = [kind.code for kind in ServiceError.__subclasses__() if hasattr(kind, "code")]
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -41,8 +38,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     # Every code is there from the start, so that Prometheus sees the first error as an increase.
-    for code in (_DISCONNECT, *_CODES):
-        app.state.metrics.errors.labels(code)
+    for error in ServiceError.__subclasses__():
+        if error is not RouterError:  # whose code is that of a status
+            app.state.metrics.errors.labels(error.code)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -121,8 +119,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, _error: Exception) -> Response:
-    request.scope["record"].code = _DISCONNECT
-    request.app.state.metrics.errors.labels(_DISCONNECT).inc()
+    request.scope["record"].code = "client_disconnected"
+    request.app.state.metrics.errors.labels("client_disconnected").inc()
     return Response(status_code=400)  # nobody is there to read it
 
 

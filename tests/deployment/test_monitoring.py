@@ -199,7 +199,12 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 directory / "prometheus.log",
             )
         )
-        wait_for("the service is ready", lambda: answers(f"http://127.0.0.1:{port}/readyz"))
+
+        def is_ready() -> bool:
+            assert service.poll() is None, (directory / "service.log").read_text()
+            return answers(f"http://127.0.0.1:{port}/readyz")
+
+        wait_for("the service is ready", is_ready)
         url = f"http://127.0.0.1:{prometheus_port}"
         wait_for("Prometheus is ready", lambda: answers(f"{url}/-/ready"))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=30))
