@@ -62,8 +62,10 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
     fake.gate.set()
 
 
-def after_two_readings(nvml: FakeNvml) -> None:
-    """The first of three readings that end from now on is certainly stored."""
+def after_a_reading(nvml: FakeNvml) -> None:
+    """Of three readings that end from now on, the second began and is stored after this call."""
+    while nvml.read.acquire(blocking=False):
+        pass
     for _ in range(3):
         assert nvml.read.acquire(timeout=20)
 
@@ -72,7 +74,7 @@ def test_each_gpu_has_its_values(nvml: FakeNvml) -> None:
     registry = CollectorRegistry()
     collector = watch_gpus(registry)
     assert collector is not None
-    after_two_readings(nvml)
+    after_a_reading(nvml)
     collector.stop()
     text = generate_latest(registry).decode()
     values = [line for line in text.splitlines() if not line.startswith("#")]
@@ -91,9 +93,9 @@ def test_values_are_renewed(nvml: FakeNvml) -> None:
     registry = CollectorRegistry()
     collector = watch_gpus(registry)
     assert collector is not None
-    after_two_readings(nvml)
+    after_a_reading(nvml)
     nvml.used = 500
-    after_two_readings(nvml)
+    after_a_reading(nvml)
     collector.stop()
     assert registry.get_sample_value("centernet_gpu_memory_used_bytes", {"gpu": "0"}) == 500
 
@@ -104,7 +106,7 @@ def test_a_driver_that_hangs_holds_up_no_scrape_and_its_old_values_go(
     registry = CollectorRegistry()
     collector = watch_gpus(registry)
     assert collector is not None
-    after_two_readings(nvml)
+    after_a_reading(nvml)
     nvml.gate.clear()
     used = {"gpu": "0"}
     assert registry.get_sample_value("centernet_gpu_memory_used_bytes", used) == 100

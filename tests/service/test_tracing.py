@@ -219,12 +219,13 @@ def test_a_receiver_that_hangs_or_is_away_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.spans._STOP_TIMEOUT_S", 0.1)
-    # More spans than one export takes, so that the exporter is at work meanwhile.
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")  # milliseconds: it is at work meanwhile
     for endpoint in (receiver.endpoint, unused_endpoint):
         running = start_server(ColourEngine(), otlp_endpoint=endpoint)
-        for _ in range(100):
+        for _ in range(20):
             assert running.client.post("/detect", content=PICTURE).status_code == 200
         running.stop()
+    assert len(receiver.paths) == 1, "one export was begun, and hangs"
 
 
 @pytest.fixture
