@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,11 +30,14 @@ def serving_interpreter(project: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def service(project: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``centernet-serve`` as `make serve` starts it, on a free port."""
+    """``centernet-serve`` as `make serve` starts it but for the port and the size of batches."""
     process = subprocess.Popen(
         [serving_interpreter(project), "-c", "from service.cli import main; main()"],
         cwd=project,
-        env=os.environ | {"CENTERNET_PORT": "0", "CENTERNET_DEFAULT_MODEL": "blood_cells"},
+        # Warm-up may find that batches gain nothing on this machine, but they must be right.
+        env=os.environ
+        | {"CENTERNET_PORT": "0", "CENTERNET_DEFAULT_MODEL": "blood_cells"}
+        | {"CENTERNET_MAX_BATCH_SIZE": "4"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -47,6 +51,9 @@ def service(project: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         pytest.fail(f"the service did not start: {''.join(log)}")
     reader = threading.Thread(target=process.stderr.read, daemon=True)
     reader.start()
+    while httpx.get(f"{found[1]}/readyz").status_code != 200:
+        assert process.poll() is None, "the service ended before it was ready"
+        time.sleep(0.1)
     yield found[1], process
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) in (0, -signal.SIGTERM), "SIGTERM must end it cleanly"
