@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import onnx
 
+from model_export.corner_operators import DOMAIN
+from model_export.engines.corner_pooling_plugin import register_corner_pooling
 from model_export.engines.deform_conv_lowering import lower_deform_convs
 from model_export.engines.errors import EngineBuildError, EngineError
 from model_export.engines.libraries import Library, find_target, import_library
@@ -20,7 +21,6 @@ from model_export.engines.profiles import Profile
 from model_export.engines.progress import PhaseProgress, Progress
 
 INPUT = "images"
-_CORNER_POOLING_DOMAIN = "centernet"
 _MESSAGES = 5
 """How many of the library's messages an error repeats."""
 
@@ -107,9 +107,8 @@ def _read_graph(compilation: Compilation, trt: Any) -> bytes:
     content = compilation.onnx_file.read_bytes()
     model = onnx.ModelProto.FromString(content)
     domains = {entry.domain for entry in model.opset_import}
-    if compilation.library.has_plugins and _CORNER_POOLING_DOMAIN in domains:
-        plugin = import_module("model_export.engines.corner_pooling_plugin")
-        plugin.register_corner_pooling(trt)
+    if compilation.library.has_plugins and DOMAIN in domains:
+        register_corner_pooling(trt)
     if compilation.library.has_deform_conv or not lower_deform_convs(model):
         return content
     lowered: bytes = model.SerializeToString()

@@ -1,14 +1,17 @@
 """Corner pooling plugins, the driver's answers, and progress."""
 
 import ctypes
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from support.builds import tiny_graph
+from support.builds import FAKES, tiny_graph
 
+from model_export.engines import compilation
 from model_export.engines.compilation import Compilation, compile_engine
 from model_export.engines.gpu import Gpu, find_gpu
 from model_export.engines.libraries import LIBRARIES
@@ -35,11 +38,9 @@ def test_plugins_are_registered_where_they_are_needed_and_possible(
     registered: int,
 ) -> None:
     calls: list[str] = []
-    plugin = ModuleType("corner_pooling_plugin")
     monkeypatch.setattr(
-        plugin, "register_corner_pooling", lambda trt: calls.append(trt.__name__), raising=False
+        compilation, "register_corner_pooling", lambda trt: calls.append(trt.__name__)
     )
-    monkeypatch.setitem(sys.modules, "model_export.engines.corner_pooling_plugin", plugin)
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny_graph(operator="corner_pool_top", domain=domain))
     compile_engine(
@@ -55,6 +56,46 @@ def test_plugins_are_registered_where_they_are_needed_and_possible(
         lambda *_: None,
     )
     assert calls == ["tensorrt"] * registered
+
+
+CALLS = """
+import inspect, json, sys
+from pathlib import Path
+from support.tensorrt_on_cpu import load
+real, _ = load(Path(sys.argv[1]))
+sys.path.insert(0, sys.argv[2])
+del sys.modules["tensorrt"]
+import tensorrt, tensorrt_rtx
+missing, checked = [], 0
+for fake in (tensorrt, tensorrt_rtx):
+    for name, entry in inspect.getmembers(fake, inspect.isclass):
+        if entry.__module__ == fake.__name__ and name != "ComputeCapability":
+            for call in vars(entry):
+                checked += call[0] != "_"
+                if call[0] != "_" and not hasattr(getattr(real, name, None), call):
+                    missing.append(f"{name}.{call}")
+print(json.dumps([real.__version__, checked, sorted(missing)]))
+"""
+
+
+@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
+def test_every_call_exists_in_full_tensorrt(project: Path, version: str) -> None:
+    """What the fake libraries have is what the builder calls: a call they lack fails its tests."""
+    folder = Path(sys.prefix, "tensorrt", version)
+    if not (folder / "installed").exists():
+        pytest.skip(f"no bindings of TensorRT {version}: run `make tensorrt-bindings`")
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to stand in for TensorRT's libraries with")
+    environment = os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{project / 'tests'}"}
+    command = [sys.executable, "-W", "ignore", "-c", CALLS, folder, FAKES]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    found, checked, missing = json.loads(answer.stdout.splitlines()[-1])
+    assert found == version
+    assert checked > 20
+    # Only for TensorRT-RTX does the builder call these.
+    rtx_only = ["num_compute_capabilities", "set_compute_capability"]
+    assert missing == [f"IBuilderConfig.{call}" for call in rtx_only]
 
 
 def test_progress_is_the_share_of_nested_steps() -> None:
