@@ -39,10 +39,12 @@ class Cuda:
                 f"there is no NVIDIA GPU here, or no driver for it ({self._explain(error)}). "
                 "See whether nvidia-smi lists it; a container must be given it (--gpus all)."
             )
-        properties = self.call("cudaGetDeviceProperties", 0)
-        self.gpu: str = properties.name.decode()
-        self.compute_capability = f"{properties.major}.{properties.minor}"
         self._owned = ExitStack()
+        self.gpu = "the first GPU"
+        with self.opening():
+            properties = self.call("cudaGetDeviceProperties", 0)
+        self.gpu = properties.name.decode()
+        self.compute_capability = f"{properties.major}.{properties.minor}"
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime and give its result.

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 from support.engines import engine_artifact, half_precision_artifact, make_package, pictures
-from support.fake_cuda import FakeCudaRuntime
+from support.fake_cuda import FakeCudaRuntime, cudaError_t
 from support.fake_onnxruntime import FakeOnnxRuntime
 from support.fake_tensorrt import FakeTensorrt
 
@@ -248,6 +248,12 @@ def test_an_engine_of_one_size_does_not_do_for_free_sizes(tmp_path: Path) -> Non
     sides = {"height_px": (32, 224), "width_px": (32, 224)}
     package = make_package(tmp_path, [engine_artifact()], input_spec=spec, **sides)
     open_engine(package, "tensorrt", threads=1).close()
+
+
+def test_a_gpu_that_does_not_answer(tmp_path: Path, gpu: FakeCudaRuntime) -> None:
+    gpu.fail_next("cudaGetDeviceProperties", cudaError_t.cudaErrorInvalidValue)
+    text = refusal(make_package(tmp_path, [engine_artifact()]))
+    assert text.startswith("it does not run on the first GPU: cudaGetDeviceProperties: CUDA error")
 
 
 @pytest.mark.usefixtures("gpu")
