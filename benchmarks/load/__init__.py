@@ -182,9 +182,7 @@ def _run(target: Target, seconds: float, options: dict[str, Any], records: Path 
     command += [str(body) for body in target.bodies]
     limit_s = options["warmup"] + seconds + options["timeout"] + _DRAIN_S
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit_s, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise LoadError(f"the load generator did not end within {limit_s:g} s.") from error
     if done.returncode:

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 READY_S = 180.0
 STOP_S = 20.0
 _STARTS = 3
-"""pytriton gives its processes one second to find each other, which a busy machine may miss."""
+"""pytriton gives its instances one second to find each other, which a busy machine may miss."""
 _FORM = "field-that-no-jpeg-contains"
 
 
@@ -46,10 +46,12 @@ class Tuning:
     variant: str = ""
 
     def __str__(self) -> str:
-        waiting = f" wait {self.wait_ms:g} ms" if self.batch_size > 1 else ""
-        batching = f" x batch {self.batch_size}{waiting}" if self.batch_size > 1 else ""
-        variant = f"{self.variant}: " if self.variant else ""
-        return f"{variant}{self.workers} x {self.threads} threads{batching}"
+        parts = [self.variant] if self.variant else []
+        if self.workers:
+            parts.append(f"{self.workers} workers of {self.threads} threads")
+        if self.batch_size > 1:
+            parts.append(f"batch {self.batch_size}, wait {self.wait_ms:g} ms")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Server:
     tunings: Sequence[Tuning]
     path: str
     command: Callable[[int], Sequence[str]]
-    detections: Callable[[Any], list[dict[str, Any]]] = lambda answer: answer["detections"]
+    detections: Callable[[bytes], list[dict[str, Any]]] = lambda body: _found(json.loads(body))
     form_field: str | None = None
     """Name of the file in a form; None: the body is the file."""
     headers: Sequence[str] = ("Content-Type: image/jpeg",)
@@ -71,8 +73,14 @@ def _script(_: int) -> list[str]:
     return ["python", "server.py"]
 
 
-def _triton_detections(answer: Any) -> list[dict[str, Any]]:
-    return list(json.loads(answer["outputs"][0]["data"][0])["detections"])
+def _found(answer: Any) -> list[dict[str, Any]]:
+    return list(answer["detections"])
+
+
+def _triton_detections(body: bytes) -> list[dict[str, Any]]:
+    # To a raw request Triton answers in its binary form: a JSON head, four bytes of length, ours.
+    _, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))
+    return _found(json.loads(body[end + 4 :]))
 
 
 # Two cores: two workers of one thread, or one of two, are what their pages on CPUs lead to; waits
@@ -100,7 +108,7 @@ SERVERS = {
             [Tuning(2, 1, 8, 60_000), Tuning(1, 2, 8, 60_000), Tuning(3, 1, 8, 60_000)],
             "/detect",
             lambda port: ["bentoml", "serve", "server:Detect", "--port", str(port), "-q"],
-            detections=lambda answer: answer[0]["detections"],
+            detections=lambda body: _found(json.loads(body)[0]),
             form_field="images",
             environment={"BENTOML_DO_NOT_TRACK": "True"},
         ),
@@ -128,7 +136,11 @@ SERVERS = {
         ),
         Server(
             "triton",
-            [Tuning(2, 1, 8, 1), Tuning(3, 1, 8, 1), Tuning(2, 1, 8, 1, "decoding_pool")],
+            [
+                Tuning(2, 1, 8, 1),
+                Tuning(2, 1, 8, 1, "decoding_pool"),
+                Tuning(1, 2, 8, 1, "decoding_pool"),
+            ],
             "/v2/models/detect/infer",
             _script,
             detections=_triton_detections,
@@ -153,7 +165,7 @@ def prepare_environment(server: Server, environments: Path) -> Path:
         return python
     print(f"installing {server.name} into {environment}", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     subprocess.run([*install, "-r", str(requirements)], check=True)
     installed.write_text("".join(texts))
     return python
@@ -246,15 +258,15 @@ def _launch_ours(
     )
 
 
-def ask(target: Target, body: Path) -> Any:
+def ask(target: Target, body: Path) -> bytes:
     """Send one body; return the answer. Raises :class:`ServerError`."""
     headers = dict(header.split(": ", 1) for header in target.headers)
     url = f"http://127.0.0.1:{target.port}{target.path}"
     request = urllib.request.Request(url, body.read_bytes(), headers, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)
-    except (OSError, ValueError) as error:
+            return bytes(response.read())
+    except OSError as error:
         detail = error.read()[:300] if isinstance(error, urllib.error.HTTPError) else b""
         raise ServerError(f"{url}: {error} {detail!r}") from error
 

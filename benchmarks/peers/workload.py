@@ -46,8 +46,7 @@ class Case:
 
 
 CASES = {
-    case.name: case
-    for case in (Case(256, 640, 480), Case(256, 1920, 1080), Case(512, 640, 480))
+    case.name: case for case in (Case(256, 640, 480), Case(256, 1920, 1080), Case(512, 640, 480))
 }
 
 # A slim ResNet-18 of about 12 ms at 256 pixels on the core that the targets were measured on, and

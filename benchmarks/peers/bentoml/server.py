@@ -1,14 +1,13 @@
-"""BentoML: a batchable API that takes pictures, with workers; adaptive batching has no fixed wait.
+"""BentoML: a batchable API that takes pictures, with workers.
 
-``composed`` separates decoding from the model, as the page "Model composition" has it.
+Its adaptive batching learns how long to wait; ``wait_ms`` is the latency that it may not exceed.
 """
 
 from typing import Any
 
 import bentoml
+from detector import Detector, read_settings
 from PIL import Image
-
-from detector import Detector, Preparer, read_settings
 
 settings = read_settings()
 batched = bentoml.api(

@@ -3,9 +3,8 @@
 from typing import Any
 
 import litserve
-from fastapi import Request
-
 from detector import Detector, Prepared, read_settings
+from fastapi import Request
 
 settings = read_settings()
 

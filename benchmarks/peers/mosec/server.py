@@ -1,14 +1,13 @@
 """mosec: workers in stages; ``staged`` decodes in processes before those that batch.
 
-``single`` does all in one kind of worker. Inputs go from stage to stage by MessagePack or pickle
-over Unix sockets; mosec's default is pickle between stages.
+``single`` does all in one kind of worker.
 """
 
+import json
 from typing import Any
 
+from detector import Detector, Prepared, Preparer, read_settings
 from mosec import Server, Worker
-
-from detector import Detector, Preparer, Prepared, read_settings
 
 settings = read_settings()
 
@@ -32,6 +31,9 @@ class Detect(Worker):
 
     def forward(self, data: list[Prepared]) -> list[dict[str, Any]]:
         return self.detector.run(data)
+
+    def serialize(self, data: dict[str, Any]) -> bytes:
+        return json.dumps(data).encode()  # mosec's own would indent it
 
 
 class PrepareAndDetect(Detect):

@@ -1,15 +1,13 @@
 """A plain FastAPI loop: one picture per request, one engine run per picture.
 
-``sessions_in_threads`` is one process whose pool of threads shares a session; ``processes`` is
-uvicorn's ``--workers``. Both as FastAPI's pages "Concurrency" and "Server Workers" have it.
+Work is in FastAPI's pool of threads, which share a session; several workers are uvicorn's.
 """
 
 from typing import Any
 
+from detector import Detector, read_settings
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-
-from detector import Detector, read_settings
 
 settings = read_settings()
 detector = Detector(settings.model, settings.threads)

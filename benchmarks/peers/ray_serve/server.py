@@ -4,10 +4,9 @@ import asyncio
 from typing import Any
 
 import ray
+from detector import Detector, Prepared, read_settings
 from ray import serve
 from starlette.requests import Request
-
-from detector import Detector, Prepared, read_settings
 
 settings = read_settings()
 
@@ -21,9 +20,7 @@ class Detect:
     def __init__(self) -> None:
         self.detector = Detector(settings.model, settings.threads)
 
-    @serve.batch(
-        max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.wait_ms / 1000
-    )
+    @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.wait_ms / 1000)
     async def detect(self, batch: list[Prepared]) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self.detector.run, batch)
 

@@ -98,7 +98,8 @@ class Detector(Preparer):
             path, options, providers=["CPUExecutionProvider"]
         )
         for size in (1, 8):  # the arena grows before the first request, not during it
-            self.session.run(None, {"images": np.zeros((size, self.height, self.width, 3), np.uint8)})
+            images = np.zeros((size, self.height, self.width, 3), np.uint8)
+            self.session.run(None, {"images": images})
 
     def run(self, batch: list[Prepared]) -> list[dict[str, Any]]:
         """One engine run; one answer per picture."""
@@ -123,9 +124,9 @@ class Detector(Preparer):
         corners = np.concatenate([centers - half, centers + half], axis=1).astype(np.float64)
         shift = np.array([prepared.shift_x, prepared.shift_y] * 2)
         boxes = np.round((corners - shift) / prepared.scale, 3).tolist()
-        found = zip(
-            class_ids[kept].tolist(), np.round(scores[kept].astype(float), 6).tolist(), boxes
-        )
+        rounded_scores = np.round(scores[kept].astype(np.float64), 6)
+        columns = (class_ids[kept].tolist(), rounded_scores.tolist(), boxes)
+        found = zip(*columns, strict=True)
         return {
             "detections": [
                 {

@@ -1,17 +1,21 @@
 """Triton with pytriton: encoded pictures in, one JSON string per picture out, dynamic batching."""
 
 import json
+import os
+import sysconfig
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from detector import Detector, read_settings
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from detector import Detector, read_settings
-
 settings = read_settings()
+# Triton's Python backend loads libpython3.11 from where the linker finds it: where that is not the
+# library of this interpreter, it disagrees with the standard library that goes with this one.
+os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
 
 
 def make_infer() -> Callable[..., dict[str, np.ndarray]]:
@@ -40,9 +44,7 @@ if __name__ == "__main__":
             outputs=[Tensor(name="answer", dtype=bytes, shape=(1,))],
             config=ModelConfig(
                 max_batch_size=settings.batch_size,
-                batcher=DynamicBatcher(
-                    max_queue_delay_microseconds=int(settings.wait_ms * 1000)
-                ),
+                batcher=DynamicBatcher(max_queue_delay_microseconds=int(settings.wait_ms * 1000)),
             ),
             strict=True,
         )
