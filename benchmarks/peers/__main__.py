@@ -1,0 +1,264 @@
+"""This service and others: images per second and latency, as fractions of what the CPU allows.
+
+    python -m benchmarks.peers --environments DIR --output DIR [--only ours,mosec] [--seconds 20]
+
+Every server serves the same ONNX file and the same JPEGs, one server at a time. First each server's
+tunings are tried and the fastest is kept; then come rounds in which all servers take turns, so that
+a machine whose speed drifts moves all of them. Writes results.json, results.md and results.svg.
+"""
+
+import argparse
+import json
+import signal
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop
+from benchmarks.peers.ceiling import Ceiling, Pipeline, matched_fraction
+from benchmarks.peers.report import write_report
+from benchmarks.peers.servers import (
+    SERVERS,
+    Server,
+    ServerError,
+    Tuning,
+    ask,
+    bodies_for,
+    prepare_environment,
+    running,
+)
+from benchmarks.peers.workload import CASES, Case, make_package, make_pictures
+from model_package import load_package
+
+CONNECTIONS = 32
+"""Of the closed loop: two batches of 8 in the engines and as many in the making."""
+LOAD = 0.8
+WARMUP_S = 3.0
+_LEAST_MATCH = 0.95
+
+
+class Comparison:
+    """One case: its network, pictures and what was measured."""
+
+    def __init__(self, case: Case, given: argparse.Namespace) -> None:
+        self._given = given
+        self.case = case
+        self.package = make_package(case.side_px, given.work)
+        self.pictures = make_pictures(case, given.work)
+        self._pipeline = Pipeline(self.package)
+        bodies = [picture.read_bytes() for picture in self.pictures]
+        self._bodies = bodies
+        self._expected = [self._pipeline.detect(body) for body in bodies]
+        self._threshold = load_package(self.package).manifest.decoder.score_threshold
+        self.best: dict[str, Tuning] = {}
+        self.tried: dict[str, dict[str, float]] = {}
+        self.matched: dict[str, float] = {}
+        self.rounds: list[dict[str, Any]] = []
+
+    @contextmanager
+    def serve(self, server: Server, tuning: Tuning) -> Iterator[Target]:
+        """Run ``server``, and see to it that it finds what it should before anything is timed."""
+        folder = self._given.work / "forms" / server.name / self.pictures[0].parent.name
+        bodies = bodies_for(server, self.pictures, folder)
+        python = prepare_environment(server, self._given.environments)
+        logs = self._given.work / "logs"
+        with running(server, tuning, python, self.package, bodies, logs) as target:
+            self._check(server, target)
+            closed_loop(target, WARMUP_S, CONNECTIONS)
+            yield target
+
+    def _check(self, server: Server, target: Target) -> None:
+        shares = [
+            matched_fraction(expected, server.detections(ask(target, body)), self._threshold)
+            for expected, body in zip(self._expected, target.bodies, strict=True)
+        ]
+        self.matched[server.name] = min(shares)
+        if min(shares) < _LEAST_MATCH:
+            raise ServerError(
+                f"{server.name} finds other things than the pipeline without a server: "
+                f"{min(shares):.0%} of the detections of one picture match."
+            )
+
+    def tune(self, server: Server) -> None:
+        """Keep the tuning of ``server`` with the most images per second."""
+        rates = {}
+        problems = []
+        for tuning in server.tunings:
+            try:
+                with self.serve(server, tuning) as target:
+                    loop = closed_loop(target, self._given.tune_seconds, CONNECTIONS)
+                    rates[tuning] = _clean(server, loop).images_per_second
+            except (ServerError, LoadError) as error:  # another tuning may work
+                problems.append(str(error))
+            outcome = f"{rates[tuning]:.1f}/s" if tuning in rates else problems[-1]
+            _say(f"{self.case.name} {server.name} [{tuning}]: {outcome}")
+        if not rates:
+            raise ServerError("; ".join(problems))
+        self.best[server.name] = max(rates, key=rates.__getitem__)
+        self.tried[server.name] = {str(tuning): rate for tuning, rate in rates.items()}
+
+    @property
+    def common_rate(self) -> float:
+        """80 % of the third fastest server, so that three are asked the same."""
+        rates = sorted((max(tried.values()) for tried in self.tried.values()), reverse=True)
+        return LOAD * rates[min(2, len(rates) - 1)]
+
+    def round(self, servers: Sequence[Server]) -> None:
+        """Measure the ceiling and every server once."""
+        number = len(self.rounds)
+        ceiling = self._pipeline.ceiling(self._bodies, self._given.seconds)
+        _say(f"{self.case.name} round {number + 1}: ceiling {ceiling.images_per_second:.1f}/s")
+        found = {}
+        for server in servers:
+            with self.serve(server, self.best[server.name]) as target:
+                found[server.name] = self._measure(server, target, ceiling, number)
+        self.rounds.append({"ceiling": ceiling.as_json(), "servers": found})
+
+    def _measure(
+        self, server: Server, target: Target, ceiling: Ceiling, seed: int
+    ) -> dict[str, Any]:
+        seconds = self._given.seconds
+        closed = _clean(server, closed_loop(target, seconds, CONNECTIONS))
+        own_rate = LOAD * closed.images_per_second
+        own = open_loop(target, seconds, own_rate, seed=seed, warmup_s=1)
+        common = open_loop(target, seconds, self.common_rate, seed=seed, warmup_s=1)
+        fraction = closed.images_per_second / ceiling.images_per_second
+        _say(
+            f"  {server.name}: {closed.images_per_second:.1f}/s, {fraction:.3f} of the ceiling; "
+            f"p99 {_p99(own)} ms at {own_rate:.1f}/s, {_p99(common)} ms at "
+            f"{self.common_rate:.1f}/s"
+        )
+        return {
+            "fraction_of_ceiling": fraction,
+            "closed": asdict(closed) | {"images_per_second": closed.images_per_second},
+            "own_load": {"rate": own_rate, **asdict(own)},
+            "common_load": {"rate": self.common_rate, **asdict(common)},
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """All that was measured, and the medians."""
+        names = list(self.best)
+        return {
+            "common_rate": self.common_rate,
+            "tunings": {name: str(tuning) for name, tuning in self.best.items()},
+            "tried": self.tried,
+            "least_matched_fraction": self.matched,
+            "medians": {name: self._medians(name) for name in names},
+            "rounds": self.rounds,
+        }
+
+    def _medians(self, name: str) -> dict[str, float | None]:
+        rows = [one["servers"][name] for one in self.rounds]
+        return {
+            "fraction_of_ceiling": statistics.median(row["fraction_of_ceiling"] for row in rows),
+            "images_per_second": statistics.median(
+                row["closed"]["images_per_second"] for row in rows
+            ),
+            "p99_own_ms": _median_p99(row["own_load"] for row in rows),
+            "p99_common_ms": _median_p99(row["common_load"] for row in rows),
+            "generator_cpu_share": max(row["closed"]["cpu_share"] for row in rows),
+        }
+
+
+def _median_p99(loads: Iterator[dict[str, Any]]) -> float | None:
+    """None where a request failed: a latency of the others would be a wrong one."""
+    values = []
+    for load in loads:
+        if set(load["statuses"]) != {200} or load["timeouts"] or load["failures"]:
+            return None
+        values.append(load["statuses"][200]["latency_ms"]["p99"])
+    return statistics.median(values)
+
+
+def _p99(load: Load) -> str:
+    return f"{load.good.latency_ms.p99:.0f}" if load.is_clean and load.good else "failed"
+
+
+def _clean(server: Server, load: Load) -> Load:
+    if not load.is_clean:
+        raise ServerError(
+            f"{server.name} did not answer all requests of the closed loop: {load}. "
+            "Its rate would be a wrong one."
+        )
+    return load
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    given = _parse()
+    # An end by SIGTERM must end the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    servers = [SERVERS[name] for name in given.only]
+    for server in servers:
+        prepare_environment(server, given.environments)
+    comparisons = [Comparison(CASES[name], given) for name in given.cases]
+    failed: dict[str, str] = {}
+    for comparison in comparisons:
+        for server in servers:
+            if server.name not in failed:
+                try:
+                    comparison.tune(server)
+                except ServerError as error:  # the others are compared without it
+                    failed[server.name] = str(error)
+                    _say(f"left out: {error}")
+    left = [server for server in servers if server.name not in failed]
+    for comparison in comparisons:
+        for name in failed:
+            comparison.tried.pop(name, None)
+            comparison.best.pop(name, None)
+        for _ in range(given.rounds):
+            comparison.round(left)
+    results = {
+        "seconds": given.seconds,
+        "connections": CONNECTIONS,
+        "load": LOAD,
+        "left_out": failed,
+        "cases": {comparison.case.name: comparison.as_json() for comparison in comparisons},
+    }
+    given.output.mkdir(parents=True, exist_ok=True)
+    (given.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(write_report(results, given.output))
+
+
+def _parse() -> argparse.Namespace:
+    def names(known: Sequence[str]) -> Any:
+        def read(text: str) -> list[str]:
+            chosen = text.split(",")
+            if unknown := [name for name in chosen if name not in known]:
+                raise argparse.ArgumentTypeError(
+                    f"there is no {', '.join(unknown)}; there are {', '.join(known)}"
+                )
+            return chosen
+
+        return read
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__.partition("\n")[0]
+    )
+    everyone, cases = list(SERVERS), list(CASES)
+    parser.add_argument(
+        "--environments", type=Path, required=True, help="where peers are installed"
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, help="networks, pictures and logs; default: in output")
+    parser.add_argument("--only", type=names(everyone), default=everyone)
+    parser.add_argument("--cases", type=names(cases), default=cases)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="per measurement")
+    parser.add_argument("--tune-seconds", type=float, default=8.0, help="per tuning")
+    given = parser.parse_args()
+    given.work = (given.work or given.output / "work").absolute()
+    given.environments = given.environments.absolute()
+    given.work.mkdir(parents=True, exist_ok=True)
+    return given
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The most images per second that the CPU allows, and what a picture's answer should be.
+
+The ceiling is cores / (decode + warp + engine CPU seconds per image), each measured on one thread
+with the service's own code and the best batch size: a server that reaches it spends nothing on
+HTTP, queues, copies between processes or idle cores.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from model_package import load_package
+from service.decoders import View, make_decoder
+from service.geometry import Placement
+from service.images import decode_image
+from service.options import OptionRules
+from service.parameters import DetectParameters
+from service.placing import InputPlanner
+from service.preprocess import draw_input
+
+BATCH_SIZES = (1, 2, 4, 8)
+_MAX_PIXELS = 50_000_000
+_SCORE_TOLERANCE = 1e-3
+_BOX_TOLERANCE_PX = 0.5
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """CPU milliseconds per image and what they allow."""
+
+    prepare_ms: float
+    engine_ms: float
+    batch_size: int
+    cores: int
+
+    @property
+    def images_per_second(self) -> float:
+        """Cores divided by the seconds of one image."""
+        return 1000 * self.cores / (self.prepare_ms + self.engine_ms)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {**asdict(self), "images_per_second": self.images_per_second}
+
+
+class Pipeline:
+    """Decode, warp, run, decode again: the service's parts in one thread, without a server."""
+
+    def __init__(self, package: Path) -> None:
+        loaded = load_package(package)
+        manifest = loaded.manifest
+        self._options = OptionRules(manifest).complete(DetectParameters())
+        self._planner = InputPlanner(manifest, _MAX_PIXELS)
+        self._decoder = make_decoder(manifest)
+        self._names = [output.name for output in manifest.decoder.outputs()]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            loaded.path_of(manifest.artifacts[0]), options, providers=["CPUExecutionProvider"]
+        )
+
+    def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], Placement]:
+        """The network's input for one picture, and where the picture lies in it."""
+        pixels = decode_image(body, _MAX_PIXELS).pixels
+        height_px, width_px = pixels.shape[:2]
+        placed = self._planner.place(width_px, height_px, self._options.inputs)[0]
+        return draw_input(pixels, placed), placed
+
+    def run(self, inputs: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """One engine run on uint8 (n, height, width, 3)."""
+        values = self._session.run(self._names, {"images": inputs})
+        return dict(zip(self._names, values, strict=True))
+
+    def detect(self, body: bytes) -> list[dict[str, Any]]:
+        """What a server should answer: class id, score and box in the picture."""
+        pixels, placed = self.prepare(body)
+        rows = {name: values[0] for name, values in self.run(pixels[None]).items()}
+        found = self._decoder.decode([View(rows, placed)], self._options.detection)
+        columns = (found.class_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist())
+        return [
+            {"class_id": class_id, "score": score, "bbox": box}
+            for class_id, score, box in zip(*columns, strict=True)
+        ]
+
+    def ceiling(self, bodies: Sequence[bytes], seconds: float) -> Ceiling:
+        """Measure for about ``seconds``, sharing them between the parts."""
+        inputs = np.stack([self.prepare(body)[0] for body in bodies])
+        share = seconds / (1 + len(BATCH_SIZES))
+        prepare_s = statistics.median(
+            _cpu_seconds(lambda body: self.prepare(body), bodies, share / len(bodies))
+        )
+        engine_s = {
+            size: statistics.median(_cpu_seconds(self.run, [inputs[:size]], share)) / size
+            for size in BATCH_SIZES
+        }
+        best = min(engine_s, key=engine_s.__getitem__)
+        cores = len(os.sched_getaffinity(0))
+        return Ceiling(1000 * prepare_s, 1000 * engine_s[best], best, cores)
+
+
+def _cpu_seconds(work: Any, inputs: Sequence[Any], seconds: float) -> list[float]:
+    """Per input the median CPU seconds of this thread, of at least three runs after a first."""
+    medians = []
+    for one in inputs:
+        work(one)
+        taken: list[float] = []
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until or len(taken) < 3:
+            started = time.thread_time()
+            work(one)
+            taken.append(time.thread_time() - started)
+        medians.append(statistics.median(taken))
+    return medians
+
+
+def matched_fraction(
+    expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], threshold: float
+) -> float:
+    """Share of the detections of both lists that have their equal in the other.
+
+    Those within the tolerance of the threshold may be in one list only: engines of another number
+    of threads add in another order.
+    """
+    certain = [
+        (one, other)
+        for one_list, other in ((expected, found), (found, expected))
+        for one in one_list
+        if one["score"] >= threshold + _SCORE_TOLERANCE
+    ]
+    if not certain:
+        return 1.0
+    return sum(any(_are_equal(one, two) for two in other) for one, other in certain) / len(certain)
+
+
+def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    distances = (abs(a - b) for a, b in zip(one["bbox"], other["bbox"], strict=True))
+    return (
+        one["class_id"] == other["class_id"]
+        and abs(one["score"] - other["score"]) <= _SCORE_TOLERANCE
+        and max(distances) <= _BOX_TOLERANCE_PX
+    )
