@@ -1,8 +1,8 @@
-"""``centernet-serve``: listen, and load the models."""
+"""``centernet-serve``: listen, and load the models; ``centernet-serve tune``."""
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
@@ -18,30 +18,56 @@ from service.server import Server
 from service.settings import Settings
 from service.startup import Startup
 from service.tracing import TracingUnavailableError
+from service.tuning import TuneSettings, tune
+
+_Settings = TypeVar("_Settings", bound=Settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; exit with status 2 when the start fails."""
+    """Serve until SIGTERM or SIGINT, or tune; exit with status 2 when that fails to start."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["tune"]:
+        _tune(given[1:])
+    else:
+        _serve(given)
+
+
+def _serve(arguments: list[str]) -> None:
+    settings = _read(Settings, arguments)
     metrics = Metrics()
+    startup = Startup(lambda note: load_models(settings, metrics, note))
     try:
-        given = None if arguments is None else list(arguments)
-        settings = CliApp.run(Settings, cli_args=given)
-        set_up_logging(settings.log_format, settings.log_level)
-        startup = Startup(lambda note: load_models(settings, metrics, note))
         app = create_app(startup, settings, metrics)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-            for item in error.errors()
-        )
-        _fail(problems)
-    except (SettingsError, KeyFileError, TracingUnavailableError) as error:
+    except (KeyFileError, TracingUnavailableError) as error:
         _fail(str(error))
     Server(app, settings).run()
     if isinstance(startup.error, PackageError | EngineUnavailableError):
         _fail(str(startup.error))
     if startup.error is not None:
         raise startup.error
+
+
+def _tune(arguments: list[str]) -> None:
+    settings = _read(TuneSettings, arguments)
+    try:
+        tune(settings, print)
+    except (PackageError, EngineUnavailableError, OSError) as error:
+        _fail(str(error))
+
+
+def _read(kind: type[_Settings], arguments: list[str]) -> _Settings:
+    try:
+        settings = CliApp.run(kind, cli_args=arguments)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
+            for item in error.errors()
+        )
+        _fail(problems)
+    except SettingsError as error:
+        _fail(str(error))
+    set_up_logging(settings.log_format, settings.log_level)
+    return settings
 
 
 def _fail(reason: str) -> NoReturn:

@@ -93,6 +93,11 @@ class Metrics:
             "model_ready", "Whether the model serves requests.", "model", "version"
         )
         self.engine_info = self._gauge("engine_info", "What runs the model.", "model", "engine")
+        self.build_progress = self._gauge(
+            "engine_build_progress_ratio",
+            "How far the building of engines is that the start waits for.",
+            "model",
+        )
         self.canary_runs = self._counter(
             "canary_runs", "Runs of a known picture, by what came out.", "model", "result"
         )

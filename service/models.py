@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from model_package import (
     load_package,
 )
 from service.canary import Canary
+from service.engine_building import build_engines
 from service.engines import Engine, open_engine
 from service.errors import UnknownModelError
 from service.metrics import Metrics
@@ -74,13 +75,12 @@ def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None
     """
     cpu_pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images")
     predictors: dict[str, Predictor] = {}
-    for directory in _package_directories(settings.models):
-        package = load_package(directory)
+    for package in find_packages(settings):
         name = package.manifest.name
-        if name in predictors:
-            raise PackageError(f"two packages in {settings.models} have the name {name}.")
+        if settings.build_engines:
+            package = _with_engines(package, settings, metrics, note)
         note(f"{name} is being loaded")
-        engine = _open_engine(package, settings)
+        engine = open_model_engine(package, settings)
         canary = _make_canary(package, engine)
         predictor = Predictor(package.manifest, engine, cpu_pool, settings, metrics, canary)
         note(f"{name} is being timed")
@@ -88,12 +88,41 @@ def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None
         predictors[name] = predictor
         _log.info(
             "%s is ready: %d classes, batches of up to %d, %s",
-            *(name, len(package.manifest.classes), predictor.max_batch_size, directory),
+            *(name, len(package.manifest.classes), predictor.max_batch_size, package.directory),
         )
     return Models(predictors, _default_name(settings, predictors), cpu_pool)
 
 
-def _open_engine(package: ModelPackage, settings: Settings) -> Engine:
+def find_packages(settings: Settings) -> Iterator[ModelPackage]:
+    """Read every package of ``settings.models``. Raises :class:`model_package.PackageError`."""
+    names = set()
+    for directory in _package_directories(settings.models):
+        package = load_package(directory)
+        if package.manifest.name in names:
+            raise PackageError(
+                f"two packages in {settings.models} have the name {package.manifest.name}."
+            )
+        names.add(package.manifest.name)
+        yield package
+
+
+def _with_engines(
+    package: ModelPackage, settings: Settings, metrics: Metrics, note: Callable[[str], None]
+) -> ModelPackage:
+    name = package.manifest.name
+    gauge = metrics.build_progress.labels(name)
+
+    def tell(share: float, step: str) -> None:
+        gauge.set(share)
+        note(f"an engine of {name} is being built, {100 * share:.0f} % done: {step}")
+
+    largest = settings.max_batch_size or USUAL_GPU_BATCH_SIZE
+    package = build_engines(package, settings.backend, largest, tell)
+    gauge.set(1)
+    return package
+
+
+def open_model_engine(package: ModelPackage, settings: Settings) -> Engine:
     """Open the engine; on the CPU, with the number of threads that suits the model."""
     cores = available_cores()
     threads = settings.engine_threads or 1

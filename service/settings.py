@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"] = (
         Field("auto", description="What runs the models; auto takes the first that works here.")
     )
+    build_engines: bool = Field(
+        False,
+        description="Build the engines of the backend (tensorrt or tensorrt-rtx) before the "
+        "service is ready, where a package has none for this machine; needs centernet-export "
+        "and packages that may be written to.",
+    )
     engine_threads: int | None = Field(
         None,
         ge=1,
@@ -198,6 +204,14 @@ class Settings(BaseSettings):
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
             raise ValueError(f"received {endpoint!r}; it looks like http://localhost:4318")
         return endpoint
+
+    @model_validator(mode="after")
+    def _what_to_build_is_known(self) -> Self:
+        if self.build_engines and not self.backend.startswith("tensorrt"):
+            raise ValueError(
+                f"build_engines needs the backend tensorrt or tensorrt-rtx, not {self.backend}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_unknown_variables(self) -> Self:

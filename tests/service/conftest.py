@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,12 @@ from support.serving import ColourEngine, RunningServer, one_model, run_server
 from model_package import ModelManifest
 from service.engines import Engine
 from service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def bundled(project: Path) -> Path:
+    """The bundled package."""
+    return project / "models" / "blood_cells"
 
 
 @pytest.fixture(scope="session")

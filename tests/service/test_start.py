@@ -20,11 +20,6 @@ from service.settings import Settings
 from service.settings_table import with_table
 
 
-@pytest.fixture(scope="module")
-def bundled(project: Path) -> Path:
-    return project / "models" / "blood_cells"
-
-
 def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
         main(("--port", "0", *arguments) if "--models" in arguments else arguments)
@@ -70,6 +65,7 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
     values = {
         **{"host": "0.0.0.0", "models": "here", "default_model": "one"},
         **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5", "scaled_decoding": "False"},
+        **{"build_engines": "False"},
         **{"trusted_proxies": "10.0.0.1, 10.1.0.0/16", "cors_origins": "https://a.org,http://b:1"},
         **{"log_format": "json", "log_level": "debug", "otlp_endpoint": "http://collector:4318"},
     }
