@@ -147,7 +147,7 @@ SERVERS = {
             _script,
             detections=_triton_detections,
             # OpenCV 4 (see its requirements) interpolates a little otherwise than OpenCV 5.
-            score_tolerance=0.02,
+            score_tolerance=0.005,
             headers=(
                 "Content-Type: application/octet-stream",
                 "Inference-Header-Content-Length: 0",
