@@ -73,7 +73,12 @@ class Comparison:
 
     def _check(self, server: Server, target: Target) -> None:
         shares = [
-            matched_fraction(expected, server.detections(ask(target, body)), self._threshold)
+            matched_fraction(
+                expected,
+                server.detections(ask(target, body)),
+                self._threshold,
+                server.score_tolerance,
+            )
             for expected, body in zip(self._expected, target.bodies, strict=True)
         ]
         self.matched[server.name] = min(shares)

@@ -28,7 +28,7 @@ from service.preprocess import draw_input
 
 BATCH_SIZES = (1, 2, 4, 8)
 _MAX_PIXELS = 50_000_000
-_SCORE_TOLERANCE = 1e-3
+SCORE_TOLERANCE = 1e-3
 _BOX_TOLERANCE_PX = 0.5
 
 
@@ -122,7 +122,10 @@ def _cpu_seconds(work: Any, inputs: Sequence[Any], seconds: float) -> list[float
 
 
 def matched_fraction(
-    expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], threshold: float
+    expected: Sequence[dict[str, Any]],
+    found: Sequence[dict[str, Any]],
+    threshold: float,
+    score_tolerance: float = SCORE_TOLERANCE,
 ) -> float:
     """Share of the detections of both lists that have their equal in the other.
 
@@ -133,17 +136,19 @@ def matched_fraction(
         (one, other)
         for one_list, other in ((expected, found), (found, expected))
         for one in one_list
-        if one["score"] >= threshold + _SCORE_TOLERANCE
+        if one["score"] >= threshold + score_tolerance
     ]
     if not certain:
         return 1.0
-    return sum(any(_are_equal(one, two) for two in other) for one, other in certain) / len(certain)
+    return sum(
+        any(_are_equal(one, two, score_tolerance) for two in other) for one, other in certain
+    ) / len(certain)
 
 
-def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _are_equal(one: dict[str, Any], other: dict[str, Any], score_tolerance: float) -> bool:
     distances = (abs(a - b) for a, b in zip(one["bbox"], other["bbox"], strict=True))
     return (
         one["class_id"] == other["class_id"]
-        and abs(one["score"] - other["score"]) <= _SCORE_TOLERANCE
+        and abs(one["score"] - other["score"]) <= score_tolerance
         and max(distances) <= _BOX_TOLERANCE_PX
     )

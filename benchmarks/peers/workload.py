@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from model_export.architectures import BasicBlock, ResNetArchitecture, box_head_channels
+from model_export.architectures import ResNetArchitecture, box_head_channels
 from model_export.graph import DetectionGraph
+from model_export.networks.resnet import BasicBlock
 from model_export.normalization import NORMALIZATIONS
 from model_export.onnx_export import export_onnx
 from model_export.pipeline import ONNX_FILE, tool_versions
