@@ -158,7 +158,7 @@ def test_half_files_have_deformable_convolutions_in_half(
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "package" / "model_fp16.onnx"))
     types_ = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     deform = [node for node in model.graph.node if node.op_type == "DeformConv"]
-    assert len(deform) == 18
+    assert len(deform) == 16
     assert {types_[node.input[0]] for node in deform} == {TensorProto.FLOAT16}
 
 
