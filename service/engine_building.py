@@ -1,5 +1,6 @@
-"""Building an engine before the service is ready: a process of its own, so that a crash or a
-cancelled build costs no more than the start.
+"""Building engines before the service is ready.
+
+A process of its own does it, so that a crash or a cancelled build costs no more than the start.
 """
 
 import json

@@ -140,13 +140,14 @@ def _advise(chosen: Trial | None, settings: TuneSettings, say: Callable[[str], N
         )
 
 
-class _Sizes:
+class BatchSizes:
     """Remembers how large batches were."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
     def batch_done(self, run: BatchRun) -> None:
+        """Note the size."""
         self.sizes.append(len(run.requests))
 
     def cancelled(self, stage: str) -> None:
@@ -162,9 +163,9 @@ async def _try(
     seconds: float,
 ) -> Trial:
     """Send inputs at times of a Poisson process; latencies count from when they were due."""
-    sizes = _Sizes()
+    sizes = BatchSizes()
     estimate = LinearEstimate((timing.batch_size, timing.run_s) for timing in timings)
-    batcher = Batcher(_Borrowed(engine), limits, estimate, sizes)
+    batcher = Batcher(BorrowedEngine(engine), limits, estimate, sizes)
     batcher.start()
     image = BatchInput(draw_canary(manifest.input.height_px, manifest.input.width_px))
     latencies: list[float] = []
@@ -196,7 +197,7 @@ async def _try(
     )
 
 
-class _Borrowed:
+class BorrowedEngine:
     """An engine that outlives the batcher."""
 
     def __init__(self, engine: Engine) -> None:
