@@ -38,7 +38,6 @@ CONNECTIONS = 32
 """Of the closed loop: two batches of 8 in the engines and as many in the making."""
 LOAD = 0.8
 WARMUP_S = 3.0
-_LEAST_MATCH = 0.95
 
 
 class Comparison:
@@ -82,7 +81,7 @@ class Comparison:
             for expected, body in zip(self._expected, target.bodies, strict=True)
         ]
         self.matched[server.name] = min(shares)
-        if min(shares) < _LEAST_MATCH:
+        if min(shares) < server.least_match:
             raise ServerError(
                 f"{server.name} finds other things than the pipeline without a server: "
                 f"{min(shares):.0%} of the detections of one picture match."

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model_package import load_package
 from service.decoders import View, make_decoder
 from service.geometry import Placement
-from service.images import decode_image
+from service.images import open_image
 from service.options import OptionRules
 from service.parameters import DetectParameters
 from service.placing import InputPlanner
@@ -69,10 +69,9 @@ class Pipeline:
 
     def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], Placement]:
         """The network's input for one picture, and where the picture lies in it."""
-        pixels = decode_image(body, _MAX_PIXELS).pixels
-        height_px, width_px = pixels.shape[:2]
-        placed = self._planner.place(width_px, height_px, self._options.inputs)[0]
-        return draw_input(pixels, placed), placed
+        image = open_image(body, _MAX_PIXELS)
+        placed = self._planner.place(image.width_px, image.height_px, self._options.inputs)[0]
+        return draw_input(image.decode(), placed), placed
 
     def run(self, inputs: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """One engine run on uint8 (n, height, width, 3)."""
