@@ -42,6 +42,9 @@ STUCK_AFTER_S = 30.0
 STUCK_FACTOR = 10.0
 """A run is taken for stuck after both this time and so many times what it should have taken."""
 
+_AHEAD = 1
+"""A full batch gains nothing by waiting, so one may stand ready for the thread that is free first:
+no thread waits for the event loop then."""
 _MARGIN_S = 0.01
 """A batch that waits leaves so much before its deadline asks for it: timers are late."""
 
@@ -223,12 +226,13 @@ class Batcher:
             self._events.cancelled("queue")
 
     async def _serve(self) -> None:
+        lanes = self._engine.concurrency
         while True:
             self._changed.clear()
             wait_s = None
-            if len(self._runs) < self._engine.concurrency:
+            if len(self._runs) < lanes + _AHEAD:
                 batch, trigger, wait_s = self._form(time.perf_counter())
-                if trigger is not None:
+                if trigger is not None and (len(self._runs) < lanes or trigger == "full"):
                     self._begin(batch, trigger)
                     continue
             if self._stopping and not self._queue and not self._runs:
@@ -310,23 +314,24 @@ class Batcher:
 
     async def _run(self, batch: list[_Waiting], trigger: Trigger) -> None:
         loop = asyncio.get_running_loop()
-        started_at = time.perf_counter()
         try:
-            outputs = await loop.run_in_executor(self._threads, self._run_engine, batch)
+            done = await loop.run_in_executor(self._threads, self._run_engine, batch)
         except Exception as error:
             _log.exception("the engine failed on a batch of %d", len(batch))
-            if isinstance(error, EngineBrokenError):
-                self._broken = error
+            if self._broken is not None:
                 batch, self._queue = [*batch, *self._queue], []
             for waiting in batch:
                 _fail(waiting, error)
             return
-        infer_s = time.perf_counter() - started_at
-        self._estimate.observe(_work(batch), infer_s)
+        if done is None:
+            for _ in batch:
+                self._events.cancelled("queue")
+            return
+        self._estimate.observe(_work(batch), done.seconds)
         requests = [waiting.request for waiting in batch]
-        self._events.batch_done(BatchRun(trigger, started_at, infer_s, requests))
+        self._events.batch_done(BatchRun(trigger, done.began_at, done.seconds, requests))
         for index, waiting in enumerate(batch):
-            row = {name: values[index] for name, values in outputs.items()}
+            row = {name: values[index] for name, values in done.outputs.items()}
             # A request that gave up meanwhile has a cancelled future, which takes no result.
             if waiting.future.done():
                 self._events.cancelled("infer")
@@ -334,18 +339,35 @@ class Batcher:
                 _log.error("the engine gave a score that is not a number")
                 _fail(waiting, ValueError("a score is not a number"))
             else:
-                queue_s = started_at - waiting.arrived_at
-                waiting.future.set_result(BatchRow(row, len(batch), trigger, queue_s, infer_s))
+                queue_s = done.began_at - waiting.arrived_at
+                waiting.future.set_result(BatchRow(row, len(batch), trigger, queue_s, done.seconds))
 
-    def _run_engine(self, batch: list[_Waiting]) -> Mapping[str, NDArray[Any]]:
+    def _run_engine(self, batch: list[_Waiting]) -> "_Done | None":
+        """Run in a thread of the engine; None when nobody waits for any of it any more."""
+        if all(waiting.future.done() for waiting in batch):
+            return None
+        if self._broken is not None:
+            raise self._broken
+        began_at = time.perf_counter()
         pixels = [waiting.input.pixels for waiting in batch]
-        outputs = self._engine.run(pixels, batch[0].input.flip)
+        try:
+            outputs = self._engine.run(pixels, batch[0].input.flip)
+        except EngineBrokenError as error:
+            self._broken = error  # here already: the next batch may stand ready
+            raise
         for name, values in outputs.items():
             if len(values) != len(batch):
                 raise RuntimeError(
                     f"output {name} has {len(values)} rows for a batch of {len(batch)}"
                 )
-        return outputs
+        return _Done(outputs, began_at, time.perf_counter() - began_at)
+
+
+@dataclass(frozen=True)
+class _Done:
+    outputs: Mapping[str, NDArray[Any]]
+    began_at: float
+    seconds: float
 
 
 def _work(batch: Sequence[_Waiting]) -> float:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 WINDOW = 50
 """Observations that count: some seconds of work, so that a change of load is soon believed."""
@@ -18,14 +19,19 @@ class LinearEstimate:
 
     def __init__(self, known: Iterable[tuple[float, float]] = ()) -> None:
         self._observed: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._sums = _Sums()
         self._known: list[tuple[float, float]] = []
         self.slope_s = 0.0
         self.base_s = 0.0
         pairs = list(known)
-        self._fit(pairs)
+        for pair in pairs:
+            self._sums.add(*pair)
+        self._fit(self._sums)
         if pairs:
             ends = {min(pairs)[0], max(pairs)[0]}
             self._known = [(n, self.seconds(n)) for n in sorted(ends)]
+        self._known_line = (self.slope_s, self.base_s)
+        self._sums = _Sums()
 
     def seconds(self, n: float) -> float:
         """Expected duration for so much work, ``n``; 0 while nothing is known."""
@@ -33,32 +39,49 @@ class LinearEstimate:
 
     def observe(self, n: float, seconds: float) -> None:
         """Learn that ``n`` took ``seconds``."""
+        if len(self._observed) == WINDOW:
+            self._sums.add(*self._observed[0], weight=-1)
         self._observed.append((n, seconds))
-        expected = sum(self._known_seconds(size) for size, _ in self._observed)
-        scale = sum(taken for _, taken in self._observed) / expected if expected else 0.0
-        self._fit([*self._observed, *((size, scale * taken) for size, taken in self._known)])
+        self._sums.add(n, seconds)
+        slope_s, base_s = self._known_line
+        expected_s = slope_s * self._sums.n + base_s * self._sums.weight
+        sums = self._sums
+        if expected_s > 0:
+            scale = self._sums.s / expected_s
+            sums = replace(self._sums)
+            for known_n, known_s in self._known:
+                sums.add(known_n, scale * known_s)
+        self._fit(sums)
 
-    def _known_seconds(self, n: float) -> float:
-        """What the known pairs alone say of ``n``, on the line through their ends."""
-        if not self._known:
-            return 0.0
-        (low, low_s), (high, high_s) = self._known[0], self._known[-1]
-        slope_s = (high_s - low_s) / (high - low) if high > low else 0.0
-        return low_s + slope_s * (n - low)
-
-    def _fit(self, pairs: list[tuple[float, float]]) -> None:
+    def _fit(self, sums: "_Sums") -> None:
         """Least squares, on the border of the allowed region where its solution lies outside."""
-        if not pairs:
+        if sums.weight < 0.5:
             return
-        count = len(pairs)
-        mean_n = sum(n for n, _ in pairs) / count
-        mean_s = sum(seconds for _, seconds in pairs) / count
-        spread = sum((n - mean_n) ** 2 for n, _ in pairs)
-        together = sum((n - mean_n) * (seconds - mean_s) for n, seconds in pairs)
-        slope_s = together / spread if spread else 0.0
+        mean_n, mean_s = sums.n / sums.weight, sums.s / sums.weight
+        spread = sums.nn / sums.weight - mean_n**2
+        slope_s = (sums.ns / sums.weight - mean_n * mean_s) / spread if spread > 1e-9 else 0.0
         base_s = mean_s - slope_s * mean_n
-        if not spread or base_s < 0:  # one size only: it is all slope
+        if spread <= 1e-9 or base_s < 0:  # one size only: it is all slope
             slope_s, base_s = mean_s / mean_n, 0.0
         elif slope_s < 0:
             slope_s, base_s = 0.0, mean_s
         self.slope_s, self.base_s = slope_s, base_s
+
+
+@dataclass
+class _Sums:
+    """What least squares need of the pairs (n, seconds)."""
+
+    weight: float = 0.0
+    n: float = 0.0
+    s: float = 0.0
+    nn: float = 0.0
+    ns: float = 0.0
+
+    def add(self, n: float, seconds: float, weight: float = 1.0) -> None:
+        """Add a pair, or take it away again with the weight -1."""
+        self.weight += weight
+        self.n += weight * n
+        self.s += weight * seconds
+        self.nn += weight * n * n
+        self.ns += weight * n * seconds
