@@ -1,11 +1,10 @@
 """The query string and the headers of a detect request."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Header
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from starlette.datastructures import QueryParams
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers, QueryParams
 
 from service.errors import InvalidOptionError
 
@@ -38,25 +37,6 @@ Priority = Literal["high", "normal", "low"]
 HEAD_START_S = 1.0
 HEAD_STARTS: Mapping[Priority, float] = {"high": HEAD_START_S, "normal": 0.0, "low": -HEAD_START_S}
 """A priority is worth so many seconds in the queue: bounded, so that nobody starves."""
-
-MAX_DEADLINE_MS = 3_600_000
-DeadlineHeader = Annotated[
-    int | None,
-    Header(
-        alias="X-Deadline-Ms",
-        ge=1,
-        le=MAX_DEADLINE_MS,
-        description="Milliseconds after which nobody wants the answer any more. What cannot be "
-        "answered in time is refused at once (429) and costs no engine time.",
-    ),
-]
-PriorityHeader = Annotated[
-    Priority,
-    Header(
-        alias="X-Priority",
-        description=f"Whom to serve first: a step is worth {HEAD_START_S:g} s in the queue.",
-    ),
-]
 
 
 class DetectParameters(BaseModel):
@@ -107,18 +87,88 @@ class DetectParameters(BaseModel):
     )
 
 
+MAX_DEADLINE_MS = 3_600_000
+
+
+class UrgencyHeaders(BaseModel):
+    """How long a request can wait, and what it may overtake."""
+
+    deadline_ms: int | None = Field(
+        None,
+        alias="X-Deadline-Ms",
+        ge=1,
+        le=MAX_DEADLINE_MS,
+        description="Milliseconds after which nobody wants the answer any more. What cannot be "
+        "answered in time is refused at once (429) and costs no engine time.",
+    )
+    priority: Priority = Field(
+        "normal",
+        alias="X-Priority",
+        description=f"Whom to serve first: a step is worth {HEAD_START_S:g} s in the queue.",
+    )
+
+
 _LISTS = frozenset({"classes", "scales", "projection"})
 
 
-def refuse_repeated(query: QueryParams) -> None:
-    """Raise :class:`InvalidOptionError` for two values where one is meant.
+def read_parameters(query: QueryParams) -> DetectParameters:
+    """Read the options of a request.
 
-    Of ``top_k=1&top_k=2`` the framework would take the last and say nothing.
+    The framework could, but takes half a millisecond of the event loop for each request, and of
+    two values where one is meant the last. Raises :class:`InvalidOptionError`.
     """
-    names = [name for name, _ in query.multi_items() if name not in _LISTS]
-    for name in DetectParameters.model_fields:
-        if names.count(name) > 1:
+    if not query:
+        return _NO_PARAMETERS
+    given: dict[str, Any] = {}
+    for name in query:
+        values = query.getlist(name)
+        if name in DetectParameters.model_fields and name not in _LISTS and len(values) > 1:
             raise InvalidOptionError(
-                f"{name}: received {names.count(name)} values, {query.getlist(name)!r:.200}. "
-                "Give it once."
+                f"{name}: received {len(values)} values, {values!r:.200}. Give it once."
             )
+        given[name] = values if name in _LISTS else values[-1]
+    return _validate(DetectParameters, given)
+
+
+def read_urgency(headers: Headers) -> UrgencyHeaders:
+    """Read the headers that say how urgent a request is. Raises :class:`InvalidOptionError`."""
+    given = {
+        field.alias: headers[field.alias]
+        for field in UrgencyHeaders.model_fields.values()
+        if field.alias and field.alias in headers
+    }
+    return _validate(UrgencyHeaders, given) if given else _NO_HURRY
+
+
+_NO_PARAMETERS = DetectParameters.model_validate({})
+_NO_HURRY = UrgencyHeaders.model_validate({})
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validate(model: type[_Model], given: Mapping[str, Any]) -> _Model:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False, include_context=False)[:5]:
+            reason = item["msg"]
+            if item["type"] == "extra_forbidden":
+                reason = f"The options are {', '.join(DetectParameters.model_fields)}"
+            name, received = str(item["loc"][0]), str(item["input"])
+            problems.append(f"{name[:100]}: received {received[:100]!r}. {reason}.")
+        raise InvalidOptionError("; ".join(problems)) from None
+
+
+def describe_parameters() -> list[dict[str, Any]]:
+    """OpenAPI's description of what :func:`read_parameters` and :func:`read_urgency` read."""
+    return [
+        {
+            "name": name,
+            "in": place,
+            "required": False,
+            "description": schema.pop("description"),
+            "schema": {key: value for key, value in schema.items() if key != "title"},
+        }
+        for place, model in (("query", DetectParameters), ("header", UrgencyHeaders))
+        for name, schema in model.model_json_schema()["properties"].items()
+    ]

@@ -5,13 +5,11 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import InternalError, InvalidOptionError, RouterError, ServiceError
-from service.parameters import DetectParameters
+from service.errors import InternalError, RouterError, ServiceError
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
@@ -34,7 +32,6 @@ _WAITABLE = frozenset({429, 503})
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem document."""
     app.add_exception_handler(ServiceError, _on_service_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     # Every code is there from the start, so that Prometheus sees the first error as an increase.
@@ -94,18 +91,6 @@ def _answer(
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     return _answer(request, error)
-
-
-async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    problems = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"][1:2])
-        reason = item["msg"]
-        if item["type"] == "extra_forbidden":
-            reason = f"The options are {', '.join(DetectParameters.model_fields)}"
-        problems.append(f"{name[:100]}: received {str(item.get('input'))[:100]!r}. {reason}.")
-    return _answer(request, InvalidOptionError("; ".join(problems[:5])))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -4,7 +4,7 @@ import math
 import time
 from typing import Annotated, Any, NoReturn
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from starlette.requests import ClientDisconnect
 
 from service import errors
@@ -12,14 +12,7 @@ from service.batcher import Urgency
 from service.body import IMAGE_FIELD, read_image
 from service.interruption import unless
 from service.models import Models
-from service.parameters import (
-    HEAD_STARTS,
-    DeadlineHeader,
-    DetectParameters,
-    Priority,
-    PriorityHeader,
-    refuse_repeated,
-)
+from service.parameters import HEAD_STARTS, describe_parameters, read_parameters, read_urgency
 from service.problems import REQUEST_ID_FIELD, problem_responses
 from service.schemas import (
     DetectResponse,
@@ -94,7 +87,7 @@ _ANSWER_HEADERS = {
 _DETECT: dict[str, Any] = {
     "response_model": DetectResponse,
     "responses": {200: {"headers": _ANSWER_HEADERS}, **_DETECT_ERRORS},
-    "openapi_extra": _REQUEST_BODY,
+    "openapi_extra": {**_REQUEST_BODY, "parameters": describe_parameters()},
     "tags": ["detection"],
 }
 
@@ -102,40 +95,29 @@ _DETECT: dict[str, Any] = {
 @router.post("/detect", operation_id="detect", **_DETECT)
 async def detect(
     request: Request,
-    parameters: Annotated[DetectParameters, Query()],
-    deadline_ms: DeadlineHeader = None,
-    priority: PriorityHeader = "normal",
 ) -> Response:
     """Detect objects with the default model."""
-    return await _detect(request, None, parameters, deadline_ms, priority)
+    return await _detect(request, None)
 
 
 @router.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
 async def detect_with_model(
     request: Request,
     name: Annotated[str, Path(description="A name from GET /models.")],
-    parameters: Annotated[DetectParameters, Query()],
-    deadline_ms: DeadlineHeader = None,
-    priority: PriorityHeader = "normal",
 ) -> Response:
     """Detect objects with the named model."""
-    return await _detect(request, name, parameters, deadline_ms, priority)
+    return await _detect(request, name)
 
 
-async def _detect(
-    request: Request,
-    name: str | None,
-    parameters: DetectParameters,
-    deadline_ms: int | None,
-    priority: Priority,
-) -> Response:
+async def _detect(request: Request, name: str | None) -> Response:
     asked_at = time.perf_counter()
     settings, record = request.app.state.settings, request.scope["record"]
-    refuse_repeated(request.query_params)
+    parameters, urgent = read_parameters(request.query_params), read_urgency(request.headers)
     predictor = _models(request).get(name)
     options = predictor.options(parameters)
     places = options.inputs.count
-    deadline_at = math.inf if deadline_ms is None else asked_at + deadline_ms / 1000
+    allowed_ms = math.inf if urgent.deadline_ms is None else urgent.deadline_ms
+    deadline_at = asked_at + allowed_ms / 1000
     # At the door, so that nobody sends a picture for nothing.
     predictor.admission.check(places, deadline_at)
     with request.app.state.bodies.hold() as claim:
@@ -145,7 +127,7 @@ async def _detect(
         )
         record.note_body(len(body))
         deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
-        urgency = Urgency(deadline_at, HEAD_STARTS[priority])
+        urgency = Urgency(deadline_at, HEAD_STARTS[urgent.priority])
         # A place in the queue is for requests that are all here, not for slow uploads.
         with predictor.admission.hold(places, deadline_at):
             work = predictor.predict(body, options, urgency)
