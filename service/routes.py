@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, NoReturn
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from service import errors
@@ -99,7 +101,30 @@ _DETECT: dict[str, Any] = {
 }
 
 
-@router.post("/detect", operation_id="detect", **_DETECT)
+class _BusyRoute(APIRoute):
+    """Refuses before the parameters are read where there is no place at all.
+
+    Reading them costs more than all the rest of a refusal, and under overload most are refused.
+    Where there are API keys they come first: strangers are not told how busy the service is.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Put the check before what FastAPI does."""
+        handle = super().get_route_handler()
+
+        async def refuse_or_handle(request: Request) -> Response:
+            if request.app.state.settings.api_keys_file is None:
+                predictor = _models(request).get(request.path_params.get("name"))
+                predictor.admission.check(1, math.inf)
+            return await handle(request)
+
+        return refuse_or_handle
+
+
+_detection = APIRouter(route_class=_BusyRoute)
+
+
+@_detection.post("/detect", operation_id="detect", **_DETECT)
 async def detect(
     request: Request,
     parameters: Annotated[DetectParameters, Query()],
@@ -110,7 +135,7 @@ async def detect(
     return await _detect(request, None, parameters, deadline_ms, priority)
 
 
-@router.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
+@_detection.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
 async def detect_with_model(
     request: Request,
     name: Annotated[str, Path(description="A name from GET /models.")],
@@ -120,6 +145,9 @@ async def detect_with_model(
 ) -> Response:
     """Detect objects with the named model."""
     return await _detect(request, name, parameters, deadline_ms, priority)
+
+
+router.include_router(_detection)
 
 
 async def _detect(
