@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,10 @@ from service.errors import DeadlineUnreachableError, QueueFullError
 from service.estimates import LinearEstimate
 
 MAX_RETRY_AFTER_S = 60
+
+_ANSWERS = 100
+_EXCEPTIONS = 2
+"""The target is kept by all but so many of the latest answers; the estimate is of the mean."""
 
 
 class Admission:
@@ -28,6 +33,8 @@ class Admission:
         self._model = model
         self._target_s = math.inf if target_s is None else target_s
         self._estimate = estimate
+        self._lateness: deque[float] = deque(maxlen=_ANSWERS)
+        self._usual_worst = 1.0
 
     def check(self, places: int, deadline_at: float) -> None:
         """Refuse who could not be served now, before the body is read.
@@ -45,13 +52,14 @@ class Admission:
                 f"this request needs {places}. Send it again after the time in Retry-After.",
                 retry_after_s=_retry_after_s(excess * self._estimate.slope_s),
             )
-        if expected_s > self._target_s:
+        worst_s = expected_s * self._usual_worst
+        if worst_s > self._target_s:
             raise QueueFullError(
-                f"Model {self._model} has {self.admitted} inputs waiting: the answer would take "
-                f"about {1000 * expected_s:.0f} ms, which is more than the "
+                f"Model {self._model} has {self.admitted} inputs waiting: the answer could take "
+                f"{1000 * worst_s:.0f} ms, which is more than the "
                 f"{1000 * self._target_s:.0f} ms that this service keeps to. Send the request "
                 "again after the time in Retry-After.",
-                retry_after_s=_retry_after_s(expected_s - self._target_s),
+                retry_after_s=_retry_after_s(worst_s - self._target_s),
             )
         left_s = deadline_at - time.perf_counter()
         if expected_s > left_s:
@@ -68,11 +76,20 @@ class Admission:
         self.check(places, deadline_at)
         self.admitted += places
         inside, began_at = self.admitted, time.perf_counter()
+        expected_s = self._estimate.seconds(inside)
         try:
             yield
-            self._estimate.observe(inside, time.perf_counter() - began_at)
+            taken_s = time.perf_counter() - began_at
+            self._estimate.observe(inside, taken_s)
+            if expected_s:
+                self._note_lateness(taken_s / expected_s)
         finally:
             self.admitted -= places
+
+    def _note_lateness(self, ratio: float) -> None:
+        self._lateness.append(ratio)
+        ranked = sorted(self._lateness, reverse=True)
+        self._usual_worst = max(1.0, ranked[_EXCEPTIONS] if len(ranked) > _EXCEPTIONS else 1.0)
 
 
 def _retry_after_s(wait_s: float) -> int:

@@ -1,6 +1,7 @@
 """The ASGI application over models that are loaded while it answers its probes already."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -29,6 +30,10 @@ _KEY_SCHEMES = [
     Security(APIKeyHeader(name=KEY_HEADER, auto_error=False)),
 ]
 _EXPOSED_HEADERS = ["Server-Timing", "X-Request-ID", "Retry-After", "X-Batch-Size"]
+_log = logging.getLogger(__name__)
+
+LAST_RUN_S = 2.0
+"""Seconds at the end for engine runs that nobody waits for any more."""
 _LAG_SAMPLES, _LAG_SAMPLE_S = 10, 0.1
 
 
@@ -56,7 +61,11 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await startup.stop()
+            try:
+                async with asyncio.timeout(LAST_RUN_S):
+                    await startup.stop()
+            except TimeoutError:
+                _log.error("a run of the engine has not ended; the process ends without it")
             if gpus:
                 gpus.stop()
             if tracing:

@@ -1,5 +1,6 @@
 """What surrounds every request: its record, its headers, its end. Plain ASGI, no buffering."""
 
+import asyncio
 import logging
 import re
 import time
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.logs import log_request
 from service.metrics import Metrics
-from service.problems import bug_response
+from service.problems import bug_response, cut_off_response
 from service.record import RequestRecord, current_record
 from service.tracing import Tracing, read_traceparent
 
@@ -77,10 +78,16 @@ class RequestContext:
                 headers[REQUEST_ID_HEADER] = record.request_id
                 headers.update(_HEADERS)
                 headers["Content-Security-Policy"] = _POLICIES.get(scope["path"], _NO_CONTENT)
+                if scope["app"].state.draining.is_set():
+                    headers["Connection"] = "close"  # the next request goes elsewhere
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            # The server does this when the time for shutting down is over.
+            if status is None:
+                await cut_off_response(Request(scope))(scope, receive, send_with_headers)
         except Exception:
             _log.exception(
                 "request %s: unexpected error",

@@ -1,5 +1,6 @@
 """From the models directory to loaded, warmed-up predictors."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -62,9 +63,8 @@ class Models:
 
     async def stop(self) -> None:
         """Finish what was admitted and end all threads."""
-        for predictor in self.predictors.values():
-            await predictor.stop()
-        self.cpu_pool.shutdown()
+        await asyncio.gather(*(predictor.stop() for predictor in self.predictors.values()))
+        self.cpu_pool.shutdown(wait=False)  # nobody waits for a picture any more
 
 
 def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None]) -> Models:

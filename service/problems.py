@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import InternalError, RouterError, ServiceError
+from service.errors import InternalError, RouterError, ServiceError, StoppingError
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
@@ -107,6 +107,14 @@ async def _on_disconnect(request: Request, _error: Exception) -> Response:
     request.scope["record"].code = "client_disconnected"
     request.app.state.metrics.errors.labels("client_disconnected").inc()
     return Response(status_code=400)  # nobody is there to read it
+
+
+def cut_off_response(request: Request) -> Response:
+    """The answer to a request that took longer than the shutdown may take."""
+    return _answer(
+        request,
+        StoppingError("The service shut down before the answer was ready. Send the request again."),
+    )
 
 
 def bug_response(request: Request) -> Response:

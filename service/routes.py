@@ -93,17 +93,14 @@ _DETECT: dict[str, Any] = {
 
 
 @router.post("/detect", operation_id="detect", **_DETECT)
-async def detect(
-    request: Request,
-) -> Response:
+async def detect(request: Request) -> Response:
     """Detect objects with the default model."""
     return await _detect(request, None)
 
 
 @router.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
 async def detect_with_model(
-    request: Request,
-    name: Annotated[str, Path(description="A name from GET /models.")],
+    request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
 ) -> Response:
     """Detect objects with the named model."""
     return await _detect(request, name)
@@ -112,13 +109,15 @@ async def detect_with_model(
 async def _detect(request: Request, name: str | None) -> Response:
     asked_at = time.perf_counter()
     settings, record = request.app.state.settings, request.scope["record"]
-    parameters, urgent = read_parameters(request.query_params), read_urgency(request.headers)
     predictor = _models(request).get(name)
+    # Under overload most requests are refused: before anything that costs more than that.
+    predictor.admission.check(1, math.inf)
+    parameters, urgent = read_parameters(request.query_params), read_urgency(request.headers)
     options = predictor.options(parameters)
     places = options.inputs.count
     allowed_ms = math.inf if urgent.deadline_ms is None else urgent.deadline_ms
     deadline_at = asked_at + allowed_ms / 1000
-    # At the door, so that nobody sends a picture for nothing.
+    # Still at the door, so that nobody sends a picture for nothing.
     predictor.admission.check(places, deadline_at)
     with request.app.state.bodies.hold() as claim:
         body = await unless(

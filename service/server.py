@@ -18,6 +18,10 @@ MAX_HEAD_BYTES = 64 * 1024
 """Bytes of a request's line and headers; the parser itself has no bound."""
 
 
+LAST_CALL_S = 0.2
+"""Seconds from the end of listening until idle connections are closed: what clients sent before is
+read meanwhile."""
+
 HEAD_TIMEOUT_S = 15.0
 """Seconds for a request's head to arrive; the server would wait for ever."""
 
@@ -144,6 +148,13 @@ class Server(uvicorn.Server):
             loop.call_soon_threadsafe(loop.call_later, delay_s, self._stop, sig, frame)
         else:
             self._stop(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening; then do the rest as usual, when what had arrived has been read."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_CALL_S)
+        await super().shutdown(sockets)
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
         self.app.state.stopping.set()
