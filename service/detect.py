@@ -110,7 +110,7 @@ def _skeleton(url: str, answer: dict[str, Any]) -> list[tuple[int, int]]:
     if not any("keypoints" in detection for detection in answer["detections"]):
         return []
     name = quote(answer["model"]["name"], safe="")
-    pairs = _ask(Request(f"{url.rstrip('/')}/models/{name}"), "skeleton")["skeleton"]
+    pairs = ask_service(f"{url.rstrip('/')}/models/{name}", "skeleton")["skeleton"]
     return [(start, end) for start, end in pairs]
 
 
@@ -128,11 +128,16 @@ def request_detections(
         data=body,
         headers={"Content-Type": "application/octet-stream"},
     )
-    return _ask(request, "detections")
+    return ask_service(request, "detections")
 
 
-def _ask(request: Request, member: str) -> dict[str, Any]:
-    """The JSON object of an answer, which must have ``member``."""
+def ask_service(request: Request | str, member: str) -> dict[str, Any]:
+    """Return the JSON object of an answer, which must have ``member``; ``request`` may be a URL.
+
+    Raises as :func:`request_detections` does.
+    """
+    if isinstance(request, str):
+        request = Request(request)
     try:
         with urlopen(request, timeout=60) as response:
             content = response.read()

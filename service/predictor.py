@@ -108,7 +108,7 @@ class Predictor:
         self._canary_error: str | None = None
         self._metrics = ModelMetrics(metrics, manifest.name)
         self._planner = InputPlanner(manifest, settings.max_image_pixels)
-        self._decoder = make_decoder(manifest)
+        self.decoder = make_decoder(manifest)
         self._tasks: list[asyncio.Task[None]] = []
 
     def warm_up(self) -> None:
@@ -238,7 +238,7 @@ class Predictor:
         ]
 
         def decode() -> Detections:
-            return self._decoder.decode(views, options.detection)
+            return self.decoder.decode(views, options.detection)
 
         # One view is some 0.1 ms of work: here, because in the pool it would wait behind other
         # pictures. More would hold up the event loop.

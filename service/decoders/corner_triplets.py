@@ -47,10 +47,17 @@ class CornerTriplets:
 
     def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
         """Decode the views of one image (see :class:`CornerTripletsDecoder` for their outputs)."""
-        pairs = concatenate([read_pairs(view, _MARGIN_PX) for view in views])
         # As in the authors' code, the centers come from the picture at its own scale alone.
         centers = _read_centers([view for view in views if view.placement.test_scale == 1])
-        return suppress(confirm(pairs, centers), options, merge=several_scales(views))
+        return decode_triplets(views, centers, options)
+
+
+def decode_triplets(
+    views: Sequence[View], centers: Centers, options: DetectionOptions
+) -> Detections:
+    """Join the views' pairs of corners with ``centers``, wherever those come from."""
+    pairs = concatenate([read_pairs(view, _MARGIN_PX) for view in views])
+    return suppress(confirm(pairs, centers), options, merge=several_scales(views))
 
 
 def _read_centers(views: Sequence[View]) -> Centers:

@@ -1,0 +1,162 @@
+"""``centernet-eval``: judge a package or a running service with the papers' metrics."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from evaluation.coco_metrics import COCO_SIGMAS
+from evaluation.errors import EvaluationError
+from evaluation.judging import judge
+from evaluation.models import ModelUnderTest, Run, Source
+from evaluation.offline import OfflinePackage
+from evaluation.over_http import ServedModel
+from evaluation.reading import read_truth
+from evaluation.report import Report, Table, check_output, write_report
+from evaluation.truth import Truth, check_pictures, for_classes
+from evaluation.truth_centers import with_truth_centers
+
+TASKS = ("boxes", "poses", "boxes_3d")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit with status 1 when nothing could be measured, or when it cannot be written."""
+    given = _parser().parse_args(arguments)
+    try:
+        report = _evaluate(given)
+        write_report(report, given.output)
+    except (EvaluationError, OSError) as error:
+        print(f"centernet-eval: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    tables = [part for part in report.parts if isinstance(part, Table)]
+    print(Report(report.title, report.lines, list(tables)).markdown())
+    print(f"{given.output / 'report.html'} has all of it.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="centernet-eval", description=__doc__)
+    parser.add_argument(
+        *("--annotations",),
+        type=Path,
+        required=True,
+        help="a COCO file, or a directory of VOC's .xml or KITTI's label_2/*.txt files",
+    )
+    parser.add_argument("--images", type=Path, required=True, help="directory of the pictures")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--package", type=Path, help="judge this package, run in this process")
+    where.add_argument("--url", help="judge a model behind the service that listens here")
+    parser.add_argument("--model", help="with --url: a model by name; without it, the default one")
+    parser.add_argument("--task", choices=TASKS, help="what to judge; usually all the model finds")
+    parser.add_argument(
+        *("--sigmas",),
+        type=float,
+        nargs="+",
+        metavar="SIGMA",
+        help="poses: how exact each joint's label is; COCO's own where there are 17 joints",
+    )
+    parser.add_argument(
+        *("--ground-truth-centers",),
+        action="store_true",
+        help="triplets, with --package: run again with the labels' centers, and compare",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="a new directory")
+    return parser
+
+
+def _evaluate(given: argparse.Namespace) -> Report:
+    if given.model is not None and given.url is None:
+        raise EvaluationError("--model names a model behind a service: give --url, too.")
+    if given.ground_truth_centers and given.package is None:
+        raise EvaluationError("--ground-truth-centers needs the raw outputs: give a --package.")
+    check_output(given.output)
+    truth = read_truth(given.annotations, given.images)
+    check_pictures(truth)
+    source: Source = (
+        OfflinePackage(given.package) if given.url is None else ServedModel(given.url, given.model)
+    )
+    model = source.model
+    if given.ground_truth_centers and model.kind != "corner_triplets":
+        raise EvaluationError(
+            f"--ground-truth-centers: {model.name} has the decoder {model.kind}; only "
+            "corner_triplets has centers that labels could replace."
+        )
+    task = check_task(given.task or model.task, model, truth)
+    truth = for_classes(truth, model.classes)
+    sigmas = choose_sigmas(given.sigmas, model, truth) if task == "poses" else None
+    report = judge(model, truth, _run(source, truth), task, sigmas)
+    if given.ground_truth_centers:
+        again = with_truth_centers(given.package, truth)
+        _add_center_analysis(report, judge(model, truth, _run(again, truth), task, sigmas))
+    return report
+
+
+def check_task(task: str, model: ModelUnderTest, truth: Truth) -> str:
+    """Return ``task``, or raise :class:`EvaluationError` where model or labels are of another."""
+    if task not in ("boxes", model.task):
+        raise EvaluationError(
+            f"--task {task}: {model.name} finds {model.task}. Judge it with --task {model.task}"
+            + ("." if model.task == "boxes" else " or --task boxes.")
+        )
+    if task == "boxes_3d" and truth.space is None:
+        raise EvaluationError(
+            f"{model.name} finds boxes in space, but these labels are flat. Give KITTI's label "
+            "directory, or --task boxes."
+        )
+    if task == "poses":
+        counts = {len(one["keypoints"]) // 3 for one in _with_joints(truth)}
+        if counts != {len(model.joints)}:
+            labelled = f"{sorted(counts)} joints" if counts else "no joints"
+            raise EvaluationError(
+                f"{model.name} finds {len(model.joints)} joints, but the labels have {labelled}. "
+                "Give labels of the same joints, or --task boxes."
+            )
+    return task
+
+
+def _with_joints(truth: Truth) -> list[dict[str, list[float]]]:
+    return [label for label in truth.coco["annotations"] if label.get("keypoints")]
+
+
+def choose_sigmas(
+    given: Sequence[float] | None, model: ModelUnderTest, truth: Truth
+) -> NDArray[np.float64] | None:
+    """The option's, else the category's, else COCO's for 17 joints, else None.
+
+    Raises :class:`EvaluationError` where their number is not that of the joints.
+    """
+    stated = [one["sigmas"] for one in truth.coco["categories"] if "sigmas" in one]
+    sigmas = given if given is not None else stated[0] if stated else None
+    if sigmas is None:
+        return COCO_SIGMAS if len(model.joints) == len(COCO_SIGMAS) else None
+    values = np.array(sigmas, np.float64)
+    if values.shape != (len(model.joints),) or not (values > 0).all():
+        raise EvaluationError(
+            f"sigmas: received {len(sigmas)}; {model.name} has {len(model.joints)} joints. Give "
+            "one positive number for each."
+        )
+    return values
+
+
+def _run(source: Source, truth: Truth) -> Run:
+    with tqdm(total=len(truth.pictures), unit="picture", desc=source.model.reached) as progress:
+        return source.detect(truth.pictures, lambda: progress.update())
+
+
+def _add_center_analysis(report: Report, better: Report) -> None:
+    """Put the scores with predicted and with labelled centers beside each other."""
+    before, after = report.numbers["boxes"]["all"], better.numbers["boxes"]["all"]
+    report.numbers["with_ground_truth_centers"] = after
+    rows = [
+        ["predicted", *before.values()],
+        ["ground truth", *after.values()],
+        ["difference", *(after[name] - before[name] for name in before)],
+    ]
+    report.parts.insert(0, Table("Centers replaced by the labels' own", ["centers", *before], rows))
+
+
+if __name__ == "__main__":
+    main()

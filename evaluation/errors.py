@@ -1,0 +1,5 @@
+"""What can be wrong with the question; what goes wrong in the service has its own errors."""
+
+
+class EvaluationError(ValueError):
+    """Labels, pictures or options that a model cannot be judged with; the text says what to do."""
