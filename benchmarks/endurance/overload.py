@@ -72,9 +72,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload")
     parser.add_argument("--usual-seconds", type=float, default=20.0, help="of all else")
     given = parser.parse_args()
-    print(
-        "| load | asked/s | answered/s | p50 ms | p99 ms | 429 | p50 ms | others | generator CPU |"
-    )
+    print("| load | asked/s | answered/s | p50 ms | p99 ms | 429 | p50 ms | others | its CPU |")
     print("|---|---|---|---|---|---|---|---|---|")
     with running(package=given.package) as service:
         target = Target(service.port, "/detect", given.pictures)
@@ -98,17 +96,21 @@ def main() -> None:
     full = (before.images_per_second + after.images_per_second) / 2
     half = len(memory_mib) // 2
     growth_mib = max(memory_mib[half:]) - max(memory_mib[:half])
+    p99_ratio = good.latency_ms.p99 / usual_p99_ms
+    goodput = over.images_per_second / full
+    refusal_ms = refused.latency_ms.p50
+    lost = over.sent - good.count - refused.count
+    of_usual = f"p99 of answers / p99 at 80 % ({usual_p99_ms:.0f} ms)"
     checks = [
-        (f"p99 of answers / p99 at 80 % ({usual_p99_ms:.0f} ms)",
-         good.latency_ms.p99 / usual_p99_ms, good.latency_ms.p99 <= TIMES_P99 * usual_p99_ms, "<= 2"),
-        ("goodput / capacity", over.images_per_second / full,
-         over.images_per_second >= LEAST_GOODPUT * full, ">= 0.95"),
-        ("429: median ms", refused.latency_ms.p50, refused.latency_ms.p50 <= MOST_REFUSAL_MS, "<= 20"),
-        ("memory: peak of the second half above the first's, MiB", growth_mib,
-         growth_mib <= MOST_GROWTH_MIB, "<= 16"),
-        ("answers other than 200 and 429, or none",
-         over.sent - good.count - refused.count, over.sent == good.count + refused.count, "0"),
-    ]  # fmt: skip
+        (of_usual, p99_ratio, p99_ratio <= TIMES_P99, f"<= {TIMES_P99}"),
+        ("goodput / capacity", goodput, goodput >= LEAST_GOODPUT, f">= {LEAST_GOODPUT}"),
+        ("429: median ms", refusal_ms, refusal_ms <= MOST_REFUSAL_MS, f"<= {MOST_REFUSAL_MS}"),
+        (
+            "memory: peak of the second half above the first's, MiB",
+            *(growth_mib, growth_mib <= MOST_GROWTH_MIB, f"<= {MOST_GROWTH_MIB}"),
+        ),
+        ("answers other than 200 and 429, or none", lost, lost == 0, "0"),
+    ]
     print(f"\n{os.cpu_count()} cores; {given.seconds:g} s of overload\n\n| | found | asked | |")
     print("|---|---|---|---|")
     for name, found, asked in [(name, found, asked) for name, found, _, asked in checks]:

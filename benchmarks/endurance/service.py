@@ -56,7 +56,7 @@ class Service:
         links = []
         for entry in (folder / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                links.append(os.readlink(entry))
+                links.append(str(entry.readlink()))
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         return ProcessState(
             memory_mib=int(status["VmRSS"].split()[0]) / 1024,
