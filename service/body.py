@@ -58,16 +58,31 @@ class BodyBudget:
             self._held_bytes -= claimed
 
 
-async def read_image(
-    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None]
-) -> bytes:
-    """Return the bytes of the one image in the request; ``claim`` is told each part's size.
+async def read_images(
+    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None], most: int
+) -> list[bytes]:
+    """Return the bytes of the images in the request; ``claim`` is told each part's size.
 
-    The body is the image itself (``image/*``, ``application/octet-stream`` or no Content-Type),
-    or a multipart form whose file field ``image`` is. Raises the body errors of
-    :mod:`service.errors`.
+    A multipart form has one in each file field ``image``, ``most`` at most. Where that is 1, the
+    body may also be the image itself (``image/*``, ``application/octet-stream`` or no
+    Content-Type). Raises the body errors of :mod:`service.errors`.
     """
     media_type = _check_media_type(request.headers)
+    if most > 1 and media_type != _MULTIPART:
+        raise UnsupportedMediaTypeError(
+            f"Content-Type: received {media_type[:100]!r}. Several images come as "
+            f"multipart/form-data with a file field named {IMAGE_FIELD!r} for each; "
+            "with curl: -F 'image=@one.jpg' -F 'image=@two.jpg'."
+        )
+    body = await _receive(request, max_bytes, timeout_s, claim)
+    if media_type == _MULTIPART:
+        return await _images_of_form(request.headers, body, most)
+    return [body]
+
+
+async def _receive(
+    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None]
+) -> bytes:
     try:
         async with asyncio.timeout(timeout_s):
             body = await _read(request, max_bytes, claim)
@@ -80,8 +95,6 @@ async def read_image(
             "The request body is empty. Send the bytes of an image, for example with "
             "curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg'."
         )
-    if media_type == _MULTIPART:
-        return await _image_of_form(request.headers, body)
     return body
 
 
@@ -124,12 +137,12 @@ def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-async def _image_of_form(headers: Headers, body: bytes) -> bytes:
+async def _images_of_form(headers: Headers, body: bytes, most: int) -> list[bytes]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    # Options stand in the query string, so the form has no fields and one file.
-    parser = MultiPartParser(headers, stream(), max_files=1, max_fields=0)
+    # Options stand in the query string, so the form has files and no fields.
+    parser = MultiPartParser(headers, stream(), max_files=most, max_fields=0)
     parser.spool_max_size = len(body)  # the body is in memory: do not write it to a disk
     try:
         form = await parser.parse()
@@ -137,19 +150,23 @@ async def _image_of_form(headers: Headers, body: bytes) -> bytes:
     except (MultiPartException, KeyError, ValueError) as error:
         text = "the boundary is missing" if isinstance(error, KeyError) else _text_of(error)
         raise BadFormError(
-            f"The multipart form cannot be used: {text}. Send one file field named "
+            f"The multipart form cannot be used: {text}. Send {_up_to(most)} named "
             f"{IMAGE_FIELD!r}; options belong in the query string."
         ) from None
     try:
-        file = form.get(IMAGE_FIELD)
-        if not isinstance(file, UploadFile):
+        files = [file for file in form.getlist(IMAGE_FIELD) if isinstance(file, UploadFile)]
+        if not files:
             raise EmptyBodyError(
                 f"The form has no file field named {IMAGE_FIELD!r}, only {sorted(form)!r:.200}. "
                 "With curl: -F 'image=@picture.jpg'."
             )
-        return await file.read()
+        return [await file.read() for file in files]
     finally:
         await form.close()
+
+
+def _up_to(most: int) -> str:
+    return "one file field" if most == 1 else f"up to {most} file fields"
 
 
 def _text_of(error: Exception) -> str:

@@ -1,25 +1,24 @@
 """The HTTP surface."""
 
-import math
-import time
-from typing import Annotated, Any, NoReturn
+import asyncio
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
-from starlette.requests import ClientDisconnect
 
 from service import errors
-from service.batcher import Urgency
-from service.body import IMAGE_FIELD, read_image
+from service.body import IMAGE_FIELD
+from service.door import Admitted, admit, models_of, until_disconnected
 from service.interruption import unless
-from service.models import Models
-from service.parameters import HEAD_STARTS, describe_parameters, read_parameters, read_urgency
-from service.problems import REQUEST_ID_FIELD, problem_responses
+from service.parameters import describe_parameters
+from service.problems import REQUEST_ID_FIELD, problem_of, problem_responses
 from service.schemas import (
+    BatchResponse,
     DetectResponse,
     Health,
     ModelDetails,
     ModelList,
     PoseModelDetails,
+    Problem,
     model_details,
     model_facts,
     to_response,
@@ -90,6 +89,33 @@ _DETECT: dict[str, Any] = {
     "openapi_extra": {**_REQUEST_BODY, "parameters": describe_parameters()},
     "tags": ["detection"],
 }
+_DETECT_BATCH: dict[str, Any] = {
+    **_DETECT,
+    "response_model": BatchResponse,
+    "responses": _DETECT_ERRORS,
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "description": "A form with a file field for each image.",
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": [IMAGE_FIELD],
+                        "properties": {
+                            IMAGE_FIELD: {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": _BINARY["schema"],
+                            }
+                        },
+                    }
+                }
+            },
+        },
+        "parameters": describe_parameters(),
+    },
+}
 
 
 @router.post("/detect", operation_id="detect", **_DETECT)
@@ -107,32 +133,13 @@ async def detect_with_model(
 
 
 async def _detect(request: Request, name: str | None) -> Response:
-    asked_at = time.perf_counter()
-    settings, record = request.app.state.settings, request.scope["record"]
-    predictor = _models(request).get(name)
-    # Under overload most requests are refused: before anything that costs more than that.
-    predictor.admission.check(1, math.inf)
-    parameters, urgent = read_parameters(request.query_params), read_urgency(request.headers)
-    options = predictor.options(parameters)
-    places = options.inputs.count
-    allowed_ms = math.inf if urgent.deadline_ms is None else urgent.deadline_ms
-    deadline_at = asked_at + allowed_ms / 1000
-    # Still at the door, so that nobody sends a picture for nothing.
-    predictor.admission.check(places, deadline_at)
-    with request.app.state.bodies.hold() as claim:
-        body = await unless(
-            _stopping(request),
-            read_image(request, settings.max_body_bytes, settings.body_timeout_s, claim),
-        )
-        record.note_body(len(body))
-        deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
-        urgency = Urgency(deadline_at, HEAD_STARTS[urgent.priority])
-        # A place in the queue is for requests that are all here, not for slow uploads.
-        with predictor.admission.hold(places, deadline_at):
-            work = predictor.predict(body, options, urgency)
-            prediction = await unless(_disconnected(request), work)
-    record.note_prediction(predictor.manifest.name, prediction.batch_size, prediction.stage_s)
-    answer = to_response(predictor.manifest, prediction, record.request_id)
+    record = request.scope["record"]
+    async with admit(request, name, 1) as given:
+        work = given.predictor.predict(given.images[0], given.options, given.urgency)
+        prediction = await unless(until_disconnected(request), work)
+    manifest = given.predictor.manifest
+    record.note_prediction(manifest.name, prediction.batch_size, prediction.stage_s)
+    answer = to_response(manifest, prediction, record.request_id)
     timing = [f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
     headers = {"Server-Timing": ", ".join(timing), "X-Batch-Size": str(prediction.batch_size)}
@@ -140,25 +147,49 @@ async def _detect(request: Request, name: str | None) -> Response:
     return Response(content, 200, headers, "application/json")
 
 
-async def _stopping(request: Request) -> NoReturn:
-    """Raise :class:`StoppingError` once the service shuts down."""
-    await request.app.state.stopping.wait()
-    raise errors.StoppingError(
-        "The service began to shut down before the whole image had arrived. Send it again."
-    )
+@router.post("/detect/batch", operation_id="detect_batch", **_DETECT_BATCH)
+async def detect_batch(request: Request) -> Response:
+    """Detect objects in several images with the default model."""
+    return await _detect_batch(request, None)
 
 
-async def _disconnected(request: Request) -> NoReturn:
-    """Raise ``ClientDisconnect`` once nobody waits for the answer; the body must be read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    raise ClientDisconnect
+@router.post("/models/{name}/detect/batch", operation_id="detect_batch_with_model", **_DETECT_BATCH)
+async def detect_batch_with_model(
+    request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
+) -> Response:
+    """Detect objects in several images with the named model."""
+    return await _detect_batch(request, name)
+
+
+async def _detect_batch(request: Request, name: str | None) -> Response:
+    most = request.app.state.settings.max_images_per_request
+    async with admit(request, name, most) as given:
+        results = await unless(until_disconnected(request), _answer_all(request, given))
+    content = BatchResponse(results=results).model_dump_json(exclude_none=True)
+    return Response(content, 200, None, "application/json")
+
+
+async def _answer_all(request: Request, given: Admitted) -> list[DetectResponse | Problem]:
+    """Answer each image; what is wrong with one is its own problem."""
+    request_id = request.scope["record"].request_id
+
+    async def answer(image: bytes) -> DetectResponse | Problem:
+        try:
+            prediction = await given.predictor.predict(image, given.options, given.urgency)
+        except errors.ServiceError as error:
+            request.app.state.metrics.errors.labels(error.code).inc()
+            return problem_of(error, request.url.path, request_id)
+        return to_response(given.predictor.manifest, prediction, request_id)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(answer(image)) for image in given.images]
+    return [task.result() for task in tasks]
 
 
 @router.get("/models", operation_id="list_models", tags=["models"])
 async def list_models(request: Request) -> ModelList:
     """List every loaded model."""
-    models = _models(request)
+    models = models_of(request)
     return ModelList(
         models=[
             model_facts(predictor, is_default=predictor.manifest.name == models.default_name)
@@ -176,7 +207,7 @@ async def list_models(request: Request) -> ModelList:
 )
 async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDetails:
     """Describe one loaded model, with its whole manifest."""
-    models = _models(request)
+    models = models_of(request)
     predictor = models.get(name)
     return model_details(predictor, is_default=predictor.manifest.name == models.default_name)
 
@@ -209,7 +240,7 @@ async def live(request: Request) -> Health:
 )
 async def started(request: Request) -> Health:
     """Say whether the models are loaded and warm."""
-    _models(request)
+    models_of(request)
     return Health(status="started")
 
 
@@ -224,7 +255,7 @@ async def ready(request: Request) -> Health:
     """Say whether requests are served: models are loaded and right, no shutdown has begun."""
     if request.app.state.draining.is_set():
         raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
-    for name, predictor in _models(request).predictors.items():
+    for name, predictor in models_of(request).predictors.items():
         if predictor.problem is not None:
             raise errors.NotReadyError(
                 f"Model {name}: {predictor.problem}.", retry_after_s=RETRY_AFTER_S
@@ -238,8 +269,3 @@ async def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
     content = request.app.state.metrics.render()
     return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _models(request: Request) -> Models:
-    startup: Startup = request.app.state.startup
-    return startup.models

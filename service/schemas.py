@@ -134,6 +134,12 @@ class Problem(BaseModel):
     retryable: bool = Field(description="Whether the same request may succeed later.")
 
 
+class BatchResponse(BaseModel):
+    """The answer for each image of a request, in their order: detections or what is wrong."""
+
+    results: list[DetectResponse | Problem]
+
+
 def to_response(manifest: ModelManifest, prediction: Prediction, request_id: str) -> DetectResponse:
     """Name the classes and round the numbers of a prediction."""
     return DetectResponse(

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
         description="Network inputs per model (a request has one per scale and mirror image) "
         "before further requests get 429.",
     )
+    max_images_per_request: int = Field(
+        16, ge=1, le=1024, description="Images in one request to /detect/batch."
+    )
     max_body_bytes: int = Field(
         16 * 1024 * 1024, ge=1024, le=2**30, description="Bytes of one request body."
     )
