@@ -3,7 +3,7 @@
     python -m benchmarks.endurance.overload --seconds 120
 
 One run finds the capacity with closed loops and the p99 at 80 % of it with Poisson arrivals, then
-starts the service again with twice that p99 as ``--target-latency-ms``. There: the capacity again,
+starts the service again with 1.8 times that p99 as ``--target-latency-ms``. There: the capacity again,
 the overload, and the capacity once more, since the speed of a shared machine drifts; goodput is
 compared with the mean of the last two. Generator and service share the machine. Prints Markdown;
 the exit status says whether the bounds of docs/measurements/endurance.md held.
@@ -22,7 +22,8 @@ from benchmarks.endurance.service import BUNDLED, PICTURES, Service, running
 from benchmarks.load import Load, Target, closed_loop, open_loop
 
 CONNECTIONS = 16
-TIMES_P99, TIMES_CAPACITY, USUAL_SHARE = 2.0, 3.0, 0.8
+TARGET_TIMES_P99, TIMES_CAPACITY, USUAL_SHARE = 1.8, 3.0, 0.8
+MOST_TIMES_P99 = 2.0
 LEAST_GOODPUT = 0.95
 MOST_REFUSAL_MS = 20.0
 MOST_GROWTH_MIB = 16.0
@@ -72,7 +73,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload")
     parser.add_argument("--usual-seconds", type=float, default=20.0, help="of all else")
     given = parser.parse_args()
-    print("| load | asked/s | answered/s | p50 ms | p99 ms | 429 | p50 ms | others | generator CPU |")
+    print(
+        "| load | asked/s | answered/s | p50 ms | p99 ms | 429 | p50 ms | others | generator CPU |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     with running(package=given.package) as service:
         target = Target(service.port, "/detect", given.pictures)
@@ -81,7 +84,7 @@ def main() -> None:
         show("80 %", usual)
     assert usual.good is not None
     usual_p99_ms = usual.good.latency_ms.p99
-    options = ("--target-latency-ms", f"{TIMES_P99 * usual_p99_ms:.0f}")
+    options = ("--target-latency-ms", f"{TARGET_TIMES_P99 * usual_p99_ms:.0f}")
     with running(*options, package=given.package) as service:
         target = Target(service.port, "/detect", given.pictures)
         before = capacity(target, given.usual_seconds)
@@ -98,7 +101,7 @@ def main() -> None:
     growth_mib = max(memory_mib[half:]) - max(memory_mib[:half])
     checks = [
         (f"p99 of answers / p99 at 80 % ({usual_p99_ms:.0f} ms)",
-         good.latency_ms.p99 / usual_p99_ms, good.latency_ms.p99 <= TIMES_P99 * usual_p99_ms, "<= 2"),
+         good.latency_ms.p99 / usual_p99_ms, good.latency_ms.p99 <= MOST_TIMES_P99 * usual_p99_ms, "<= 2"),
         ("goodput / capacity", over.images_per_second / full,
          over.images_per_second >= LEAST_GOODPUT * full, ">= 0.95"),
         ("429: median ms", refused.latency_ms.p50, refused.latency_ms.p50 <= MOST_REFUSAL_MS, "<= 20"),
