@@ -1,5 +1,7 @@
 """``centernet-serve``: listen, and load the models; ``centernet-serve tune``."""
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, TypeVar
@@ -22,6 +24,8 @@ from service.tuning import TuneSettings, tune
 
 _Settings = TypeVar("_Settings", bound=Settings)
 
+_STOPPED_BY_HAND = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or tune; exit with status 2 when that fails to start."""
@@ -40,7 +44,12 @@ def _serve(arguments: list[str]) -> None:
         app = create_app(startup, settings, metrics)
     except (KeyFileError, TracingUnavailableError) as error:
         _fail(str(error))
-    Server(app, settings).run()
+    try:
+        Server(app, settings).run()
+    except KeyboardInterrupt:
+        # As SIGTERM, which ends the process in run(): no thread that hangs can keep it alive.
+        logging.shutdown()
+        os._exit(_STOPPED_BY_HAND)
     if isinstance(startup.error, PackageError | EngineUnavailableError):
         _fail(str(startup.error))
     if startup.error is not None:

@@ -22,7 +22,8 @@ from benchmarks.endurance.service import BUNDLED, PICTURES, Service, running
 from benchmarks.load import Load, Target, closed_loop, open_loop
 
 CONNECTIONS = 16
-TIMES_P99, TIMES_CAPACITY, USUAL_SHARE = 2.0, 3.0, 0.8
+TARGET_TIMES_P99, TIMES_CAPACITY, USUAL_SHARE = 1.8, 3.0, 0.8
+MOST_TIMES_P99 = 2.0
 LEAST_GOODPUT = 0.95
 MOST_REFUSAL_MS = 20.0
 MOST_GROWTH_MIB = 16.0
@@ -81,7 +82,7 @@ def main() -> None:
         show("80 %", usual)
     assert usual.good is not None
     usual_p99_ms = usual.good.latency_ms.p99
-    options = ("--target-latency-ms", f"{TIMES_P99 * usual_p99_ms:.0f}")
+    options = ("--target-latency-ms", f"{TARGET_TIMES_P99 * usual_p99_ms:.0f}")
     with running(*options, package=given.package) as service:
         target = Target(service.port, "/detect", given.pictures)
         before = capacity(target, given.usual_seconds)
@@ -102,7 +103,7 @@ def main() -> None:
     lost = over.sent - good.count - refused.count
     of_usual = f"p99 of answers / p99 at 80 % ({usual_p99_ms:.0f} ms)"
     checks = [
-        (of_usual, p99_ratio, p99_ratio <= TIMES_P99, f"<= {TIMES_P99}"),
+        (of_usual, p99_ratio, p99_ratio <= MOST_TIMES_P99, f"<= {MOST_TIMES_P99}"),
         ("goodput / capacity", goodput, goodput >= LEAST_GOODPUT, f">= {LEAST_GOODPUT}"),
         ("429: median ms", refusal_ms, refusal_ms <= MOST_REFUSAL_MS, f"<= {MOST_REFUSAL_MS}"),
         (

@@ -143,6 +143,14 @@ class FixedEngine:
         """Nothing is held."""
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not happen within 10 s")
+
+
 class RunningServer:
     """A server and a client for it."""
 
@@ -181,13 +189,23 @@ def run_server(
     """Serve what ``load`` gives in a thread of this process."""
     metrics = Metrics()
     startup = Startup(lambda _: load(settings, metrics))
+    with run_startup(startup, settings, metrics) as running:
+        while not startup.is_done:
+            assert startup.error is None, f"the models were not loaded: {startup.error}"
+            time.sleep(0.01)
+        yield running
+
+
+@contextmanager
+def run_startup(startup: Startup, settings: Settings, metrics: Metrics) -> Iterator[RunningServer]:
+    """Listen in a thread of this process, whatever becomes of the loading."""
     server = Server(create_app(startup, settings, metrics), settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
         try:
-            while not (server.started and startup.is_done):
-                assert thread.is_alive(), f"the server did not start: {startup.error}"
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
             port = listener.getsockname()[1]
             running = RunningServer(f"http://127.0.0.1:{port}", metrics, server)

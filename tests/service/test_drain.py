@@ -1,0 +1,107 @@
+"""What SIGTERM does to requests, over a real server."""
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from support.pictures import encode, plain
+from support.processes import serve_process, serving
+from support.serving import ColourEngine, GatedEngine, RunningServer, wait_until
+
+PICTURE = encode(plain(200, 40))
+
+
+def post(server: RunningServer) -> httpx.Response:
+    return server.client.post("/detect", content=PICTURE)
+
+
+def is_gone(server: RunningServer) -> bool:
+    try:
+        httpx.get(f"{server.url}/livez", timeout=5)
+    except httpx.TransportError:
+        return True
+    return False
+
+
+def test_requests_are_taken_during_the_delay_and_a_second_signal_ends_it(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    server = start_server(ColourEngine(), drain_delay_s=600)
+    answer = post(server)
+    assert (answer.status_code, answer.headers.get("Connection")) == (200, None)
+    server.stop()
+    wait_until(lambda: server.client.get("/readyz").status_code == 503)
+    assert server.client.get("/readyz").json()["code"] == "stopping"
+    assert server.client.get("/livez").status_code == 200
+    answer = post(server)
+    assert answer.status_code == 200
+    assert answer.headers["Connection"] == "close", "the client is sent elsewhere"
+    server.stop()
+    wait_until(lambda: is_gone(server))
+
+
+def test_what_was_admitted_is_answered_and_the_connection_closed(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    engine = GatedEngine()
+    server = start_server(engine, max_batch_size=1)
+    with ThreadPoolExecutor(3) as clients:
+        accepted = [clients.submit(post, server) for _ in range(3)]
+        wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 3)
+        server.stop()
+        wait_until(lambda: is_gone(server))
+        engine.gate.set()
+        answers = [future.result(20) for future in accepted]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert {answer.headers["Connection"] for answer in answers} == {"close"}
+
+
+def test_a_request_that_outlasts_the_shutdown_is_told_so(
+    start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.app.LAST_RUN_S", 0.1)
+    engine = GatedEngine()
+    server = start_server(engine, shutdown_timeout_s=1)
+    with ThreadPoolExecutor(1) as clients:
+        accepted = clients.submit(post, server)
+        assert engine.entered.acquire(timeout=10)
+        server.stop()
+        answer = accepted.result(20)
+        engine.gate.set()
+    assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+
+
+HANGING = serving(
+    """
+    class Hanging(ColourEngine):
+        def run(self, images, flip=False):
+            threading.Event().wait()
+    return one_model(Hanging())(settings, metrics)
+"""
+)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_an_engine_that_hangs_does_not_keep_the_process_alive(stop: signal.Signals) -> None:
+    options = ("--shutdown-timeout-s", "1")
+    with serve_process(HANGING, *options, stderr=subprocess.PIPE) as service:
+        service.wait_for("/readyz")
+        answers: list[httpx.Response] = []
+        client = threading.Thread(
+            target=lambda: answers.append(service.client.post("/detect", content=PICTURE))
+        )
+        client.start()
+        gauge = 'centernet_queue_inputs{model="painted"} 1.0'
+        with httpx.Client(base_url=service.client.base_url) as other:
+            wait_until(lambda: gauge in other.get("/metrics").text)
+        service.process.send_signal(stop)
+        _, text = service.process.communicate(timeout=20)
+        client.join(20)
+    assert service.process.returncode == (-stop if stop == signal.SIGTERM else 128 + stop)
+    assert [answer.json()["code"] for answer in answers] == ["stopping"]
+    assert "a run of the engine has not ended" in text.decode()
+    assert "Traceback" not in text.decode()
