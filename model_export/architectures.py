@@ -1,6 +1,6 @@
 """The architectures that can be exported, as data: one literal table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -27,6 +27,8 @@ OUTPUT_STRIDE = 4
 
 INPUT_MULTIPLE = 32
 """Height and width of the input must be multiples of the trunk's total stride, at least this."""
+
+_SLIM_WIDTHS, _SLIM_DEPTHS = (48, 48, 64, 64, 64, 96), (1, 1, 1, 1, 1, 1)
 
 _CENTER_TASKS = ("boxes", "poses", "boxes_3d")
 
@@ -117,19 +119,29 @@ class HourglassArchitecture:
     """Stacked hourglasses; predictions come from the last stack."""
 
     stacks: int
-    head_hidden_channels: int = hourglass.CHANNELS
+    widths: Sequence[int] = hourglass.WIDTHS
+    depths: Sequence[int] = hourglass.DEPTHS
     input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
-    layout: Layout = objects_as_points.HOURGLASS
     tasks: tuple[str, ...] = _CENTER_TASKS
+
+    @property
+    def head_hidden_channels(self) -> int:
+        """As many as a stack has."""
+        return self.widths[0]
+
+    @property
+    def layout(self) -> Layout:
+        """The authors' names."""
+        return objects_as_points.hourglass_layout(self.stacks)
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
     ) -> CenterPointNetwork:
         """Make the network with freshly initialised weights."""
         return CenterPointNetwork(
-            hourglass.StackedHourglass(self.stacks),
+            hourglass.StackedHourglass(self.stacks, self.widths, self.depths),
             hourglass.LastStack(),
-            hourglass.CHANNELS,
+            self.widths[0],
             head_channels,
             head_hidden_channels or self.head_hidden_channels,
         )
@@ -166,6 +178,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         widths=(32, 64, 96, 128),
         neck_channels=(64, 64, 64),
         head_hidden_channels=32,
+    ),
+    # The same for hourglasses: 1 % of the parameters, trained with a prediction after each stack.
+    "hourglass_slim": HourglassArchitecture(2, _SLIM_WIDTHS, _SLIM_DEPTHS),
+    "cornernet_slim": CornerArchitecture(
+        2, corner_net_pooling, ("corner_pairs",), _SLIM_WIDTHS, _SLIM_DEPTHS
+    ),
+    "triplet_slim": CornerArchitecture(
+        2, keypoint_triplets_pooling, ("corner_triplets",), _SLIM_WIDTHS, _SLIM_DEPTHS
     ),
 }
 

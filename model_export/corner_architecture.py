@@ -1,6 +1,6 @@
 """The corner systems as architectures, for the table of all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +18,16 @@ class CornerArchitecture:
 
     stacks: int
     """Two hourglasses have 104 layers, one has 52."""
-    pooling: Callable[[], Mapping[str, nn.Module]]
+    pooling: Callable[[int], Mapping[str, nn.Module]]
     tasks: tuple[str, ...]
-    head_hidden_channels: int = hourglass.CHANNELS
+    widths: Sequence[int] = hourglass.WIDTHS
+    depths: Sequence[int] = hourglass.DEPTHS
     input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
+
+    @property
+    def head_hidden_channels(self) -> int:
+        """As many as a stack has."""
+        return self.widths[0]
 
     @property
     def layout(self) -> Layout:
@@ -33,8 +39,9 @@ class CornerArchitecture:
     ) -> KeypointNetwork:
         """Make the network with freshly initialised weights; channels per head, by our names."""
         return KeypointNetwork(
-            hourglass.StackedHourglass(self.stacks),
-            self.pooling(),
+            hourglass.StackedHourglass(self.stacks, self.widths, self.depths),
+            self.pooling(self.widths[0]),
+            self.widths[0],
             head_channels,
             head_hidden_channels or self.head_hidden_channels,
         )

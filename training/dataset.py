@@ -1,34 +1,27 @@
-"""Pictures for training: COCO-format splits and freshly rendered smears, as network inputs."""
+"""COCO files: boxes and, where wanted, joints."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from model_export.architectures import OUTPUT_STRIDE
 from model_export.normalization import Normalization
-from training.annotated_image import AnnotatedImage, Pixels
-from training.augmentation import AugmentationRanges, random_view
-from training.blood_smears import render_smear
-from training.targets import center_targets
+from training.annotated_image import AnnotatedImage, FloatArray, Pixels
+from training.pictures import DatasetError, Pictures, check_boxes, picture_size
 
-MAX_OBJECTS = 128
+__all__ = ["CocoSplit", "DatasetError", "network_input", "read_coco_split"]
 
-
-class DatasetError(ValueError):
-    """A data set file that cannot be trained on; the message names the file and the entry."""
+_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """One COCO instances file and its pictures, read and checked.
+    """One COCO file and its pictures, listed and checked.
 
     Attributes:
         images: the pictures with class ids 0, 1, ... in the order of ``category_ids``.
@@ -37,17 +30,24 @@ class CocoSplit:
         annotation_file: where it was read from.
     """
 
-    images: tuple[AnnotatedImage, ...]
+    images: Pictures
     image_ids: tuple[int, ...]
     category_ids: tuple[int, ...]
     annotation_file: Path
 
 
-def read_coco_split(annotation_file: Path, image_dir: Path, classes: Sequence[str]) -> CocoSplit:
-    """Read a COCO instances file whose categories are exactly ``classes``.
+def read_coco_split(
+    annotation_file: Path,
+    image_dir: Path,
+    classes: Sequence[str],
+    joints: Sequence[str] = (),
+) -> CocoSplit:
+    """Read a COCO file whose categories are exactly ``classes``.
 
-    Boxes of no area are skipped, because published data has some; everything else that does not
-    fit (missing picture, unknown id, wrong size, box outside) raises :class:`DatasetError`.
+    With ``joints`` every category must have those keypoints, in that order; objects without any
+    have none labelled. Boxes of no area are skipped, because published data has some; everything
+    else that does not fit (missing picture, unknown id, wrong size, box outside) raises
+    :class:`DatasetError`.
     """
     document = _read_document(annotation_file)
     category_ids = {entry["name"]: int(entry["id"]) for entry in document["categories"]}
@@ -55,23 +55,23 @@ def read_coco_split(annotation_file: Path, image_dir: Path, classes: Sequence[st
         raise DatasetError(
             f"{annotation_file}: categories are {sorted(category_ids)}, expected {sorted(classes)}"
         )
+    for entry in document["categories"]:
+        if joints and list(entry.get("keypoints", ())) != list(joints):
+            raise DatasetError(
+                f"{annotation_file}: {entry['name']} has keypoints {entry.get('keypoints')}, "
+                f"expected {list(joints)}"
+            )
     class_of = {category_ids[name]: index for index, name in enumerate(classes)}
-    rows: dict[int, list[tuple[list[float], int]]] = {e["id"]: [] for e in document["images"]}
+    objects: dict[int, list[Mapping[str, Any]]] = {e["id"]: [] for e in document["images"]}
     for entry in document["annotations"]:
-        where = f"{annotation_file}: annotation {entry['id']}"
-        if entry["image_id"] not in rows:
-            raise DatasetError(f"{where}: image {entry['image_id']} is not listed under images")
-        if entry["category_id"] not in class_of:
-            raise DatasetError(f"{where}: category {entry['category_id']} is not listed")
-        if len(entry["bbox"]) != 4 or not np.isfinite(entry["bbox"]).all():
-            raise DatasetError(f"{where}: bbox {entry['bbox']} is not four finite numbers")
+        _check(entry, objects, class_of, len(joints), annotation_file)
         if min(entry["bbox"][2:]) > 0:
-            rows[entry["image_id"]].append((entry["bbox"], class_of[entry["category_id"]]))
-    images = tuple(
-        _annotate(entry, image_dir, rows[entry["id"]], annotation_file)
+            objects[entry["image_id"]].append(entry)
+    files = [
+        _annotate(entry, image_dir, objects[entry["id"]], class_of, len(joints), annotation_file)
         for entry in document["images"]
-    )
-    return CocoSplit(images, tuple(rows), tuple(class_of), annotation_file)
+    ]
+    return CocoSplit(Pictures(files), tuple(objects), tuple(class_of), annotation_file)
 
 
 def _read_document(annotation_file: Path) -> Mapping[str, Any]:
@@ -89,29 +89,54 @@ def _read_document(annotation_file: Path) -> Mapping[str, Any]:
     return document  # type: ignore[no-any-return]
 
 
+def _check(
+    entry: Mapping[str, Any],
+    images: Mapping[int, object],
+    class_of: Mapping[int, int],
+    joints: int,
+    annotation_file: Path,
+) -> None:
+    where = f"{annotation_file}: annotation {entry['id']}"
+    if entry["image_id"] not in images:
+        raise DatasetError(f"{where}: image {entry['image_id']} is not listed under images")
+    if entry["category_id"] not in class_of:
+        raise DatasetError(f"{where}: category {entry['category_id']} is not listed")
+    if len(entry["bbox"]) != 4 or not np.isfinite(entry["bbox"]).all():
+        raise DatasetError(f"{where}: bbox {entry['bbox']} is not four finite numbers")
+    keypoints = entry.get("keypoints")
+    if joints and keypoints and (len(keypoints) != 3 * joints or not np.isfinite(keypoints).all()):
+        raise DatasetError(f"{where}: keypoints are not {3 * joints} finite numbers")
+
+
 def _annotate(
     entry: Mapping[str, Any],
     image_dir: Path,
-    rows: Sequence[tuple[list[float], int]],
+    objects: Sequence[Mapping[str, Any]],
+    class_of: Mapping[int, int],
+    joints: int,
     annotation_file: Path,
-) -> AnnotatedImage:
+) -> tuple[Path, AnnotatedImage]:
     path = image_dir / entry["file_name"]
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise DatasetError(f"{annotation_file}: picture {path} is missing or not an image")
-    height, width = bgr.shape[:2]
+    try:
+        width, height = picture_size(path)
+    except DatasetError as error:
+        raise DatasetError(f"{annotation_file}: {error}") from error
     if (width, height) != (entry["width"], entry["height"]):
         raise DatasetError(
             f"{path}: is {width}x{height}, but {annotation_file} says"
             f" {entry['width']}x{entry['height']}"
         )
-    boxes = np.asarray([box for box, _ in rows], np.float32).reshape(-1, 4)
-    outside = (boxes[:, :2] >= (width, height)).any(1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(1)
-    if outside.any():
-        raise DatasetError(f"{path}: box {boxes[outside][0].tolist()} lies outside the picture")
-    class_ids = np.asarray([class_id for _, class_id in rows], np.int64)
-    pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-    return AnnotatedImage(pixels, boxes, class_ids)
+    boxes = np.asarray([box["bbox"] for box in objects], np.float32).reshape(-1, 4)
+    check_boxes(path, boxes, (width, height))
+    class_ids = np.asarray([class_of[box["category_id"]] for box in objects], np.int64)
+    poses = _poses(objects, joints) if joints else None
+    return path, AnnotatedImage(_NO_PIXELS, boxes, class_ids, joints=poses)
+
+
+def _poses(objects: Sequence[Mapping[str, Any]], joints: int) -> FloatArray:
+    unlabelled = [0.0] * (3 * joints)
+    rows = [entry.get("keypoints") or unlabelled for entry in objects]
+    return np.asarray(rows, np.float32).reshape(-1, joints, 3)
 
 
 def network_input(pixels: Pixels, normalization: Normalization) -> Tensor:
@@ -120,59 +145,3 @@ def network_input(pixels: Pixels, normalization: Normalization) -> Tensor:
     mean = np.asarray(normalization.mean, np.float32)
     scaled = (ordered / np.float32(255) - mean) / np.asarray(normalization.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32))
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """How pictures become training samples."""
-
-    crop: int
-    base_scale: float
-    ranges: AugmentationRanges
-    normalization: Normalization
-    num_classes: int
-
-
-class EpochViews(Dataset[dict[str, Tensor]]):
-    """The samples of one epoch: every real picture some times, then new renders.
-
-    Every sample depends on (seed, epoch, index) alone, so a resumed run sees the same pictures as
-    an uninterrupted one, whatever the number of loader processes.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[AnnotatedImage],
-        *,
-        repeats: int,
-        rendered: int,
-        settings: ViewSettings,
-        seed: int,
-        epoch: int,
-    ) -> None:
-        self._images = images
-        self._real = repeats * len(images)
-        self._length = self._real + rendered
-        self._settings = settings
-        self._key = (seed, epoch)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return ``image`` float32 (3, crop, crop) and the fields of ``CenterTargets``."""
-        settings = self._settings
-        rng = np.random.default_rng((*self._key, index))
-        image = self._images[index % len(self._images)] if index < self._real else render_smear(rng)
-        view = random_view(rng, image, settings.crop, settings.base_scale, settings.ranges)
-        targets = center_targets(
-            view.boxes_xywh,
-            view.class_ids,
-            num_classes=settings.num_classes,
-            map_height=settings.crop // OUTPUT_STRIDE,
-            map_width=settings.crop // OUTPUT_STRIDE,
-            stride=OUTPUT_STRIDE,
-            max_objects=MAX_OBJECTS,
-        )
-        sample = {name: torch.from_numpy(value) for name, value in asdict(targets).items()}
-        return {"image": network_input(view.pixels, settings.normalization), **sample}

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import nn
 
 CENTER_PRIOR = 0.1
@@ -9,20 +10,43 @@ CENTER_PRIOR = 0.1
 
 
 def initialize(network: nn.Module) -> None:
-    """Initialise a ``CenterPointNetwork`` in place: He et al. for the trunk, small heads."""
-    for module in network.modules():
+    """Initialise a network in place: He et al. for trunk and neck, small heads."""
+    for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            if isinstance(module, nn.ConvTranspose2d):
-                # Its weight is (in, out, ...), so what torch calls fan-in is the fan-out.
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name, head in network.get_submodule("heads").named_children():
-        for layer in head.children():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01 if layer.kernel_size == (3, 3) else 0.001)
-        output = list(head.children())[-1]
-        if name == "heatmap" and isinstance(output, nn.Conv2d) and output.bias is not None:
-            nn.init.constant_(output.bias, -math.log((1 - CENTER_PRIOR) / CENTER_PRIOR))
+            _initialize_convolution(name, module)
+    for name, heads in network.named_modules():
+        if name.endswith("heads") and isinstance(heads, nn.ModuleDict):
+            for head_name, head in heads.items():
+                _initialize_head(head_name, head)
+
+
+def _initialize_convolution(name: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    if name.endswith("offsets_and_mask"):
+        return  # zero, so that deformable convolutions start as ordinary ones
+    if isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1:
+        _fill_with_interpolation(layer)
+    elif isinstance(layer, nn.ConvTranspose2d):
+        # Its weight is (in, out, ...), so what torch calls fan-in is the fan-out.
+        nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+    else:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def _fill_with_interpolation(layer: nn.ConvTranspose2d) -> None:
+    """Let a transposed convolution, each channel on its own, start as bilinear interpolation."""
+    side = layer.kernel_size[0]
+    middle = (side - 1) / 2
+    row = 1 - (torch.arange(side) - middle).abs() / layer.stride[0]
+    layer.weight.copy_(torch.outer(row, row).expand_as(layer.weight))
+
+
+def _initialize_head(name: str, head: nn.Module) -> None:
+    for layer in head.children():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01 if layer.kernel_size == (3, 3) else 0.001)
+    output = list(head.children())[-1]
+    if name.endswith("heatmap") and isinstance(output, nn.Conv2d) and output.bias is not None:
+        nn.init.constant_(output.bias, -math.log((1 - CENTER_PRIOR) / CENTER_PRIOR))

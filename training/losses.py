@@ -1,20 +1,27 @@
-"""Losses of *Objects as Points* (section 3), as the authors coded them."""
+"""The losses that the objectives are made of, as the authors of the three papers coded them.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Maps are raw, float32 (N, C, H, W). Values at keypoints are read at ``cells``, int64 (N, K), flat
+``y * W + x``; ``present``, float32 (N, K), is 1 where a row describes an object and 0 elsewhere.
+"""
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-OFFSET_WEIGHT = 1.0
-SIZE_WEIGHT = 0.1
+from model_export.peaks import gather
+
+PUSH_MARGIN = 1.0
+"""Distance that embeddings of two objects should keep (*CornerNet*, section 3.3: Delta)."""
+
 _PROBABILITY_MARGIN = 1e-4
+_EPSILON = 1e-4  # the authors', against a division by zero
 
 
 def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
-    """Penalty-reduced focal loss (equation 1, alpha 2, beta 4) of raw (N, C, H, W) maps.
+    """Penalty-reduced focal loss (*CornerNet*, equation 1, alpha 2, beta 4) of raw maps.
 
     The sigmoid is kept away from 0 and 1, which also stops the gradient of saturated cells. The sum
-    is divided by the number of centers in the batch, or by nothing when there is none.
+    is divided by the number of keypoints in the batch, or by nothing when there is none.
     """
     probability = logits.sigmoid().clamp(_PROBABILITY_MARGIN, 1 - _PROBABILITY_MARGIN)
     is_center = heatmap.eq(1).to(logits.dtype)
@@ -23,40 +30,81 @@ def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
     return -(at_centers.sum() + elsewhere.sum()) / is_center.sum().clamp(min=1)
 
 
+def l1_loss(values: Tensor, cells: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error over the numbers for which ``mask`` is 1; mask and target (N, K, C)."""
+    errors = (gather(values, cells) - target).abs() * mask
+    return errors.sum() / (mask.sum() + _EPSILON)
+
+
 def center_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error at the center cells (equations 2 and 3).
+    """Mean absolute error at objects (*Objects as Points*, equations 2 and 3); target (N, K, C)."""
+    return l1_loss(values, cells, present[..., None].expand_as(target), target)
+
+
+def diluted_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
+    """Absolute error at objects, summed, over the number of all rows, unused ones as well.
+
+    What the authors take for boxes in space. It depends on how many rows there are, and they have
+    50 of them.
+    """
+    errors = (gather(values, cells) - target).abs() * present[..., None]
+    return errors.sum() / target.numel()
+
+
+def smooth_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
+    """Smooth L1 error of offsets (*CornerNet*, equation 3), per object; target (N, K, C)."""
+    mask = present[..., None]
+    found = gather(values, cells) * mask
+    error = functional.smooth_l1_loss(found, target * mask, reduction="sum")
+    return error / (present.sum() + _EPSILON)
+
+
+def rotation_loss(
+    values: Tensor, cells: Tensor, present: Tensor, bins: Tensor, residuals: Tensor
+) -> Tensor:
+    """Multi-bin loss of orientations (*Objects as Points*, section 4.1; Mousavian et al. 2017).
 
     Args:
-        values: float32 (N, 2, H, W), a head's map.
-        cells: int64 (N, K), flat center cells.
-        present: float32 (N, K), 1 where the row describes an object.
-        target: float32 (N, K, 2).
+        values: (N, 8, H, W): for each of two bins two logits, sine and cosine.
+        cells: int64 (N, K).
+        present: float32 (N, K).
+        bins: int64 (N, K, 2), 1 where the angle lies in the bin; they overlap.
+        residuals: float32 (N, K, 2), angle minus the middle of the bin, in radians.
+
+    As with the authors, the logits' part is the mean over all rows, in which an unused row counts
+    as a tie, and the others are means over the rows that lie in the bin.
     """
-    index = cells[:, None, :].expand(-1, values.shape[1], -1)
-    at_centers = values.flatten(2).gather(2, index).transpose(1, 2)  # (N, K, 2)
-    mask = present[..., None].expand_as(target)
-    return ((at_centers - target).abs() * mask).sum() / (mask.sum() + 1e-4)
+    rows = gather(values, cells).flatten(0, 1)  # (N * K, 8)
+    counted = rows * present.reshape(-1, 1)
+    total = rows.new_zeros(())
+    for index, first in enumerate((0, 4)):
+        inside = bins[..., index].flatten()
+        residual = residuals[..., index].flatten()
+        wanted = torch.stack((residual.sin(), residual.cos()), dim=1)
+        found = rows[:, first + 2 : first + 4]
+        error = functional.smooth_l1_loss(found, wanted, reduction="none").sum(dim=1)
+        total = total + functional.cross_entropy(counted[:, first : first + 2], inside)
+        total = total + (error * inside).sum() / inside.sum().clamp(min=1)
+    return total
 
 
-@dataclass(frozen=True)
-class CenterLosses:
-    """The three scalar losses of one batch."""
+def pull_push_losses(
+    top_left: Tensor, bottom_right: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Losses that bring corners of one object together and keep objects apart.
 
-    heatmap: Tensor
-    offset: Tensor
-    size: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Weighted sum (equation 4)."""
-        return self.heatmap + OFFSET_WEIGHT * self.offset + SIZE_WEIGHT * self.size
-
-
-def center_losses(maps: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> CenterLosses:
-    """Compare the network's raw maps with batched :class:`~training.targets.CenterTargets`."""
-    cells, present = targets["cells"], targets["present"]
-    return CenterLosses(
-        heatmap=focal_loss(maps["heatmap"], targets["heatmap"]),
-        offset=center_l1_loss(maps["offset"], cells, present, targets["offset"]),
-        size=center_l1_loss(maps["size"], cells, present, targets["size"]),
-    )
+    *CornerNet*, equations 4 and 5: ``top_left`` and ``bottom_right`` are the embeddings, float32
+    (N, K), of both corners of each object. Each image has the mean over its objects and over its
+    pairs of objects; images are added up.
+    """
+    objects = present.sum(dim=1, keepdim=True)  # (N, 1)
+    mean = (top_left + bottom_right) / 2
+    apart = (top_left - mean).square() + (bottom_right - mean).square()
+    pull = (apart / (objects + _EPSILON) * present).sum()
+    both = present[:, :, None] * present[:, None, :]  # (N, K, K)
+    distances = (mean[:, :, None] - mean[:, None, :]).abs()
+    objects = objects[:, :, None]
+    # An object is paired with itself as well; what that adds is taken off.
+    closeness = functional.relu(PUSH_MARGIN - distances) - 1 / (objects + _EPSILON)
+    pairs = (objects - 1) * objects + _EPSILON
+    return pull, (closeness / pairs * both).sum()

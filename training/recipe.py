@@ -2,13 +2,16 @@
 
 import tomllib
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model_export.architectures import ARCHITECTURES, INPUT_MULTIPLE, ResNetArchitecture
+from model_export.architectures import ARCHITECTURES, Architecture
+from model_export.classes import mirrored_pairs
 from model_export.normalization import NORMALIZATIONS
-from training.augmentation import AugmentationRanges
+from model_export.tasks import TASKS, Task
+from training import blood_smears
+from training.augmentation import AugmentationRanges, Canvas
 
 
 class RecipeError(ValueError):
@@ -22,11 +25,14 @@ class _Section(BaseModel):
 class DataSection(_Section):
     """Which pictures are trained on and which choose the best epoch.
 
-    Paths are relative to the directory the training is started in. Without ``validation`` the last
-    epoch is the result.
+    ``train`` and ``validation`` are COCO files, or, for the other formats, lists of the names of
+    pictures whose label files lie in ``labels``. Paths are relative to the directory the training
+    is started in. Without ``validation`` the last epoch is the result.
     """
 
+    format: Literal["coco", "kitti", "voc"] = "coco"
     images: Path
+    labels: Path | None = None
     train: tuple[Path, ...] = Field(min_length=1)
     validation: Path | None = None
     repeats: int = Field(1, ge=0)
@@ -42,6 +48,16 @@ class AugmentationSection(_Section):
     saturation: float = Field(ge=0, le=1)
     hue_degrees: float = Field(ge=0, le=180)
     blur_probability: float = Field(ge=0, le=1)
+    mirror: bool = True
+    quarter_turns: bool = False
+    center_border_px: int | None = Field(default=None, ge=1)
+    fixed_probability: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} is not a smallest and a largest factor")
+        return self
 
     def ranges(self) -> AugmentationRanges:
         """The same numbers as the augmentation takes them."""
@@ -62,15 +78,23 @@ class ScheduleSection(_Section):
 
 
 class Recipe(_Section):
-    """One training run."""
+    """One training run.
+
+    ``train_crop`` is the side of the square windows that are trained on; without it they have the
+    size of the input. ``picture_width`` fixes the scale that objects have at test time where all
+    pictures have that width; without it each picture is scaled by its own size.
+    """
 
     architecture: str
+    task: str = "boxes"
     normalization: str
     classes: tuple[str, ...] = Field(min_length=1)
-    input_width: int = Field(gt=0, multiple_of=INPUT_MULTIPLE)
-    input_height: int = Field(gt=0, multiple_of=INPUT_MULTIPLE)
-    train_crop: int = Field(gt=0, multiple_of=INPUT_MULTIPLE)
-    picture_width: int = Field(gt=0)
+    joints: tuple[str, ...] = ()
+    input_width: int = Field(gt=0)
+    input_height: int = Field(gt=0)
+    resize: Literal["letterbox", "fit_width", "keep_resolution"] | None = None
+    train_crop: int | None = Field(default=None, gt=0)
+    picture_width: int | None = Field(default=None, gt=0)
     seed: int = Field(ge=0)
     loader_workers: int = Field(ge=0)
     data: DataSection
@@ -79,17 +103,84 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        # The others' necks and stacks would need starting weights and losses of their own.
-        known = sorted(
-            name for name, kind in ARCHITECTURES.items() if isinstance(kind, ResNetArchitecture)
-        )
-        if self.architecture not in known:
-            raise ValueError(f"architecture must be one of {known}")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}")
+        tasks = self.network.tasks
+        if self.task not in tasks:
+            raise ValueError(f"task of {self.architecture} must be one of {sorted(tasks)}")
         if self.normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {sorted(NORMALIZATIONS)}")
-        if self.data.repeats == 0 and self.data.rendered_per_epoch == 0:
-            raise ValueError("data: repeats and rendered_per_epoch are both 0: nothing to train on")
+        for name in ("classes", "joints"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} has a name twice")
         return self
+
+    @model_validator(mode="after")
+    def _sizes_suit_the_network(self) -> Self:
+        multiple, less = self.network.input_multiple, 1 - self.task_facts.extra_px
+        for name in ("input_width", "input_height", "train_crop"):
+            side = getattr(self, name)
+            if side is not None and (side + less) % multiple:
+                wanted = "one less than a multiple" if less else "a multiple"
+                raise ValueError(f"{name} is {side}, but must be {wanted} of {multiple}")
+        return self
+
+    @model_validator(mode="after")
+    def _data_suit_the_task(self) -> Self:
+        data = self.data
+        if data.repeats == 0 and data.rendered_per_epoch == 0:
+            raise ValueError("data: repeats and rendered_per_epoch are both 0: nothing to train on")
+        if (data.labels is None) != (data.format == "coco"):
+            raise ValueError("data: labels is the folder of KITTI's and VOC's label files")
+        if bool(self.joints) != (self.task == "poses"):
+            raise ValueError("joints are named for task poses, and for no other")
+        wanted = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
+        if wanted and data.format not in wanted:
+            raise ValueError(f"data: format {data.format} has no labels for {self.task}")
+        if self.task == "boxes_3d" and self.augmentation.quarter_turns:
+            raise ValueError("augmentation: quarter_turns: a camera on its side sees other angles")
+        if data.rendered_per_epoch and (
+            self.task in ("poses", "boxes_3d") or self.classes != blood_smears.CLASS_NAMES
+        ):
+            raise ValueError(
+                f"data: rendered_per_epoch: smears are boxes of {list(blood_smears.CLASS_NAMES)}"
+            )
+        return self
+
+    @property
+    def network(self) -> Architecture:
+        """What ``architecture`` names."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def task_facts(self) -> Task:
+        """What ``task`` names."""
+        return TASKS[self.task]
+
+    def head_channels(self) -> dict[str, int]:
+        """All heads of the task, optional ones included, and their channels."""
+        heads = self.task_facts.heads
+        return self.task_facts.head_channels(
+            dict.fromkeys(heads, 0), len(self.classes), max(1, len(self.joints))
+        )
+
+    def test_canvas(self, width: int, height: int) -> Canvas:
+        """What a picture of this size becomes at test time."""
+        return self._canvas(self.input_width, self.input_height, width, height)
+
+    def train_canvas(self, width: int, height: int) -> Canvas:
+        """What random views of a picture of this size are drawn onto."""
+        side = self.train_crop
+        return self._canvas(side or self.input_width, side or self.input_height, width, height)
+
+    def _canvas(self, canvas_width: int, canvas_height: int, width: int, height: int) -> Canvas:
+        scales = {
+            "letterbox": self.input_width / (self.picture_width or max(width, height)),
+            "fit_width": self.input_width / (self.picture_width or width),
+            "keep_resolution": 1.0,
+        }
+        scale = scales[self.resize or self.task_facts.resize]
+        return Canvas(canvas_width, canvas_height, scale, mirrored_pairs(self.joints))
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -3,27 +3,31 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from model_export.architectures import ARCHITECTURES, box_head_channels
-from model_export.checkpoints.objects_as_points import to_checkpoint_key, to_network_key
 from model_export.normalization import NORMALIZATIONS
+from training.annotated_image import AnnotatedImage
 from training.averaging import WeightAverage
-from training.dataset import CocoSplit, EpochViews, ViewSettings, read_coco_split
+from training.curves import Curves
+from training.data_sets import read_pictures
 from training.evaluation import evaluate
 from training.initialization import initialize
-from training.losses import center_losses
+from training.objectives import OBJECTIVES
 from training.recipe import Recipe
+from training.stacks import build_network, load_authors, predict_all, to_authors
+from training.views import EpochViews, FixedViews, ViewSettings
 
 LAST_CHECKPOINT, BEST_CHECKPOINT, LOG_FILE = "last.pth", "best.pth", "epochs.jsonl"
+
+Batch = Mapping[str, Tensor]
 
 
 class ResumeError(ValueError):
@@ -33,32 +37,36 @@ class ResumeError(ValueError):
 class Trainer:
     """One run: network, optimizer, average of the weights, and where it stands."""
 
-    def __init__(self, recipe: Recipe, output: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, output: Path, *, device: str = "cpu", curves: Curves | None = None
+    ) -> None:
         # Loader processes are forked: with OpenCV's threads started before, they would hang.
         cv2.setNumThreads(0)
         self._recipe = recipe
         self._output = output
-        self._normalization = NORMALIZATIONS[recipe.normalization]
-        data = recipe.data
-        splits = [read_coco_split(path, data.images, recipe.classes) for path in data.train]
-        self._images = [image for split in splits for image in split.images]
-        self._validation: CocoSplit | None = None
-        if data.validation is not None:
-            self._validation = read_coco_split(data.validation, data.images, recipe.classes)
+        self._device = torch.device(device)
+        self._curves = curves
+        self._objective = OBJECTIVES[recipe.task]
+        self._images = read_pictures(recipe, recipe.data.train)
+        self._validation: Sequence[AnnotatedImage] = ()
+        if recipe.data.validation is not None:
+            self._validation = read_pictures(recipe, [recipe.data.validation])
         torch.manual_seed(recipe.seed)
-        heads = box_head_channels(len(recipe.classes))
-        self.network: nn.Module = ARCHITECTURES[recipe.architecture].build(heads)
+        self.network = build_network(recipe.network, recipe.head_channels())
         initialize(self.network)
         # torch declares this argument only together with a tensor or a dtype.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(self._device)
         self.average = WeightAverage(self.network, recipe.schedule.average_decay)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=recipe.schedule.learning_rate,
             weight_decay=recipe.schedule.weight_decay,
         )
+        # Half precision pays on GPUs only; disabled, the scaler passes everything through.
+        self._scaler = torch.amp.GradScaler(enabled=self._device.type == "cuda")
         self._epoch = 0
-        self._best_ap = -1.0
+        self._best_score = -math.inf
 
     def run(self) -> None:
         """Train the epochs that are left; writes checkpoints and a log line after each."""
@@ -75,13 +83,16 @@ class Trainer:
             self._save(self._output / LAST_CHECKPOINT, with_optimizer=True)
             with (self._output / LOG_FILE).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
+            if self._curves is not None:
+                self._curves.add(self._epoch, entry)
 
     def _train_epoch(self) -> dict[str, float]:
         """One pass over the epoch's samples; returns mean losses and the last learning rate."""
         self.network.train()
         loader = self._loader()
-        sums: dict[str, float] = {"heatmap": 0.0, "offset": 0.0, "size": 0.0}
+        sums = dict.fromkeys(self._objective.weights, 0.0)
         progress = tqdm(loader, desc=f"epoch {self._epoch + 1}", mininterval=5.0)
+        shown = next(iter(sums))
         for index, batch in enumerate(progress):
             rate = self._learning_rate(self._epoch * len(loader) + index, len(loader))
             for group in self._optimizer.param_groups:
@@ -89,24 +100,40 @@ class Trainer:
             losses = self._step(batch)
             for name in sums:
                 sums[name] += losses[name]
-            progress.set_postfix(heatmap=f"{sums['heatmap'] / (index + 1):.3f}", refresh=False)
+            progress.set_postfix({shown: f"{sums[shown] / (index + 1):.3f}"}, refresh=False)
         return {name: total / len(loader) for name, total in sums.items()} | {"learning_rate": rate}
 
-    def _step(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        images = batch["image"].contiguous(memory_format=torch.channels_last)
-        losses = center_losses(self.network(images), batch)
+    def _step(self, batch: Batch) -> dict[str, float]:
+        terms = self._terms(self.network, batch)
         self._optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(self._objective.total(terms)).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(
             self.network.parameters(),
             self._recipe.schedule.gradient_clip,
-            # A step taken on NaN would spoil every later checkpoint, so stop at once.
-            error_if_nonfinite=True,
+            # A step taken on NaN would spoil every later checkpoint, so stop at once. In half
+            # precision gradients overflow now and then; the scaler leaves such a step out.
+            error_if_nonfinite=not self._scaler.is_enabled(),
         )
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self.average.update(self.network)
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    def _terms(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss of one batch, averaged over the stacks."""
+        batch = {name: value.to(self._device) for name, value in batch.items()}
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, enabled=self._scaler.is_enabled()):
+            stacks = predict_all(network, images)
+        each = [
+            self._objective.terms({name: values.float() for name, values in maps.items()}, batch)
+            for maps in stacks
+        ]
+        first, *others = each
         return {
-            name: float(getattr(losses, name).detach()) for name in ("heatmap", "offset", "size")
+            name: sum((terms[name] for terms in others), start=value) / len(each)
+            for name, value in first.items()
         }
 
     def _learning_rate(self, step: int, steps_per_epoch: int) -> float:
@@ -124,13 +151,7 @@ class Trainer:
             self._images,
             repeats=recipe.data.repeats,
             rendered=recipe.data.rendered_per_epoch,
-            settings=ViewSettings(
-                crop=recipe.train_crop,
-                base_scale=recipe.input_width / recipe.picture_width,
-                ranges=recipe.augmentation.ranges(),
-                normalization=self._normalization,
-                num_classes=len(recipe.classes),
-            ),
+            settings=ViewSettings.of_training(recipe),
             seed=recipe.seed,
             epoch=self._epoch,
         )
@@ -146,31 +167,55 @@ class Trainer:
 
     def _validate(self) -> dict[str, Any]:
         """Score the averaged weights and keep them when they are the best so far."""
-        if self._validation is None:
+        if not self._validation:
             self._save(self._output / BEST_CHECKPOINT, with_optimizer=False)
             return {}
-        recipe = self._recipe
-        size = (recipe.input_width, recipe.input_height)
-        images, classes = self._validation.images, recipe.classes
-        result = evaluate(self.average.network, images, classes, size, self._normalization)
-        if result.ap > self._best_ap:
-            self._best_ap = result.ap
+        entry = self._average_precision() if self._recipe.task == "boxes" else self._fixed_losses()
+        score = entry.get("ap", -entry.get("validation_loss", math.inf))
+        if score > self._best_score:
+            self._best_score = score
             self._save(self._output / BEST_CHECKPOINT, with_optimizer=False)
+        return entry
+
+    def _average_precision(self) -> dict[str, Any]:
+        recipe = self._recipe
+        result = evaluate(
+            _FromAnywhere(self.average.network, self._device),
+            self._validation,
+            recipe.classes,
+            (recipe.input_width, recipe.input_height),
+            NORMALIZATIONS[recipe.normalization],
+        )
         per_class = {"ap50_per_class": dict(result.ap50_per_class)}
         return {"ap": result.ap, "ap50": result.ap50, **per_class}
 
+    @torch.inference_mode()
+    def _fixed_losses(self) -> dict[str, Any]:
+        """The loss of pictures as they are at test time; lower is better."""
+        views: Dataset[dict[str, Tensor]] = FixedViews(
+            self._validation, ViewSettings.of_test(self._recipe)
+        )
+        loader = DataLoader(views, batch_size=self._recipe.schedule.batch_size)
+        totals = [
+            float(self._objective.total(self._terms(self.average.network, batch)))
+            for batch in loader
+        ]
+        return {"validation_loss": sum(totals) / len(totals)}
+
     def _save(self, path: Path, *, with_optimizer: bool) -> None:
         """Write tensors, numbers and strings only, so that a safe loader can read them."""
+        architecture = self._recipe.network
         checkpoint: dict[str, Any] = {
             "epoch": self._epoch,
-            "state_dict": _to_authors(self.average.network),
+            "state_dict": to_authors(self.average.network, architecture),
             "recipe": self._recipe.model_dump_json(),
         }
         if with_optimizer:
             checkpoint["optimizer"] = self._optimizer.state_dict()
-            checkpoint["unaveraged_state_dict"] = _to_authors(self.network)
+            checkpoint["scaler"] = self._scaler.state_dict()
+            checkpoint["unaveraged_state_dict"] = to_authors(self.network, architecture)
             checkpoint["average_updates"] = self.average.updates
-            checkpoint["best_ap"] = self._best_ap
+            checkpoint["best_score"] = self._best_score
         partial = path.with_suffix(".partial")
         torch.save(checkpoint, partial)
         partial.replace(path)
@@ -182,21 +227,26 @@ class Trainer:
         could not be reproduced.
         """
         path = self._output / LAST_CHECKPOINT
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location=self._device, weights_only=True)
         if checkpoint["recipe"] != self._recipe.model_dump_json():
             raise ResumeError(f"{path} was trained with another recipe; choose another --output")
-        self.network.load_state_dict(_from_authors(checkpoint["unaveraged_state_dict"]))
-        self.average.network.load_state_dict(_from_authors(checkpoint["state_dict"]))
+        architecture = self._recipe.network
+        load_authors(self.network, architecture, checkpoint["unaveraged_state_dict"])
+        load_authors(self.average.network, architecture, checkpoint["state_dict"])
         self.average.updates = checkpoint["average_updates"]
         self._optimizer.load_state_dict(checkpoint["optimizer"])
-        self._epoch, self._best_ap = checkpoint["epoch"], checkpoint["best_ap"]
+        self._scaler.load_state_dict(checkpoint["scaler"])
+        self._epoch, self._best_score = checkpoint["epoch"], checkpoint["best_score"]
 
 
-def _to_authors(network: nn.Module) -> dict[str, Tensor]:
-    return {
-        to_checkpoint_key(key): value.contiguous() for key, value in network.state_dict().items()
-    }
+class _FromAnywhere(nn.Module):
+    """A network on some device for callers that know the CPU only."""
 
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self._network = network
+        self._device = device
 
-def _from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {to_network_key(key): value for key, value in state.items()}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self._network(images.to(self._device))
+        return {name: values.cpu() for name, values in maps.items()}

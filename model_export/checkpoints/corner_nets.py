@@ -52,10 +52,5 @@ def layout(stacks: int) -> Layout:
         },
         parts=hourglass.PARTS,
         # What the stacks before the last predict, which only the loss looks at.
-        unused=rf"(tl|br|ct)_(cnvs|heats|tags|regrs)\.{_before(last)}\..+",
+        unused=rf"(tl|br|ct)_(cnvs|heats|tags|regrs)\.{hourglass.before(last)}\..+",
     )
-
-
-def _before(stack: int) -> str:
-    """Pattern of the numbers of the stacks before ``stack``."""
-    return f"({'|'.join(str(number) for number in range(stack))})" if stack else r"(?!)"

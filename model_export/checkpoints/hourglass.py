@@ -23,3 +23,8 @@ PARTS: Mapping[str, str] = {
     "skip": "shortcut",
 }
 """Later parts of the authors' names, and of ours; for a ``Layout``."""
+
+
+def before(stack: int) -> str:
+    """Pattern of the numbers of the stacks before ``stack``, for :attr:`Layout.unused`."""
+    return f"({'|'.join(str(number) for number in range(stack))})" if stack else r"(?!)"

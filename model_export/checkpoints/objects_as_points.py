@@ -4,6 +4,7 @@ The only place where their names stand, besides the hourglass trunk's.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 from model_export.checkpoints import hourglass
 from model_export.checkpoints.layout import Layout
@@ -57,16 +58,21 @@ DLA = Layout(
 )
 """``dla_34`` and ``dlav0_34``."""
 
-HOURGLASS = Layout(
-    names={
-        **{theirs: f"trunk.{ours}" for theirs, ours in hourglass.ROOMS.items()},
-        **_heads("1.0.conv", "1.1"),
-    },
-    parts=hourglass.PARTS,
-    # The first stack's heads, which only the loss looks at.
-    unused=rf"({'|'.join(HEADS)})\.0\.(0\.conv|1)\.(weight|bias)",
-)
-"""``hourglass``: two stacks, each with heads of its own."""
+
+@cache
+def hourglass_layout(stacks: int) -> Layout:
+    """``hourglass``: every stack has heads of its own, and the last one's are used."""
+    last = stacks - 1
+    return Layout(
+        names={
+            **{theirs: f"trunk.{ours}" for theirs, ours in hourglass.ROOMS.items()},
+            **_heads(f"{last}.0.conv", f"{last}.1"),
+        },
+        parts=hourglass.PARTS,
+        # The other stacks' heads, which only the loss looks at.
+        unused=rf"({'|'.join(HEADS)})\.{hourglass.before(last)}\.(0\.conv|1)\.(weight|bias)",
+    )
+
 
 to_network_key = RESNET.to_network_key
 to_checkpoint_key = RESNET.to_checkpoint_key

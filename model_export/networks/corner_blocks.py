@@ -8,8 +8,6 @@ from torch.nn import functional
 from model_export.networks.corner_pooling import PoolPair
 from model_export.networks.hourglass import ConvolutionBlock, projection
 
-_POOLED_CHANNELS = 128
-
 
 class PoolingBlock(nn.Module):
     """Two branches, pooled vertically and horizontally, inside a residual block.
@@ -19,20 +17,20 @@ class PoolingBlock(nn.Module):
     Float32 (N, channels, H, W) to the same shape.
     """
 
-    def __init__(self, channels: int, pools: PoolPair) -> None:
+    def __init__(self, channels: int, pools: PoolPair, pooled_channels: int = 128) -> None:
         super().__init__()
         self.pools = pools
-        self.vertical_branch = ConvolutionBlock(channels, _POOLED_CHANNELS)
-        self.horizontal_branch = ConvolutionBlock(channels, _POOLED_CHANNELS)
+        self.vertical_branch = ConvolutionBlock(channels, pooled_channels)
+        self.horizontal_branch = ConvolutionBlock(channels, pooled_channels)
         self.merge = nn.Sequential(
-            nn.Conv2d(_POOLED_CHANNELS, channels, 3, padding=1, bias=False),
+            nn.Conv2d(pooled_channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         )
         self.shortcut = projection(channels, channels)
         self.output = ConvolutionBlock(channels, channels)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Sum of both pooled branches, (N, 128, H, W)."""
+        """Sum of both pooled branches, (N, pooled_channels, H, W)."""
         return self.pools.sum(self.vertical_branch(x), self.horizontal_branch(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,15 +45,15 @@ class CascadePoolingBlock(PoolingBlock):
     are added to it, so that a corner also sees what lies inside.
     """
 
-    def __init__(self, channels: int, pools: PoolPair) -> None:
-        super().__init__(channels, pools)
-        self.vertical_look = ConvolutionBlock(channels, _POOLED_CHANNELS)
-        self.horizontal_look = ConvolutionBlock(channels, _POOLED_CHANNELS)
-        self.vertical_join = _bare_convolution()
-        self.horizontal_join = _bare_convolution()
+    def __init__(self, channels: int, pools: PoolPair, pooled_channels: int = 128) -> None:
+        super().__init__(channels, pools, pooled_channels)
+        self.vertical_look = ConvolutionBlock(channels, pooled_channels)
+        self.horizontal_look = ConvolutionBlock(channels, pooled_channels)
+        self.vertical_join = _bare_convolution(pooled_channels)
+        self.horizontal_join = _bare_convolution(pooled_channels)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Sum of both branches, pooled twice, (N, 128, H, W)."""
+        """Sum of both branches, pooled twice, (N, pooled_channels, H, W)."""
         inside = self.pools.horizontal(self.vertical_look(x))
         vertical = self.vertical_join(self.vertical_branch(x) + inside)
         inside = self.pools.vertical(self.horizontal_look(x))
@@ -63,5 +61,5 @@ class CascadePoolingBlock(PoolingBlock):
         return self.pools.sum(vertical, horizontal)
 
 
-def _bare_convolution() -> nn.Conv2d:
-    return nn.Conv2d(_POOLED_CHANNELS, _POOLED_CHANNELS, 3, padding=1, bias=False)
+def _bare_convolution(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1, bias=False)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from model_export.networks.center_point import PredictionHead
 from model_export.networks.corner_blocks import CascadePoolingBlock, PoolingBlock
 from model_export.networks.corner_pooling import BOTTOM_RIGHT, CENTER, TOP_LEFT
-from model_export.networks.hourglass import CHANNELS, StackedHourglass
+from model_export.networks.hourglass import StackedHourglass
 
 
 class KeypointNetwork(nn.Module):
@@ -23,39 +23,40 @@ class KeypointNetwork(nn.Module):
         self,
         trunk: StackedHourglass,
         pooling: Mapping[str, nn.Module],
+        channels: int,
         head_channels: Mapping[str, int],
-        head_hidden_channels: int = CHANNELS,
+        head_hidden_channels: int,
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.pooling = nn.ModuleDict(pooling)
         self.heads = nn.ModuleDict(
             {
-                name: PredictionHead(CHANNELS, head_hidden_channels, channels)
-                for name, channels in head_channels.items()
+                name: PredictionHead(channels, head_hidden_channels, count)
+                for name, count in head_channels.items()
             }
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.trunk(images)[-1]  # (N, 256, H/4, W/4)
+        features = self.trunk(images)[-1]  # (N, channels, H/4, W/4)
         pooled = {keypoint: block(features) for keypoint, block in self.pooling.items()}
         return {name: head(pooled[_keypoint(name)]) for name, head in self.heads.items()}
 
 
-def corner_net_pooling() -> dict[str, nn.Module]:
+def corner_net_pooling(channels: int) -> dict[str, nn.Module]:
     """Blocks of *CornerNet*, by keypoint."""
     return {
-        "top_left": PoolingBlock(CHANNELS, TOP_LEFT),
-        "bottom_right": PoolingBlock(CHANNELS, BOTTOM_RIGHT),
+        "top_left": PoolingBlock(channels, TOP_LEFT, channels // 2),
+        "bottom_right": PoolingBlock(channels, BOTTOM_RIGHT, channels // 2),
     }
 
 
-def keypoint_triplets_pooling() -> dict[str, nn.Module]:
+def keypoint_triplets_pooling(channels: int) -> dict[str, nn.Module]:
     """Blocks of *Keypoint Triplets*, by keypoint."""
     return {
-        "top_left": CascadePoolingBlock(CHANNELS, TOP_LEFT),
-        "bottom_right": CascadePoolingBlock(CHANNELS, BOTTOM_RIGHT),
-        "center": PoolingBlock(CHANNELS, CENTER),
+        "top_left": CascadePoolingBlock(channels, TOP_LEFT, channels // 2),
+        "bottom_right": CascadePoolingBlock(channels, BOTTOM_RIGHT, channels // 2),
+        "center": PoolingBlock(channels, CENTER, channels // 2),
     }
 
 

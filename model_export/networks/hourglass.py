@@ -11,15 +11,14 @@ from typing import Final, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-CHANNELS = 256
-"""Channels of every stack's feature map."""
-
 INPUT_MULTIPLE: Final = 128
 """The innermost level has this stride, so that halving and doubling come out even."""
 
-_STEM_CHANNELS = 128
-_WIDTHS = (256, 256, 384, 384, 384, 512)
-_DEPTHS = (2, 2, 2, 2, 2, 4)
+WIDTHS = (256, 256, 384, 384, 384, 512)
+"""Channels at each level; the first are those of every stack's feature map."""
+
+DEPTHS = (2, 2, 2, 2, 2, 4)
+"""Residual blocks at each level."""
 
 
 class ConvolutionBlock(nn.Module):
@@ -87,7 +86,7 @@ class Hourglass(nn.Module):
     ``across`` keeps the resolution, ``down``, ``inner`` and ``up`` see half of it.
     """
 
-    def __init__(self, widths: Sequence[int] = _WIDTHS, depths: Sequence[int] = _DEPTHS) -> None:
+    def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__()
         width, inner_width = widths[:2]
         depth, inner_depth = depths[:2]
@@ -118,22 +117,25 @@ class StackedHourglass(nn.Module):
     """Stem and ``stacks`` hourglasses, each refining what the one before it made.
 
     Takes float32 (N, 3, H, W), sides that are multiples of 128 or one less. Returns the feature
-    map of every stack, first to last, float32 (N, 256, H/4, W/4) each; predictions are made from
-    the last one, the others are there for the loss.
+    map of every stack, first to last, float32 (N, widths[0], H/4, W/4) each; predictions are made
+    from the last one, the others are there for the loss.
     """
 
-    def __init__(self, stacks: int) -> None:
+    def __init__(
+        self, stacks: int, widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS
+    ) -> None:
         super().__init__()
+        width = widths[0]
         self.stem = nn.Sequential(
-            ConvolutionBlock(3, _STEM_CHANNELS, kernel=7, stride=2),
-            ResidualBlock(_STEM_CHANNELS, CHANNELS, stride=2),
+            ConvolutionBlock(3, width // 2, kernel=7, stride=2),
+            ResidualBlock(width // 2, width, stride=2),
         )
-        self.hourglasses = nn.ModuleList(Hourglass() for _ in range(stacks))
-        self.outputs = nn.ModuleList(ConvolutionBlock(CHANNELS, CHANNELS) for _ in range(stacks))
+        self.hourglasses = nn.ModuleList(Hourglass(widths, depths) for _ in range(stacks))
+        self.outputs = nn.ModuleList(ConvolutionBlock(width, width) for _ in range(stacks))
         between = range(stacks - 1)
-        self.merge_inputs = nn.ModuleList(projection(CHANNELS, CHANNELS) for _ in between)
-        self.merge_outputs = nn.ModuleList(projection(CHANNELS, CHANNELS) for _ in between)
-        self.merged = nn.ModuleList(ResidualBlock(CHANNELS, CHANNELS) for _ in between)
+        self.merge_inputs = nn.ModuleList(projection(width, width) for _ in between)
+        self.merge_outputs = nn.ModuleList(projection(width, width) for _ in between)
+        self.merged = nn.ModuleList(ResidualBlock(width, width) for _ in between)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images)  # stride 4

@@ -8,14 +8,10 @@ import pytest
 import torch
 
 from model_export.normalization import NORMALIZATIONS
-from training.augmentation import AugmentationRanges
-from training.dataset import (
-    DatasetError,
-    EpochViews,
-    ViewSettings,
-    network_input,
-    read_coco_split,
-)
+from training.augmentation import AugmentationRanges, Canvas
+from training.dataset import network_input, read_coco_split
+from training.pictures import DatasetError
+from training.views import EpochViews, ViewSettings
 
 CLASSES = ("RBC", "WBC")
 
@@ -103,11 +99,11 @@ def test_network_input_is_normalised_bgr() -> None:
 
 def test_samples_depend_on_seed_epoch_and_index_only() -> None:
     settings = ViewSettings(
-        crop=96,
-        base_scale=0.3,
+        canvas_for=lambda _width, _height: Canvas(96, 96, 0.3),
         ranges=AugmentationRanges((0.8, 1.3), 0.1, 0.1, 0.1, 5.0, 0.5),
         normalization=NORMALIZATIONS["coco"],
         num_classes=3,
+        task="boxes",
     )
 
     def sample(epoch: int) -> torch.Tensor:

@@ -11,7 +11,6 @@ from model_export.checkpoints.objects_as_points import to_network_key
 from training.__main__ import main
 from training.blood_smears import coco_document, render_smear
 from training.evaluate_checkpoint import main as evaluate_checkpoint
-from training.losses import center_losses
 from training.recipe import RecipeError, read_recipe
 from training.trainer import ResumeError, Trainer
 
@@ -139,11 +138,11 @@ def test_two_pictures_can_be_learnt(recipe_file, tmp_path) -> None:
     for group in trainer._optimizer.param_groups:
         group["lr"] = 3e-3
     with torch.no_grad():
-        before = float(center_losses(trainer.network(batch["image"]), batch).total)
+        before = float(trainer._objective.total(trainer._terms(trainer.network, batch)))
     for _ in range(40):
         trainer._step(batch)
     with torch.no_grad():
-        after = float(center_losses(trainer.network(batch["image"]), batch).total)
+        after = float(trainer._objective.total(trainer._terms(trainer.network, batch)))
     assert after < 0.3 * before
 
 

@@ -1,0 +1,145 @@
+"""What each task is trained on: the terms of its loss and their weights, one literal table.
+
+Every function takes the network's raw maps and batched targets, both by name, and returns the
+unweighted terms. Where a network has several stacks, the caller averages over them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from model_export.boxes_3d import depth_from_raw
+from model_export.peaks import gather
+from training.losses import (
+    center_l1_loss,
+    diluted_l1_loss,
+    focal_loss,
+    l1_loss,
+    pull_push_losses,
+    rotation_loss,
+    smooth_l1_loss,
+)
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The terms of a loss and what each counts."""
+
+    terms: Callable[[Tensors, Tensors], dict[str, Tensor]]
+    weights: Mapping[str, float]
+
+    def total(self, terms: Tensors) -> Tensor:
+        """Weighted sum of all terms, a scalar."""
+        first, *others = (weight * terms[name] for name, weight in self.weights.items())
+        return sum(others, start=first)
+
+
+def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+    """*Objects as Points*, section 3; targets are :class:`~training.targets.CenterTargets`."""
+    cells, present = targets["cells"], targets["present"]
+    return {
+        "heatmap": focal_loss(maps["heatmap"], targets["heatmap"]),
+        "offset": center_l1_loss(maps["offset"], cells, present, targets["offset"]),
+        "size": center_l1_loss(maps["size"], cells, present, targets["size"]),
+    }
+
+
+def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+    """Section 4.2; targets are :class:`~training.pose_targets.PoseTargets`, centers included."""
+    return {
+        **box_terms(maps, targets),
+        "joint_offsets": l1_loss(
+            maps["joint_offsets"],
+            targets["cells"],
+            targets["joint_mask"],
+            targets["joint_offsets"],
+        ),
+        "joint_heatmap": focal_loss(maps["joint_heatmap"], targets["joint_heatmap"]),
+        "joint_heatmap_offset": center_l1_loss(
+            maps["joint_heatmap_offset"],
+            targets["joint_cells"],
+            targets["joint_present"],
+            targets["joint_heatmap_offset"],
+        ),
+    }
+
+
+def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+    """Section 4.1; targets are :class:`~training.space_targets.SpaceTargets`, centers included."""
+    cells, present, measured = targets["cells"], targets["present"], targets["measured"]
+    depth = depth_from_raw(maps["depth"])
+    return {
+        "heatmap": focal_loss(maps["heatmap"], targets["heatmap"]),
+        "offset": diluted_l1_loss(maps["offset"], cells, present, targets["offset"]),
+        "size": diluted_l1_loss(maps["size"], cells, present, targets["size"]),
+        "depth": diluted_l1_loss(depth, cells, measured, targets["depth"]),
+        "dimensions": diluted_l1_loss(maps["dimensions"], cells, measured, targets["dimensions"]),
+        "rotation": rotation_loss(
+            maps["rotation"],
+            cells,
+            present,
+            targets["rotation_bins"],
+            targets["rotation_residuals"],
+        ),
+    }
+
+
+def corner_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+    """*CornerNet*, section 3; targets are :class:`~training.corner_targets.CornerTargets`."""
+    top_left, bottom_right = (
+        gather(maps[f"{corner}_embedding"], targets[f"{corner}_cells"]).squeeze(2)
+        for corner in ("top_left", "bottom_right")
+    )
+    pull, push = pull_push_losses(top_left, bottom_right, targets["present"])
+    return {
+        "corner_heatmaps": focal_loss(maps["top_left_heatmap"], targets["top_left_heatmap"])
+        + focal_loss(maps["bottom_right_heatmap"], targets["bottom_right_heatmap"]),
+        "pull": pull,
+        "push": push,
+        "corner_offsets": _offset_loss(maps, targets, "top_left")
+        + _offset_loss(maps, targets, "bottom_right"),
+    }
+
+
+def triplet_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+    """*Keypoint Triplets*, equation 1: the terms of corners, and those of centers."""
+    return {
+        **corner_terms(maps, targets),
+        "center_heatmap": focal_loss(maps["center_heatmap"], targets["center_heatmap"]),
+        "center_offset": _offset_loss(maps, targets, "center"),
+    }
+
+
+def _offset_loss(maps: Tensors, targets: Tensors, keypoint: str) -> Tensor:
+    name = f"{keypoint}_offset"
+    return smooth_l1_loss(
+        maps[name], targets[f"{keypoint}_cells"], targets["present"], targets[name]
+    )
+
+
+_BOX_WEIGHTS = {"heatmap": 1.0, "offset": 1.0, "size": 0.1}
+_CORNER_WEIGHTS = {"corner_heatmaps": 1.0, "pull": 0.1, "push": 0.1, "corner_offsets": 1.0}
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "boxes": Objective(box_terms, _BOX_WEIGHTS),
+    "poses": Objective(
+        pose_terms,
+        {
+            **_BOX_WEIGHTS,
+            "joint_offsets": 1.0,
+            "joint_heatmap": 1.0,
+            "joint_heatmap_offset": 1.0,
+        },
+    ),
+    "boxes_3d": Objective(
+        box_3d_terms, {**_BOX_WEIGHTS, "depth": 1.0, "dimensions": 1.0, "rotation": 1.0}
+    ),
+    "corner_pairs": Objective(corner_terms, _CORNER_WEIGHTS),
+    "corner_triplets": Objective(
+        triplet_terms, {**_CORNER_WEIGHTS, "center_heatmap": 1.0, "center_offset": 1.0}
+    ),
+}
+"""Weights of the authors' code by task, a key of :data:`model_export.tasks.TASKS`."""
