@@ -176,7 +176,7 @@ def test_an_engine_that_hangs_harms_nobody_else(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_logs_on_a_full_disk_cost_no_answer() -> None:
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         options = ("--models", str(BUNDLED), "--log-format", "json")
         with serve_process(SERVE, *options, stderr=full) as service:
             service.wait_for("/readyz")
