@@ -17,7 +17,7 @@ serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	exec $(SERVE_ENV)/bin/centernet-serve
 
 test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and every test
-	$(DEV_ENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # -s: each build says what it took. The library (95 MB) stays in the environment.
 test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines: minutes, and 3 GB of memory

@@ -20,7 +20,7 @@ from model_export.graph import DetectionGraph
 from model_export.half_precision import HalfNetwork, fold_normalization
 from model_export.networks.center_point import PredictionHead
 from model_export.networks.corner_blocks import PoolingBlock
-from model_export.networks.corner_pooling import bottom_pool, left_pool, right_pool, top_pool
+from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
 from model_export.networks.resnet import BasicBlock, DeformableDeconvolutionNeck
 from model_export.normalization import NORMALIZATIONS, Normalization
 from model_export.onnx_export import export_onnx, free_batch, to_onnx
@@ -239,8 +239,8 @@ class _TinyCorners(nn.Module):
         self.trunk = nn.Sequential(
             nn.Conv2d(3, 16, 7, stride=2, padding=3), nn.Conv2d(16, 16, 3, stride=2, padding=1)
         )
-        self.top_left = PoolingBlock(16, top_pool, left_pool)
-        self.bottom_right = PoolingBlock(16, bottom_pool, right_pool)
+        self.top_left = PoolingBlock(16, TOP_LEFT)
+        self.bottom_right = PoolingBlock(16, BOTTOM_RIGHT)
         self.heads = nn.ModuleDict(
             {
                 name: PredictionHead(16, 16, head.count(3, 0))
@@ -295,7 +295,7 @@ def test_corner_pools_take_halves(tmp_path: Path) -> None:
     names, full, half = _export_both(_TinyCorners().eval(), "corner_triplets", tmp_path, (511, 511))
     model = onnx.load(half)
     pools = {node.op_type for node in model.graph.node if node.op_type.startswith("corner_pool")}
-    assert len(pools) == len(model.functions) == 4
+    assert len(pools) == len(model.functions) == 2
     for pool in pools:
         assert _types_of(model, pool) == {HALF}
     images = [image for size in ((127, 255), (383, 127)) for image in synthetic_images(*size)[1:3]]
