@@ -3,30 +3,27 @@
     python -m benchmarks.endurance.overload --seconds 120
 
 One run finds the capacity with closed loops and the p99 at 80 % of it with Poisson arrivals, then
-starts the service again with twice that p99 as ``--target-latency-ms``. There: the capacity again,
-the overload, and the capacity once more, since the speed of a shared machine drifts; goodput is
-compared with the mean of the last two. Generator and service share the machine. Prints Markdown;
+starts the service again with 1.8 times that p99 as ``--target-latency-ms`` (which is from the whole
+body's arrival on, while clients wait a little longer). There: the capacity again, the overload, and
+the capacity once more, since the speed of a shared machine drifts; goodput is compared with the
+mean of the last two. Generator and service share the machine. Prints Markdown;
 the exit status says whether the bounds of docs/measurements/endurance.md held.
 """
 
 import argparse
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.endurance.report import Check, conclude
 from benchmarks.endurance.service import BUNDLED, PICTURES, Service, running
 from benchmarks.load import Load, Target, closed_loop, open_loop
 
 CONNECTIONS = 16
 TARGET_TIMES_P99, TIMES_CAPACITY, USUAL_SHARE = 1.8, 3.0, 0.8
-MOST_TIMES_P99 = 2.0
-LEAST_GOODPUT = 0.95
-MOST_REFUSAL_MS = 20.0
-MOST_GROWTH_MIB = 16.0
 
 
 @contextmanager
@@ -73,7 +70,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload")
     parser.add_argument("--usual-seconds", type=float, default=20.0, help="of all else")
     given = parser.parse_args()
-    print("| load | asked/s | answered/s | p50 ms | p99 ms | 429 | p50 ms | others | its CPU |")
+    print(
+        "| load | asked/s | answered/s | p50 ms | p99 ms | 429 | p50 ms | others | generator CPU |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     with running(package=given.package) as service:
         target = Target(service.port, "/detect", given.pictures)
@@ -97,26 +96,17 @@ def main() -> None:
     full = (before.images_per_second + after.images_per_second) / 2
     half = len(memory_mib) // 2
     growth_mib = max(memory_mib[half:]) - max(memory_mib[:half])
-    p99_ratio = good.latency_ms.p99 / usual_p99_ms
-    goodput = over.images_per_second / full
-    refusal_ms = refused.latency_ms.p50
-    lost = over.sent - good.count - refused.count
-    of_usual = f"p99 of answers / p99 at 80 % ({usual_p99_ms:.0f} ms)"
-    checks = [
-        (of_usual, p99_ratio, p99_ratio <= MOST_TIMES_P99, f"<= {MOST_TIMES_P99}"),
-        ("goodput / capacity", goodput, goodput >= LEAST_GOODPUT, f">= {LEAST_GOODPUT}"),
-        ("429: median ms", refusal_ms, refusal_ms <= MOST_REFUSAL_MS, f"<= {MOST_REFUSAL_MS}"),
-        (
-            "memory: peak of the second half above the first's, MiB",
-            *(growth_mib, growth_mib <= MOST_GROWTH_MIB, f"<= {MOST_GROWTH_MIB}"),
-        ),
-        ("answers other than 200 and 429, or none", lost, lost == 0, "0"),
-    ]
-    print(f"\n{os.cpu_count()} cores; {given.seconds:g} s of overload\n\n| | found | asked | |")
-    print("|---|---|---|---|")
-    for name, found, asked in [(name, found, asked) for name, found, _, asked in checks]:
-        print(f"| {name} | {found:.2f} | {asked} |")
-    sys.exit(0 if all(holds for _, _, holds, _ in checks) else 1)
+    print(f"\n{os.cpu_count()} cores; {given.seconds:g} s of overload")
+    ratio = good.latency_ms.p99 / usual_p99_ms
+    conclude(
+        [
+            Check(f"p99 / p99 at 80 % ({usual_p99_ms:.0f} ms)", ratio, most=2),
+            Check("goodput / capacity", over.images_per_second / full, least=0.95),
+            Check("429: median, ms", refused.latency_ms.p50, most=20),
+            Check("peak memory of the second half above the first's, MiB", growth_mib, -1e6, 16),
+            Check("neither 200 nor 429", over.sent - good.count - refused.count, most=0),
+        ]
+    )
 
 
 if __name__ == "__main__":

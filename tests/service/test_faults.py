@@ -30,6 +30,7 @@ from service.predictor import Predictor
 from service.settings import Settings
 
 Outputs = Mapping[str, NDArray[Any]]
+BUNDLED = Path(__file__).parents[2] / "models" / "blood_cells"
 GOOD, BAD = encode(plain(10, 40)), encode(plain(250, 40))
 
 
@@ -182,9 +183,6 @@ def test_logs_on_a_full_disk_cost_no_answer() -> None:
             service.wait_for("/readyz")
             for _ in range(3):
                 assert service.client.post("/detect", content=GOOD).status_code == 200
-
-
-BUNDLED = Path(__file__).parents[2] / "models" / "blood_cells"
 
 
 @pytest.mark.parametrize("change", ["cut", "other", "gone"])

@@ -1,0 +1,68 @@
+"""Half of the clients hang up before their answer: the engine must not work for them.
+
+    python -m benchmarks.endurance.disconnects --seconds 30
+
+Poisson arrivals, 1.4 times as many as the service can answer, half of which hang up after a
+moment. The service's own counters must account for every network input that the engine ran: it was
+answered, or its client hung up during the run (``infer``). Prints Markdown; the exit status is 1 if
+they do not, or if more than the stated share of engine time went to nobody.
+"""
+
+import argparse
+import time
+
+from benchmarks.endurance.report import Check, conclude
+from benchmarks.endurance.service import PICTURES, running
+from benchmarks.load import Target, closed_loop, open_loop
+
+SHARE, TIMES_CAPACITY = 0.5, 1.4
+MOST_WASTED = 0.25
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--after-ms", type=float, default=50.0, help="when a client hangs up")
+    given = parser.parse_args()
+    with running("--canary-interval-s", "0") as service:
+        target = Target(service.port, "/detect", PICTURES)
+        rate = closed_loop(target, 10, 16, warmup_s=2).images_per_second
+        time.sleep(2)
+        first = service.metrics()
+        load = open_loop(
+            target,
+            given.seconds,
+            TIMES_CAPACITY * rate,
+            disconnect_fraction=SHARE,
+            disconnect_after_s=given.after_ms / 1000,
+        )
+        time.sleep(2)
+        last = service.metrics()
+
+    def grown(name: str, **labels: str) -> float:
+        return last.total(name, **labels) - first.total(name, **labels)
+
+    ran = grown("centernet_images_total")
+    in_queue = grown("centernet_cancelled_inputs_total", stage="queue")
+    in_run = grown("centernet_cancelled_inputs_total", stage="infer")
+    answered = load.good.count if load.good else 0
+    print("| | |\n|---|---|")
+    print(f"| capacity | {rate:.1f} images/s |\n| requests | {load.sent} |")
+    print(f"| answered 200 | {answered} |\n| hung up | {load.disconnected} |")
+    print(f"| of these while they waited for the engine | {in_queue:.0f} |")
+    print(f"| of these while it ran | {in_run:.0f} |")
+    print(f"| before: decoding or on the way | {load.disconnected - in_queue - in_run:.0f} |")
+    print(f"| inputs that the engine ran | {ran:.0f} |")
+    surplus = ran - answered - in_run
+    conclude(
+        [
+            Check("ran, neither answered nor given up while running", surplus, most=0),
+            Check("engine time for nobody, share", in_run / ran, most=MOST_WASTED),
+            Check("what it would be if nobody looked", load.disconnected / load.sent),
+            Check("neither answered nor hung up", load.sent - answered - load.disconnected, most=0),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
