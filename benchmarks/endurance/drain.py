@@ -2,10 +2,11 @@
 
     python -m benchmarks.endurance.drain --rounds 20
 
-Half of the clients keep their connections, half take a new one each time; all go on until nobody
-listens any more. Each request has an id, which its answer must bring back. Prints Markdown; the
-exit status is 1 if a request that was sent before the signal got no answer, any got two or
-somebody else's, or the process outlasted its bound.
+Half of the clients keep their connections, half take a new one each time; a quarter sends what is
+refused at once, and so asks most often. All go on until nobody listens any more. Each request has
+an id, which its answer must bring back. Prints Markdown; the exit status is 1 if a request that was
+sent before the signal got no answer, any got two or somebody else's, or the process outlasted its
+bound.
 """
 
 import argparse
@@ -43,10 +44,13 @@ class Request:
 class Client:
     """Sends pictures one after the other until it cannot connect."""
 
-    def __init__(self, port: int, numbers: Iterator[int], keeps_connection: bool) -> None:
+    def __init__(
+        self, port: int, numbers: Iterator[int], keeps_connection: bool, sends_pictures: bool
+    ) -> None:
         self._port = port
         self._numbers = numbers
         self._keeps_connection = keeps_connection
+        self._sends_pictures = sends_pictures
         self.requests: list[Request] = []
         self.surplus_bytes = 0
         self.foreign = 0
@@ -73,7 +77,8 @@ class Client:
         """Ask once; say whether the connection can be used again."""
         request = Request(next(self._numbers))
         self.requests.append(request)
-        body = PICTURES[request.number % len(PICTURES)].read_bytes()
+        picture = PICTURES[request.number % len(PICTURES)]
+        body = picture.read_bytes() if self._sends_pictures else b"no picture"
         connection = "" if self._keeps_connection else "Connection: close\r\n"
         head = (
             f"POST /detect HTTP/1.1\r\nHost: x\r\nX-Request-ID: {request.number}\r\n{connection}"
@@ -99,7 +104,9 @@ class Client:
 async def signalled(service: Service, after_s: float) -> tuple[list[Client], float, float]:
     """Clients under way, the time of the signal, and the seconds until the process ended."""
     numbers = itertools.count()
-    clients = [Client(service.port, numbers, index % 2 == 0) for index in range(CLIENTS)]
+    clients = [
+        Client(service.port, numbers, index % 2 == 0, index % 8 > 1) for index in range(CLIENTS)
+    ]
     asking = [asyncio.create_task(client.run()) for client in clients]
     await asyncio.sleep(after_s)
     signalled_at = time.monotonic()
@@ -129,10 +136,7 @@ def main() -> None:
         with running("--shutdown-timeout-s", str(SHUTDOWN_S)) as service:
             outcome = asyncio.run(signalled(service, delays.uniform(0.5, 2.5)))
         clients, signalled_at, ended_s = outcome
-        counts: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-        for request in itertools.chain.from_iterable(client.requests for client in clients):
-            count = counts[request.sent_at > signalled_at]
-            count[str(request.status or request.end)] += 1
+        counts = outcomes(clients, signalled_at)
         before += counts[0]
         after += counts[1]
         surplus_bytes += sum(client.surplus_bytes for client in clients)
@@ -149,6 +153,17 @@ def main() -> None:
             Check("longest end, s", longest_s, most=SHUTDOWN_S + BEYOND_S),
         ]
     )
+
+
+def outcomes(clients: list[Client], signalled_at: float) -> tuple[Counter[str], Counter[str]]:
+    """Statuses, or else what ended the connection: of what was sent before the signal, and after.
+
+    What could not even be sent counts as after.
+    """
+    counts: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    for request in itertools.chain.from_iterable(client.requests for client in clients):
+        counts[request.sent_at > signalled_at][str(request.status or request.end)] += 1
+    return counts
 
 
 def columns(count: Counter[str]) -> tuple[int, int, int]:
