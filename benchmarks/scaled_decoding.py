@@ -11,17 +11,23 @@ with a score of 0.3 or more that were also found in the whole sheet (same class,
 """
 
 import argparse
-import io
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from accuracy import Answers, detect_offline, evaluate
 from PIL import Image
+
+from evaluation.answers import Answer, as_coco_rows
+from evaluation.coco_metrics import box_scores
+from evaluation.matching import overlaps_of_boxes
+from evaluation.offline import OfflinePackage
+from evaluation.reading import read_truth
+from evaluation.truth import for_classes
 
 SHOWN_SCORE, SAME_IOU = 0.3, 0.7
 
@@ -46,9 +52,9 @@ WAYS = (
 
 
 def make_sheets(
-    facts: dict[str, Any], images: Path, side: int, shuffles: int, way: Way
-) -> tuple[list[bytes], dict[str, Any]]:
-    """JPEGs of ``side`` x ``side`` photos and their annotations; each photo once per shuffle."""
+    facts: dict[str, Any], images: Path, side: int, shuffles: int, way: Way, output: Path
+) -> Path:
+    """Write sheets of ``side`` x ``side`` photos, each once per shuffle, and their COCO file."""
     width, height = 640, 480
     photos = [
         photo for photo in facts["images"] if photo["width"] <= width and photo["height"] <= height
@@ -56,14 +62,14 @@ def make_sheets(
     objects: dict[int, list[dict[str, Any]]] = {photo["id"]: [] for photo in photos}
     for found in facts["annotations"]:
         objects.get(found["image_id"], []).append(found)
-    bodies: list[bytes] = []
     merged: dict[str, Any] = {"categories": facts["categories"], "images": [], "annotations": []}
     rng = np.random.default_rng(0)
     for _ in range(shuffles):
         order = rng.permutation(len(photos))
         for start in range(0, len(order) - side**2 + 1, side**2):
             sheet = Image.new("RGB", (side * width, side * height))
-            sheet_id = len(bodies)
+            sheet_id = len(merged["images"]) + 1
+            name = f"{sheet_id}.jpg"
             for cell, index in enumerate(order[start : start + side**2]):
                 left, top = (
                     cell % side * width + way.moved_px,
@@ -78,35 +84,37 @@ def make_sheets(
                         | {"id": len(merged["annotations"]) + 1, "image_id": sheet_id}
                         | {"bbox": [x + left, y + top, *size]}
                     )
-            merged["images"].append({"id": sheet_id, "width": sheet.width, "height": sheet.height})
-            buffer = io.BytesIO()
-            sheet.save(buffer, "JPEG", quality=way.quality)
-            bodies.append(buffer.getvalue())
-    return bodies, merged
+            merged["images"].append({"id": sheet_id, "file_name": name})
+            sheet.save(output / name, quality=way.quality)
+    path = output / "sheets.json"
+    path.write_text(json.dumps(merged))
+    return path
 
 
-def matched(left: Answers, right: Answers) -> float:
+def detect(package: Path, annotations: Path, reduction: int) -> tuple[list[Answer], float, float]:
+    """The answers to all sheets, AP and AP50, with JPEGs decoded at 1 / ``reduction``."""
+    model = OfflinePackage(package)
+    truth = for_classes(read_truth(annotations, annotations.parent), model.model.classes)
+    with patch("service.predictor.choose_reduction", return_value=reduction):
+        answers = model.detect(truth.pictures, lambda: None).all_answers()
+    rows = as_coco_rows(answers, [picture.image_id for picture in truth.pictures])
+    summary = box_scores(truth.coco, rows).summary
+    return answers, summary["AP"], summary["AP50"]
+
+
+def matched(left: Sequence[Answer], right: Sequence[Answer], moved_px: int) -> float:
     """2 x common / (left + right), over detections that would be shown."""
     common = total = 0
     for answers in zip(left, right, strict=True):
-        ours, theirs = ([d for d in a if d["score"] >= SHOWN_SCORE] for a in answers)
+        ours, theirs = (answer.shown(SHOWN_SCORE) for answer in answers)
         total += len(ours) + len(theirs)
-        for one in ours:
-            same = [d for d in theirs if d["class_id"] == one["class_id"]]
-            best = max(same, key=lambda d: _iou(one["bbox"], d["bbox"]), default=None)
-            if best is not None and _iou(one["bbox"], best["bbox"]) >= SAME_IOU:
-                theirs.remove(best)
+        iou, _ = overlaps_of_boxes(ours.boxes_xyxy, theirs.boxes_xyxy - moved_px)
+        iou[ours.class_ids[:, None] != theirs.class_ids] = 0
+        for row in iou:
+            if len(row) and row.max() >= SAME_IOU:
+                iou[:, row.argmax()] = 0
                 common += 1
     return 2 * common / max(total, 1)
-
-
-def _iou(a: list[float], b: list[float]) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
 
 
 def main() -> None:
@@ -123,24 +131,16 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for side in given.sheet:
         per_input_px = side * 640 / input_width
-        whole: Answers = []
+        whole: list[Answer] = []
         for way in WAYS:
-            bodies, merged = make_sheets(facts, given.images, side, given.shuffles, way)
-            with (
-                patch("service.predictor.choose_reduction", return_value=way.reduction),
-                tempfile.NamedTemporaryFile("w", suffix=".json") as file,
-            ):
-                json.dump(merged, file)
-                file.flush()
-                answers = detect_offline(given.package, bodies)
-                ap, ap50, _ = evaluate(Path(file.name), answers)["all"]
-            for found in (found for answer in answers for found in answer):
-                found["bbox"] = [value - way.moved_px for value in found["bbox"]]
+            with tempfile.TemporaryDirectory() as output:
+                sheets = make_sheets(facts, given.images, side, given.shuffles, way, Path(output))
+                answers, ap, ap50 = detect(given.package, sheets, way.reduction)
             whole = whole or answers
             print(
-                f"| {side} x {side} | {len(bodies)} | {per_input_px:.2f} | "
+                f"| {side} x {side} | {len(answers)} | {per_input_px:.2f} | "
                 f"{way.name} | {per_input_px / way.reduction:.2f} | {ap:.4f} | {ap50:.4f} | "
-                f"{matched(whole, answers):.3f} |",
+                f"{matched(whole, answers, way.moved_px):.3f} |",
                 flush=True,
             )
 

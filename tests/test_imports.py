@@ -31,6 +31,12 @@ def test_serving_without_traces_loads_no_exporter_of_traces() -> None:
     assert not loaded & {"service.spans", "opentelemetry.sdk", "opentelemetry.exporter"}
 
 
+def test_judging_loads_no_torch_no_onnx_and_nothing_that_makes_packages() -> None:
+    loaded = modules_after(Path(sys.executable), "import evaluation.cli")
+    assert {"evaluation", "service"} <= loaded
+    assert not loaded & {"torch", "onnx", "onnxscript", "model_export", "training"}
+
+
 def test_exporting_loads_no_service() -> None:
     loaded = modules_after(Path(sys.executable), "import model_export.cli")
     assert "model_export" in loaded

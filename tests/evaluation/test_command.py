@@ -1,0 +1,254 @@
+"""``centernet-eval`` on real packages and real servers."""
+
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.constant_model import write_constant_package
+from support.pictures import encode, plain
+from support.serving import FixedEngine, make_manifest, one_model, run_server
+from support.tasks import CANVAS_3D, CORNER_CANVAS, POSE_ROWS, POSES, SPACE, SPACE_ROWS
+
+from evaluation.cli import main
+from model_package import CornerTripletsDecoder
+from service.models import load_models
+from service.settings import Settings
+
+
+def run(*arguments: object) -> dict[str, Any]:
+    output = Path(str(arguments[-1]))
+    main([str(argument) for argument in arguments])
+    numbers: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return numbers
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == 1
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def blood_cells(project: Path) -> Iterator[str]:
+    chosen = Settings(models=project / "models/blood_cells", canary_interval_s=0)
+
+    with run_server(lambda settings, metrics: load_models(settings, metrics, print), chosen) as one:
+        yield one.url
+
+
+@pytest.fixture
+def smears(project: Path) -> list[object]:
+    samples = project / "docs/samples"
+    return ["--annotations", samples / "blood_smears.json", "--images", samples]
+
+
+def test_a_package_is_judged_offline_as_over_http(
+    blood_cells: str, smears: list[object], project: Path, tmp_path: Path
+) -> None:
+    package = project / "models/blood_cells"
+    offline = run(*smears, "--package", package, "--output", tmp_path / "offline")
+    http_ = run(
+        *smears, "--url", blood_cells, "--model", "blood_cells", "--output", tmp_path / "http"
+    )
+    found = [(tmp_path / way / "detections.json").read_text() for way in ("offline", "http")]
+    assert found[0] == found[1]
+    assert len(json.loads(found[0])) == 400
+    for part in ("boxes", "false_discovery"):
+        assert offline[part] == http_[part]
+    assert offline["boxes"]["all"]["AP50"] > 0.85
+    assert offline["speed"]["images_per_s"] > 0
+
+
+def test_the_report_is_whole(smears: list[object], project: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    run(*smears, "--package", project / "models/blood_cells", "--output", output)
+    markdown, page = (output / "report.md").read_text(), (output / "report.html").read_text()
+    pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
+    assert {"recall_curves.png", "confusion.png", "scores.png", "worst_1.jpg"} <= set(pictures)
+    for name in pictures:
+        assert (output / name).stat().st_size > 1000
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == len(pictures)
+    assert all(source.startswith("data:image/") for source in sources)
+    for title in ("Boxes (COCO)", "False discovery", "Speed"):
+        assert f"## {title}" in markdown
+        assert f"<h2>{title}</h2>" in page
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def write_picture(directory: Path) -> None:
+    (directory / "a.png").write_bytes(encode(plain(1, 2, 3)))
+
+
+def coco_file(directory: Path, *labels: dict[str, Any], **category: Any) -> list[object]:
+    write_picture(directory)
+    path = directory / "labels.json"
+    facts = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [{"image_id": 1, "category_id": 1, **label} for label in labels],
+        "categories": [{"id": 1, "name": "red", **category}],
+    }
+    path.write_text(json.dumps(facts))
+    return ["--annotations", path, "--images", directory]
+
+
+JOINTS = {"bbox": [24, 16, 16, 32], "keypoints": [32, 20, 2, 32, 56, 2]}
+"""What :data:`support.tasks.POSE_ROWS` finds first, but the tail 10 pixels further down."""
+
+
+def test_poses_of_any_number_of_joints(tmp_path: Path) -> None:
+    manifest = make_manifest(POSES)
+    with run_server(one_model(FixedEngine(POSE_ROWS), manifest), Settings()) as server:
+        labelled = coco_file(tmp_path, JOINTS, keypoints=["nose", "tail"])
+        where = [*labelled, "--url", server.url]
+        joints = run(*where, "--output", tmp_path / "pck")["joints"]
+        assert joints["names"] == ["nose", "tail", "all"]
+        assert joints["mean_error_px"] == pytest.approx([0, 10, 5])
+        # The body is 36 pixels long.
+        assert joints["pck"] == {"0.05": [1, 0, 0.5], "0.1": [1, 0, 0.5], "0.2": [1, 0, 0.5]}
+        assert "give sigmas" in (tmp_path / "pck/report.md").read_text()
+        strict = run(*where, "--sigmas", 0.05, 0.05, "--output", tmp_path / "strict")["poses"]
+        loose = run(*where, "--sigmas", 1, 1, "--output", tmp_path / "loose")["poses"]
+        assert strict["all"]["AP"] == pytest.approx(0.1)  # (1 + exp(-9.8)) / 2: at 0.5 only
+        assert loose["all"]["AP"] == pytest.approx(1)
+        assert run(*where, "--task", "boxes", "--output", tmp_path / "boxes")["task"] == "boxes"
+
+
+def test_boxes_in_space_over_http(tmp_path: Path) -> None:
+    (tmp_path / "label_2").mkdir()
+    (tmp_path / "calib").mkdir()
+    write_picture(tmp_path)
+    (tmp_path / "a.png").rename(tmp_path / "000001.png")
+    # What the engine finds first, seen by the file's camera. It must reach the service: with the
+    # model's own, the box would be a metre higher.
+    projection = "200 0 32 0 0 200 22 0 0 0 1 0"
+    label = "green 0 0 -1.57 24 24 40 40 2 3 4 0 2 20 -1.57"
+    (tmp_path / "label_2/000001.txt").write_text(label)
+    (tmp_path / "calib/000001.txt").write_text(f"P2: {projection}\n")
+    where = ["--annotations", tmp_path / "label_2", "--images", tmp_path]
+    manifest = make_manifest(SPACE, CANVAS_3D)
+    with run_server(one_model(FixedEngine(SPACE_ROWS), manifest), Settings()) as server:
+        numbers = run(*where, "--url", server.url, "--output", tmp_path / "report")
+    assert numbers["space"]["found"] == 1
+    assert numbers["space"]["depth"] == 0
+    # Its center is 10 pixels under the principal point: 1 m at 20 m, and half the height more.
+    assert numbers["space"]["iou_3d"] == pytest.approx(1, abs=1e-3)
+    assert numbers["kitti"]["green"].keys() == {"0.5", "0.25"}
+    report = (tmp_path / "report/report.md").read_text()
+    assert "| green | AOS | 0.5 | –" in report  # noqa: RUF001 (16 pixels: too low for KITTI)
+
+
+def test_centers_of_the_labels_replace_the_model_s(tmp_path: Path) -> None:
+    """Two boxes of which the model confirms one: with the labels' centers it is both."""
+    rows = {
+        "scores": np.float32([0.9, 0.6, -1]),
+        "class_ids": np.zeros(3, np.int32),
+        "boxes": np.float32([[8, 8, 16, 16], [17, 17, 23, 23], [1, 1, 2, 2]]),
+        "corner_scores": np.float32([[0.9, 0.9], [0.6, 0.6], [0, 0]]),
+        "centers": np.float32([[12, 12], [3, 3]]),
+        "center_scores": np.float32([0.6, 0.5]),
+        "center_class_ids": np.zeros(2, np.int32),
+    }
+    decoder = CornerTripletsDecoder(pairs=3, top_k=5, score_threshold=0.1, centers=2)
+    package = tmp_path / "package"
+    write_constant_package(package, rows, decoder, CORNER_CANVAS)
+    # An input of 127 pixels has 32 cells; the picture of 64 pixels begins at pixel 31.
+    boxes = [[cell * 127 / 32 - 31 for cell in box] for box in rows["boxes"][:2].tolist()]
+    labels = [{"bbox": [x1, y1, x2 - x1, y2 - y1]} for x1, y1, x2, y2 in boxes]
+    where = [*coco_file(tmp_path, *labels, name="a"), "--package", package]
+    numbers = run(*where, "--ground-truth-centers", "--output", tmp_path / "report")
+    assert numbers["boxes"]["all"]["AR100"] == pytest.approx(0.5)
+    assert numbers["with_ground_truth_centers"]["AR100"] == pytest.approx(1)
+    assert numbers["with_ground_truth_centers"]["AP"] > numbers["boxes"]["all"]["AP"]
+    assert "| ground truth |" in (tmp_path / "report/report.md").read_text()
+
+
+def test_refusals(
+    blood_cells: str,
+    smears: list[object],
+    project: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    package, output = project / "models/blood_cells", tmp_path / "report"
+    end = ["--output", output]
+    where = [*smears, "--package", package]
+    flat = coco_file(tmp_path, JOINTS, keypoints=["nose", "tail"])
+    assert "does not know" in refusal(capsys, *flat, "--package", package, *end)
+    assert "finds boxes. Judge it with" in refusal(capsys, *where, "--task", "poses", *end)
+    assert "only corner_triplets" in refusal(capsys, *where, "--ground-truth-centers", *end)
+    assert "give --url" in refusal(capsys, *where, "--model", "x", *end)
+    assert "is not a model package" in refusal(capsys, *smears, "--package", tmp_path, *end)
+    assert "no model 'x'" in refusal(capsys, *smears, "--url", blood_cells, "--model", "x", *end)
+    assert "cannot be reached" in refusal(capsys, *smears, "--url", "http://127.0.0.1:1", *end)
+    (tmp_path / "a.png").unlink()
+    assert "pictures are missing" in refusal(capsys, *flat, "--package", package, *end)
+    assert not output.exists()
+    output.mkdir()
+    assert "there already" in refusal(capsys, *where, *end)
+    assert "no directory" in refusal(capsys, *where, "--output", tmp_path / "no/report")
+
+
+def test_a_damaged_picture_is_named_and_nothing_is_written(
+    blood_cells: str,
+    smears: list[object],
+    project: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    samples = project / "docs/samples"
+    for path in samples.glob("*.jpg"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "blood_smear_3.jpg").write_bytes(b"no picture")
+    for way in (["--package", project / "models/blood_cells"], ["--url", blood_cells]):
+        error = refusal(
+            *(capsys, *smears[:2], "--images", tmp_path, *way, "--output", tmp_path / "report")
+        )
+        assert "blood_smear_3.jpg: " in error
+        assert not list(tmp_path.glob("*report*"))
+
+
+def test_wrong_labels_for_poses_and_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = ["--output", tmp_path / "report"]
+    flat = coco_file(tmp_path, {"bbox": [1, 1, 9, 9]})
+    with run_server(one_model(FixedEngine(POSE_ROWS), make_manifest(POSES)), Settings()) as server:
+        assert "labels have no joints" in refusal(capsys, *flat, "--url", server.url, *end)
+        three = coco_file(tmp_path, JOINTS | {"keypoints": [1, 1, 2] * 3})
+        assert "labels have [3] joints" in refusal(capsys, *three, "--url", server.url, *end)
+        two = coco_file(tmp_path, JOINTS)
+        error = refusal(capsys, *two, "--url", server.url, *end, "--sigmas", "0.1")
+        assert "received 1; painted has 2 joints" in error
+    space = one_model(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    with run_server(space, Settings()) as server:
+        assert "these labels are flat" in refusal(capsys, *flat, "--url", server.url, *end)
+
+
+def test_a_service_that_is_not_ready_is_said(
+    smears: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NotReady(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"detail": "blood_cells is being timed. Try again."}).encode()
+            self.send_response(503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), NotReady) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        error = refusal(capsys, *smears, "--url", url, "--output", tmp_path / "report")
+        server.shutdown()
+    assert "503 blood_cells is being timed" in error
