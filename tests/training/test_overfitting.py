@@ -1,0 +1,195 @@
+"""Every system learns a tiny data set by heart, judged over HTTP from its exported package.
+
+Data to answers without a gap: recipe, training, ``best.pth``, export, service.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from support.recipes import write_recipe
+from support.scenes import JOINTS, PROJECTION, Cuboid, write_space
+from support.serving import RunningServer, run_server
+
+from model_export.pipeline import export_package
+from model_export.recipe import Recipe as ExportRecipe
+from service.models import load_models
+from service.settings import Settings
+from training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("HEAVY_TESTS"), reason="trains for minutes: set HEAVY_TESTS=1"
+)
+
+PICTURES = 6
+JOINT_SIGMA = 0.05
+"""Of every joint in OKS: as demanding as shoulders and hips of people, and stricter."""
+
+Serve = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def learn(tmp_path: Path) -> Iterator[Serve]:
+    """Train by heart, export the best checkpoint and serve it."""
+    with ExitStack() as stack:
+
+        def run(architecture: str, task: str, epochs: int, **augmentation: Any) -> RunningServer:
+            recipe = write_recipe(
+                tmp_path,
+                architecture,
+                task,
+                pictures=PICTURES,
+                schedule={
+                    "epochs": epochs,
+                    "batch_size": PICTURES,
+                    "learning_rate": 2e-3,
+                    "warmup_steps": 10,
+                    "average_decay": 0.98,
+                    "evaluate_every": epochs,
+                },
+                augmentation=augmentation,
+            )
+            recipe = recipe.model_copy(
+                # Ten passes are one epoch, so that checkpoints are not what takes the time.
+                update={"data": recipe.data.model_copy(update={"repeats": 10})}
+            )
+            Trainer(recipe, tmp_path / "run").run()
+            package = export_package(
+                ExportRecipe(
+                    name="learnt",
+                    version="1",
+                    classes=recipe.classes,
+                    joints=recipe.joints or None,
+                    projection=PROJECTION,
+                    width_px=recipe.input_width,
+                    height_px=recipe.input_height,
+                    normalization=recipe.normalization,
+                    top_k=20,
+                ),
+                tmp_path / "run/best.pth",
+                tmp_path / "package",
+                lambda _: None,
+            )
+            settings = Settings(models=package.directory, max_batch_size=2)
+            return stack.enter_context(run_server(partial(load_models, note=print), settings))
+
+        yield run
+
+
+def detect(server: RunningServer, picture: Path) -> list[dict[str, Any]]:
+    response = server.client.post("/detect?score_threshold=0.01", content=picture.read_bytes())
+    assert response.status_code == 200, response.text
+    found: list[dict[str, Any]] = response.json()["detections"]
+    return found
+
+
+def average_precision(server: RunningServer, directory: Path, kind: str) -> float:
+    """COCO's AP of ``kind`` (bbox, keypoints) on the pictures that were learnt."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        labels = COCO(str(directory / "labels.json"))
+        labels.dataset.setdefault("info", {})
+        rows = []
+        for image_id, image in labels.imgs.items():
+            for found in detect(server, directory / image["file_name"]):
+                x1, y1, x2, y2 = found["bbox"]
+                row = {
+                    "image_id": image_id,
+                    "category_id": labels.getCatIds()[found["class_id"]],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": found["score"],
+                }
+                if kind == "keypoints":
+                    row["keypoints"] = [v for x, y, _ in found["keypoints"] for v in (x, y, 2)]
+                rows.append(row)
+        scoring = COCOeval(labels, labels.loadRes(rows), kind)
+        if kind == "keypoints":
+            scoring.params.kpt_oks_sigmas = np.full(len(JOINTS), JOINT_SIGMA)
+        scoring.evaluate()
+        scoring.accumulate()
+        scoring.summarize()
+    return float(scoring.stats[0])
+
+
+def test_boxes(learn: Serve, tmp_path: Path) -> None:
+    ap = average_precision(learn("res_18_slim", "boxes", 40), tmp_path, "bbox")
+    print(f"\nboxes: AP {ap:.3f}")
+    assert ap >= 0.95
+
+
+def test_poses(learn: Serve, tmp_path: Path) -> None:
+    ap = average_precision(learn("res_18_slim", "poses", 40), tmp_path, "keypoints")
+    print(f"\nposes: OKS-AP {ap:.3f}")
+    assert ap >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [("cornernet_slim", "corner_pairs"), ("triplet_slim", "corner_triplets")],
+)
+def test_corners(learn: Serve, tmp_path: Path, architecture: str, task: str) -> None:
+    # The service looks at the mirror image as well, as the authors do.
+    ap = average_precision(learn(architecture, task, 60, mirror=True), tmp_path, "bbox")
+    print(f"\n{task}: AP {ap:.3f}")
+    assert ap >= 0.95
+
+
+def test_boxes_in_space(learn: Serve, tmp_path: Path) -> None:
+    server = learn("res_18_slim", "boxes_3d", 60)
+    overlaps = []
+    for index, scene in enumerate(write_space(tmp_path, PICTURES)):
+        found = [_cuboid(entry["box3d"]) for entry in detect(server, tmp_path / f"{index:06d}.png")]
+        overlaps += [
+            max((overlap_3d(truth, other) for other in found), default=0.0) for truth in scene
+        ]
+    print(f"\nboxes in space: 3D IoU {np.round(sorted(overlaps), 3)}")
+    assert min(overlaps) >= 0.7
+
+
+def _cuboid(box: dict[str, Any]) -> Cuboid:
+    return Cuboid(
+        tuple(box["dimensions_hwl"]), tuple(box["location_xyz"]), float(box["rotation_y"])
+    )
+
+
+def overlap_3d(one: Cuboid, other: Cuboid) -> float:
+    """Intersection over union of two upright cuboids."""
+    grounds = [
+        (
+            (cuboid.location_m[0], cuboid.location_m[2]),
+            (cuboid.dimensions_m[2], cuboid.dimensions_m[1]),
+            # Turning about the axis that points down, seen with x to the right and z up.
+            float(-np.degrees(cuboid.rotation_y)),
+        )
+        for cuboid in (one, other)
+    ]
+    _, polygon = cv2.rotatedRectangleIntersection(*grounds)
+    if polygon is None:
+        return 0.0
+    area = cv2.contourArea(cv2.convexHull(polygon))
+    bottoms = [cuboid.location_m[1] for cuboid in (one, other)]
+    tops = [cuboid.location_m[1] - cuboid.dimensions_m[0] for cuboid in (one, other)]
+    shared = area * max(0.0, min(bottoms) - max(tops))
+    volumes = [float(np.prod(cuboid.dimensions_m)) for cuboid in (one, other)]
+    return shared / (sum(volumes) - shared)
+
+
+def test_the_overlap_of_known_cuboids_is_right() -> None:
+    cuboid = Cuboid((1.5, 2.0, 4.0), (3.0, 1.6, 15.0), 0.4)
+    assert overlap_3d(cuboid, cuboid) == pytest.approx(1.0, abs=1e-4)
+    lower = replace(cuboid, location_m=(3.0, 2.1, 15.0))
+    assert overlap_3d(cuboid, lower) == pytest.approx(1.0 / 2.0, abs=1e-4)
+    # Along its own length by half of it.
+    x, z = 3.0 + 2 * np.cos(0.4), 15.0 - 2 * np.sin(0.4)
+    ahead = replace(cuboid, location_m=(x, 1.6, z))
+    assert overlap_3d(cuboid, ahead) == pytest.approx(1 / 3, abs=1e-3)

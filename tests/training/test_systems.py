@@ -1,0 +1,121 @@
+"""Every system in miniature: a step lowers its loss, and its checkpoint is what exporting reads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.recipes import write_recipe
+
+from model_export.checkpoints.contents import identify
+from model_export.checkpoints.loading import load_network
+from model_export.checkpoints.reading import read_state
+from training.stacks import StackedNetwork, predict_all
+from training.trainer import Trainer
+
+SYSTEMS = [
+    ("res_18_slim", "boxes"),
+    ("res_18_slim", "poses"),
+    ("res_18_slim", "boxes_3d"),
+    ("resdcn_18", "boxes"),
+    ("dla_34", "poses"),
+    ("hourglass_slim", "poses"),
+    ("cornernet_slim", "corner_pairs"),
+    ("triplet_slim", "corner_triplets"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "task"), SYSTEMS)
+def test_one_step_lowers_the_loss(tmp_path: Path, architecture: str, task: str) -> None:
+    trainer = Trainer(write_recipe(tmp_path, architecture, task), tmp_path / "run")
+    batch = next(iter(trainer._loader()))
+    trainer.network.train()
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(trainer._objective.total(trainer._terms(trainer.network, batch)))
+
+    before = loss()
+    terms = trainer._step(batch)
+    assert terms.keys() == trainer._objective.weights.keys()
+    assert loss() < before
+
+
+@pytest.mark.parametrize(("architecture", "task"), SYSTEMS)
+def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, task: str) -> None:
+    recipe = write_recipe(tmp_path, architecture, task)
+    Trainer(recipe, tmp_path / "run").run()
+    state = read_state(tmp_path / "run/best.pth")
+    contents = identify(state)
+    assert contents.architecture == architecture
+    assert contents.task == task
+    assert contents.num_classes == len(recipe.classes)
+    assert contents.num_joints == len(recipe.joints)
+    assert dict(contents.head_channels) == recipe.head_channels()
+    network = load_network(contents, state)
+    trainer = Trainer(recipe, tmp_path / "run")
+    trainer.resume()
+    side = (recipe.input_height, recipe.input_width)
+    images = torch.rand(1, 3, *side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exported, trained = network(images), trainer.average.network(images)
+    for name, maps in exported.items():
+        torch.testing.assert_close(maps, trained[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "early"),
+    [
+        ("hourglass_slim", "boxes", "hm.0.1.weight"),
+        ("cornernet_slim", "corner_pairs", "tl_cnvs.0.p1_conv1.conv.weight"),
+        ("triplet_slim", "corner_triplets", "ct_heats.0.0.conv.weight"),
+    ],
+)
+def test_every_stack_predicts_and_is_kept(
+    tmp_path: Path, architecture: str, task: str, early: str
+) -> None:
+    recipe = write_recipe(tmp_path, architecture, task)
+    trainer = Trainer(recipe, tmp_path / "run")
+    assert isinstance(trainer.network, StackedNetwork)
+    trainer.network.eval()
+    images = torch.zeros(1, 3, recipe.input_height, recipe.input_width)
+    with torch.inference_mode():
+        first, last = predict_all(trainer.network, images)
+        exported = trainer.network(images)
+    assert first.keys() == last.keys() == recipe.head_channels().keys()
+    for name, maps in exported.items():
+        torch.testing.assert_close(maps, last[name], rtol=0, atol=0)
+    trainer.run()
+    state = read_state(tmp_path / "run/best.pth")
+    assert early in state
+    assert early in identify(state).unused
+
+
+def test_a_stacked_network_resumes_where_it_stopped(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "cornernet_slim", "corner_pairs")
+    trainer = Trainer(recipe, tmp_path / "run")
+    trainer.run()
+    resumed = Trainer(recipe, tmp_path / "run")
+    resumed.resume()
+    for key, value in trainer.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_without_precision_to_measure_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "res_18_slim", "poses", schedule={"epochs": 2})
+    data = recipe.data.model_copy(update={"validation": recipe.data.train[0]})
+    trainer = Trainer(recipe.model_copy(update={"data": data}), tmp_path / "run")
+    losses = iter([1.0, 2.0])
+    trainer._fixed_losses = lambda: {"validation_loss": next(losses)}
+    trainer.run()
+    assert torch.load(tmp_path / "run/best.pth", weights_only=True)["epoch"] == 1
+
+
+def test_the_loss_of_fixed_views_is_that_of_the_average(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "res_18_slim", "boxes_3d")
+    data = recipe.data.model_copy(update={"validation": recipe.data.train[0]})
+    trainer = Trainer(recipe.model_copy(update={"data": data}), tmp_path / "run")
+    first = trainer._fixed_losses()["validation_loss"]
+    batch = next(iter(trainer._loader()))  # the same two pictures, not augmented
+    with torch.no_grad():
+        terms = trainer._terms(trainer.average.network, batch)
+    assert first == pytest.approx(float(trainer._objective.total(terms)), rel=1e-4)
