@@ -22,7 +22,8 @@ from benchmarks.endurance.report import Check, conclude
 from benchmarks.endurance.service import BUNDLED, PICTURES, Service, running
 from benchmarks.load import Load, Target, closed_loop, open_loop
 
-CONNECTIONS = 16
+CONNECTIONS = 8
+"""Enough to keep the engine busy, few enough to be admitted: who is refused asks again at once."""
 TARGET_TIMES_P99, TIMES_CAPACITY, USUAL_SHARE = 1.8, 3.0, 0.8
 
 
