@@ -181,8 +181,9 @@ def test_refusals(
     end = ["--output", output]
     where = [*smears, "--package", package]
     flat = coco_file(tmp_path, JOINTS, keypoints=["nose", "tail"])
-    assert "does not know" in refusal(capsys, *flat, "--package", package, *end)
-    assert "finds boxes. Judge it with" in refusal(capsys, *where, "--task", "poses", *end)
+    served = ["--url", blood_cells, *end]
+    assert "does not know" in refusal(capsys, *flat, *served)
+    assert "finds boxes. Judge it with" in refusal(capsys, *smears, *served, "--task", "poses")
     assert "only corner_triplets" in refusal(capsys, *where, "--ground-truth-centers", *end)
     assert "give --url" in refusal(capsys, *where, "--model", "x", *end)
     assert "is not a model package" in refusal(capsys, *smears, "--package", tmp_path, *end)

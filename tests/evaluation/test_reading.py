@@ -102,6 +102,7 @@ def test_a_number_names_a_class_by_its_index(tmp_path: Path) -> None:
         (coco(annotations=[{"image_id": 9}]), "1 annotations belong to no image"),
         (coco(annotations=[{"image_id": 4, "category_id": 7, "bbox": [1]}]), "cannot be read"),
         (coco(images=[{"id": 4, "file_name": "a"}] * 2), "the same id"),
+        (coco(categories=[]), "1 annotations belong to no category"),
     ],
 )
 def test_bad_coco_files(facts: Any, words: str, tmp_path: Path) -> None:
