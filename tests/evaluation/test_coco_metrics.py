@@ -159,3 +159,10 @@ def test_an_object_with_the_id_0_can_be_found(tmp_path: Path) -> None:
     path.write_text(json.dumps(truth))
     read = read_truth(path, tmp_path).coco
     assert box_scores(read, [row(LARGE, 0.9)]).summary["AP"] == pytest.approx(1)
+
+
+def test_labels_without_joints_are_no_poses() -> None:
+    with_joints = label(1, LARGE, keypoints=[10, 10, 2], num_keypoints=1)
+    truth = one_image(with_joints, label(2, MEDIUM))
+    found = row(LARGE, 0.9, keypoints=[10, 10, 1])
+    assert pose_scores(truth, [found], np.array([0.1])).summary["AR"] == pytest.approx(1)

@@ -83,6 +83,24 @@ def test_the_report_is_whole(smears: list[object], project: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_the_bundled_model_is_as_good_as_the_docs_say(
+    shared: Path, project: Path, tmp_path: Path
+) -> None:
+    data = shared / "data/bccd"
+    where = ["--annotations", data / "test.json", "--images", data / "images"]
+    package = project / "models/blood_cells"
+    numbers = run(*where, "--package", package, "--output", tmp_path / "report")
+    for line, part in (("BCCD `test` | 36", "boxes"), ("BCCD `test` | 10", "false_discovery")):
+        row = next(
+            r for r in (project / "docs/evaluation.md").read_text().splitlines() if line in r
+        )
+        shown = [float(cell) for cell in re.findall(r"\| \**(\d+\.\d+)", row)]
+        found = numbers[part]["all"] if part == "boxes" else numbers[part]
+        scale, digit = (1, 1e-3) if part == "boxes" else (100, 0.1)
+        # Half a digit of rounding, and processors with other vector units.
+        assert [scale * value for value in found.values()] == pytest.approx(shown, abs=digit)
+
+
 def write_picture(directory: Path) -> None:
     (directory / "a.png").write_bytes(encode(plain(1, 2, 3)))
 

@@ -93,6 +93,12 @@ def test_a_number_names_a_class_by_its_index(tmp_path: Path) -> None:
     assert [label["category_id"] for label in renamed["annotations"]] == [1]
 
 
+def test_categories_without_labels_need_no_class(tmp_path: Path) -> None:
+    two = [{"id": 7, "name": "cat"}, {"id": 8, "name": "unicorn"}]
+    truth = for_classes(read(tmp_path / "labels.json", coco(categories=two)), ("cat", "dog"))
+    assert [category["name"] for category in truth.coco["categories"]] == ["cat"]
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
