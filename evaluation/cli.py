@@ -156,7 +156,3 @@ def _add_center_analysis(report: Report, better: Report) -> None:
         ["difference", *(after[name] - before[name] for name in before)],
     ]
     report.parts.insert(0, Table("Centers replaced by the labels' own", ["centers", *before], rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -52,6 +52,9 @@ def pose_scores(
     """AP and AR by object keypoint similarity; ``sigmas`` (joints,) says how exact labels are."""
     # With a box, pycocotools would take the rows for boxes.
     rows = [{name: value for name, value in row.items() if name != "bbox"} for row in rows]
+    # It needs joints in every label; those without any are ignored, as in COCO's own files.
+    nothing = {"keypoints": [0] * 3 * len(sigmas), "num_keypoints": 0}
+    coco = {**coco, "annotations": [nothing | label for label in coco["annotations"]]}
     return _scores(_evaluate(coco, rows, "keypoints", sigmas=sigmas), coco, POSE_NAMES)
 
 

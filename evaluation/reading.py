@@ -42,9 +42,11 @@ def _read_coco(path: Path, images: Path) -> Truth:
     known = {image["id"] for image in found}
     if len(known) < len(found):
         raise EvaluationError(f"{path}: two images have the same id.")
-    strays = sum(label["image_id"] not in known for label in facts["annotations"])
-    if strays:
-        raise EvaluationError(f"{path}: {strays} annotations belong to no image of the file.")
+    categories = {category["id"] for category in facts["categories"]}
+    for what, ids in (("image", known), ("category", categories)):
+        strays = sum(label[f"{what}_id"] not in ids for label in facts["annotations"])
+        if strays:
+            raise EvaluationError(f"{path}: {strays} annotations belong to no {what} of the file.")
     return Truth(
         [Picture(image["id"], images / image["file_name"]) for image in found],
         {

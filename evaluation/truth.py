@@ -75,20 +75,22 @@ def for_classes(truth: Truth, classes: Sequence[str]) -> Truth:
     """Number the categories as the model's classes, so that category ids are class ids.
 
     A category is the class of its name; one whose name is a number is the class with that index.
-    Raises :class:`EvaluationError` for categories that the model does not know.
+    Raises :class:`EvaluationError` for categories with labels that the model does not know.
     """
     class_of = {name: index for index, name in enumerate(classes)}
     class_of |= {str(i): i for i in range(len(classes)) if str(i) not in class_of}
+    used = {label["category_id"] for label in truth.coco["annotations"]}
     known, unknown = {}, []
     for category in truth.coco["categories"]:
         index = class_of.get(category["name"])
-        if index is None:
-            unknown.append(category["name"])
-        else:
+        if index is not None:
             known[category["id"]] = index
+        elif category["id"] in used:
+            unknown.append(category["name"])
     if not known or (unknown and not truth.other_classes_are_left_out):
+        names = unknown or [category["name"] for category in truth.coco["categories"]]
         raise EvaluationError(
-            f"the labels have the classes {listed(unknown)}, which the model does not know; it "
+            f"the labels have the classes {listed(names)}, which the model does not know; it "
             f"knows {listed(classes)}. Rename the categories, or give a number as the name: 0 "
             "is the model's first class."
         )
@@ -113,15 +115,17 @@ def labels_by_picture(truth: Truth) -> list[PictureLabels]:
     found: dict[int, list[dict[str, Any]]] = {picture.image_id: [] for picture in truth.pictures}
     for label in truth.coco["annotations"]:
         found[label["image_id"]].append(label)
-    numbers = (len(label.get("keypoints", ())) for label in truth.coco["annotations"])
-    joints = max(numbers, default=0) // 3
+    counts = {
+        len(label["keypoints"]) for label in truth.coco["annotations"] if "keypoints" in label
+    }
+    joints = counts.pop() // 3 if len(counts) == 1 else 0
     return [_as_arrays(found[picture.image_id], joints) for picture in truth.pictures]
 
 
 def _as_arrays(labels: Sequence[Mapping[str, Any]], joints: int) -> PictureLabels:
     boxes = np.array([label["bbox"] for label in labels], np.float64).reshape(-1, 4)
     nothing = [0.0] * 3 * joints
-    points = [label.get("keypoints") or nothing for label in labels]
+    points = [label.get("keypoints", nothing) if joints else nothing for label in labels]
     return PictureLabels(
         np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
         np.array([label["category_id"] for label in labels], np.int64),

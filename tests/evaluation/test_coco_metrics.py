@@ -107,24 +107,24 @@ LARGE, MEDIUM = [0.0, 0.0, 100.0, 100.0], [200.0, 200.0, 40.0, 40.0]
 
 
 def test_false_discovery_by_hand() -> None:
-    """IoU 0.32 with the large object, a small box on nothing, the medium object exactly."""
+    """IoU 0.27 with the large object, a small box on nothing, the medium object exactly."""
     truth = one_image(label(1, LARGE), label(2, MEDIUM))
     rows = [
-        row([0, 0, 100, 32], 0.9),
+        row([0, 0, 100, 27], 0.9),
         row([400, 400, 10, 10], 0.8),
         row(MEDIUM, 0.7),
     ]
-    # Up to IoU 0.30 the first is right: precision 1 up to recall 0.5 (51 of 101 recalls), then
+    # Up to IoU 0.25 the first is right: precision 1 up to recall 0.5 (51 of 101 recalls), then
     # 2 of 3. Above, only the third is: 1 of 3 up to recall 0.5.
     low, high = (51 + 50 * 2 / 3) / 101, 51 / 3 / 101
     rates = false_discovery(truth, rows)
-    assert rates["FD"] == pytest.approx(1 - (6 * low + 4 * high) / 10)
+    assert rates["FD"] == pytest.approx(1 - (5 * low + 5 * high) / 10)
     assert rates["FD5"] == rates["FD25"] == pytest.approx(1 - low)
     assert rates["FD50"] == pytest.approx(1 - high)
-    # Large: found at 6 of the 10 IoUs, and boxes of other sizes do not count.
-    assert rates["FD_L"] == pytest.approx(1 - 0.6)
-    # Medium: the first box, 3200 pixels, comes before the right one where it has no object.
-    assert rates["FD_M"] == pytest.approx(1 - (6 * 1 + 4 * 0.5) / 10)
+    # Large: found at 5 of the 10 IoUs, and boxes of other sizes do not count.
+    assert rates["FD_L"] == pytest.approx(1 - 0.5)
+    # Medium: the first box, 2700 pixels, comes before the right one where it has no object.
+    assert rates["FD_M"] == pytest.approx(1 - (5 * 1 + 5 * 0.5) / 10)
     assert np.isnan(rates["FD_S"])
 
 
@@ -159,3 +159,10 @@ def test_an_object_with_the_id_0_can_be_found(tmp_path: Path) -> None:
     path.write_text(json.dumps(truth))
     read = read_truth(path, tmp_path).coco
     assert box_scores(read, [row(LARGE, 0.9)]).summary["AP"] == pytest.approx(1)
+
+
+def test_labels_without_joints_are_no_poses() -> None:
+    with_joints = label(1, LARGE, keypoints=[10, 10, 2], num_keypoints=1)
+    truth = one_image(with_joints, label(2, MEDIUM))
+    found = row(LARGE, 0.9, keypoints=[10, 10, 1])
+    assert pose_scores(truth, [found], np.array([0.1])).summary["AR"] == pytest.approx(1)

@@ -83,6 +83,24 @@ def test_the_report_is_whole(smears: list[object], project: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_the_bundled_model_is_as_good_as_the_docs_say(
+    shared: Path, project: Path, tmp_path: Path
+) -> None:
+    data = shared / "data/bccd"
+    where = ["--annotations", data / "test.json", "--images", data / "images"]
+    package = project / "models/blood_cells"
+    numbers = run(*where, "--package", package, "--output", tmp_path / "report")
+    for line, part in (("BCCD `test` | 36", "boxes"), ("BCCD `test` | 10", "false_discovery")):
+        row = next(
+            r for r in (project / "docs/evaluation.md").read_text().splitlines() if line in r
+        )
+        shown = [float(cell) for cell in re.findall(r"\| \**(\d+\.\d+)", row)]
+        found = numbers[part]["all"] if part == "boxes" else numbers[part]
+        scale, digit = (1, 1e-3) if part == "boxes" else (100, 0.1)
+        # Half a digit of rounding, and processors with other vector units.
+        assert [scale * value for value in found.values()] == pytest.approx(shown, abs=digit)
+
+
 def write_picture(directory: Path) -> None:
     (directory / "a.png").write_bytes(encode(plain(1, 2, 3)))
 
@@ -181,8 +199,9 @@ def test_refusals(
     end = ["--output", output]
     where = [*smears, "--package", package]
     flat = coco_file(tmp_path, JOINTS, keypoints=["nose", "tail"])
-    assert "does not know" in refusal(capsys, *flat, "--package", package, *end)
-    assert "finds boxes. Judge it with" in refusal(capsys, *where, "--task", "poses", *end)
+    served = ["--url", blood_cells, *end]
+    assert "does not know" in refusal(capsys, *flat, *served)
+    assert "finds boxes. Judge it with" in refusal(capsys, *smears, *served, "--task", "poses")
     assert "only corner_triplets" in refusal(capsys, *where, "--ground-truth-centers", *end)
     assert "give --url" in refusal(capsys, *where, "--model", "x", *end)
     assert "is not a model package" in refusal(capsys, *smears, "--package", tmp_path, *end)

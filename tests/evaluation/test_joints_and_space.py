@@ -217,6 +217,11 @@ def test_low_detections_are_not_wrong() -> None:
     assert found.ap["2D"] == pytest.approx((ALL, 0.5 * ALL, 0.5 * ALL))
 
 
+def test_an_object_found_by_a_low_detection_is_neither_found_nor_missed() -> None:
+    tall, low = [100.0, 100.0, 200.0, 141.0], [100.0, 100.0, 200.0, 139.0]
+    assert judged({"box": tall}, boxes=(low,)).ap["2D"] == (0, ALL, ALL)
+
+
 def test_a_box_far_off_in_depth_is_right_in_the_image_only() -> None:
     found = judged({}, spaces=(FAR,))
     assert found.ap["2D"] == (ALL,) * 3

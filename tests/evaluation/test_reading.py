@@ -93,6 +93,12 @@ def test_a_number_names_a_class_by_its_index(tmp_path: Path) -> None:
     assert [label["category_id"] for label in renamed["annotations"]] == [1]
 
 
+def test_categories_without_labels_need_no_class(tmp_path: Path) -> None:
+    two = [{"id": 7, "name": "cat"}, {"id": 8, "name": "unicorn"}]
+    truth = for_classes(read(tmp_path / "labels.json", coco(categories=two)), ("cat", "dog"))
+    assert [category["name"] for category in truth.coco["categories"]] == ["cat"]
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
@@ -102,6 +108,7 @@ def test_a_number_names_a_class_by_its_index(tmp_path: Path) -> None:
         (coco(annotations=[{"image_id": 9}]), "1 annotations belong to no image"),
         (coco(annotations=[{"image_id": 4, "category_id": 7, "bbox": [1]}]), "cannot be read"),
         (coco(images=[{"id": 4, "file_name": "a"}] * 2), "the same id"),
+        (coco(categories=[]), "1 annotations belong to no category"),
     ],
 )
 def test_bad_coco_files(facts: Any, words: str, tmp_path: Path) -> None:
