@@ -179,7 +179,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         neck_channels=(64, 64, 64),
         head_hidden_channels=32,
     ),
-    # The same for hourglasses: 1 % of the parameters, trained with a prediction after each stack.
+    # The same for hourglasses: less than a fiftieth of the parameters.
     "hourglass_slim": HourglassArchitecture(2, _SLIM_WIDTHS, _SLIM_DEPTHS),
     "cornernet_slim": CornerArchitecture(
         2, corner_net_pooling, ("corner_pairs",), _SLIM_WIDTHS, _SLIM_DEPTHS

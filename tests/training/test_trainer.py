@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_network_key
 from training.__main__ import main
 from training.blood_smears import coco_document, render_smear
+from training.curves import CurvesUnavailableError
 from training.evaluate_checkpoint import main as evaluate_checkpoint
 from training.recipe import RecipeError, read_recipe
 from training.trainer import ResumeError, Trainer
@@ -165,6 +167,61 @@ def test_recipe_mistakes_are_named(recipe_file, old: str, new: str, message: str
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(RecipeError, match=message):
         read_recipe(path)
+
+
+SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (SMEARS, f'{SMEARS}\ntask = "poses"', "joints are named for task poses"),
+        (SMEARS, f'{SMEARS}\ntask = "corner_pairs"', "task of res_18_slim must be one of"),
+        (SMEARS, f'{SMEARS}\ntask = "boxes_3d"', "format coco has no labels for boxes_3d"),
+        (SMEARS, 'classes = ["RBC", "RBC"]', "classes has a name twice"),
+        (
+            "rendered_per_epoch = 0",
+            "rendered_per_epoch = 5\nformat = 'voc'",
+            "labels is the folder",
+        ),
+        ("scale = [1.0, 1.2]", "scale = [1.2, 1.0]", "not a smallest and a largest"),
+        ('"res_18_slim"', '"hourglass_slim"', "must be a multiple of 128"),
+    ],
+)
+def test_recipes_whose_parts_do_not_fit_are_refused(
+    recipe_file, old: str, new: str, message: str
+) -> None:
+    path = recipe_file()
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path)
+
+
+def test_curves_hold_the_numbers_of_the_log(recipe_file, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    main([str(recipe_file(epochs=2)), "--output", str(run), "--device", "cpu", "--tensorboard"])
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
+    for name in ("heatmap", "size", "learning_rate", "ap"):
+        curve = events.Scalars(name)
+        assert [point.step for point in curve] == [1, 2]
+        assert [point.value for point in curve] == pytest.approx([line[name] for line in lines])
+    assert len(events.Scalars("ap50_per_class/RBC")) == 2
+
+
+def test_curves_without_tensorboard_are_refused_before_training(
+    recipe_file, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(CurvesUnavailableError, match="pip install"):
+        main([str(recipe_file()), "--output", str(tmp_path / "run"), "--tensorboard"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_bundled_recipe_is_valid(project: Path) -> None:
