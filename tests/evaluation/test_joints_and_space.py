@@ -220,6 +220,16 @@ def test_low_detections_are_not_wrong() -> None:
 def test_an_object_found_by_a_low_detection_is_neither_found_nor_missed() -> None:
     tall, low = [100.0, 100.0, 200.0, 141.0], [100.0, 100.0, 200.0, 139.0]
     assert judged({"box": tall}, boxes=(low,)).ap["2D"] == (0, ALL, ALL)
+    # Beside an object that is found and a wrong box: half of what counts is right, not two thirds.
+    nowhere = [700.0, 100.0, 800.0, 160.0]
+    found = judged(
+        *({"box": tall}, {"box": ELSEWHERE}),
+        boxes=(low, ELSEWHERE, nowhere),
+        spaces=(CAR, FAR, FAR),
+        scores=(0.6, 0.5, 0.95),
+    )
+    recalls = len(recall_thresholds([0.5 - 0.001 * i for i in range(40)], 80))
+    assert found.ap["2D"][0] == pytest.approx(0.5 * (recalls - 1) / 40)
 
 
 def test_a_box_far_off_in_depth_is_right_in_the_image_only() -> None:
