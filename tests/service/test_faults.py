@@ -62,7 +62,12 @@ def together(server: RunningServer, engine: FaultyEngine, *bodies: bytes) -> lis
         first = clients.submit(post, server)
         assert engine.entered.acquire(timeout=10)
         answers = [clients.submit(post, server, body) for body in bodies]
-        wait_until(lambda: predictor._batcher.depth == len(bodies))
+        batcher = predictor._batcher
+
+        def arrived() -> int:
+            return batcher.depth + sum(len(batch) for _, batch in list(batcher._runs.values()))
+
+        wait_until(lambda: arrived() == 1 + len(bodies))
         engine.gate.set()
         first.result(20)
         return [answer.result(20) for answer in answers]
@@ -110,7 +115,7 @@ def test_post_processing_that_crashes_fails_its_image_only(
 ) -> None:
     engine = FaultyEngine(lambda outputs: outputs)
     server = start_server(engine)
-    decoder = server.app.state.startup.models.get(None)._decoder
+    decoder = server.app.state.startup.models.get(None).decoder
     decode = decoder.decode
 
     def crash_on_red(views: Any, options: Any) -> Any:
