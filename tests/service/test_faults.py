@@ -110,7 +110,7 @@ def test_post_processing_that_crashes_fails_its_image_only(
 ) -> None:
     engine = FaultyEngine(lambda outputs: outputs)
     server = start_server(engine)
-    decoder = server.app.state.startup.models.get(None)._decoder
+    decoder = server.app.state.startup.models.get(None).decoder
     decode = decoder.decode
 
     def crash_on_red(views: Any, options: Any) -> Any:
@@ -133,7 +133,7 @@ def test_a_broken_engine_asks_for_a_restart_and_answers_everybody(
         raise EngineBrokenError("an illegal memory access was encountered")
 
     engine = FaultyEngine(breaking)
-    server = start_server(engine, max_batch_size=1)
+    server = start_server(engine)
     assert server.client.get("/livez").status_code == 200
     answers = [*together(server, engine, GOOD, GOOD, GOOD), post(server)]
     assert {code_of(answer) for answer in answers} == {(500, "engine_failed")}
