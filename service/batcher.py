@@ -323,10 +323,11 @@ class Batcher:
             for waiting in batch:
                 _fail(waiting, error)
             return
+        for _ in range(len(batch) - len(done.batch if done else ())):
+            self._events.cancelled("queue")
         if done is None:
-            for _ in batch:
-                self._events.cancelled("queue")
             return
+        batch = done.batch
         self._estimate.observe(_work(batch), done.seconds)
         requests = [waiting.request for waiting in batch]
         self._events.batch_done(BatchRun(trigger, done.began_at, done.seconds, requests))
@@ -343,8 +344,12 @@ class Batcher:
                 waiting.future.set_result(BatchRow(row, len(batch), trigger, queue_s, done.seconds))
 
     def _run_engine(self, batch: list[_Waiting]) -> "_Done | None":
-        """Run in a thread of the engine; None when nobody waits for any of it any more."""
-        if all(waiting.future.done() for waiting in batch):
+        """Run in a thread of the engine; None when nobody waits for any of it any more.
+
+        The batch may have stood ready for a while: who gave up meanwhile is left out.
+        """
+        batch = [waiting for waiting in batch if not waiting.future.done()]
+        if not batch:
             return None
         if self._broken is not None:
             raise self._broken
@@ -360,11 +365,12 @@ class Batcher:
                 raise RuntimeError(
                     f"output {name} has {len(values)} rows for a batch of {len(batch)}"
                 )
-        return _Done(outputs, began_at, time.perf_counter() - began_at)
+        return _Done(batch, outputs, began_at, time.perf_counter() - began_at)
 
 
 @dataclass(frozen=True)
 class _Done:
+    batch: list[_Waiting]
     outputs: Mapping[str, NDArray[Any]]
     began_at: float
     seconds: float

@@ -6,7 +6,7 @@ Poisson arrivals, 1.4 times as many as the service can answer, half of which han
 moment. The service's own counters must account for every network input that the engine ran: it was
 answered, or its client hung up during the run (``infer``), or in the moment between the run and the
 answer (of which there may be a few). Prints Markdown; the exit status is 1 if
-they do not, or if more than the stated share of engine time went to nobody.
+they do not. How many hang up during a run, and waste it, is a matter of how long runs are.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from benchmarks.endurance.service import PICTURES, running
 from benchmarks.load import Target, closed_loop, open_loop
 
 SHARE, TIMES_CAPACITY = 0.5, 1.4
-MOST_WASTED = 0.25
 
 
 def main() -> None:
@@ -47,20 +46,23 @@ def main() -> None:
     in_queue = grown("centernet_cancelled_inputs_total", stage="queue")
     in_run = grown("centernet_cancelled_inputs_total", stage="infer")
     answered = load.good.count if load.good else 0
+    refused = load.statuses[429].count if 429 in load.statuses else 0
     print("| | |\n|---|---|")
     print(f"| capacity | {rate:.1f} images/s |\n| requests | {load.sent} |")
     print(f"| answered 200 | {answered} |\n| hung up | {load.disconnected} |")
-    print(f"| of these while they waited for the engine | {in_queue:.0f} |")
-    print(f"| of these while it ran | {in_run:.0f} |")
-    print(f"| before: decoding or on the way | {load.disconnected - in_queue - in_run:.0f} |")
+    print(f"| refused 429 | {refused} |")
+    print(f"| hung up while they waited for the engine | {in_queue:.0f} |")
+    print(f"| hung up while it ran | {in_run:.0f} |")
+    print(
+        f"| hung up before: decoding or on the way | {load.disconnected - in_queue - in_run:.0f} |"
+    )
     print(f"| inputs that the engine ran | {ran:.0f} |")
+    lost = load.sent - answered - refused - load.disconnected
     surplus = ran - answered - in_run
     conclude(
         [
             Check("ran, neither answered nor given up while running", surplus, most=0.02 * ran),
-            Check("engine time for nobody, share", in_run / ran, most=MOST_WASTED),
-            Check("the share of those who hung up", load.disconnected / load.sent),
-            Check("neither answered nor hung up", load.sent - answered - load.disconnected, most=0),
+            Check("neither answered, refused nor hung up", lost, most=0),
         ]
     )
 

@@ -507,3 +507,23 @@ def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
         assert [center_of(row) for row in results[1:]] == [1, 2]  # type: ignore[arg-type]
 
     run_with_events(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
+
+
+def test_who_gives_up_while_the_batch_stands_ready_is_left_out_of_its_run() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        first = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        ready = [asyncio.create_task(submit(batcher, value)) for value in (1, 2, 3)]
+        await asyncio.sleep(0.05)
+        assert batcher.depth == 0, "the batch is full and stands ready"
+        ready[1].cancel()
+        await asyncio.sleep(0)
+        engine.gate.set()
+        assert [center_of(await ready[0]), center_of(await ready[2])] == [1, 3]
+        await first
+
+    events = run_with_events(engine, test, BatchLimits(3))
+    assert engine.batch_sizes == [1, 2]
+    assert events.given_up == ["queue"]

@@ -138,7 +138,7 @@ def test_a_broken_engine_asks_for_a_restart_and_answers_everybody(
         raise EngineBrokenError("an illegal memory access was encountered")
 
     engine = FaultyEngine(breaking)
-    server = start_server(engine, max_batch_size=1)
+    server = start_server(engine)
     assert server.client.get("/livez").status_code == 200
     answers = [*together(server, engine, GOOD, GOOD, GOOD), post(server)]
     assert {code_of(answer) for answer in answers} == {(500, "engine_failed")}
