@@ -99,7 +99,7 @@ def test_overload_is_answered_or_refused_and_half_of_it_may_hang_up(tmp_path: Pa
 
         assert overload.good is not None
         assert ran() == overload.good.count
-        hasty = open_loop(target, 3, 60, disconnect_fraction=0.5)
+        hasty = open_loop(target, 3, 150, disconnect_fraction=0.5)
         wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 0)
         labels = {"model": "painted", "stage": "queue"}
         left_the_queue = server.metric("centernet_cancelled_inputs_total", **labels)
