@@ -20,6 +20,7 @@ def read_pictures(recipe: Recipe, files: Sequence[Path]) -> Pictures:
 
 def _read(recipe: Recipe, file: Path) -> Pictures:
     data = recipe.data
+    assert data.images is not None, "recipes that name files name the folder of their pictures"
     if data.labels is None:
         return read_coco_split(file, data.images, recipe.classes, recipe.joints).images
     read = {"kitti": read_kitti_split, "voc": read_voc_split}[data.format]

@@ -1,17 +1,24 @@
 """A training recipe: everything that decides the weights, read from one TOML file."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model_export.architectures import ARCHITECTURES, Architecture
-from model_export.classes import mirrored_pairs
+from model_export.classes import COCO_JOINTS, mirrored_pairs
 from model_export.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
 from training import blood_smears
 from training.augmentation import AugmentationRanges, Canvas
+
+RENDERED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "blood_smears": (blood_smears.CLASS_NAMES, ()),
+    "figures": (("person",), COCO_JOINTS),
+}
+"""Classes and joints in the pictures of each renderer."""
 
 
 class RecipeError(ValueError):
@@ -27,16 +34,23 @@ class DataSection(_Section):
 
     ``train`` and ``validation`` are COCO files, or, for the other formats, lists of the names of
     pictures whose label files lie in ``labels``. Paths are relative to the directory the training
-    is started in. Without ``validation`` the last epoch is the result.
+    is started in. Without ``validation`` the last epoch is the result. Rendered pictures are added
+    to those of ``train``, new ones in every epoch.
     """
 
     format: Literal["coco", "kitti", "voc"] = "coco"
-    images: Path
+    images: Path | None = None
     labels: Path | None = None
-    train: tuple[Path, ...] = Field(min_length=1)
+    train: tuple[Path, ...] = ()
     validation: Path | None = None
     repeats: int = Field(1, ge=0)
     rendered_per_epoch: int = Field(0, ge=0)
+    renderer: Literal["blood_smears", "figures"] = "blood_smears"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that name pictures on disk."""
+        return self.train if self.validation is None else (*self.train, self.validation)
 
 
 class AugmentationSection(_Section):
@@ -128,8 +142,12 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _data_suit_the_task(self) -> Self:
         data = self.data
-        if data.repeats == 0 and data.rendered_per_epoch == 0:
-            raise ValueError("data: repeats and rendered_per_epoch are both 0: nothing to train on")
+        if not (data.repeats and data.train) and data.rendered_per_epoch == 0:
+            raise ValueError(
+                "data: neither train and repeats nor rendered_per_epoch: nothing to train on"
+            )
+        if data.files and data.images is None:
+            raise ValueError("data: images is the folder of the pictures in train and validation")
         if (data.labels is None) != (data.format == "coco"):
             raise ValueError("data: labels is the folder of KITTI's and VOC's label files")
         if bool(self.joints) != (self.task == "poses"):
@@ -139,13 +157,19 @@ class Recipe(_Section):
             raise ValueError(f"data: format {data.format} has no labels for {self.task}")
         if self.task == "boxes_3d" and self.augmentation.quarter_turns:
             raise ValueError("augmentation: quarter_turns: a camera on its side sees other angles")
-        if data.rendered_per_epoch and (
-            self.task in ("poses", "boxes_3d") or self.classes != blood_smears.CLASS_NAMES
-        ):
-            raise ValueError(
-                f"data: rendered_per_epoch: smears are boxes of {list(blood_smears.CLASS_NAMES)}"
-            )
+        if data.rendered_per_epoch:
+            self._check_renderer()
         return self
+
+    def _check_renderer(self) -> None:
+        classes, joints = RENDERED[self.data.renderer]
+        if self.task == "boxes_3d" or self.classes != classes or self.joints not in ((), joints):
+            raise ValueError(
+                f"data: renderer {self.data.renderer} draws {list(classes)} with the joints "
+                f"{list(joints)}, which is not what the recipe learns"
+            )
+        if self.joints and not joints:
+            raise ValueError(f"data: renderer {self.data.renderer} draws no joints")
 
     @property
     def network(self) -> Architecture:

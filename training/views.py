@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,10 +18,17 @@ from training.augmentation import AugmentationRanges, Canvas, fixed_view, random
 from training.blood_smears import render_smear
 from training.corner_targets import corner_targets, triplet_targets
 from training.dataset import network_input
+from training.figures import render_figures
 from training.pose_targets import pose_targets
 from training.recipe import Recipe
 from training.space_targets import ignore_regions, space_targets
 from training.targets import CenterTargets, center_targets
+
+RENDERERS: Mapping[str, Callable[[Generator], AnnotatedImage]] = {
+    "blood_smears": render_smear,
+    "figures": render_figures,
+}
+"""Makers of pictures by name, as recipes give it."""
 
 MAX_OBJECTS = 128
 
@@ -43,6 +51,7 @@ class ViewSettings:
     normalization: Normalization
     num_classes: int
     task: str
+    render: Callable[[Generator], AnnotatedImage] = render_smear
 
     @classmethod
     def of_training(cls, recipe: Recipe) -> Self:
@@ -62,6 +71,7 @@ class ViewSettings:
             normalization=NORMALIZATIONS[recipe.normalization],
             num_classes=len(recipe.classes),
             task=recipe.task,
+            render=RENDERERS[recipe.data.renderer],
         )
 
 
@@ -95,7 +105,9 @@ class EpochViews(Dataset[dict[str, Tensor]]):
         """Return ``image``, float32 (3, H, W), and the targets of the task, by name."""
         settings = self._settings
         rng = np.random.default_rng((*self._key, index))
-        image = self._images[index % len(self._images)] if index < self._real else render_smear(rng)
+        image = (
+            self._images[index % len(self._images)] if index < self._real else settings.render(rng)
+        )
         height, width = image.pixels.shape[:2]
         return _sample(
             random_view(rng, image, settings.canvas_for(width, height), settings.ranges), settings

@@ -72,6 +72,7 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
                 update={"data": recipe.data.model_copy(update={"repeats": 10})}
             )
             Trainer(recipe, tmp_path / "run").run()
+            is_corners = task.startswith("corner")
             package = export_package(
                 ExportRecipe(
                     name="learnt",
@@ -79,8 +80,11 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
                     classes=recipe.classes,
                     joints=recipe.joints or None,
                     projection=PROJECTION,
-                    width_px=recipe.input_width,
-                    height_px=recipe.input_height,
+                    architecture=architecture,
+                    task=task,
+                    # Corner systems take inputs of other sizes; the smallest is no size to export.
+                    width_px=255 if is_corners else recipe.input_width,
+                    height_px=255 if is_corners else recipe.input_height,
                     normalization=recipe.normalization,
                     top_k=20,
                 ),
