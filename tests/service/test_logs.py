@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,6 +126,8 @@ def test_a_mistake_of_ours_is_logged_with_its_traceback(
     monkeypatch.setattr("service.routes.to_response", broken)
     answer = running.client.post("/detect", content=PICTURE, headers={"X-Request-ID": "r1"})
     assert answer.status_code == 500
+    while not json_lines.requests():  # written after the answer
+        time.sleep(0.01)
     lines = [json.loads(line) for line in json_lines.text]
     (mistake,) = [line for line in lines if "exception" in line]
     assert mistake["request_id"] == "r1"
