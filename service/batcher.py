@@ -249,6 +249,7 @@ class Batcher:
         What cannot be done in time any more is taken out and answered.
         """
         batch: list[_Waiting] = []
+        work = 0.0
         tightest = math.inf
         trigger: Trigger | None = None
         for waiting in list(self._queue):
@@ -257,7 +258,7 @@ class Batcher:
             # An idle engine tries whatever has time left: a run that once took too long would
             # otherwise be believed for ever.
             is_first_try = not (batch or self._runs)
-            done_at = now + self._estimate.seconds(_work(batch) + waiting.input.work)
+            done_at = now + self._estimate.seconds(work + waiting.input.work)
             if deadline_at < now + (0 if is_first_try else alone_s):
                 self._expire(waiting)
             elif batch and waiting.kind != batch[0].kind:
@@ -267,6 +268,7 @@ class Batcher:
                 break
             elif done_at <= deadline_at or is_first_try:
                 batch.append(waiting)
+                work += waiting.input.work
                 tightest = min(tightest, deadline_at)
         if not batch:
             return batch, None, None
@@ -276,7 +278,7 @@ class Batcher:
             return batch, trigger or "idle", None
         waited_s = now - min(waiting.arrived_at for waiting in batch)
         left_s = self._limits.delay_s - waited_s
-        spare_s = tightest - now - self._estimate.seconds(_work([*batch, batch[-1]])) - _MARGIN_S
+        spare_s = tightest - now - self._estimate.seconds(work + batch[-1].input.work) - _MARGIN_S
         if left_s <= 0:
             return batch, "timeout" if self._limits.delay_s else "idle", None
         if self._arrivals.expected(left_s) < 1:
@@ -323,11 +325,11 @@ class Batcher:
             for waiting in batch:
                 _fail(waiting, error)
             return
-        for _ in range(len(batch) - len(done.batch if done else ())):
+        for _ in range(len(batch) - len(done.batch)):
             self._events.cancelled("queue")
-        if done is None:
-            return
         batch = done.batch
+        if not batch:
+            return
         self._estimate.observe(_work(batch), done.seconds)
         requests = [waiting.request for waiting in batch]
         self._events.batch_done(BatchRun(trigger, done.began_at, done.seconds, requests))
@@ -343,17 +345,18 @@ class Batcher:
                 queue_s = done.began_at - waiting.arrived_at
                 waiting.future.set_result(BatchRow(row, len(batch), trigger, queue_s, done.seconds))
 
-    def _run_engine(self, batch: list[_Waiting]) -> "_Done | None":
-        """Run in a thread of the engine; None when nobody waits for any of it any more.
+    def _run_engine(self, batch: list[_Waiting]) -> "_Done":
+        """Run in a thread of the engine.
 
-        The batch may have stood ready for a while: who gave up meanwhile is left out.
+        The batch may have stood ready for a while: who gave up meanwhile is left out, and if
+        that is everybody, the engine does not run.
         """
         batch = [waiting for waiting in batch if not waiting.future.done()]
+        began_at = time.perf_counter()
         if not batch:
-            return None
+            return _Done(batch, {}, began_at, 0.0)
         if self._broken is not None:
             raise self._broken
-        began_at = time.perf_counter()
         pixels = [waiting.input.pixels for waiting in batch]
         try:
             outputs = self._engine.run(pixels, batch[0].input.flip)

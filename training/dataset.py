@@ -12,11 +12,9 @@ from torch import Tensor
 
 from model_export.normalization import Normalization
 from training.annotated_image import AnnotatedImage, FloatArray, Pixels
-from training.pictures import DatasetError, Pictures, check_boxes, picture_size
+from training.pictures import NO_PIXELS, DatasetError, Pictures, check_boxes, picture_size
 
 __all__ = ["CocoSplit", "DatasetError", "network_input", "read_coco_split"]
-
-_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _annotate(
     check_boxes(path, boxes, (width, height))
     class_ids = np.asarray([class_of[box["category_id"]] for box in objects], np.int64)
     poses = _poses(objects, joints) if joints else None
-    return path, AnnotatedImage(_NO_PIXELS, boxes, class_ids, joints=poses)
+    return path, AnnotatedImage(NO_PIXELS, boxes, class_ids, joints=poses)
 
 
 def _poses(objects: Sequence[Mapping[str, Any]], joints: int) -> FloatArray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from training.annotated_image import ALL_CLASSES, AnnotatedImage, Space
 from training.pictures import (
+    NO_PIXELS,
     DatasetError,
     Pictures,
     check_boxes,
@@ -20,7 +21,6 @@ _SIMILAR = {"Van": "Car", "Truck": "Car", "Person_sitting": "Pedestrian"}
 
 _UNKNOWN = "DontCare"
 _NUMBERS = 14  # after the class's name; a fifteenth, a score, is not looked at
-_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 def read_kitti_split(
@@ -62,7 +62,7 @@ def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, An
     boxes, ignored_boxes = _boxes(rows), _boxes(_rows(ignored))
     check_boxes(path, boxes, picture_size(path))
     return path, AnnotatedImage(
-        _NO_PIXELS,
+        NO_PIXELS,
         boxes,
         np.asarray([class_id for class_id, _ in objects], np.int64),
         space=Space(

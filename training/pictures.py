@@ -11,6 +11,9 @@ from PIL import Image
 
 from training.annotated_image import AnnotatedImage, Pixels
 
+NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+"""What stands in labels for a picture that is decoded when it is needed."""
+
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 

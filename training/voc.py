@@ -8,6 +8,7 @@ import numpy as np
 
 from training.annotated_image import AnnotatedImage
 from training.pictures import (
+    NO_PIXELS,
     DatasetError,
     Pictures,
     check_boxes,
@@ -15,8 +16,6 @@ from training.pictures import (
     picture_size,
     read_names,
 )
-
-_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 def read_voc_split(
@@ -48,7 +47,7 @@ def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, An
         class_ids.append(classes.index(name))
     rows = np.asarray(boxes, np.float32).reshape(-1, 4)
     check_boxes(path, rows, picture_size(path))
-    return path, AnnotatedImage(_NO_PIXELS, rows, np.asarray(class_ids, np.int64))
+    return path, AnnotatedImage(NO_PIXELS, rows, np.asarray(class_ids, np.int64))
 
 
 def _box(entry: ElementTree.Element, where: str) -> tuple[float, float, float, float]:

@@ -87,7 +87,7 @@ def parity(device: Device, where: str) -> Iterator[Row]:
         inputs = _maps(INPUTS[op_type], shape, kernel_format, where)
         inputs[0].view(-1)[inputs[0].numel() // 2 :: 977] = torch.nan
         inputs[-1].view(-1)[::13] = -torch.inf
-        wanted = _reference(op_type, inputs)
+        wanted = reference(op_type, inputs)
         equal = True
         for warps in WARPS_PER_BLOCK:
             output = torch.empty_like(wanted)
@@ -211,7 +211,8 @@ def _maps(count: int, shape: tuple[int, ...], kernel_format: str, where: str) ->
     return [torch.randn(shape, device=where).to(DTYPES[kernel_format]) for _ in range(count)]
 
 
-def _reference(op_type: str, inputs: list[Tensor]) -> Tensor:
+def reference(op_type: str, inputs: list[Tensor]) -> Tensor:
+    """Output of the operator in PyTorch."""
     pools = {"top": top_pool, "bottom": bottom_pool, "left": left_pool, "right": right_pool}
     for direction, pool in pools.items():
         if op_type == OP_TYPES[direction]:

@@ -38,19 +38,14 @@ def image(value: int, side_px: int = 8, flip: bool = False) -> BatchInput:
 def run(
     engine: Engine,
     test: Callable[[Batcher], Awaitable[None]],
-    max_batch_size: int = 4,
-    delay_s: float = 0.0,
+    limits: BatchLimits | None = None,
     estimate: LinearEstimate | None = None,
-) -> None:
+) -> CountedEvents:
     """Run ``test`` over a started batcher, which is stopped within bounded time."""
+    events = CountedEvents()
 
     async def main() -> None:
-        batcher = Batcher(
-            engine,
-            BatchLimits(max_batch_size, delay_s),
-            estimate or LinearEstimate(),
-            CountedEvents(),
-        )
+        batcher = Batcher(engine, limits or BatchLimits(4), estimate or LinearEstimate(), events)
         batcher.start()
         async with asyncio.timeout(20):
             try:
@@ -59,6 +54,7 @@ def run(
                 await batcher.stop()
 
     asyncio.run(main())
+    return events
 
 
 async def submit(batcher: Batcher, value: int) -> BatchRow:
@@ -228,23 +224,20 @@ def test_nobody_starves_behind_a_steady_stream_of_another_kind() -> None:
         engine.gate.set()
         await asyncio.gather(rare, *stream)
 
-    run(engine, test, max_batch_size=2)
+    run(engine, test, BatchLimits(2))
     assert engine.kinds[1] == (1, 16, False)
 
 
 def test_large_inputs_make_small_batches() -> None:
     engine = RecordingEngine()
 
-    async def main() -> None:
-        limits = BatchLimits(8, pixels=2 * 16 * 16)
-        batcher = Batcher(engine, limits, LinearEstimate(), CountedEvents())
-        batcher.start()
-        engine.gate.set()
+    engine.gate.set()
+
+    async def test(batcher: Batcher) -> None:
         sides = (16, 16, 16, 32, 8, 8)
         await batcher.submit([image(side, side) for side in sides])
-        await batcher.stop()
 
-    asyncio.run(main())
+    run(engine, test, BatchLimits(8, pixels=2 * 16 * 16))
     assert sorted(engine.kinds) == [(1, 16, False), (1, 32, False), (2, 8, False), (2, 16, False)]
 
 
@@ -264,7 +257,7 @@ def test_the_inputs_of_one_request_share_their_fate() -> None:
         rows = await batcher.submit([image(value) for value in range(3)])
         assert [center_of(row) for row in rows] == [0, 1, 2]
 
-    run(engine, test, max_batch_size=1)
+    run(engine, test, BatchLimits(1))
     assert engine.batch_sizes == [1] * 5
 
 
@@ -279,7 +272,7 @@ def test_a_failed_input_fails_its_request_and_takes_the_rest_out(
         engine.faulty = False
         assert center_of(await submit(batcher, 9)) == 9
 
-    run(engine, test, max_batch_size=1)
+    run(engine, test, BatchLimits(1))
     assert caplog.text.count("the engine failed on a batch of 1") <= 2
     assert engine.batch_sizes[-1] == 1
 
@@ -288,27 +281,6 @@ class TwoLaneEngine(GatedEngine):
     """Takes two calls at a time."""
 
     concurrency = 2
-
-
-def run_with_events(
-    engine: Engine,
-    test: Callable[[Batcher], Awaitable[None]],
-    limits: BatchLimits,
-    estimate: LinearEstimate | None = None,
-) -> CountedEvents:
-    events = CountedEvents()
-
-    async def main() -> None:
-        batcher = Batcher(engine, limits, estimate or LinearEstimate(), events)
-        batcher.start()
-        async with asyncio.timeout(20):
-            try:
-                await test(batcher)
-            finally:
-                await batcher.stop()
-
-    asyncio.run(main())
-    return events
 
 
 def test_two_batches_are_in_flight_where_the_engine_takes_two() -> None:
@@ -326,7 +298,7 @@ def test_two_batches_are_in_flight_where_the_engine_takes_two() -> None:
         rows = await asyncio.gather(first, second, third)
         assert [center_of(row) for row in rows] == [1, 2, 3]
 
-    events = run_with_events(engine, test, BatchLimits(4))
+    events = run(engine, test, BatchLimits(4))
     assert events.triggers == ["idle"] * 3
 
 
@@ -337,7 +309,7 @@ def test_a_full_batch_leaves_at_once_and_the_last_when_its_delay_is_over() -> No
         assert [row.batch_size for row in rows] == [4, 4, 4, 4, 2, 2]
         assert rows[-1].queue_s >= 0.2
 
-    events = run_with_events(ColourEngine(), test, BatchLimits(4, delay_s=0.2))
+    events = run(ColourEngine(), test, BatchLimits(4, delay_s=0.2))
     assert events.triggers == ["full", "timeout"]
 
 
@@ -348,7 +320,7 @@ def test_nobody_waits_for_company_that_is_not_expected() -> None:
             await asyncio.sleep(0.05)
 
     # Three arrivals 50 ms apart promise nobody within the 20 ms that a batch may wait.
-    events = run_with_events(ColourEngine(), test, BatchLimits(4, delay_s=0.02))
+    events = run(ColourEngine(), test, BatchLimits(4, delay_s=0.02))
     assert events.triggers[1:] == ["idle", "idle"]
 
 
@@ -360,7 +332,7 @@ def test_a_batch_leaves_before_its_tightest_deadline_would_be_missed() -> None:
         )
 
     slow_start = LinearEstimate([(1, 0.1), (8, 0.1)])
-    events = run_with_events(ColourEngine(), test, BatchLimits(8, delay_s=10), slow_start)
+    events = run(ColourEngine(), test, BatchLimits(8, delay_s=10), slow_start)
     assert events.triggers == ["deadline"]
 
 
@@ -381,7 +353,7 @@ def test_a_batch_is_kept_small_enough_for_its_tightest_deadline() -> None:
     # short, counts little against what is known as long as it is the only one.
     second_each = LinearEstimate([(1, 1.0), (8, 8.0)])
     second_each.observe = lambda *_: None  # type: ignore[method-assign]
-    events = run_with_events(engine, test, BatchLimits(8), second_each)
+    events = run(engine, test, BatchLimits(8), second_each)
     assert engine.batch_sizes == [1, 2, 3]
     assert events.triggers == ["idle", "deadline", "idle"]
 
@@ -400,7 +372,7 @@ def test_what_cannot_be_done_in_time_never_reaches_the_engine() -> None:
         with pytest.raises(DeadlineExceededError, match="left no time"):
             await hopeless
 
-    events = run_with_events(engine, test, BatchLimits(4))
+    events = run(engine, test, BatchLimits(4))
     assert engine.batch_sizes == [1]
     assert events.given_up == ["queue"]
 
@@ -412,7 +384,7 @@ def test_an_idle_engine_tries_what_is_believed_to_be_too_slow() -> None:
             (row,) = await batcher.submit([image(value)], urgency)
             assert center_of(row) == value
 
-    run_with_events(ColourEngine(), test, BatchLimits(4), LinearEstimate([(1, 3600.0)]))
+    run(ColourEngine(), test, BatchLimits(4), LinearEstimate([(1, 3600.0)]))
 
 
 def test_engine_time_spent_on_nobody_is_counted() -> None:
@@ -429,7 +401,7 @@ def test_engine_time_spent_on_nobody_is_counted() -> None:
         assert batcher.depth == 0
         engine.gate.set()
 
-    events = run_with_events(engine, test, BatchLimits(4))
+    events = run(engine, test, BatchLimits(4))
     assert events.given_up == ["queue", "infer"]
 
 
@@ -455,7 +427,7 @@ def test_priorities_go_first_but_not_for_ever() -> None:
         await asyncio.gather(first, *rest)
         assert order == ["first", "high", "normal", "old low", "new high"]
 
-    run_with_events(engine, test, BatchLimits(1))
+    run(engine, test, BatchLimits(1))
 
 
 def test_a_broken_engine_fails_everybody_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -474,7 +446,7 @@ def test_a_broken_engine_fails_everybody_and_says_so(caplog: pytest.LogCaptureFi
         with pytest.raises(EngineError):
             await submit(batcher, 9)
 
-    run_with_events(engine, test, BatchLimits(1))
+    run(engine, test, BatchLimits(1))
     assert engine.batch_sizes == [1], "a broken engine is not tried again"
     assert "the engine failed" in caplog.text
 
@@ -492,7 +464,7 @@ def test_a_run_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) ->
         await running
         assert batcher.problem is None
 
-    run_with_events(engine, test, BatchLimits(1))
+    run(engine, test, BatchLimits(1))
 
 
 def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
@@ -506,7 +478,7 @@ def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
         assert type(results[0]) is EngineError
         assert [center_of(row) for row in results[1:]] == [1, 2]  # type: ignore[arg-type]
 
-    run_with_events(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
+    run(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
 
 
 def test_who_gives_up_while_the_batch_stands_ready_is_left_out_of_its_run() -> None:
@@ -524,6 +496,6 @@ def test_who_gives_up_while_the_batch_stands_ready_is_left_out_of_its_run() -> N
         assert [center_of(await ready[0]), center_of(await ready[2])] == [1, 3]
         await first
 
-    events = run_with_events(engine, test, BatchLimits(3))
+    events = run(engine, test, BatchLimits(3))
     assert engine.batch_sizes == [1, 2]
     assert events.given_up == ["queue"]

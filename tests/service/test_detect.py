@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.pictures import encode, plain, png_of_declared_size, quadrants
-from support.serving import TOP_K, ColourEngine, GatedEngine, RunningServer
+from support.serving import TOP_K, ColourEngine, GatedEngine, RunningServer, wait_until
 
 PNG = {"Content-Type": "image/png"}
 RED = encode(plain(200, 40))
@@ -187,14 +187,6 @@ def test_bad_pictures_leave_their_neighbours_in_the_batch_alone(
     # The bad ones never ran; the good ones shared a run, or two where one was late.
     assert sum(engine.batch_sizes) == 5
     assert max(engine.batch_sizes) > 1
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it did not happen within 10 s")
 
 
 def test_64_clients_get_their_own_answers_in_shared_batches(

@@ -5,27 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.corner_operators import INPUTS, OP_TYPES
-from model_export.networks.corner_pooling import (
-    BOTTOM_RIGHT,
-    TOP_LEFT,
-    bottom_pool,
-    left_pool,
-    right_pool,
-    top_pool,
-)
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_POOLS = {"top": top_pool, "bottom": bottom_pool, "left": left_pool, "right": right_pool}
-_SINGLE = {OP_TYPES[direction]: pool for direction, pool in _POOLS.items()}
-_SUMS = {pair.sum_op_type: pair.sum for pair in (TOP_LEFT, BOTTOM_RIGHT)}
-
-
-def expected(op_type: str, inputs: list[Tensor]) -> Tensor:
-    """Output of the operator in PyTorch."""
-    if op_type in _SUMS:
-        return _SUMS[op_type](*inputs)
-    return _SINGLE[op_type](*inputs)
+from benchmarks.gpu_check.kernels import DTYPES
+from model_export.corner_operators import INPUTS
 
 
 def maps(op_type: str, shape: tuple[int, ...], kernel_format: str, seed: int) -> list[Tensor]:

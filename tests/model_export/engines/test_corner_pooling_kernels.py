@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from support.cuda_emulation import Emulation
-from support.pooling import DTYPES, assert_same, bits, expected, from_bits, maps
+from support.pooling import assert_same, bits, from_bits, maps
 
+from benchmarks.gpu_check.kernels import DTYPES, reference
 from model_export.corner_operators import INPUTS, OP_TYPES
 from model_export.engines.corner_pooling_kernels import (
     FORMATS,
@@ -48,7 +49,7 @@ def test_kernels_give_what_pytorch_gives(
 ) -> None:
     for op_type in INPUTS:
         inputs = maps(op_type, shape, kernel_format, seed=shape[-1])
-        wanted = expected(op_type, inputs)
+        wanted = reference(op_type, inputs)
         for warps in WARPS_PER_BLOCK:
             name = kernel_name(op_type, kernel_format)
             pooled = emulation.run(name, launch(op_type, shape, warps), *map(bits, inputs))
@@ -70,7 +71,7 @@ def test_nan_of_either_sign_spreads_as_in_pytorch(
         values[0, 1, places.integers(0, shape[2], 6), places.integers(0, shape[3], 6)] = nan
         inputs.append(from_bits(values, kernel_format))
     assert all(torch.signbit(x[x.isnan()]).all() == negative for x in inputs)
-    wanted = expected(op_type, inputs)
+    wanted = reference(op_type, inputs)
     assert wanted.isnan().any()
     assert not wanted.isnan().all()
     numbers = launch(op_type, shape, 8)
