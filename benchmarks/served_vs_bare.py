@@ -1,9 +1,10 @@
-"""What the batcher costs: images per second through it against the bare engine's, in one run.
+"""What serving costs: images per second of the bare engine, the batcher and HTTP, in one run.
 
-    python benchmarks/served_vs_bare.py models/blood_cells
+    python -m benchmarks.served_vs_bare models/blood_cells docs/samples/*.jpg
 
-No HTTP and no decoding: inputs are ready. The engine alone and the batcher over it take turns;
-the ratio is the median over the rounds. ``waiting`` inputs are kept in the batcher at all times.
+The batcher gets inputs that are ready, so many at all times that every lane has a batch and the
+next; HTTP gets the pictures, from as many connections, with client and service on the same cores.
+All take turns; the ratios are medians over the rounds.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.endurance.service import running
+from benchmarks.load import Target, closed_loop
 from model_package import load_package
 from service.batcher import Batcher, BatchInput, BatchLimits
 from service.calibration import BatchTiming, calibrate, choose_batch_size
@@ -29,6 +32,7 @@ from service.tuning import BatchSizes, BorrowedEngine
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", type=Path)
+    parser.add_argument("pictures", type=Path, nargs="+")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-batch-size", type=int)
@@ -43,15 +47,29 @@ def main() -> None:
     waiting = 2 * size * engine.concurrency
     image = BatchInput(draw_canary(manifest.input.height_px, manifest.input.width_px))
     print(f"{manifest.name}, {engine.description}, batches of {size}, {waiting} waiting")
-    print("  bare images/s  served images/s  ratio  p99 / run of a full batch")
-    ratios, tails = [], []
-    for _ in range(given.rounds):
-        bare = bare_rate(engine, manifest.input.height_px, manifest.input.width_px, size, given)
-        served, p99_s = asyncio.run(serve(engine, chosen, image, waiting, given.seconds))
-        ratios.append(served / bare)
-        tails.append(p99_s / (size * engine.concurrency / bare))
-        print(f"  {bare:13.2f}  {served:15.2f}  {ratios[-1]:5.3f}  {tails[-1]:6.2f}")
-    print(f"  median ratio {median(ratios):.3f}, median p99 / full run {median(tails):.2f}")
+    print("  bare images/s  batcher  of bare  p99 / full run  HTTP  of bare  p50 ms  p99 ms")
+    batched, tails, served = [], [], []
+    with running("--backend", "onnxruntime-cpu", package=given.package) as service:
+        target = Target(service.port, "/detect", given.pictures)
+        for _ in range(given.rounds):
+            bare = bare_rate(engine, manifest.input.height_px, manifest.input.width_px, size, given)
+            rate, p99_s = asyncio.run(serve(engine, chosen, image, waiting, given.seconds))
+            over_http = closed_loop(target, given.seconds, waiting, warmup_s=1)
+            if over_http.good is None or over_http.good.count != over_http.answered:
+                raise RuntimeError(f"some pictures were refused: {over_http.statuses}")
+            batched.append(rate / bare)
+            tails.append(p99_s / (size * engine.concurrency / bare))
+            served.append(over_http.images_per_second / bare)
+            latency = over_http.good.latency_ms
+            print(
+                f"  {bare:13.2f}  {rate:7.2f}  {batched[-1]:7.3f}  {tails[-1]:14.2f}"
+                f"  {over_http.images_per_second:4.1f}  {served[-1]:7.3f}"
+                f"  {latency.p50:6.1f}  {latency.p99:6.1f}"
+            )
+    print(
+        f"  medians: batcher {median(batched):.3f} of bare, p99 {median(tails):.2f} full runs; "
+        f"HTTP {median(served):.3f} of bare"
+    )
 
 
 def bare_rate(
