@@ -19,7 +19,7 @@ BOX_NAMES = (
 POSE_NAMES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 """pycocotools' ten numbers for poses, in its order."""
 FALSE_DISCOVERY_IOUS = np.linspace(0.05, 0.5, 10)
-"""The IoUs of FD (*CenterNet: Keypoint Triplets*, table 1)."""
+"""The IoUs of FD (*CenterNet: Keypoint Triplets*, section 3.1, footnote 1)."""
 
 COCO_SIGMAS: NDArray[np.float64] = (
     np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
@@ -59,7 +59,10 @@ def pose_scores(
 
 
 def false_discovery(coco: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """FD = 1 - AP at IoU 0.05, 0.10 ... 0.50, FD at three of them, and by the objects' size."""
+    """FD = 1 - AP at IoU 0.05, 0.10 ... 0.50, FD at three of them, and by the objects' size.
+
+    *CenterNet: Keypoint Triplets*, section 3.1, footnote 1: the sizes are judged at all ten IoUs.
+    """
     evaluation = _evaluate(coco, rows, "bbox", ious=FALSE_DISCOVERY_IOUS)
     # (IoUs, recalls, classes, sizes, limits); sizes: all, small, medium, large; limit 100.
     precision = evaluation.eval["precision"][..., -1]

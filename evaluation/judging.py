@@ -19,7 +19,7 @@ from evaluation.report import Cell, Report, Table
 from evaluation.truth import PictureLabels, Truth, labels_by_picture
 from evaluation.worst import worst_pictures
 
-_RATES = "1 - AP at IoU 0.05, 0.10 ... 0.50 (CenterNet: Keypoint Triplets, table 1), in percent."
+_RATES = "1 - AP at IoU 0.05, 0.10 ... 0.50 (Keypoint Triplets, section 3.1), in percent."
 
 
 def judge(

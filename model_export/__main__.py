@@ -1,19 +1,34 @@
-"""``centernet-export``: loads only what the command needs; ``build`` runs without torch."""
+"""``centernet-export``: loads only what the command needs; ``build`` runs without torch.
+
+Says what to install where the extra of a command is missing.
+"""
 
 import sys
 from collections.abc import Sequence
+
+from model_export.engines.libraries import ways_to_install
+
+_EXIT_FAILED = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with ``arguments``, or those of the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["build"]:
-        from model_export.engines import command
+    install = "pip install 'centernet-serving[export]'"
+    try:
+        if given[:1] == ["build"]:
+            install = ways_to_install()
+            from model_export.engines import command
 
-        return command.main(given[1:])
-    from model_export import cli
+            return command.main(given[1:])
+        from model_export import cli
 
-    return cli.main(given)
+        return cli.main(given)
+    except ModuleNotFoundError as error:
+        print(
+            f"centernet-export: error: {error.name} is not installed. {install}.", file=sys.stderr
+        )
+        return _EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def _add_details(command: argparse.ArgumentParser) -> None:
     add("--model-version", default="1", metavar="V", help="version of the model (%(default)s)")
     add(
         "--input-size", metavar="WxH",
-        help="input of the network in pixels, multiples of 32, for hourglasses of 128 "
-        "(512x512; 3D: 1280x384)",
+        help="input of the network in pixels, multiples of 32, for hourglasses of 128, for corner "
+        "systems one less (512x512; 3D: 1280x384; corner systems: 511x511)",
     )  # fmt: skip
     add(
         "--resize", choices=["letterbox", "fit_width", "keep_resolution"],

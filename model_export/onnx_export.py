@@ -35,7 +35,8 @@ def export_onnx(
     The batch axis is free; height and width are too with ``free_size``. The file holds its
     weights, and nothing about the machine that made it.
     """
-    example = torch.zeros(_EXAMPLE_BATCH, height_px, width_px, 3, dtype=torch.uint8)
+    sides = (_example_side(height_px, free_size), _example_side(width_px, free_size))
+    example = torch.zeros(_EXAMPLE_BATCH, *sides, 3, dtype=torch.uint8)
     model = to_onnx(graph, (example,), ["images"], output_names, (_free_axes(free_size),))
     longest_px = max(height_px, width_px, free_size.max_side_px if free_size else 0)
     add_corner_pool_functions(model, -(-longest_px // OUTPUT_STRIDE))
@@ -85,12 +86,28 @@ def free_batch() -> dict[int, Any]:
 def _free_axes(free_size: FreeSize | None) -> dict[int, Any]:
     """Axes of (N, H, W, 3) that may have other lengths, as the exporter wants them."""
     axes = free_batch()
-    if free_size is not None:
+    if free_size is not None and most_units(free_size) > 1:
         unit, less_px = free_size.multiple_px, 1 - free_size.extra_px
-        most = (free_size.max_side_px + less_px) // unit
         for axis, name in ((1, "height"), (2, "width")):
-            axes[axis] = unit * torch.export.Dim(f"{name}_units", min=1, max=most) - less_px
+            units = torch.export.Dim(f"{name}_units", min=1, max=most_units(free_size))
+            axes[axis] = unit * units - less_px
     return axes
+
+
+def most_units(free_size: FreeSize) -> int:
+    """How many times its unit a side may be long."""
+    return (free_size.max_side_px + 1 - free_size.extra_px) // free_size.multiple_px
+
+
+def _example_side(side_px: int, free_size: FreeSize | None) -> int:
+    """Length of an axis in the example: where it is free, at least two units.
+
+    With one the innermost map would have one cell, and the exporter takes a length of 1 for a
+    constant, and with it the input's.
+    """
+    if free_size is None or most_units(free_size) == 1:
+        return side_px
+    return max(side_px, 2 * free_size.multiple_px + free_size.extra_px - 1)
 
 
 def _remove_traces(model: onnx.ModelProto) -> None:

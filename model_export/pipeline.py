@@ -15,7 +15,7 @@ from model_export.classes import mirrored_pairs
 from model_export.graph import DetectionGraph
 from model_export.half_precision import HalfNetwork
 from model_export.normalization import NORMALIZATIONS
-from model_export.onnx_export import export_onnx
+from model_export.onnx_export import export_onnx, most_units
 from model_export.recipe import Plan, Recipe, check_recipe, make_plan
 from model_export.verification import merge, verify
 from model_export.verification_images import Picture, read_pictures, synthetic_images
@@ -167,7 +167,8 @@ def collect_images(plan: Plan, pictures: Path | None) -> list[Picture]:
     if plan.input.free_size is not None:
         free_size = plan.input.free_size
         unit, less_px = free_size.multiple_px, 1 - free_size.extra_px
-        images += synthetic_images(2 * unit - less_px, 3 * unit - less_px)[:2]
+        most = most_units(free_size)
+        images += synthetic_images(min(2, most) * unit - less_px, min(3, most) * unit - less_px)[:2]
     if pictures is not None:
         images += read_pictures(pictures, height_px, width_px)
     return images

@@ -133,7 +133,7 @@ def check_recipe(recipe: Recipe) -> None:
     ):
         if name is not None and name not in known:
             raise RecipeError(f"there is no {what} {name!r}. Accepted: {', '.join(known)}.")
-    task = recipe.task or "boxes"
+    task = recipe.task
     multiple: Literal[32, 128] = 32
     if recipe.architecture is not None:
         architecture = ARCHITECTURES[recipe.architecture]
@@ -144,6 +144,8 @@ def check_recipe(recipe: Recipe) -> None:
                 f"a {recipe.architecture} is not for {task}. "
                 f"Accepted: {', '.join(architecture.tasks)}."
             )
+    if task is None:  # only the checkpoint says what it is for, and which sizes suit it
+        return
     classes = recipe.classes if recipe.classes is not None else TASKS[task].classes
     joints = recipe.joints or TASKS[task].joints
     make_plan(recipe, "unknown", multiple, task, len(classes), len(joints))

@@ -53,6 +53,11 @@ LIBRARIES: Mapping[str, Library] = {
 """By the name on the command line."""
 
 
+def ways_to_install() -> str:
+    """One command per library, each with all that building needs."""
+    return "; or ".join(f"{entry.title}: {entry.install}" for entry in LIBRARIES.values())
+
+
 def choose_library(name: str | None) -> Library:
     """Take the library of that name; without a name the one that is installed.
 
@@ -71,8 +76,9 @@ def choose_library(name: str | None) -> Library:
             f"{' and '.join(installed)} are both installed. Choose one with --backend."
         )
     if not installed:
-        ways = "; or ".join(f"{entry.title}: {entry.install}" for entry in LIBRARIES.values())
-        raise EngineLibraryError(f"no library that builds engines is installed. {ways}.")
+        raise EngineLibraryError(
+            f"no library that builds engines is installed. {ways_to_install()}."
+        )
     return next(iter(installed.values()))
 
 

@@ -2,6 +2,7 @@
 
 import fnmatch
 import subprocess
+import tomllib
 from pathlib import Path
 
 from support.tools import find_tool
@@ -15,16 +16,25 @@ def test_the_linter_finds_nothing(project: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_what_is_copied_exists_and_is_let_through(project: Path) -> None:
-    ignored = (project / ".dockerignore").read_text().splitlines()
-    assert "*" in ignored
-    allowed = [line.removeprefix("!") for line in ignored if line.startswith("!")]
-    copied = [
+def _copied(project: Path) -> list[str]:
+    return [
         source
         for line in (project / "docker/Dockerfile").read_text().splitlines()
         if line.startswith("COPY ")
         for source in line.split()[1:-1]
     ]
+
+
+def test_every_command_that_is_installed_is_there(project: Path) -> None:
+    scripts = tomllib.loads((project / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {entry.split(".")[0] for entry in scripts.values()} <= set(_copied(project))
+
+
+def test_what_is_copied_exists_and_is_let_through(project: Path) -> None:
+    ignored = (project / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    allowed = [line.removeprefix("!") for line in ignored if line.startswith("!")]
+    copied = _copied(project)
     assert "service" in copied
     for source in copied:
         assert (project / source).exists(), source

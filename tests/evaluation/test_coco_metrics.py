@@ -94,6 +94,7 @@ def test_the_numbers_are_those_of_pycocotools(
     ours = [{**one, "category_id": one["category_id"] // 10 - 1} for one in rows]
     if kind == "bbox":
         scores, names = box_scores(truth, ours), BOX_NAMES
+        assert false_discovery(truth, ours)["FD50"] == 1 - scores.summary["AP50"]
     else:
         scores, names = pose_scores(truth, ours, COCO_SIGMAS), POSE_NAMES
     assert not capsys.readouterr().out

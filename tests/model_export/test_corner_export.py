@@ -14,9 +14,12 @@ from model_export.comparison import Detections, compare, split_kinds
 from model_export.errors import VerificationError
 from model_export.graph import DetectionGraph
 from model_export.networks.corner_blocks import PoolingBlock
+from model_export.networks.corner_networks import KeypointNetwork, corner_net_pooling
 from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
+from model_export.networks.hourglass import StackedHourglass
 from model_export.normalization import NORMALIZATIONS
 from model_export.onnx_export import export_onnx
+from model_export.pipeline import collect_images
 from model_export.recipe import Plan, Recipe, make_plan
 from model_export.tasks import TASKS
 from model_export.verification import verify
@@ -91,6 +94,35 @@ def test_windows_reach_over_the_largest_map(exported: tuple[DetectionGraph, Plan
         "corner_pool_top_left_sum": [[256, 1], [1, 256]],
         "corner_pool_bottom_right_sum": [[256, 1], [1, 256]],
     }
+
+
+@pytest.mark.parametrize("max_side_px", [127, 383])
+def test_a_package_may_have_the_smallest_input(tmp_path: Path, max_side_px: int) -> None:
+    """There the innermost map has one cell, which the exporter would take for a constant."""
+    torch.manual_seed(3)
+    recipe = Recipe(
+        name="small",
+        version="1",
+        classes=("a", "b", "c"),
+        width_px=127,
+        height_px=127,
+        max_side_px=max_side_px,
+    )
+    plan = make_plan(recipe, "none", 128, "corner_pairs", CLASSES, 0)
+    assert plan.task.keypoints is not None
+    network = KeypointNetwork(
+        StackedHourglass(1, (8,) * 6, (1,) * 6),
+        corner_net_pooling(8),
+        8,
+        plan.task.head_channels({}, CLASSES, 0),
+        8,
+    )
+    graph = DetectionGraph(network, NORMALIZATIONS["coco"], plan.task.keypoints, plan.task).eval()
+    export_onnx(graph, 127, 127, plan.output_names(), tmp_path / "model.onnx", plan.input.free_size)
+    images = collect_images(plan, None)
+    sizes = {image.shape for image in images}
+    assert sizes == {(127, 127, 3), (255 if max_side_px > 127 else 127, max_side_px, 3)}
+    verify(graph, tmp_path / "model.onnx", plan.output_names(), images)
 
 
 def _windows(function: onnx.FunctionProto) -> list[list[int]]:

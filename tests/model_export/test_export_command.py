@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from model_export import cli
+from model_export.architectures import ARCHITECTURES
 from model_export.cli import main
 from model_export.pipeline import STEPS
+from model_export.tasks import TASKS
 from model_package import ModelPackage, load_package
 
 
@@ -96,6 +98,38 @@ def test_a_refusal_is_one_line_and_leaves_nothing(
     assert last.startswith("centernet-export: error: ")
     assert message in last
     assert {path.name for path in tmp_path.iterdir()} == {"slim.pth"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "message"),
+    [
+        # Past the check of the size, which is the last but one.
+        ("cornernet_slim", "127x255", "absent is not a directory"),
+        ("cornernet_slim", "128x128", "must be one less than multiples of 128, for instance 127x"),
+        ("hourglass_slim", "160x96", "must be multiples of 128, for instance 128x128"),
+        ("res_18_slim", "160x96", "absent is not a directory"),
+        ("res_18_slim", "127x127", "must be multiples of 32, for instance 128x128"),
+    ],
+)
+def test_the_checkpoint_says_which_sizes_suit_it(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    architecture: str,
+    size: str,
+    message: str,
+) -> None:
+    known = ARCHITECTURES[architecture]
+    network = known.build(TASKS[known.tasks[0]].head_channels({"offset": 2}, 3, 0))
+    state = {
+        known.layout.to_checkpoint_key(key): value for key, value in network.state_dict().items()
+    }
+    torch.save(state, tmp_path / "weights.pth")
+    changes = {"input-size": size, "verify-images": "absent"}
+    arguments = _arguments(tmp_path / "weights.pth", tmp_path / "out", changes)
+    arguments.remove("--arch")
+    arguments.remove("res_18_slim")
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_interruption_is_told(

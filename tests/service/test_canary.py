@@ -88,8 +88,29 @@ def test_a_wrong_engine_is_not_ready_until_it_recovers(
         assert server.metric("centernet_model_ready", model="painted", version="1") == 1
 
 
+@pytest.mark.parametrize(("is_reference", "runs"), [(True, 1), (False, 2)])
+def test_the_reference_is_not_compared_with_itself_at_the_start(
+    is_reference: bool, runs: int
+) -> None:
+    manifest, engine = make_manifest(), FadingEngine()
+    engine.is_reference = is_reference
+    spec = manifest.input
+    picture, seen = draw_canary(spec.height_px, spec.width_px), []
+    original = engine.run
+
+    def run(images: Images, flip: bool = False) -> Outputs:
+        seen.append(np.array_equal(images[0], picture))
+        return original(images, flip)
+
+    engine.run = run  # type: ignore[method-assign]
+    canary = Canary(spec, engine)
+    Predictor(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), canary).warm_up()
+    assert sum(seen) == runs
+
+
 def test_disagreement_at_the_start_stops_it() -> None:
     manifest, engine = make_manifest(), FadingEngine()
+    engine.is_reference = False
     canary = Canary(manifest.input, engine)
     predictor = Predictor(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), canary)
     predictor.warm_up()

@@ -205,6 +205,28 @@ def test_building_loads_no_torch(project: Path, small: Path) -> None:
     assert not loaded & {"torch", "onnxruntime", "onnxscript", "service"}
 
 
+@pytest.mark.parametrize(
+    ("command", "missing", "extras"),
+    [
+        ("build", "onnx", ["[build,tensorrt-rtx]", "[build,tensorrt]"]),
+        ("build", "numpy", ["[build,tensorrt-rtx]", "[build,tensorrt]"]),
+        ("package", "torch", ["[export]"]),
+    ],
+)
+def test_a_missing_extra_is_told_in_one_line(command: str, missing: str, extras: list[str]) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; "  # as where it is not installed
+        f"from model_export.__main__ import main; sys.exit(main([{command!r}, 'package']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"centernet-export: error: {missing} is not installed. ")
+    for extra in extras:
+        assert f"pip install 'centernet-serving{extra}'" in line
+
+
 def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
