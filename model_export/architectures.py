@@ -181,6 +181,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     # The same for hourglasses: less than a fiftieth of the parameters.
     "hourglass_slim": HourglassArchitecture(2, _SLIM_WIDTHS, _SLIM_DEPTHS),
+    # One stack of them: poses can be learnt with it on two cores.
+    "hourglass_tiny": HourglassArchitecture(1, (32, 32, 48, 64, 64, 96), _SLIM_DEPTHS),
     "cornernet_slim": CornerArchitecture(
         2, corner_net_pooling, ("corner_pairs",), _SLIM_WIDTHS, _SLIM_DEPTHS
     ),

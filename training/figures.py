@@ -21,7 +21,7 @@ from training.annotated_image import AnnotatedImage, FloatArray
 from training.scenery import paint_foreground, paint_room, photograph
 from training.skeletons import Body, Limb, random_body
 
-WIDTH, HEIGHT = 320, 256
+WIDTH, HEIGHT = 256, 256
 NOBODY = -1
 HIDDEN, VISIBLE = 1, 2
 """COCO's visibilities of joints that are labelled."""
@@ -51,7 +51,7 @@ class Person:
 
 
 def render_figures(rng: Generator) -> AnnotatedImage:
-    """Render one picture, uint8 (256, 320, 3) RGB, with boxes and joints of the people in it."""
+    """Render one picture, uint8 (256, 256, 3) RGB, with boxes and joints of the people in it."""
     return _render(rng)[0]
 
 
@@ -59,7 +59,7 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
     """The picture, and how many pixels of each labelled person show."""
     canvas = paint_room(rng, WIDTH, HEIGHT)
     owners = np.full((HEIGHT, WIDTH), NOBODY, np.int32)
-    people = [_random_person(rng) for _ in range(int(rng.choice([1, 2, 3], p=[0.55, 0.33, 0.12])))]
+    people = [_random_person(rng) for _ in range(int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1])))]
     people.sort(key=lambda person: person.height_px)  # who is nearer is taller
     for index, person in enumerate(people):
         _paint(rng, canvas, owners, index, person)
@@ -82,8 +82,8 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
 
 def _random_person(rng: Generator) -> Person:
     # Smaller ones have faces of a few pixels, in which no eye can be told from the other.
-    height_px = float(np.exp(rng.uniform(np.log(100), np.log(240))))
-    waist = (float(rng.uniform(0.1, 0.9) * WIDTH), float(rng.uniform(0.4, 0.65) * HEIGHT))
+    height_px = float(np.exp(rng.uniform(np.log(120), np.log(240))))
+    waist = (float(rng.uniform(0.15, 0.85) * WIDTH), float(rng.uniform(0.4, 0.65) * HEIGHT))
     return Person(random_body(rng), waist, height_px, _clothes(rng))
 
 

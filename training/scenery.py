@@ -12,15 +12,15 @@ def paint_room(rng: Generator, width: int, height: int) -> FloatArray:
     """A wall and a floor with texture, furniture and poles; float32 (H, W, 3), 0...255."""
     canvas: FloatArray = np.empty((height, width, 3), np.float32)
     horizon = int(rng.uniform(0.3, 0.85) * height)
-    canvas[:horizon], canvas[horizon:] = rng.uniform(20, 235, 3), rng.uniform(20, 235, 3)
-    for _ in range(int(rng.integers(3, 14))):
+    canvas[:horizon], canvas[horizon:] = _faded(rng, 14.0), _faded(rng, 14.0)
+    for _ in range(int(rng.integers(2, 9))):
         _paint_thing(rng, canvas, rng.uniform(0, height))
     if rng.random() < 0.5:
         canvas = _blur(canvas, rng.uniform(0.5, 4.0))
     # Coarse blotches and fine grain, so that no surface is of one colour.
     for cells in (6, 24, 80):
         shape = (max(2, cells * height // width), cells, 3)
-        blotches = rng.normal(0, rng.uniform(2, 16), shape).astype(np.float32)
+        blotches = rng.normal(0, rng.uniform(1, 7), shape).astype(np.float32)
         canvas += cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(canvas, 0, 255).astype(np.float32)
 
@@ -36,7 +36,7 @@ def paint_foreground(rng: Generator, canvas: FloatArray) -> NDArray[np.bool_]:
 def _paint_thing(rng: Generator, canvas: FloatArray, y: float) -> None:
     """A box, a disc or a pole around height ``y``."""
     x = rng.uniform(0, canvas.shape[1])
-    colour = rng.uniform(10, 245, 3).tolist()
+    colour = _faded(rng, 28.0).tolist()
     kind = int(rng.integers(3))
     if kind == 0:
         half = np.array([rng.uniform(6, 55), rng.uniform(6, 45)])
@@ -50,6 +50,12 @@ def _paint_thing(rng: Generator, canvas: FloatArray, y: float) -> None:
         cv2.line(canvas, (int(x), int(y)), end, colour, int(rng.integers(2, 14)))
 
 
+def _faded(rng: Generator, colourfulness: float) -> FloatArray:
+    """A colour of rooms, RGB 0...255: greyer than clothes are."""
+    colour = rng.uniform(30, 225) + rng.normal(0, colourfulness, 3)
+    return np.clip(colour, 5, 250).astype(np.float32)
+
+
 def photograph(rng: Generator, canvas: FloatArray) -> Pixels:
     """Light from one side, focus and sensor noise; uint8 (H, W, 3)."""
     height, width = canvas.shape[:2]
@@ -59,7 +65,7 @@ def photograph(rng: Generator, canvas: FloatArray) -> Pixels:
     image = canvas * (brightness * (1 + slope * x) * tint)
     image = _blur(image, rng.uniform(0.45, 1.0))
     noise = rng.standard_normal((height, width, 3), dtype=np.float32)
-    image = image + np.float32(rng.uniform(0.5, 6.0)) * noise
+    image = image + np.float32(rng.uniform(0.5, 4.0)) * noise
     return np.asarray(np.clip(image + 0.5, 0, 255), np.uint8)
 
 
