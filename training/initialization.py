@@ -5,8 +5,12 @@ import math
 import torch
 from torch import nn
 
-CENTER_PRIOR = 0.1
-"""Probability the heatmap starts with everywhere (*RetinaNet*, section 4.1): a bias of -2.19."""
+CENTER_PRIOR = 0.01
+"""Probability the heatmap starts with everywhere, as in *RetinaNet* (section 4.1).
+
+The authors start with 0.1 and pretrained trunks. From nothing, the first thing learnt is then that
+all is too high: every weight of the last layer turns negative, and no score can exceed the bias.
+"""
 
 
 def initialize(network: nn.Module) -> None:
@@ -45,8 +49,8 @@ def _fill_with_interpolation(layer: nn.ConvTranspose2d) -> None:
 
 def _initialize_head(name: str, head: nn.Module) -> None:
     for layer in head.children():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.01 if layer.kernel_size == (3, 3) else 0.001)
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            nn.init.normal_(layer.weight, std=0.01)
     output = list(head.children())[-1]
     if name.endswith("heatmap") and isinstance(output, nn.Conv2d) and output.bias is not None:
         nn.init.constant_(output.bias, -math.log((1 - CENTER_PRIOR) / CENTER_PRIOR))
