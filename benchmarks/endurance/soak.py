@@ -68,17 +68,21 @@ def main() -> None:
         time.sleep(SETTLE_S)
         idle_first = service.state()
         samples: list[tuple[float, ProcessState]] = []
+        unscraped = 0
         began_at = time.monotonic()
         with ThreadPoolExecutor(3) as threads:
             running_streams = [threads.submit(one) for one in streams(service, bad, rate, seconds)]
             while not all(one.done() for one in running_streams):
                 samples.append(((time.monotonic() - began_at) / 3600, service.state()))
-                service.metrics()
+                try:
+                    service.metrics()
+                except OSError:  # an hour's report is worth more than one scrape
+                    unscraped += 1
                 time.sleep(SAMPLE_S)
             loads = [one.result() for one in running_streams]
         time.sleep(SETTLE_S)
         idle_last = service.state()
-    report(samples, loads, idle_first, idle_last)
+    report(samples, loads, idle_first, idle_last, unscraped)
 
 
 def report(
@@ -86,6 +90,7 @@ def report(
     loads: list[Load],
     first: ProcessState,
     last: ProcessState,
+    unscraped: int,
 ) -> None:
     names = ("pictures, a tenth hang up", "damaged files", f"deadlines of {DEADLINE_MS} ms")
     print("| stream | sent | answers | hung up | no answer |\n|---|---|---|---|---|")
@@ -114,6 +119,7 @@ def report(
             Check("open files more than before", last.files - first.files, -1e6, 0),
             Check("sockets more than before", last.sockets - first.sockets, -1e6, 0),
             Check("answers not meant", unmeant, most=0),
+            Check("scrapes without an answer", unscraped, most=0),
             Check("no answer", sum(load.failures + load.timeouts for load in loads), most=0),
         ]
     )
