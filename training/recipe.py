@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,14 +12,24 @@ from model_export.architectures import ARCHITECTURES, Architecture
 from model_export.classes import COCO_JOINTS, mirrored_pairs
 from model_export.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
-from training import blood_smears
+from training import blood_smears, road_scenes
 from training.augmentation import AugmentationRanges, Canvas
 
-RENDERED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "blood_smears": (blood_smears.CLASS_NAMES, ()),
-    "figures": (("person",), COCO_JOINTS),
+@dataclass(frozen=True)
+class Rendered:
+    """What the pictures of a renderer are labelled with."""
+
+    classes: tuple[str, ...]
+    joints: tuple[str, ...] = ()
+    in_space: bool = False
+
+
+RENDERED: Mapping[str, Rendered] = {
+    "blood_smears": Rendered(blood_smears.CLASS_NAMES),
+    "figures": Rendered(("person",), joints=COCO_JOINTS),
+    "road_scenes": Rendered(road_scenes.CLASS_NAMES, in_space=True),
 }
-"""Classes and joints in the pictures of each renderer."""
+"""Facts of each renderer."""
 
 
 class RecipeError(ValueError):
@@ -45,7 +56,7 @@ class DataSection(_Section):
     validation: Path | None = None
     repeats: int = Field(1, ge=0)
     rendered_per_epoch: int = Field(0, ge=0)
-    renderer: Literal["blood_smears", "figures"] = "blood_smears"
+    renderer: Literal["blood_smears", "figures", "road_scenes"] = "blood_smears"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -148,12 +159,12 @@ class Recipe(_Section):
             )
         if data.files and data.images is None:
             raise ValueError("data: images is the folder of the pictures in train and validation")
-        if (data.labels is None) != (data.format == "coco"):
+        if data.files and (data.labels is None) != (data.format == "coco"):
             raise ValueError("data: labels is the folder of KITTI's and VOC's label files")
         if bool(self.joints) != (self.task == "poses"):
             raise ValueError("joints are named for task poses, and for no other")
         wanted = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
-        if wanted and data.format not in wanted:
+        if wanted and data.files and data.format not in wanted:
             raise ValueError(f"data: format {data.format} has no labels for {self.task}")
         if self.task == "boxes_3d" and self.augmentation.quarter_turns:
             raise ValueError("augmentation: quarter_turns: a camera on its side sees other angles")
@@ -162,14 +173,16 @@ class Recipe(_Section):
         return self
 
     def _check_renderer(self) -> None:
-        classes, joints = RENDERED[self.data.renderer]
-        if self.task == "boxes_3d" or self.classes != classes or self.joints not in ((), joints):
+        drawn = RENDERED[self.data.renderer]
+        if self.classes != drawn.classes or self.joints not in ((), drawn.joints):
             raise ValueError(
-                f"data: renderer {self.data.renderer} draws {list(classes)} with the joints "
-                f"{list(joints)}, which is not what the recipe learns"
+                f"data: renderer {self.data.renderer} draws {list(drawn.classes)} with the joints "
+                f"{list(drawn.joints)}, which is not what the recipe learns"
             )
-        if self.joints and not joints:
+        if self.joints and not drawn.joints:
             raise ValueError(f"data: renderer {self.data.renderer} draws no joints")
+        if self.task == "boxes_3d" and not drawn.in_space:
+            raise ValueError(f"data: renderer {self.data.renderer} draws nothing in space")
 
     @property
     def network(self) -> Architecture:

@@ -21,12 +21,14 @@ from training.dataset import network_input
 from training.figures import render_figures
 from training.pose_targets import pose_targets
 from training.recipe import Recipe
+from training.road_scenes import render_road
 from training.space_targets import ignore_regions, space_targets
 from training.targets import CenterTargets, center_targets
 
 RENDERERS: Mapping[str, Callable[[Generator], AnnotatedImage]] = {
     "blood_smears": render_smear,
     "figures": render_figures,
+    "road_scenes": render_road,
 }
 """Makers of pictures by name, as recipes give it."""
 

@@ -1,0 +1,330 @@
+"""Rendered roads: as many pictures of vehicles with exact boxes in space as wanted.
+
+``python -m training.road_scenes --output DIR --count N --seed S`` writes pictures, labels and
+calibrations as KITTI has them. Everything is drawn from the random generator alone; no photograph
+and no model of a real vehicle enters.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from training.annotated_image import ALL_CLASSES, AnnotatedImage, Pixels, Space
+from training.roadside import (
+    CAMERA_HEIGHT_M,
+    CENTER_Y_PX,
+    HEIGHT,
+    PROJECTION,
+    WIDTH,
+    Road,
+    Thing,
+    fill,
+    fill_ground,
+    fill_rounded,
+    paint_land,
+    photograph,
+    project,
+    random_road,
+    rounded,
+)
+from training.vehicles import Points, Vehicle, faces, random_vehicle, wheels
+
+CLASS_NAMES = ("Car", "Van")
+
+NEAREST_M, FARTHEST_M = 6.0, 40.0
+"""Where the middles of vehicles are, along the optical axis."""
+
+_MIN_VISIBLE = 0.5
+"""A vehicle of which less can be seen is neither an object nor background."""
+_CLEARLY_VISIBLE = 0.9
+_GAP_M = 0.4
+_SHARES = (0.1, 0.12, 0.18, 0.2, 0.2, 0.2)
+"""How many pictures have one vehicle, two, ... six before what is hidden is left out."""
+
+Box = NDArray[np.float64]
+"""float64 (4,): left, top, right, bottom in pixels; the left edge of the picture is at 0."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A vehicle in the picture.
+
+    Attributes:
+        vehicle: where it stands.
+        amodal_xyxy: box around all of it, also outside of the picture and behind other things.
+        visible: the share of it that shows, of what the picture has room for.
+    """
+
+    vehicle: Vehicle
+    amodal_xyxy: Box
+    visible: float
+
+    @property
+    def box_xyxy(self) -> Box:
+        """The part of the box that is inside of the picture."""
+        return np.clip(self.amodal_xyxy, 0, (WIDTH, HEIGHT) * 2)
+
+    @property
+    def truncation(self) -> float:
+        """The share of the box that is outside, 0...1."""
+        areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (self.box_xyxy, self.amodal_xyxy)]
+        return float(1 - areas[0] / areas[1])
+
+    @property
+    def is_object(self) -> bool:
+        """Whether enough of it shows."""
+        return self.visible >= _MIN_VISIBLE and self.truncation <= 1 - _MIN_VISIBLE
+
+
+def render_road(rng: Generator) -> AnnotatedImage:
+    """Render one picture, uint8 (375, 1242, 3) RGB, with the vehicles in it."""
+    pixels, seen = _render(rng)
+    objects = [one for one in seen if one.is_object]
+    others = [one for one in seen if not one.is_object]
+    vehicles = [one.vehicle for one in objects]
+    return AnnotatedImage(
+        pixels,
+        _boxes_xywh(objects),
+        np.array([CLASS_NAMES.index(one.class_name) for one in vehicles], np.int64),
+        space=Space(
+            depths_m=np.array([one.location_m[2] for one in vehicles], np.float32),
+            dimensions_m=np.array(
+                [one.dimensions_m for one in vehicles], np.float32
+            ).reshape(-1, 3),
+            alphas_rad=np.array([one.alpha for one in vehicles], np.float32),
+        ),
+        ignored_xywh=_boxes_xywh(others),
+        ignored_class_ids=np.full(len(others), ALL_CLASSES, np.int64),
+    )
+
+
+def _boxes_xywh(seen: Sequence[Seen]) -> np.ndarray:
+    boxes = np.array([one.box_xyxy for one in seen], np.float32).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _render(rng: Generator) -> tuple[Pixels, list[Seen]]:
+    """The picture, and all vehicles of which something shows."""
+    road = random_road(rng)
+    vehicles = _arrange(rng, road)
+    canvas = paint_land(rng, road)
+    sun = _sun(rng)
+    _paint_shadows(rng, canvas, vehicles, sun)
+    things = _things(rng, road, vehicles)
+    owners = np.full((HEIGHT, WIDTH), 0, np.uint8)
+    standing: list[Vehicle | Thing] = [*vehicles, *things]
+    standing.sort(key=lambda one: -np.hypot(one.location_m[0], one.location_m[2]))
+    boxes: dict[int, tuple[Box, int]] = {}
+    ambient = float(rng.uniform(0.45, 0.8))
+    for number, one in enumerate(standing, start=1):
+        if isinstance(one, Thing):
+            for polygon, colour in one.paint():
+                fill(canvas, polygon, colour)
+                fill(owners, polygon, (0,), cv2.LINE_8)
+        else:
+            boxes[number] = _paint_vehicle(canvas, owners, number, one, sun, ambient)
+    seen = []
+    counts = np.bincount(owners.ravel(), minlength=len(standing) + 1)
+    for number, (box, whole) in boxes.items():
+        if whole and counts[number]:
+            vehicle = standing[number - 1]
+            assert isinstance(vehicle, Vehicle)
+            seen.append(Seen(vehicle, box, counts[number] / whole))
+    return photograph(rng, canvas), seen
+
+
+def _arrange(rng: Generator, road: Road) -> list[Vehicle]:
+    """One to six vehicles that stand on the ground and not in each other."""
+    placed: list[Vehicle] = []
+    wanted = int(rng.choice(6, p=_SHARES)) + 1
+    for _ in range(20 * wanted):
+        if len(placed) == wanted:
+            break
+        depth = NEAREST_M + (FARTHEST_M - NEAREST_M) * rng.beta(1.1, 1.6)
+        across, turn = _stand(rng, road)
+        (x, y, z) = road.place(np.array([across]), np.array([depth]))[0]
+        vehicle = random_vehicle(rng, (float(x), float(y), float(z)), turn + road.yaw)
+        if not NEAREST_M <= z <= FARTHEST_M or not 0 < project(np.array([x, y, z]))[0] < WIDTH:
+            continue
+        if all(_is_apart(vehicle, other) for other in placed):
+            placed.append(vehicle)
+    return placed
+
+
+def _stand(rng: Generator, road: Road) -> tuple[float, float]:
+    """Where across the road a vehicle is, and how it is turned against the road."""
+    ahead, oncoming = -np.pi / 2, np.pi / 2
+    half = road.half_width_m
+    if road.is_yard:
+        return float(rng.uniform(-half, half)), float(rng.uniform(-np.pi, np.pi))
+    kind = rng.random()
+    if kind < 0.35:  # at the kerb
+        side = rng.choice([-1.0, 1.0])
+        turn = rng.choice([ahead, oncoming]) + rng.normal(0, 0.04)
+        return float(side * (half - rng.uniform(0.95, 1.2))), float(turn)
+    if kind < 0.55:
+        return float(rng.uniform(0.15, 0.6) * half), float(ahead + rng.normal(0, 0.06))
+    if kind < 0.75:
+        return float(-rng.uniform(0.15, 0.6) * half), float(oncoming + rng.normal(0, 0.06))
+    if kind < 0.9:  # across, or out of a side road
+        turn = rng.choice([0.0, np.pi]) + rng.normal(0, 0.15)
+        return float(rng.uniform(-1.6, 1.6) * half), float(turn)
+    return float(rng.uniform(-0.8, 0.8) * half), float(rng.uniform(-np.pi, np.pi))
+
+
+def _is_apart(one: Vehicle, other: Vehicle) -> bool:
+    middle, (width, length), degrees = one.footprint
+    wider = (middle, (width + 2 * _GAP_M, length + 2 * _GAP_M), degrees)
+    kind, _ = cv2.rotatedRectangleIntersection(wider, other.footprint)
+    return bool(kind == cv2.INTERSECT_NONE)
+
+
+def _things(rng: Generator, road: Road, vehicles: Sequence[Vehicle]) -> list[Thing]:
+    """Trees, poles and bushes beyond the kerb, and a few that hide something."""
+    things = []
+    for _ in range(int(rng.integers(0, 9))):
+        side = rng.choice([-1.0, 1.0])
+        across = side * (road.half_width_m + rng.uniform(0.6, 6))
+        place = road.place(np.array([across]), np.array([rng.uniform(6, 50)]))[0]
+        around = (float(place[0]), float(place[2])), (1.2, 1.2), 0.0
+        is_free = all(
+            cv2.rotatedRectangleIntersection(around, vehicle.footprint)[0] == cv2.INTERSECT_NONE
+            for vehicle in vehicles
+        )
+        if is_free and place[2] > 4:
+            x, y, z = place.tolist()
+            things.append(Thing((x, y, z), int(rng.integers(2**31))))
+    return things
+
+
+def _sun(rng: Generator) -> NDArray[np.float64]:
+    """Where the light comes from, a unit vector (3,)."""
+    elevation, azimuth = rng.uniform(0.55, 1.4), rng.uniform(-np.pi, np.pi)
+    flat = np.cos(elevation)
+    return np.array([flat * np.cos(azimuth), -np.sin(elevation), flat * np.sin(azimuth)])
+
+
+def _paint_shadows(
+    rng: Generator, canvas: Pixels, vehicles: Sequence[Vehicle], sun: NDArray[np.float64]
+) -> None:
+    """Darken the ground beneath vehicles, and where they keep the sun away."""
+    shade = np.zeros((HEIGHT, WIDTH), np.uint8)
+    if rng.random() < 0.75:
+        depth = float(rng.uniform(60, 150))
+        for vehicle in vehicles:
+            for corners in _solids(vehicle):
+                drop = (CAMERA_HEIGHT_M - corners[:, 1:2]) / sun[1]
+                on_ground = corners + drop * sun
+                hull = cv2.convexHull(on_ground[:, (0, 2)].astype(np.float32))[:, 0]
+                ground = np.insert(hull.astype(float), 1, CAMERA_HEIGHT_M, axis=1)
+                fill_ground(shade, ground, (depth,))
+    for vehicle in vehicles:
+        _, width, length = vehicle.dimensions_m
+        x, z = 0.47 * length, 0.46 * width
+        corners = np.array([(-x, 0, -z), (x, 0, -z), (x, 0, z), (-x, 0, z)])
+        fill_ground(shade, vehicle.place(corners), (190,))
+    below = slice(int(CENTER_Y_PX), None)
+    kept = 255 - cv2.GaussianBlur(shade[below], (5, 5), 1.2)
+    canvas[below] = cv2.multiply(canvas[below], cv2.merge([kept] * 3), scale=1 / 255)
+
+
+def _solids(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray]:
+    """Corners (8, 3) of body and cabin in the camera's frame, roughly."""
+    height, width, length = vehicle.dimensions_m
+    belt, rear, roof_rear, roof_front, front = vehicle.profile
+    z = np.array([-0.5, 0.5]) * width
+    body = [(x, y, side) for x in (-0.5 * length, 0.5 * length) for y in (-0.2, -belt * height) for side in z]
+    cabin = [
+        ((x - 0.5) * length, y, 0.85 * side)
+        for x, y in (
+            *((rear, -belt * height), (front, -belt * height)),
+            *((roof_rear, -height), (roof_front, -height)),
+        )
+        for side in z
+    ]
+    return vehicle.place(np.array(body)), vehicle.place(np.array(cabin))
+
+
+def _paint_vehicle(
+    canvas: Pixels,
+    owners: NDArray[np.uint8],
+    number: int,
+    vehicle: Vehicle,
+    sun: NDArray[np.float64],
+    ambient: float,
+) -> tuple[Box, int]:
+    """Paint it and note in ``owners`` where; returns its box and how many pixels it has."""
+    polygons: list[Points] = []
+    tones: list[list[float]] = []
+    solids: list[int] = []
+    for corners in wheels(vehicle):
+        solids.append(len(polygons))
+        polygons.append(corners)
+        tones.append([22, 22, 24])
+    for face in faces(vehicle):
+        light = ambient + (1.25 - ambient) * max(0.0, float(face.outward @ sun))
+        solids.append(len(polygons))
+        for polygon, colour in ((face.outline, vehicle.paint), *face.details):
+            polygons.append(polygon)
+            tones.append(np.minimum(colour * light, 255).tolist())
+    # All at once: that is what takes the time.
+    points = project(vehicle.place(np.concatenate(polygons)))
+    ends = np.cumsum([len(polygon) for polygon in polygons])
+    flat = np.split(rounded(points), ends[:-1])
+    for number_of_tyre in range(4):
+        flat[number_of_tyre] = cv2.convexHull(flat[number_of_tyre])
+    for polygon, tone in zip(flat, tones, strict=True):
+        fill_rounded(canvas, polygon, tone)
+    mask = np.zeros(owners.shape, np.uint8)
+    for index in solids:
+        fill_rounded(mask, flat[index], (1,), cv2.LINE_8)
+    np.copyto(owners, number, where=mask.view(bool))
+    # Details lie on faces: they reach no farther.
+    return np.concatenate([points.min(axis=0), points.max(axis=0)]), cv2.countNonZero(mask)
+
+
+def kitti_label(seen: Seen) -> str:
+    """Its line in a label file; ``DontCare`` where too little shows."""
+    box = " ".join(f"{value:.2f}" for value in seen.box_xyxy)
+    if not seen.is_object:
+        return f"DontCare -1 -1 -10 {box} -1 -1 -1 -1000 -1000 -1000 -10"
+    vehicle = seen.vehicle
+    occlusion = int(seen.visible < _CLEARLY_VISIBLE)
+    where = " ".join(
+        f"{value:.4f}"
+        for value in (*vehicle.dimensions_m, *vehicle.location_m, vehicle.rotation_y)
+    )
+    first = f"{vehicle.class_name} {seen.truncation:.2f} {occlusion} {vehicle.alpha:.4f}"
+    return f"{first} {box} {where}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: write ``image_2``, ``label_2`` and ``calib`` into a directory."""
+    parser = argparse.ArgumentParser(prog="python -m training.road_scenes", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    options = parser.parse_args(arguments)
+    folders = {name: options.output / name for name in ("image_2", "label_2", "calib")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, options.count + 1):
+        pixels, seen = _render(np.random.default_rng((options.seed, number)))
+        name = f"road_{number:04d}"
+        picture = folders["image_2"] / f"{name}.png"
+        if not cv2.imwrite(str(picture), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"could not write {picture}")
+        lines = "".join(f"{kitti_label(one)}\n" for one in seen)
+        (folders["label_2"] / f"{name}.txt").write_text(lines, encoding="utf-8")
+        matrix = " ".join(f"{value:.6e}" for value in PROJECTION)
+        (folders["calib"] / f"{name}.txt").write_text(f"P2: {matrix}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""Vehicles as solids with painted faces, for rendered road scenes.
+
+Frames: the camera's is KITTI's, x to the right, y down, z ahead, in metres; a vehicle's own is x
+forward, y down from the ground (so the roof is at ``-height``), z to its left side.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from training.annotated_image import FloatArray
+
+Points = NDArray[np.float64]
+"""float64 (n, 3)."""
+
+Detail = tuple[Points, FloatArray]
+"""A convex polygon and its colour, RGB 0...255."""
+
+VehicleClass = Literal["Car", "Van"]
+
+_CLEARANCE_M, _WHEEL_M, _TYRE_WIDTH_M = 0.2, 0.33, 0.22
+_ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES), np.zeros(16)], axis=1)
+_TYRE: FloatArray = np.array([24, 24, 26], np.float32)
+
+# Height, width, length (smallest, largest), and of the cabin: where the belt line is (share of
+# the height), where cabin floor and roof begin and end (shares of the length, from the rear).
+_SHAPES: Sequence[
+    tuple[VehicleClass, float, tuple[tuple[float, float], ...], float, tuple[float, ...]]
+] = (
+    ("Car", 0.30, ((1.42, 1.55), (1.62, 1.75), (3.6, 4.2)), 0.60, (0.01, 0.06, 0.52, 0.72)),
+    ("Car", 0.30, ((1.38, 1.50), (1.72, 1.86), (4.3, 4.9)), 0.61, (0.12, 0.27, 0.52, 0.70)),
+    ("Car", 0.20, ((1.58, 1.75), (1.76, 1.92), (4.2, 4.8)), 0.58, (0.01, 0.05, 0.56, 0.72)),
+    ("Van", 0.20, ((1.95, 2.35), (1.85, 2.02), (4.8, 5.6)), 0.55, (0.00, 0.01, 0.76, 0.90)),
+)
+
+
+@dataclass(frozen=True)
+class Vehicle:
+    """A vehicle and where it stands.
+
+    Attributes:
+        class_name: KITTI's name.
+        dimensions_m: height, width, length.
+        location_m: middle of the bottom face in the camera's frame.
+        rotation_y: KITTI's, -pi...pi; 0 drives to the right, pi/2 towards the camera.
+        profile: belt line and cabin as in the table of shapes.
+        paint: RGB, 0...255.
+        seed: of what is drawn on it.
+    """
+
+    class_name: VehicleClass
+    dimensions_m: tuple[float, float, float]
+    location_m: tuple[float, float, float]
+    rotation_y: float
+    profile: tuple[float, ...]
+    paint: FloatArray
+    seed: int
+
+    @property
+    def alpha(self) -> float:
+        """The angle at which the camera sees it, -pi...pi."""
+        x, _, z = self.location_m
+        return float(np.remainder(self.rotation_y - np.arctan2(x, z) + np.pi, 2 * np.pi) - np.pi)
+
+    @property
+    def footprint(self) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """Middle, sides and degrees of its rectangle on the ground, as OpenCV has them."""
+        x, _, z = self.location_m
+        return (x, z), self.dimensions_m[:0:-1], float(-np.degrees(self.rotation_y))
+
+    def place(self, points: Points) -> Points:
+        """Points of the vehicle's frame, (..., 3), in the camera's."""
+        placed: Points = self.turn(points) + self.location_m
+        return placed
+
+    def turn(self, directions: Points) -> Points:
+        """Directions of the vehicle's frame, (..., 3), in the camera's."""
+        cosine, sine = math.cos(self.rotation_y), math.sin(self.rotation_y)
+        turned: Points = directions @ np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+        return turned
+
+
+@dataclass(frozen=True)
+class Face:
+    """A convex polygon that the camera sees, and what is painted on it.
+
+    Attributes:
+        outline: (n, 3) in the vehicle's frame.
+        outward: unit vector (3,) in the camera's frame.
+        details: polygons (n, 3) on it and their colours, the first below the others.
+    """
+
+    outline: Points
+    outward: Points
+    details: Sequence[Detail]
+
+
+def random_vehicle(
+    rng: Generator, location_m: tuple[float, float, float], rotation_y: float
+) -> Vehicle:
+    """A vehicle of random kind, size and paint."""
+    index = int(rng.choice(len(_SHAPES), p=[shape[1] for shape in _SHAPES]))
+    name, _, ranges, belt, cabin = _SHAPES[index]
+    height, width, length = (float(rng.uniform(*span)) for span in ranges)
+    # Most vehicles are grey, black or white.
+    paint = np.full(3, rng.choice([18, 60, 120, 185, 238])) + rng.normal(0, 8, 3)
+    if rng.random() < 0.5:
+        paint = rng.uniform(10, 230, 3)
+    shift = rng.normal(0, 0.012, 4)
+    return Vehicle(
+        class_name=name,
+        dimensions_m=(height, width, length),
+        location_m=location_m,
+        rotation_y=float(np.remainder(rotation_y + np.pi, 2 * np.pi) - np.pi),
+        profile=(belt + float(rng.normal(0, 0.012)), *(np.array(cabin) + shift).clip(0, 1)),
+        paint=np.clip(paint, 4, 245).astype(np.float32),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def wheels(vehicle: Vehicle) -> list[Points]:
+    """The corners of four tyres, each (32, 3), of which the outline is the convex hull."""
+    _, width, length = vehicle.dimensions_m
+    tyres = []
+    for x in (-0.31 * length, 0.32 * length):
+        for side in (-1.0, 1.0):
+            outer = _disc(x, side * (width / 2 - 0.02), _WHEEL_M)
+            inner = outer - np.array([0, 0, side * _TYRE_WIDTH_M])
+            tyres.append(np.concatenate([outer, inner]))
+    return tyres
+
+
+def faces(vehicle: Vehicle) -> Iterator[Face]:
+    """The faces that the camera sees, in an order in which later ones may be painted over others.
+
+    The belt line is lower than the camera, so what stands on it is never hidden by the body.
+    """
+    rng = np.random.default_rng(vehicle.seed)
+    height, width, length = vehicle.dimensions_m
+    belt, rear, roof_rear, roof_front, front = vehicle.profile
+    back, low, middle = -length / 2, -_CLEARANCE_M, -belt * height
+    nose = middle * float(rng.uniform(0.72, 0.84) if vehicle.class_name == "Car" else 0.92)
+    scuttle = back + front * length
+    tail = back + rear * length
+    profile = np.array(
+        [
+            *((back, low), (-back, low), (-back, nose), (min(scuttle, -back - 0.05), middle)),
+            *((max(tail, back + 0.05), middle), (back, 0.93 * middle)),
+        ]
+    )
+    yield from _body(rng, vehicle, profile, width)
+    base = _quads_between(
+        np.array([(tail, middle), (scuttle, middle)]),
+        np.array([(back + roof_rear * length, -height), (back + roof_front * length, -height)]),
+        0.47 * width,
+        float(rng.uniform(0.38, 0.42) if vehicle.class_name == "Car" else 0.46) * width,
+    )
+    yield from _cabin(rng, vehicle, base)
+
+
+def _body(rng: Generator, vehicle: Vehicle, profile: Points, width: float) -> Iterator[Face]:
+    middle = np.array([0.0, profile[:, 1].mean(), 0.0])
+    count = len(profile)
+    for index in range(1, count):  # but the underside
+        first, second = profile[index], profile[(index + 1) % count]
+        outline = np.array(
+            [
+                *((*first, -width / 2), (*first, width / 2)),
+                *((*second, width / 2), (*second, -width / 2)),
+            ]
+        )
+        if index == count - 1:  # from the lower edge upwards, as the front
+            outline = outline[[2, 3, 0, 1]]
+        paint = {1: _front, count - 1: _rear}.get(index, _nothing)
+        yield from _seen(vehicle, outline, middle, partial(paint, rng, outline))
+    for side in (-1.0, 1.0):
+        z = side * width / 2
+        outline = np.column_stack([profile, np.full(count, z)])
+        yield from _seen(vehicle, outline, middle, partial(_side, rng, vehicle, profile, z))
+
+
+def _seen(
+    vehicle: Vehicle, outline: Points, middle: Points, paint: Callable[[], Iterable[Detail]]
+) -> Iterator[Face]:
+    """The face with its details, unless it is turned away; ``middle`` is inside of the solid."""
+    (a, b, c), (d, e, f) = outline[1] - outline[0], outline[2] - outline[0]
+    normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])
+    normal *= np.sign(normal @ (outline[0] - middle)) / np.sqrt(normal @ normal)
+    outward = vehicle.turn(normal)
+    if outward @ vehicle.place(outline[0]) < 0:
+        yield Face(outline, outward, list(paint()))
+
+
+def _nothing(_rng: Generator, _outline: Points) -> list[Detail]:
+    return []
+
+
+def _front(rng: Generator, outline: Points) -> list[Detail]:
+    """Grille, white lights, bumper and plate."""
+    lamp = rng.uniform([215, 215, 200], [255, 255, 250]).astype(np.float32)
+    reach = float(rng.uniform(0.18, 0.27))
+    low = float(rng.uniform(0.55, 0.68))
+    return [
+        (_part(outline, (0, 1), (0, 0.3)), _grey(rng, 25, 80)),
+        (_part(outline, (reach + 0.03, 0.97 - reach), (0.42, 0.92)), _grey(rng, 10, 60)),
+        (_part(outline, (0.03, reach), (low, 0.93)), lamp),
+        (_part(outline, (1 - reach, 0.97), (low, 0.93)), lamp),
+        (_part(outline, (0.36, 0.64), (0.2, 0.38)), _grey(rng, 215, 245)),
+    ]
+
+
+def _rear(rng: Generator, outline: Points) -> list[Detail]:
+    """Red lights, bumper and plate."""
+    lamp = rng.uniform([150, 0, 0], [240, 45, 35]).astype(np.float32)
+    reach = float(rng.uniform(0.14, 0.24))
+    low = float(rng.uniform(0.5, 0.68))
+    plate = np.array([240, 205, 60], np.float32) if rng.random() < 0.3 else _grey(rng, 215, 245)
+    return [
+        (_part(outline, (0, 1), (0, 0.28)), _grey(rng, 25, 80)),
+        (_part(outline, (0.02, reach), (low, 0.95)), lamp),
+        (_part(outline, (1 - reach, 0.98), (low, 0.95)), lamp),
+        (_part(outline, (0.36, 0.64), (0.4, 0.58)), plate),
+    ]
+
+
+def _side(
+    rng: Generator, vehicle: Vehicle, profile: Points, z: float
+) -> Iterator[Detail]:
+    """A skirt, perhaps a stripe, doors, wheel arches and wheels."""
+    length = vehicle.dimensions_m[2]
+    low, middle = profile[0, 1], profile[3, 1]
+    rows = low + (middle - low) * np.array([0.0, 0.16, 0.55, 0.55 + rng.uniform(0.05, 0.25)])
+    yield _rectangle((-length / 2, length / 2), rows[:2], z), _grey(rng, 20, 70)
+    if rng.random() < (0.6 if vehicle.class_name == "Van" else 0.2):
+        colour = rng.uniform(10, 245, 3).astype(np.float32)
+        yield _rectangle((-0.48 * length, 0.44 * length), rows[2:], z), colour
+    for x in (-0.12, 0.07, 0.26):
+        seam = (x * length, x * length + 0.03)
+        yield _rectangle(seam, np.array([rows[1], middle]), z), vehicle.paint * np.float32(0.45)
+    rim = _grey(rng, 90, 210)
+    for x in (-0.31 * length, 0.32 * length):
+        yield _disc(x, z, _WHEEL_M + 0.06, up_to=low), _TYRE * np.float32(0.6)
+        yield _disc(x, z, _WHEEL_M), _TYRE
+        yield _disc(x, z, 0.6 * _WHEEL_M), rim
+
+
+def _cabin(rng: Generator, vehicle: Vehicle, corners: Points) -> Iterator[Face]:
+    """Windows, pillars and the roof; ``corners`` as :func:`_quads_between` has them."""
+    glass = rng.uniform([18, 24, 30], [70, 82, 95]).astype(np.float32)
+    is_van = vehicle.class_name == "Van"
+    middle = corners.mean(axis=0)
+    panes: dict[str, list[tuple[float, float]]] = {
+        "rear": [(0.08, 0.46), (0.54, 0.92)] if is_van else [(0.08, 0.92)],
+        "front": [(0.06, 0.94)],
+        "left": [(0.05, 0.34), (0.38, 0.66), (0.70, 0.95)],
+        "right": [(0.05, 0.34), (0.38, 0.66), (0.70, 0.95)],
+    }
+    if is_van and rng.random() < 0.6:  # no windows behind the driver
+        panes["left"], panes["right"] = [(0.70, 0.95)], [(0.70, 0.95)]
+    rows = (0.3, 0.9) if is_van else (0.12, 0.9)
+    for name, chosen in _CABIN_FACES.items():
+        outline = corners[list(chosen)]
+        details = [(_part(outline, pane, rows), glass) for pane in panes.get(name, [])]
+        yield from _seen(vehicle, outline, middle, lambda details=details: details)
+
+
+_CABIN_FACES = {
+    "rear": (0, 1, 5, 4),
+    "front": (2, 3, 7, 6),
+    "right": (0, 3, 7, 4),
+    "left": (1, 2, 6, 5),
+    "roof": (4, 5, 6, 7),
+}
+
+
+def _quads_between(base: Points, roof: Points, half_base: float, half_roof: float) -> Points:
+    """Eight corners (8, 3): rear right, rear left, front left, front right; base, then roof."""
+    corners = [
+        (*profile[end], side * half)
+        for profile, half in ((base, half_base), (roof, half_roof))
+        for end, side in ((0, -1), (0, 1), (1, 1), (1, -1))
+    ]
+    return np.array(corners)
+
+
+def _part(
+    outline: Points, across: tuple[float, float], along: tuple[float, float]
+) -> Points:
+    """A window of a quad whose first edge is ``along`` 0 and whose last is ``along`` 1."""
+    (left, right), (low, high) = across, along
+    u, v = np.array([left, right, right, left]), np.array([low, low, high, high])
+    shares = np.stack([(1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v], axis=1)
+    return shares @ outline
+
+
+def _rectangle(x: tuple[float, float], y: NDArray[np.float64], z: float) -> Points:
+    return np.array([(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)])
+
+
+def _disc(x: float, z: float, radius_m: float, up_to: float = 0.0) -> Points:
+    """A wheel's side, (16, 3); nothing of it is lower than ``up_to``."""
+    disc = _CIRCLE * radius_m + (x, -_WHEEL_M, z)
+    np.minimum(disc[:, 1], up_to, out=disc[:, 1])
+    return disc
+
+
+def _grey(rng: Generator, low: float, high: float) -> FloatArray:
+    return np.full(3, rng.uniform(low, high), np.float32)
