@@ -15,6 +15,7 @@ from model_export.tasks import TASKS, Task
 from training import blood_smears, road_scenes
 from training.augmentation import AugmentationRanges, Canvas
 
+
 @dataclass(frozen=True)
 class Rendered:
     """What the pictures of a renderer are labelled with."""

@@ -13,27 +13,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from training.annotated_image import ALL_CLASSES, AnnotatedImage, Pixels, Space
 from training.roadside import (
-    CAMERA_HEIGHT_M,
-    CENTER_Y_PX,
     HEIGHT,
     PROJECTION,
     WIDTH,
     Road,
     Thing,
     fill,
-    fill_ground,
-    fill_rounded,
     paint_land,
     photograph,
     project,
     random_road,
-    rounded,
 )
-from training.vehicles import Points, Vehicle, faces, random_vehicle, wheels
+from training.vehicle_painting import Box, paint_shadows, paint_vehicle, random_sun
+from training.vehicles import Vehicle, random_vehicle
 
 CLASS_NAMES = ("Car", "Van")
 
@@ -46,9 +41,6 @@ _CLEARLY_VISIBLE = 0.9
 _GAP_M = 0.4
 _SHARES = (0.1, 0.12, 0.18, 0.2, 0.2, 0.2)
 """How many pictures have one vehicle, two, ... six before what is hidden is left out."""
-
-Box = NDArray[np.float64]
-"""float64 (4,): left, top, right, bottom in pixels; the left edge of the picture is at 0."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +86,9 @@ def render_road(rng: Generator) -> AnnotatedImage:
         np.array([CLASS_NAMES.index(one.class_name) for one in vehicles], np.int64),
         space=Space(
             depths_m=np.array([one.location_m[2] for one in vehicles], np.float32),
-            dimensions_m=np.array(
-                [one.dimensions_m for one in vehicles], np.float32
-            ).reshape(-1, 3),
+            dimensions_m=np.array([one.dimensions_m for one in vehicles], np.float32).reshape(
+                -1, 3
+            ),
             alphas_rad=np.array([one.alpha for one in vehicles], np.float32),
         ),
         ignored_xywh=_boxes_xywh(others),
@@ -114,8 +106,8 @@ def _render(rng: Generator) -> tuple[Pixels, list[Seen]]:
     road = random_road(rng)
     vehicles = _arrange(rng, road)
     canvas = paint_land(rng, road)
-    sun = _sun(rng)
-    _paint_shadows(rng, canvas, vehicles, sun)
+    sun = random_sun(rng)
+    paint_shadows(rng, canvas, vehicles, sun)
     things = _things(rng, road, vehicles)
     owners = np.full((HEIGHT, WIDTH), 0, np.uint8)
     standing: list[Vehicle | Thing] = [*vehicles, *things]
@@ -128,7 +120,7 @@ def _render(rng: Generator) -> tuple[Pixels, list[Seen]]:
                 fill(canvas, polygon, colour)
                 fill(owners, polygon, (0,), cv2.LINE_8)
         else:
-            boxes[number] = _paint_vehicle(canvas, owners, number, one, sun, ambient)
+            boxes[number] = paint_vehicle(canvas, owners, number, one, sun, ambient)
     seen = []
     counts = np.bincount(owners.ravel(), minlength=len(standing) + 1)
     for number, (box, whole) in boxes.items():
@@ -203,92 +195,6 @@ def _things(rng: Generator, road: Road, vehicles: Sequence[Vehicle]) -> list[Thi
     return things
 
 
-def _sun(rng: Generator) -> NDArray[np.float64]:
-    """Where the light comes from, a unit vector (3,)."""
-    elevation, azimuth = rng.uniform(0.55, 1.4), rng.uniform(-np.pi, np.pi)
-    flat = np.cos(elevation)
-    return np.array([flat * np.cos(azimuth), -np.sin(elevation), flat * np.sin(azimuth)])
-
-
-def _paint_shadows(
-    rng: Generator, canvas: Pixels, vehicles: Sequence[Vehicle], sun: NDArray[np.float64]
-) -> None:
-    """Darken the ground beneath vehicles, and where they keep the sun away."""
-    shade = np.zeros((HEIGHT, WIDTH), np.uint8)
-    if rng.random() < 0.75:
-        depth = float(rng.uniform(60, 150))
-        for vehicle in vehicles:
-            for corners in _solids(vehicle):
-                drop = (CAMERA_HEIGHT_M - corners[:, 1:2]) / sun[1]
-                on_ground = corners + drop * sun
-                hull = cv2.convexHull(on_ground[:, (0, 2)].astype(np.float32))[:, 0]
-                ground = np.insert(hull.astype(float), 1, CAMERA_HEIGHT_M, axis=1)
-                fill_ground(shade, ground, (depth,))
-    for vehicle in vehicles:
-        _, width, length = vehicle.dimensions_m
-        x, z = 0.47 * length, 0.46 * width
-        corners = np.array([(-x, 0, -z), (x, 0, -z), (x, 0, z), (-x, 0, z)])
-        fill_ground(shade, vehicle.place(corners), (190,))
-    below = slice(int(CENTER_Y_PX), None)
-    kept = 255 - cv2.GaussianBlur(shade[below], (5, 5), 1.2)
-    canvas[below] = cv2.multiply(canvas[below], cv2.merge([kept] * 3), scale=1 / 255)
-
-
-def _solids(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (8, 3) of body and cabin in the camera's frame, roughly."""
-    height, width, length = vehicle.dimensions_m
-    belt, rear, roof_rear, roof_front, front = vehicle.profile
-    z = np.array([-0.5, 0.5]) * width
-    body = [(x, y, side) for x in (-0.5 * length, 0.5 * length) for y in (-0.2, -belt * height) for side in z]
-    cabin = [
-        ((x - 0.5) * length, y, 0.85 * side)
-        for x, y in (
-            *((rear, -belt * height), (front, -belt * height)),
-            *((roof_rear, -height), (roof_front, -height)),
-        )
-        for side in z
-    ]
-    return vehicle.place(np.array(body)), vehicle.place(np.array(cabin))
-
-
-def _paint_vehicle(
-    canvas: Pixels,
-    owners: NDArray[np.uint8],
-    number: int,
-    vehicle: Vehicle,
-    sun: NDArray[np.float64],
-    ambient: float,
-) -> tuple[Box, int]:
-    """Paint it and note in ``owners`` where; returns its box and how many pixels it has."""
-    polygons: list[Points] = []
-    tones: list[list[float]] = []
-    solids: list[int] = []
-    for corners in wheels(vehicle):
-        solids.append(len(polygons))
-        polygons.append(corners)
-        tones.append([22, 22, 24])
-    for face in faces(vehicle):
-        light = ambient + (1.25 - ambient) * max(0.0, float(face.outward @ sun))
-        solids.append(len(polygons))
-        for polygon, colour in ((face.outline, vehicle.paint), *face.details):
-            polygons.append(polygon)
-            tones.append(np.minimum(colour * light, 255).tolist())
-    # All at once: that is what takes the time.
-    points = project(vehicle.place(np.concatenate(polygons)))
-    ends = np.cumsum([len(polygon) for polygon in polygons])
-    flat = np.split(rounded(points), ends[:-1])
-    for number_of_tyre in range(4):
-        flat[number_of_tyre] = cv2.convexHull(flat[number_of_tyre])
-    for polygon, tone in zip(flat, tones, strict=True):
-        fill_rounded(canvas, polygon, tone)
-    mask = np.zeros(owners.shape, np.uint8)
-    for index in solids:
-        fill_rounded(mask, flat[index], (1,), cv2.LINE_8)
-    np.copyto(owners, number, where=mask.view(bool))
-    # Details lie on faces: they reach no farther.
-    return np.concatenate([points.min(axis=0), points.max(axis=0)]), cv2.countNonZero(mask)
-
-
 def kitti_label(seen: Seen) -> str:
     """Its line in a label file; ``DontCare`` where too little shows."""
     box = " ".join(f"{value:.2f}" for value in seen.box_xyxy)
@@ -297,8 +203,7 @@ def kitti_label(seen: Seen) -> str:
     vehicle = seen.vehicle
     occlusion = int(seen.visible < _CLEARLY_VISIBLE)
     where = " ".join(
-        f"{value:.4f}"
-        for value in (*vehicle.dimensions_m, *vehicle.location_m, vehicle.rotation_y)
+        f"{value:.4f}" for value in (*vehicle.dimensions_m, *vehicle.location_m, vehicle.rotation_y)
     )
     first = f"{vehicle.class_name} {seen.truncation:.2f} {occlusion} {vehicle.alpha:.4f}"
     return f"{first} {box} {where}"

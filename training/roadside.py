@@ -81,7 +81,7 @@ def fill(
 def rounded(points_px: NDArray[np.float64]) -> NDArray[np.int32]:
     """Points of the frame of :func:`project` as :func:`fill_rounded` takes them."""
     # Sixteenths of a pixel, from the middle of the first pixel; far outside is cut off.
-    return np.rint((points_px * 16 - 8).clip(-(2**18), 2**18)).astype(np.int32)
+    return np.asarray(np.rint((points_px * 16 - 8).clip(-(2**18), 2**18)), np.int32)
 
 
 def fill_rounded(
@@ -200,12 +200,13 @@ def _paint_marks(rng: Generator, canvas: Pixels, road: Road) -> None:
     lanes = int(rng.integers(2, 5))
     dash, gap = rng.uniform(2, 5), rng.uniform(2, 7)
     for number in range(1, lanes):
-        across = road.half_width_m * (2 * number / lanes - 1)
+        middle = road.half_width_m * (2 * number / lanes - 1)
+        line = middle - 0.07, middle + 0.07
         if rng.random() < 0.25:
-            _strip(canvas, road, (across - 0.07, across + 0.07), colour)
+            _strip(canvas, road, line, colour)
             continue
         for along in np.arange(-4 + rng.uniform(0, 6), 70, dash + gap):
-            _strip(canvas, road, (across - 0.07, across + 0.07), colour, (along, along + dash))
+            _strip(canvas, road, line, colour, (along, along + dash))
 
 
 def _paint_facades(rng: Generator, canvas: Pixels, road: Road) -> None:
@@ -233,14 +234,12 @@ def _paint_wall(
     fill(canvas, project(outline), colour.clip(0, 255).tolist())
     columns, rows = int(rng.integers(2, 6)), max(1, int(height / 2.8))
     glass = (rng.uniform(20, 130) + rng.normal(0, 12, 3)).clip(0, 255).tolist()
-    for column in range(columns):
-        for row in range(rows):
-            u = (np.array([0.25, 0.75]) + column) / columns
-            v = (np.array([0.35, 0.8]) + row) / rows
-            first, second = (base[0] * (1 - part) + base[1] * part for part in u)
-            low, high = v[0] * lift, v[1] * lift
-            window = np.array([first - low, second - low, second - high, first - high])
-            fill(canvas, project(window), glass)
+    column, row = (values.ravel() for values in np.meshgrid(range(columns), range(rows)))
+    u = (column[:, None] + np.array([0.25, 0.75, 0.75, 0.25])) / columns
+    v = (row[:, None] + np.array([0.35, 0.35, 0.8, 0.8])) / rows
+    corners = base[0] + u[..., None] * (base[1] - base[0]) - v[..., None] * lift
+    for window in rounded(project(corners)):
+        fill_rounded(canvas, window, glass)
 
 
 @dataclass(frozen=True)
@@ -263,11 +262,12 @@ class Thing:
         if kind < 3:
             height, half = rng.uniform(1.2, 6) * scale, rng.uniform(0.04, 0.16) * scale
             trunk = np.array([(-half, 0), (half, 0), (half, -height), (-half, -height)])
-            yield trunk + (x, y), rng.uniform([40, 35, 30], [150, 145, 140]).tolist()
+            yield trunk + np.array([x, y]), rng.uniform([40, 35, 30], [150, 145, 140]).tolist()
             if kind == 1:  # a sign
-                yield circle * rng.uniform(0.25, 0.45) * scale + (x, y - height), rng.uniform(
-                    20, 245, 3
-                ).tolist()
+                yield (
+                    circle * rng.uniform(0.25, 0.45) * scale + (x, y - height),
+                    rng.uniform(20, 245, 3).tolist(),
+                )
             if kind == 2:  # a crown
                 for _ in range(5):
                     middle = (x, y - height) + rng.normal(0, 0.6, 2) * scale

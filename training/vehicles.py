@@ -230,9 +230,7 @@ def _rear(rng: Generator, outline: Points) -> list[Detail]:
     ]
 
 
-def _side(
-    rng: Generator, vehicle: Vehicle, profile: Points, z: float
-) -> Iterator[Detail]:
+def _side(rng: Generator, vehicle: Vehicle, profile: Points, z: float) -> Iterator[Detail]:
     """A skirt, perhaps a stripe, doors, wheel arches and wheels."""
     length = vehicle.dimensions_m[2]
     low, middle = profile[0, 1], profile[3, 1]
@@ -268,7 +266,7 @@ def _cabin(rng: Generator, vehicle: Vehicle, corners: Points) -> Iterator[Face]:
     for name, chosen in _CABIN_FACES.items():
         outline = corners[list(chosen)]
         details = [(_part(outline, pane, rows), glass) for pane in panes.get(name, [])]
-        yield from _seen(vehicle, outline, middle, lambda details=details: details)
+        yield from _seen(vehicle, outline, middle, partial(list, details))
 
 
 _CABIN_FACES = {
@@ -290,9 +288,7 @@ def _quads_between(base: Points, roof: Points, half_base: float, half_roof: floa
     return np.array(corners)
 
 
-def _part(
-    outline: Points, across: tuple[float, float], along: tuple[float, float]
-) -> Points:
+def _part(outline: Points, across: tuple[float, float], along: tuple[float, float]) -> Points:
     """A window of a quad whose first edge is ``along`` 0 and whose last is ``along`` 1."""
     (left, right), (low, high) = across, along
     u, v = np.array([left, right, right, left]), np.array([low, low, high, high])
