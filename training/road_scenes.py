@@ -31,6 +31,7 @@ from training.vehicle_painting import Box, paint_shadows, paint_vehicle, random_
 from training.vehicles import Vehicle, random_vehicle
 
 CLASS_NAMES = ("Car", "Van")
+JPEG_QUALITY = 90
 
 NEAREST_M, FARTHEST_M = 6.0, 40.0
 """Where the middles of vehicles are, along the optical axis."""
@@ -215,15 +216,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--format", choices=("jpg", "png"), default="png")
     options = parser.parse_args(arguments)
+    settings = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if options.format == "jpg" else []
     folders = {name: options.output / name for name in ("image_2", "label_2", "calib")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, options.count + 1):
         pixels, seen = _render(np.random.default_rng((options.seed, number)))
         name = f"road_{number:04d}"
-        picture = folders["image_2"] / f"{name}.png"
-        if not cv2.imwrite(str(picture), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)):
+        picture = folders["image_2"] / f"{name}.{options.format}"
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        if not cv2.imwrite(str(picture), bgr, settings):
             raise OSError(f"could not write {picture}")
         lines = "".join(f"{kitti_label(one)}\n" for one in seen)
         (folders["label_2"] / f"{name}.txt").write_text(lines, encoding="utf-8")
