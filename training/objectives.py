@@ -5,7 +5,7 @@ unweighted terms. Where a network has several stacks, the caller averages over t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,6 +35,10 @@ class Objective:
         """Weighted sum of all terms, a scalar."""
         first, *others = (weight * terms[name] for name, weight in self.weights.items())
         return sum(others, start=first)
+
+    def reweighted(self, weights: Mapping[str, float]) -> "Objective":
+        """The same terms, of which some count otherwise."""
+        return replace(self, weights={**self.weights, **weights})
 
 
 def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:

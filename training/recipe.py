@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from model_export.architectures import ARCHITECTURES, Architecture
 from model_export.classes import COCO_JOINTS, mirrored_pairs
@@ -14,6 +14,7 @@ from model_export.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
 from training import blood_smears, road_scenes
 from training.augmentation import AugmentationRanges, Canvas
+from training.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Recipe(_Section):
 
     ``train_crop`` is the side of the square windows that are trained on; without it they have the
     size of the input. ``picture_width`` fixes the scale that objects have at test time where all
-    pictures have that width; without it each picture is scaled by its own size.
+    pictures have that width; without it each picture is scaled by its own size. ``loss_weights``
+    names the terms of the loss that count otherwise than with the authors.
     """
 
     architecture: str
@@ -126,6 +128,7 @@ class Recipe(_Section):
     data: DataSection
     augmentation: AugmentationSection
     schedule: ScheduleSection
+    loss_weights: Mapping[str, PositiveFloat] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -139,6 +142,13 @@ class Recipe(_Section):
         for name in ("classes", "joints"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has a name twice")
+        return self
+
+    @model_validator(mode="after")
+    def _terms_exist(self) -> Self:
+        terms = OBJECTIVES[self.task].weights
+        if unknown := sorted(set(self.loss_weights) - set(terms)):
+            raise ValueError(f"loss_weights: {unknown} are no terms of {self.task}: {list(terms)}")
         return self
 
     @model_validator(mode="after")

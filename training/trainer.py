@@ -46,7 +46,7 @@ class Trainer:
         self._output = output
         self._device = torch.device(device)
         self._curves = curves
-        self._objective = OBJECTIVES[recipe.task]
+        self._objective = OBJECTIVES[recipe.task].reweighted(recipe.loss_weights)
         self._images = read_pictures(recipe, recipe.data.train)
         self._validation: Sequence[AnnotatedImage] = ()
         if recipe.data.validation is not None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from evaluation.kitti_labels import read_kitti
 from service.decoders.center_boxes_3d import box_corners
 from service.decoders.center_boxes_3d import project as project_as_served
 from training.kitti import read_kitti_split
+from training.objectives import OBJECTIVES
 from training.recipe import Recipe, RecipeError, read_recipe
 from training.road_scenes import CLASS_NAMES, main, render_road
 from training.roadside import CAMERA_HEIGHT_M, HEIGHT, PROJECTION, WIDTH
@@ -144,15 +146,25 @@ def test_the_bundled_recipe_trains(project: Path, tmp_path: Path) -> None:
     [
         ('classes = ["Car", "Van"]', 'classes = ["Car"]', "draws ['Car', 'Van']"),
         ('renderer = "road_scenes"', 'renderer = "blood_smears"', "draws ['RBC'"),
+        ("rotation = 10.0", "rotations = 10.0", "['rotations'] are no terms of boxes_3d"),
+        ("rotation = 10.0", "rotation = 0", "greater than 0"),
     ],
 )
-def test_a_renderer_of_other_things_is_refused(
+def test_a_recipe_that_does_not_fit_is_refused(
     project: Path, tmp_path: Path, before: str, after: str, message: str
 ) -> None:
     text = (project / "training/recipes/road_scenes.toml").read_text()
     (tmp_path / "recipe.toml").write_text(text.replace(before, after))
-    with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
+    with pytest.raises(RecipeError, match=re.escape(message)):
         read_recipe(tmp_path / "recipe.toml")
+
+
+def test_a_recipe_s_weights_take_the_place_of_the_authors(project: Path) -> None:
+    recipe = bundled_recipe(project)
+    objective = OBJECTIVES[recipe.task]
+    terms = {name: torch.tensor(1.0) for name in objective.weights}
+    ours = objective.reweighted(recipe.loss_weights).total(terms)
+    assert float(ours - objective.total(terms)) == pytest.approx(9.0)
 
 
 def test_smears_have_no_depth(project: Path) -> None:
