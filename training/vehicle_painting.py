@@ -99,6 +99,9 @@ def paint_vehicle(
         for polygon, colour in ((face.outline, vehicle.paint), *face.details):
             polygons.append(polygon)
             tones.append(np.minimum(colour * light, 255).tolist())
+        for polygon, colour in face.lamps:
+            polygons.append(polygon)
+            tones.append(colour.tolist())
     # All at once: that is what takes the time.
     points = project(vehicle.place(np.concatenate(polygons)))
     ends = np.cumsum([len(polygon) for polygon in polygons])

@@ -95,11 +95,13 @@ class Face:
         outline: (n, 3) in the vehicle's frame.
         outward: unit vector (3,) in the camera's frame.
         details: polygons (n, 3) on it and their colours, the first below the others.
+        lamps: the same of what shines by itself.
     """
 
     outline: Points
     outward: Points
     details: Sequence[Detail]
+    lamps: Sequence[Detail] = ()
 
 
 def random_vehicle(
@@ -113,6 +115,8 @@ def random_vehicle(
     paint = np.full(3, rng.choice([18, 60, 120, 185, 238])) + rng.normal(0, 8, 3)
     if rng.random() < 0.5:
         paint = rng.uniform(10, 230, 3)
+        if paint[0] > 1.4 * paint[1:].max():  # red are lamps: they tell the rear from the front
+            paint = paint[::-1]
     shift = rng.normal(0, 0.012, 4)
     return Vehicle(
         class_name=name,
@@ -178,8 +182,12 @@ def _body(rng: Generator, vehicle: Vehicle, profile: Points, width: float) -> It
         )
         if index == count - 1:  # from the lower edge upwards, as the front
             outline = outline[[2, 3, 0, 1]]
-        paint = {1: _front, count - 1: _rear}.get(index, _nothing)
-        yield from _seen(vehicle, outline, middle, partial(paint, rng, outline))
+        if index in (1, count - 1):
+            paint, shine = (_front, _white) if index == 1 else (_rear, _red)
+            lamps = partial(_lamps, rng, outline, shine)
+            yield from _seen(vehicle, outline, middle, partial(paint, rng, outline), lamps)
+        else:
+            yield from _seen(vehicle, outline, middle)
     for side in (-1.0, 1.0):
         z = side * width / 2
         outline = np.column_stack([profile, np.full(count, z)])
@@ -187,47 +195,54 @@ def _body(rng: Generator, vehicle: Vehicle, profile: Points, width: float) -> It
 
 
 def _seen(
-    vehicle: Vehicle, outline: Points, middle: Points, paint: Callable[[], Iterable[Detail]]
+    vehicle: Vehicle,
+    outline: Points,
+    middle: Points,
+    details: Callable[[], Iterable[Detail]] = tuple,
+    lamps: Callable[[], Iterable[Detail]] = tuple,
 ) -> Iterator[Face]:
-    """The face with its details, unless it is turned away; ``middle`` is inside of the solid."""
+    """The face and what is on it, unless it is turned away; ``middle`` is inside of the solid."""
     (a, b, c), (d, e, f) = outline[1] - outline[0], outline[2] - outline[0]
     normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])
     normal *= np.sign(normal @ (outline[0] - middle)) / np.sqrt(normal @ normal)
     outward = vehicle.turn(normal)
     if outward @ vehicle.place(outline[0]) < 0:
-        yield Face(outline, outward, list(paint()))
-
-
-def _nothing(_rng: Generator, _outline: Points) -> list[Detail]:
-    return []
+        yield Face(outline, outward, list(details()), list(lamps()))
 
 
 def _front(rng: Generator, outline: Points) -> list[Detail]:
-    """Grille, white lights, bumper and plate."""
-    lamp = rng.uniform([215, 215, 200], [255, 255, 250]).astype(np.float32)
-    reach = float(rng.uniform(0.18, 0.27))
-    low = float(rng.uniform(0.55, 0.68))
+    """Bumper, grille and plate."""
     return [
         (_part(outline, (0, 1), (0, 0.3)), _grey(rng, 25, 80)),
-        (_part(outline, (reach + 0.03, 0.97 - reach), (0.42, 0.92)), _grey(rng, 10, 60)),
-        (_part(outline, (0.03, reach), (low, 0.93)), lamp),
-        (_part(outline, (1 - reach, 0.97), (low, 0.93)), lamp),
+        (_part(outline, (0.33, 0.67), (0.42, 0.92)), _grey(rng, 10, 60)),
         (_part(outline, (0.36, 0.64), (0.2, 0.38)), _grey(rng, 215, 245)),
     ]
 
 
 def _rear(rng: Generator, outline: Points) -> list[Detail]:
-    """Red lights, bumper and plate."""
-    lamp = rng.uniform([150, 0, 0], [240, 45, 35]).astype(np.float32)
-    reach = float(rng.uniform(0.14, 0.24))
-    low = float(rng.uniform(0.5, 0.68))
+    """Bumper and plate."""
     plate = np.array([240, 205, 60], np.float32) if rng.random() < 0.3 else _grey(rng, 215, 245)
     return [
         (_part(outline, (0, 1), (0, 0.28)), _grey(rng, 25, 80)),
-        (_part(outline, (0.02, reach), (low, 0.95)), lamp),
-        (_part(outline, (1 - reach, 0.98), (low, 0.95)), lamp),
         (_part(outline, (0.36, 0.64), (0.4, 0.58)), plate),
     ]
+
+
+def _lamps(
+    rng: Generator, outline: Points, shine: Callable[[Generator], FloatArray]
+) -> list[Detail]:
+    """One at either end of the face."""
+    reach, low, colour = rng.uniform(0.2, 0.3), rng.uniform(0.36, 0.52), shine(rng)
+    ends = (0.02, reach), (1 - reach, 0.98)
+    return [(_part(outline, end, (low, 0.95)), colour) for end in ends]
+
+
+def _white(rng: Generator) -> FloatArray:
+    return rng.uniform([235, 235, 215], [255, 255, 250]).astype(np.float32)
+
+
+def _red(rng: Generator) -> FloatArray:
+    return rng.uniform([215, 0, 0], [255, 40, 30]).astype(np.float32)
 
 
 def _side(rng: Generator, vehicle: Vehicle, profile: Points, z: float) -> Iterator[Detail]:
