@@ -9,7 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from training.annotated_image import FloatArray, Pixels
-from training.vehicles import Points
+from training.vehicle_details import Points
 
 WIDTH, HEIGHT = 1242, 375
 FOCAL_PX, CENTER_X_PX, CENTER_Y_PX = 721.5377, 609.5593, 172.854

@@ -18,7 +18,8 @@ from training.roadside import (
     project,
     rounded,
 )
-from training.vehicles import Points, Vehicle, faces, wheels
+from training.vehicle_details import Points
+from training.vehicles import Vehicle, faces, wheels
 
 Box = NDArray[np.float64]
 """float64 (4,): left, top, right, bottom in pixels; the left edge of the picture is at 0."""

@@ -12,23 +12,23 @@ from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from training.annotated_image import FloatArray
-
-Points = NDArray[np.float64]
-"""float64 (n, 3)."""
-
-Detail = tuple[Points, FloatArray]
-"""A convex polygon and its colour, RGB 0...255."""
+from training.vehicle_details import (
+    WHEEL_M,
+    Detail,
+    Points,
+    disc,
+    front_details,
+    lamp_pair,
+    part,
+    rear_details,
+    side_details,
+)
 
 VehicleClass = Literal["Car", "Van"]
 
-_CLEARANCE_M, _WHEEL_M, _TYRE_WIDTH_M = 0.2, 0.33, 0.22
-_ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES), np.zeros(16)], axis=1)
-_TYRE: FloatArray = np.array([24, 24, 26], np.float32)
-
+_CLEARANCE_M, _TYRE_WIDTH_M = 0.2, 0.22
 # Height, width, length (smallest, largest), and of the cabin: where the belt line is (share of
 # the height), where cabin floor and roof begin and end (shares of the length, from the rear).
 _SHAPES: Sequence[
@@ -135,7 +135,7 @@ def wheels(vehicle: Vehicle) -> list[Points]:
     tyres = []
     for x in (-0.31 * length, 0.32 * length):
         for side in (-1.0, 1.0):
-            outer = _disc(x, side * (width / 2 - 0.02), _WHEEL_M)
+            outer = disc(x, side * (width / 2 - 0.02), WHEEL_M)
             inner = outer - np.array([0, 0, side * _TYRE_WIDTH_M])
             tyres.append(np.concatenate([outer, inner]))
     return tyres
@@ -183,15 +183,16 @@ def _body(rng: Generator, vehicle: Vehicle, profile: Points, width: float) -> It
         if index == count - 1:  # from the lower edge upwards, as the front
             outline = outline[[2, 3, 0, 1]]
         if index in (1, count - 1):
-            paint, shine = (_front, _white) if index == 1 else (_rear, _red)
-            lamps = partial(_lamps, rng, outline, shine)
+            paint = front_details if index == 1 else rear_details
+            lamps = partial(lamp_pair, rng, outline, is_front=index == 1)
             yield from _seen(vehicle, outline, middle, partial(paint, rng, outline), lamps)
         else:
             yield from _seen(vehicle, outline, middle)
-    for side in (-1.0, 1.0):
-        z = side * width / 2
+    stripes = 0.6 if vehicle.class_name == "Van" else 0.2
+    for z in (-width / 2, width / 2):
         outline = np.column_stack([profile, np.full(count, z)])
-        yield from _seen(vehicle, outline, middle, partial(_side, rng, vehicle, profile, z))
+        details = partial(side_details, rng, profile, z, vehicle.paint, stripes)
+        yield from _seen(vehicle, outline, middle, details)
 
 
 def _seen(
@@ -210,60 +211,6 @@ def _seen(
         yield Face(outline, outward, list(details()), list(lamps()))
 
 
-def _front(rng: Generator, outline: Points) -> list[Detail]:
-    """Bumper, grille and plate."""
-    return [
-        (_part(outline, (0, 1), (0, 0.3)), _grey(rng, 25, 80)),
-        (_part(outline, (0.33, 0.67), (0.42, 0.92)), _grey(rng, 10, 60)),
-        (_part(outline, (0.36, 0.64), (0.2, 0.38)), _grey(rng, 215, 245)),
-    ]
-
-
-def _rear(rng: Generator, outline: Points) -> list[Detail]:
-    """Bumper and plate."""
-    plate = np.array([240, 205, 60], np.float32) if rng.random() < 0.3 else _grey(rng, 215, 245)
-    return [
-        (_part(outline, (0, 1), (0, 0.28)), _grey(rng, 25, 80)),
-        (_part(outline, (0.36, 0.64), (0.4, 0.58)), plate),
-    ]
-
-
-def _lamps(
-    rng: Generator, outline: Points, shine: Callable[[Generator], FloatArray]
-) -> list[Detail]:
-    """One at either end of the face."""
-    reach, low, colour = rng.uniform(0.2, 0.3), rng.uniform(0.36, 0.52), shine(rng)
-    ends = (0.02, reach), (1 - reach, 0.98)
-    return [(_part(outline, end, (low, 0.95)), colour) for end in ends]
-
-
-def _white(rng: Generator) -> FloatArray:
-    return rng.uniform([235, 235, 215], [255, 255, 250]).astype(np.float32)
-
-
-def _red(rng: Generator) -> FloatArray:
-    return rng.uniform([215, 0, 0], [255, 40, 30]).astype(np.float32)
-
-
-def _side(rng: Generator, vehicle: Vehicle, profile: Points, z: float) -> Iterator[Detail]:
-    """A skirt, perhaps a stripe, doors, wheel arches and wheels."""
-    length = vehicle.dimensions_m[2]
-    low, middle = profile[0, 1], profile[3, 1]
-    rows = low + (middle - low) * np.array([0.0, 0.16, 0.55, 0.55 + rng.uniform(0.05, 0.25)])
-    yield _rectangle((-length / 2, length / 2), rows[:2], z), _grey(rng, 20, 70)
-    if rng.random() < (0.6 if vehicle.class_name == "Van" else 0.2):
-        colour = rng.uniform(10, 245, 3).astype(np.float32)
-        yield _rectangle((-0.48 * length, 0.44 * length), rows[2:], z), colour
-    for x in (-0.12, 0.07, 0.26):
-        seam = (x * length, x * length + 0.03)
-        yield _rectangle(seam, np.array([rows[1], middle]), z), vehicle.paint * np.float32(0.45)
-    rim = _grey(rng, 90, 210)
-    for x in (-0.31 * length, 0.32 * length):
-        yield _disc(x, z, _WHEEL_M + 0.06, up_to=low), _TYRE * np.float32(0.6)
-        yield _disc(x, z, _WHEEL_M), _TYRE
-        yield _disc(x, z, 0.6 * _WHEEL_M), rim
-
-
 def _cabin(rng: Generator, vehicle: Vehicle, corners: Points) -> Iterator[Face]:
     """Windows, pillars and the roof; ``corners`` as :func:`_quads_between` has them."""
     glass = rng.uniform([18, 24, 30], [70, 82, 95]).astype(np.float32)
@@ -280,7 +227,7 @@ def _cabin(rng: Generator, vehicle: Vehicle, corners: Points) -> Iterator[Face]:
     rows = (0.3, 0.9) if is_van else (0.12, 0.9)
     for name, chosen in _CABIN_FACES.items():
         outline = corners[list(chosen)]
-        details = [(_part(outline, pane, rows), glass) for pane in panes.get(name, [])]
+        details = [(part(outline, pane, rows), glass) for pane in panes.get(name, [])]
         yield from _seen(vehicle, outline, middle, partial(list, details))
 
 
@@ -301,26 +248,3 @@ def _quads_between(base: Points, roof: Points, half_base: float, half_roof: floa
         for end, side in ((0, -1), (0, 1), (1, 1), (1, -1))
     ]
     return np.array(corners)
-
-
-def _part(outline: Points, across: tuple[float, float], along: tuple[float, float]) -> Points:
-    """A window of a quad whose first edge is ``along`` 0 and whose last is ``along`` 1."""
-    (left, right), (low, high) = across, along
-    u, v = np.array([left, right, right, left]), np.array([low, low, high, high])
-    shares = np.stack([(1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v], axis=1)
-    return shares @ outline
-
-
-def _rectangle(x: tuple[float, float], y: NDArray[np.float64], z: float) -> Points:
-    return np.array([(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)])
-
-
-def _disc(x: float, z: float, radius_m: float, up_to: float = 0.0) -> Points:
-    """A wheel's side, (16, 3); nothing of it is lower than ``up_to``."""
-    disc = _CIRCLE * radius_m + (x, -_WHEEL_M, z)
-    np.minimum(disc[:, 1], up_to, out=disc[:, 1])
-    return disc
-
-
-def _grey(rng: Generator, low: float, high: float) -> FloatArray:
-    return np.full(3, rng.uniform(low, high), np.float32)
