@@ -4,10 +4,8 @@
 Everything is drawn from the random generator alone; no photograph enters.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,11 +13,11 @@ from numpy.random import Generator
 
 from training.annotated_image import AnnotatedImage, FloatArray, Pixels
 from training.cell_painting import CellPatch, paint_platelet, paint_red_cell, paint_white_cell
+from training.picture_files import read_options, write_picture
 
 WIDTH, HEIGHT = 640, 480
 CLASS_NAMES = ("RBC", "WBC", "Platelets")
 RED_CELL, WHITE_CELL, PLATELET = range(3)
-JPEG_QUALITY = 90
 
 _MIN_VISIBLE_PX = 8.0
 """A cell of which the border leaves less than this in either direction gets no box."""
@@ -159,21 +157,13 @@ def coco_document(images: Sequence[AnnotatedImage], file_names: Sequence[str]) -
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: write rendered pictures and ``blood_smears.json`` into a directory."""
-    parser = argparse.ArgumentParser(prog="python -m training.blood_smears", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg")
-    options = parser.parse_args(arguments)
+    options = read_options("training.blood_smears", __doc__, arguments, "jpg")
     options.output.mkdir(parents=True, exist_ok=True)
-    settings = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if options.format == "jpg" else []
     images, names = [], []
     for number in range(1, options.count + 1):
         image = render_smear(np.random.default_rng((options.seed, number)))
         name = f"blood_smear_{number}.{options.format}"
-        bgr = cv2.cvtColor(image.pixels, cv2.COLOR_RGB2BGR)
-        if not cv2.imwrite(str(options.output / name), bgr, settings):
-            raise OSError(f"could not write {options.output / name}")
+        write_picture(options.output / name, image.pixels)
         images.append(image)
         names.append(name)
     document = json.dumps(coco_document(images, names), indent=1)

@@ -4,11 +4,9 @@
 Everything is drawn from the random generator alone; no photograph and no person enters.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from model_export.classes import COCO_JOINTS, COCO_SKELETON
 from training.annotated_image import AnnotatedImage, FloatArray
+from training.picture_files import read_options, write_picture
 from training.scenery import paint_foreground, paint_room, photograph
 from training.skeletons import Body, Limb, random_body
 
@@ -26,6 +25,8 @@ NOBODY = -1
 HIDDEN, VISIBLE = 1, 2
 """COCO's visibilities of joints that are labelled."""
 
+_APART_PX = 50
+
 _MIN_VISIBLE_PX = 60
 """A person of whom fewer pixels show is not labelled."""
 
@@ -33,6 +34,15 @@ Owners = NDArray[np.int32]
 """int32 (H, W): ``person * 100 + limb`` that is seen in each pixel, or NOBODY."""
 
 _LIMBS_PER_PERSON = 100
+
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Rows and columns of pixels."""
+
+_angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+_CIRCLE = np.stack([np.cos(_angles), np.sin(_angles)], axis=1)
+
+_ROUNDNESS = 0.45
+"""Which part of its light a limb has lost at its edge."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,13 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
     """The picture, and how many pixels of each labelled person show."""
     canvas = paint_room(rng, WIDTH, HEIGHT)
     owners = np.full((HEIGHT, WIDTH), NOBODY, np.int32)
-    people = [_random_person(rng) for _ in range(int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1])))]
+    people: list[Person] = []
+    wanted = int(rng.choice([1, 2, 3], p=[0.45, 0.45, 0.1]))
+    for _ in range(4 * wanted):
+        person = _random_person(rng)
+        # Limbs may hide another person's, but nobody stands right behind somebody.
+        if len(people) < wanted and all(_are_apart(person, other) for other in people):
+            people.append(person)
     people.sort(key=lambda person: person.height_px)  # who is nearer is taller
     for index, person in enumerate(people):
         _paint(rng, canvas, owners, index, person)
@@ -80,10 +96,14 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
     return image, areas
 
 
+def _are_apart(one: Person, other: Person) -> bool:
+    return abs(one.waist_px[0] - other.waist_px[0]) > _APART_PX
+
+
 def _random_person(rng: Generator) -> Person:
     # Smaller ones have faces of a few pixels, in which no eye can be told from the other.
-    height_px = float(np.exp(rng.uniform(np.log(120), np.log(240))))
-    waist = (float(rng.uniform(0.15, 0.85) * WIDTH), float(rng.uniform(0.4, 0.65) * HEIGHT))
+    height_px = float(np.exp(rng.uniform(np.log(130), np.log(250))))
+    waist = (float(rng.uniform(0.2, 0.8) * WIDTH), float(rng.uniform(0.42, 0.62) * HEIGHT))
     return Person(random_body(rng), waist, height_px, _clothes(rng))
 
 
@@ -120,14 +140,15 @@ def _paint(rng: Generator, canvas: FloatArray, owners: Owners, index: int, perso
     light = float(rng.uniform(-0.35, 0.35))
     for number in order:
         limb = person.body.limbs[number]
-        mask = _silhouette(person, limb)
         colour = person.colours[limb.kind] * np.float32(rng.uniform(0.85, 1.1))
-        rows, columns = np.nonzero(mask)
+        rows, columns = _silhouette(person, limb)
         if not len(rows):
             continue
-        middle = person.place((limb.start + limb.end) / 2)
-        radius = max(limb.radii) * person.height_px
-        shade = 1 + light * np.clip((columns - middle[0]) / radius, -1, 1)
+        across = _across(person, limb, rows, columns)
+        # Limbs are round: what turns away from the viewer is darker, which shows an arm before a
+        # shirt of the same colour.
+        roundness = 0.0 if limb.kind == "torso" else _ROUNDNESS
+        shade = (1 + light * across) * (1 - np.float32(roundness) * across**2)
         paint = shade[:, None] * colour
         if limb.kind in ("torso", "sleeve"):
             striped = (rows // max(2.0, stripe_px)).astype(int) % 2 == 1
@@ -135,7 +156,21 @@ def _paint(rng: Generator, canvas: FloatArray, owners: Owners, index: int, perso
         canvas[rows, columns] = paint
         owners[rows, columns] = index * _LIMBS_PER_PERSON + number
         if limb.kind == "head":
-            _paint_face(canvas, mask, person)
+            _paint_face(canvas, (rows, columns), person)
+
+
+def _across(
+    person: Person, limb: Limb, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> FloatArray:
+    """How far pixels are to the right of the limb's axis; float32 (n,), -1...1 at its edges."""
+    first, second = person.place(limb.start), person.place(limb.end)
+    axis = second - first
+    away = np.stack([columns, rows], axis=1) - first
+    along = np.clip(away @ axis / max(float(axis @ axis), 1e-9), 0, 1)
+    distance = np.linalg.norm(away - along[:, None] * axis, axis=1)
+    radius = (limb.radii[0] + along * (limb.radii[1] - limb.radii[0])) * person.height_px
+    side = np.sign(columns - first[0] - along * axis[0])
+    return np.asarray(side * np.clip(distance / radius, 0, 1), np.float32)
 
 
 def _nearness(limb: Limb) -> float:
@@ -144,26 +179,30 @@ def _nearness(limb: Limb) -> float:
     return float(limb.start[2] + limb.end[2]) / 2 + extra
 
 
-def _silhouette(person: Person, limb: Limb) -> NDArray[np.bool_]:
-    """Bool (H, W): the convex hull of two discs."""
+def _silhouette(person: Person, limb: Limb) -> Places:
+    """Where the convex hull of two discs is, as far as it is in the picture."""
     first, second = person.place(limb.start), person.place(limb.end)
     radii = [radius * person.height_px for radius in limb.radii]
-    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    outline = np.concatenate([first + radii[0] * circle, second + radii[1] * circle])
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    outline = np.concatenate([first + radii[0] * _CIRCLE, second + radii[1] * _CIRCLE])
     hull = cv2.convexHull(outline.astype(np.float32))
+    left, top, width, height = cv2.boundingRect(hull)
+    # One pixel more on each side, because edges are rounded.
+    corner = np.array([left - 1, top - 1])
+    mask = np.zeros((height + 2, width + 2), np.uint8)
     # Four more bits: outlines that are not rounded to whole pixels.
-    cv2.fillConvexPoly(mask, (hull * 16).round().astype(np.int32), 1, shift=4)
-    return mask.astype(bool)
+    cv2.fillConvexPoly(mask, ((hull - corner) * 16).round().astype(np.int32), 1, shift=4)
+    rows, columns = np.nonzero(mask)
+    rows, columns = rows + corner[1], columns + corner[0]
+    inside = (rows >= 0) & (rows < HEIGHT) & (columns >= 0) & (columns < WIDTH)
+    return rows[inside], columns[inside]
 
 
-def _paint_face(canvas: FloatArray, mask: NDArray[np.bool_], person: Person) -> None:
+def _paint_face(canvas: FloatArray, head_pixels: Places, person: Person) -> None:
     """Hair where no face is, eyes and nose where they are seen."""
     head = next(limb for limb in person.body.limbs if limb.kind == "head")
     center, radius = person.place(head.start), head.radii[0] * person.height_px
     forward = (person.body.joints[0] - head.start) / 0.07
-    rows, columns = np.nonzero(mask)
+    rows, columns = head_pixels
     away = np.stack([columns, rows], axis=1) - center
     depth = np.sqrt(np.clip(radius**2 - (away**2).sum(axis=1), 0, None))
     towards_face = (away @ forward[:2] + depth * forward[2]) / radius
@@ -172,15 +211,12 @@ def _paint_face(canvas: FloatArray, mask: NDArray[np.bool_], person: Person) -> 
     for joint, shade, size in ((1, 0.2, 0.14), (2, 0.2, 0.14), (0, 0.75, 0.16)):
         if person.body.joints[joint][2] > head.start[2]:
             x, y = person.place(person.body.joints[joint])
-            spot = np.zeros(mask.shape, np.uint8)
-            cv2.circle(
-                spot, (round(x * 16), round(y * 16)), round(16 * size * radius), 1, -1, shift=4
-            )
-            canvas[(spot > 0) & mask] *= np.float32(shade)
+            is_spot = np.hypot(columns - x, rows - y) <= size * radius
+            canvas[rows[is_spot], columns[is_spot]] *= np.float32(shade)
 
 
 def _label_joints(person: Person, index: int, owners: Owners) -> NDArray[np.float64]:
-    """Float64 (17, 3): x, y and visibility; 0 for joints outside of the picture."""
+    """Float64 (17, 3): x, y and visibility; 0 outside of the picture and behind the head."""
     places = person.place(person.body.joints)
     shown_by: dict[int, set[int]] = {joint: set() for joint in range(len(places))}
     for number, limb in enumerate(person.body.limbs):
@@ -190,12 +226,12 @@ def _label_joints(person: Person, index: int, owners: Owners) -> NDArray[np.floa
     rows = np.zeros((len(places), 3))
     for joint, (x, y) in enumerate(places):
         column, row = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
-        if 0 <= column < WIDTH and 0 <= row < HEIGHT:
+        # As in COCO, nobody labels what is on the far side of a head.
+        behind = joint < 5 and person.body.joints[joint][2] < head_depth - 0.02
+        if 0 <= column < WIDTH and 0 <= row < HEIGHT and not behind:
             seen = int(owners[row, column]) in shown_by[joint]
-            # What is on the far side of the head is hidden by it.
-            behind = joint < 5 and person.body.joints[joint][2] < head_depth - 0.02
             # Half a pixel: centers of pixels have whole numbers here, their edges in labels.
-            rows[joint] = (x + 0.5, y + 0.5, VISIBLE if seen and not behind else HIDDEN)
+            rows[joint] = (x + 0.5, y + 0.5, VISIBLE if seen else HIDDEN)
     return rows
 
 
@@ -245,19 +281,13 @@ def coco_document(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: write rendered pictures and ``figures.json`` into a directory."""
-    parser = argparse.ArgumentParser(prog="python -m training.figures", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    options = parser.parse_args(arguments)
+    options = read_options("training.figures", __doc__, arguments, "png")
     options.output.mkdir(parents=True, exist_ok=True)
     images, names = [], []
     for number in range(1, options.count + 1):
         rendered = _render(np.random.default_rng((options.seed, number)))
-        name = f"figures_{number}.png"
-        bgr = cv2.cvtColor(rendered[0].pixels, cv2.COLOR_RGB2BGR)
-        if not cv2.imwrite(str(options.output / name), bgr):
-            raise OSError(f"could not write {options.output / name}")
+        name = f"figures_{number}.{options.format}"
+        write_picture(options.output / name, rendered[0].pixels)
         images.append(rendered)
         names.append(name)
     document = json.dumps(coco_document(images, names), indent=1)

@@ -1,11 +1,12 @@
 """A training recipe: everything that decides the weights, read from one TOML file."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from model_export.architectures import ARCHITECTURES, Architecture
@@ -13,25 +14,28 @@ from model_export.classes import COCO_JOINTS, mirrored_pairs
 from model_export.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
 from training import blood_smears, road_scenes
+from training.annotated_image import AnnotatedImage
 from training.augmentation import AugmentationRanges, Canvas
+from training.figures import render_figures
 from training.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What the pictures of a renderer are labelled with."""
+    """A renderer, and what its pictures are labelled with."""
 
+    render: Callable[[Generator], AnnotatedImage]
     classes: tuple[str, ...]
     joints: tuple[str, ...] = ()
     in_space: bool = False
 
 
 RENDERED: Mapping[str, Rendered] = {
-    "blood_smears": Rendered(blood_smears.CLASS_NAMES),
-    "figures": Rendered(("person",), joints=COCO_JOINTS),
-    "road_scenes": Rendered(road_scenes.CLASS_NAMES, in_space=True),
+    "blood_smears": Rendered(blood_smears.render_smear, blood_smears.CLASS_NAMES),
+    "figures": Rendered(render_figures, ("person",), joints=COCO_JOINTS),
+    "road_scenes": Rendered(road_scenes.render_road, road_scenes.CLASS_NAMES, in_space=True),
 }
-"""Facts of each renderer."""
+"""Renderers by name."""
 
 
 class RecipeError(ValueError):

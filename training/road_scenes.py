@@ -5,16 +5,15 @@ calibrations as KITTI has them. Everything is drawn from the random generator al
 and no model of a real vehicle enters.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
 from training.annotated_image import ALL_CLASSES, AnnotatedImage, Pixels, Space
+from training.picture_files import read_options, write_picture
 from training.roadside import (
     HEIGHT,
     PROJECTION,
@@ -28,12 +27,11 @@ from training.roadside import (
     random_road,
 )
 from training.vehicle_painting import Box, paint_shadows, paint_vehicle, random_sun
-from training.vehicles import Vehicle, random_vehicle
+from training.vehicles import Footprint, Vehicle, random_vehicle
 
 CLASS_NAMES = ("Car", "Van")
-JPEG_QUALITY = 90
 
-NEAREST_M, FARTHEST_M = 6.0, 40.0
+NEAREST_M, FARTHEST_M = 8.5, 26.0
 """Where the middles of vehicles are, along the optical axis."""
 
 _MIN_VISIBLE = 0.5
@@ -76,7 +74,7 @@ class Seen:
 
 
 def render_road(rng: Generator) -> AnnotatedImage:
-    """Render one picture, uint8 (375, 1242, 3) RGB, with the vehicles in it."""
+    """Render one picture, uint8 (207, 621, 3) RGB, with the vehicles in it."""
     pixels, seen = _render(rng)
     objects = [one for one in seen if one.is_object]
     others = [one for one in seen if not one.is_object]
@@ -143,11 +141,17 @@ def _arrange(rng: Generator, road: Road) -> list[Vehicle]:
         across, turn = _stand(rng, road)
         (x, y, z) = road.place(np.array([across]), np.array([depth]))[0]
         vehicle = random_vehicle(rng, (float(x), float(y), float(z)), turn + road.yaw)
-        if not NEAREST_M <= z <= FARTHEST_M or not 0 < project(np.array([x, y, z]))[0] < WIDTH:
+        if not NEAREST_M <= z <= FARTHEST_M or not _is_in_view(x, y, z):
             continue
         if all(_is_apart(vehicle, other) for other in placed):
             placed.append(vehicle)
     return placed
+
+
+def _is_in_view(x: float, y: float, z: float) -> bool:
+    """Whether the place is at least a sixteenth of the picture away from its left and right."""
+    column = project(np.array([x, y, z]))[0]
+    return bool(WIDTH / 16 < column < WIDTH * 15 / 16)
 
 
 def _stand(rng: Generator, road: Road) -> tuple[float, float]:
@@ -174,7 +178,11 @@ def _stand(rng: Generator, road: Road) -> tuple[float, float]:
 def _is_apart(one: Vehicle, other: Vehicle) -> bool:
     middle, (width, length), degrees = one.footprint
     wider = (middle, (width + 2 * _GAP_M, length + 2 * _GAP_M), degrees)
-    kind, _ = cv2.rotatedRectangleIntersection(wider, other.footprint)
+    return _is_beside(wider, other)
+
+
+def _is_beside(rectangle: Footprint, vehicle: Vehicle) -> bool:
+    kind, _ = cv2.rotatedRectangleIntersection(rectangle, vehicle.footprint)
     return bool(kind == cv2.INTERSECT_NONE)
 
 
@@ -186,11 +194,7 @@ def _things(rng: Generator, road: Road, vehicles: Sequence[Vehicle]) -> list[Thi
         across = side * (road.half_width_m + rng.uniform(0.6, 6))
         place = road.place(np.array([across]), np.array([rng.uniform(6, 50)]))[0]
         around = (float(place[0]), float(place[2])), (1.2, 1.2), 0.0
-        is_free = all(
-            cv2.rotatedRectangleIntersection(around, vehicle.footprint)[0] == cv2.INTERSECT_NONE
-            for vehicle in vehicles
-        )
-        if is_free and place[2] > 4:
+        if place[2] > 4 and all(_is_beside(around, vehicle) for vehicle in vehicles):
             x, y, z = place.tolist()
             things.append(Thing((x, y, z), int(rng.integers(2**31))))
     return things
@@ -212,23 +216,14 @@ def kitti_label(seen: Seen) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: write ``image_2``, ``label_2`` and ``calib`` into a directory."""
-    parser = argparse.ArgumentParser(prog="python -m training.road_scenes", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--format", choices=("jpg", "png"), default="png")
-    options = parser.parse_args(arguments)
-    settings = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if options.format == "jpg" else []
+    options = read_options("training.road_scenes", __doc__, arguments, "png")
     folders = {name: options.output / name for name in ("image_2", "label_2", "calib")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, options.count + 1):
         pixels, seen = _render(np.random.default_rng((options.seed, number)))
         name = f"road_{number:04d}"
-        picture = folders["image_2"] / f"{name}.{options.format}"
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        if not cv2.imwrite(str(picture), bgr, settings):
-            raise OSError(f"could not write {picture}")
+        write_picture(folders["image_2"] / f"{name}.{options.format}", pixels)
         lines = "".join(f"{kitti_label(one)}\n" for one in seen)
         (folders["label_2"] / f"{name}.txt").write_text(lines, encoding="utf-8")
         matrix = " ".join(f"{value:.6e}" for value in PROJECTION)

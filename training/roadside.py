@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from training.annotated_image import FloatArray, Pixels
 from training.vehicle_details import Points
 
-WIDTH, HEIGHT = 1242, 375
-FOCAL_PX, CENTER_X_PX, CENTER_Y_PX = 721.5377, 609.5593, 172.854
+WIDTH, HEIGHT = 621, 207
+FOCAL_PX, CENTER_X_PX, CENTER_Y_PX = 721.5377, 309.5593, 64.854
 CAMERA_HEIGHT_M = 1.65
 PROJECTION = (
     *(FOCAL_PX, 0.0, CENTER_X_PX, 0.0),
     *(0.0, FOCAL_PX, CENTER_Y_PX, 0.0),
     *(0.0, 0.0, 1.0, 0.0),
 )
-"""KITTI's left colour camera as the only one: (3, 4), row by row."""
+"""A window of half the width of KITTI's left colour camera, of its scale: (3, 4), row by row."""
 
 _NEAREST_M = 0.6
 _HORIZON = round(CENTER_Y_PX)
@@ -105,7 +105,7 @@ def fill_ground(canvas: Pixels, corners: Points, colour: Sequence[float]) -> Non
 
 
 def paint_land(rng: Generator, road: Road) -> Pixels:
-    """Sky, land, the road with its marks, and facades beside it; uint8 (375, 1242, 3) RGB."""
+    """Sky, land, the road with its marks, and facades beside it; uint8 (207, 621, 3) RGB."""
     canvas = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     _paint_sky(rng, canvas)
     land = rng.uniform([50, 60, 35], [150, 160, 110])

@@ -13,7 +13,7 @@ def paint_room(rng: Generator, width: int, height: int) -> FloatArray:
     canvas: FloatArray = np.empty((height, width, 3), np.float32)
     horizon = int(rng.uniform(0.3, 0.85) * height)
     canvas[:horizon], canvas[horizon:] = _faded(rng, 14.0), _faded(rng, 14.0)
-    for _ in range(int(rng.integers(2, 9))):
+    for _ in range(int(rng.integers(1, 7))):
         _paint_thing(rng, canvas, rng.uniform(0, height))
     if rng.random() < 0.5:
         canvas = _blur(canvas, rng.uniform(0.5, 4.0))
@@ -28,7 +28,7 @@ def paint_room(rng: Generator, width: int, height: int) -> FloatArray:
 def paint_foreground(rng: Generator, canvas: FloatArray) -> NDArray[np.bool_]:
     """Put up to two things before everything; returns where they are, bool (H, W)."""
     before = canvas.copy()
-    for _ in range(int(rng.choice([0, 1, 2], p=[0.55, 0.3, 0.15]))):
+    for _ in range(int(rng.choice([0, 1, 2], p=[0.7, 0.25, 0.05]))):
         _paint_thing(rng, canvas, rng.uniform(0.6, 1.1) * canvas.shape[0])
     return np.asarray((before != canvas).any(axis=2))
 

@@ -54,7 +54,7 @@ def random_body(rng: Generator) -> Body:
         "nose": np.array([0.0, -0.425, 0.085]),
         "waist": np.zeros(3),
     }
-    is_sitting = rng.random() < 0.2
+    is_sitting = rng.random() < 0.1
     for side, sign in (("left", _LEFT), ("right", _RIGHT)):
         points[f"{side}_eye"] = np.array([sign * 0.028, -0.445, 0.072])
         points[f"{side}_ear"] = np.array([sign * 0.065, -0.435, 0.0])
@@ -69,9 +69,9 @@ def random_body(rng: Generator) -> Body:
 
 
 def _hang_arm(rng: Generator, points: dict[str, Points], side: str, sign: float) -> None:
-    swing = float(rng.normal(0.1, 0.6)) if rng.random() < 0.7 else float(rng.uniform(0.5, 3.0))
-    spread = float(np.abs(rng.normal(0.15, 0.35)))
-    bend = float(np.clip(rng.gamma(2.0, 0.35), 0.0, 2.4))
+    swing = float(rng.normal(0.1, 0.4)) if rng.random() < 0.8 else float(rng.uniform(0.5, 2.8))
+    spread = float(np.abs(rng.normal(0.2, 0.25)))
+    bend = float(np.clip(rng.gamma(2.0, 0.25), 0.0, 2.2))
     points[f"{side}_elbow"] = points[f"{side}_shoulder"] + 0.16 * _direction(swing, spread, sign)
     lower = _direction(swing + bend, spread * rng.uniform(-0.5, 1.0), sign)
     points[f"{side}_wrist"] = points[f"{side}_elbow"] + 0.15 * lower
@@ -100,7 +100,7 @@ def _direction(swing: float, spread: float, sign: float) -> Points:
 
 def _turn(rng: Generator) -> Points:
     """Which way the person looks, and a little leaning; people look at the camera more often."""
-    yaw = rng.normal(0.0, 0.7) if rng.random() < 0.6 else rng.uniform(-np.pi, np.pi)
+    yaw = rng.normal(0.0, 0.6) if rng.random() < 0.75 else rng.uniform(-np.pi, np.pi)
     roll, pitch = rng.normal(0.0, 0.1), rng.normal(0.05, 0.1)
     cy, sy, cr, sr, cp, sp = (f(a) for a in (yaw, roll, pitch) for f in (np.cos, np.sin))
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])

@@ -28,6 +28,9 @@ from training.vehicle_details import (
 
 VehicleClass = Literal["Car", "Van"]
 
+Footprint = tuple[tuple[float, float], tuple[float, float], float]
+"""Middle, sides and degrees of a rectangle on the ground, as OpenCV has them."""
+
 _CLEARANCE_M, _TYRE_WIDTH_M = 0.2, 0.22
 # Height, width, length (smallest, largest), and of the cabin: where the belt line is (share of
 # the height), where cabin floor and roof begin and end (shares of the length, from the rear).
@@ -70,8 +73,8 @@ class Vehicle:
         return float(np.remainder(self.rotation_y - np.arctan2(x, z) + np.pi, 2 * np.pi) - np.pi)
 
     @property
-    def footprint(self) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """Middle, sides and degrees of its rectangle on the ground, as OpenCV has them."""
+    def footprint(self) -> Footprint:
+        """Its rectangle on the ground."""
         x, _, z = self.location_m
         return (x, z), self.dimensions_m[:0:-1], float(-np.degrees(self.rotation_y))
 

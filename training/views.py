@@ -18,19 +18,10 @@ from training.augmentation import AugmentationRanges, Canvas, fixed_view, random
 from training.blood_smears import render_smear
 from training.corner_targets import corner_targets, triplet_targets
 from training.dataset import network_input
-from training.figures import render_figures
 from training.pose_targets import pose_targets
-from training.recipe import Recipe
-from training.road_scenes import render_road
+from training.recipe import RENDERED, Recipe
 from training.space_targets import ignore_regions, space_targets
 from training.targets import CenterTargets, center_targets
-
-RENDERERS: Mapping[str, Callable[[Generator], AnnotatedImage]] = {
-    "blood_smears": render_smear,
-    "figures": render_figures,
-    "road_scenes": render_road,
-}
-"""Makers of pictures by name, as recipes give it."""
 
 MAX_OBJECTS = 128
 
@@ -73,7 +64,7 @@ class ViewSettings:
             normalization=NORMALIZATIONS[recipe.normalization],
             num_classes=len(recipe.classes),
             task=recipe.task,
-            render=RENDERERS[recipe.data.renderer],
+            render=RENDERED[recipe.data.renderer].render,
         )
 
 

@@ -20,8 +20,9 @@ from model_export.recipe import Recipe, make_plan
 from model_export.verification import verify
 from model_export.verification_images import synthetic_images
 from model_package import draft_package, load_package
-from training.blood_smears import CLASS_NAMES, JPEG_QUALITY, render_smear
+from training.blood_smears import CLASS_NAMES, render_smear
 from training.initialization import initialize
+from training.picture_files import JPEG_QUALITY
 
 PICTURES = 8
 TOP_K = 100

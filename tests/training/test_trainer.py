@@ -148,6 +148,14 @@ def test_two_pictures_can_be_learnt(recipe_file, tmp_path) -> None:
     assert after < 0.3 * before
 
 
+def assert_refused(path: Path, old: str, new: str, message: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -161,12 +169,7 @@ def test_two_pictures_can_be_learnt(recipe_file, tmp_path) -> None:
     ],
 )
 def test_recipe_mistakes_are_named(recipe_file, old: str, new: str, message: str) -> None:
-    path = recipe_file()
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    with pytest.raises(RecipeError, match=message):
-        read_recipe(path)
+    assert_refused(recipe_file(), old, new, message)
 
 
 SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
@@ -191,12 +194,7 @@ SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
 def test_recipes_whose_parts_do_not_fit_are_refused(
     recipe_file, old: str, new: str, message: str
 ) -> None:
-    path = recipe_file()
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    with pytest.raises(RecipeError, match=message):
-        read_recipe(path)
+    assert_refused(recipe_file(), old, new, message)
 
 
 def test_curves_hold_the_numbers_of_the_log(recipe_file, tmp_path) -> None:
