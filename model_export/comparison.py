@@ -38,7 +38,7 @@ NEIGHBOUR_CELLS = 2.0
 """Distance within which two centers can belong to adjacent cells: one, and their offsets."""
 
 MAX_NEIGHBOUR_TIES = 0.05
-"""Share of an image's detections that may have moved to an adjacent cell of the same score."""
+"""Share of an image's detections that may be peaks on one side only, for the last bit's sake."""
 
 _MAX_REJOINED = 0.01
 """Share of an image's joints that may have gone to another peak, or to none.
@@ -58,6 +58,9 @@ Detections = Mapping[str, NDArray[Any]]
 
 _Indices = NDArray[np.int64]
 
+Heatmap = NDArray[np.floating[Any]]
+"""Scores of the reference per class and cell, (C, H, W)."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -73,13 +76,15 @@ def compare(
     candidate: Detections,
     where: str,
     tolerances: Mapping[str, float] = TOLERANCES,
+    heatmap: Heatmap | None = None,
 ) -> Comparison:
     """Match two sets of detections of one image and measure their differences.
 
     A detection may lack a partner in two cases. Its score lies within the tolerance of the other
-    side's lowest: there the cut at K decides. Or an adjacent cell has the same score within the
-    tolerance: then the last bit decides which of the two is the peak; that is rare, and more than
-    a few in one image are an error. Raises :class:`VerificationError`, naming ``where``.
+    side's lowest: there the cut at K decides. Or, in ``heatmap``, whose peaks the centers are, an
+    adjacent cell has the same score within the tolerance: then the last bit decides which of the
+    two is the peak, and neither is if a third cell is higher; that is rare, and more than a few in
+    one image are an error. Raises :class:`VerificationError`, naming ``where``.
     """
     for detections in (reference, candidate):
         if not all(np.isfinite(values).all() for values in detections.values()):
@@ -88,7 +93,7 @@ def compare(
                 "large for float32; train again or take another checkpoint."
             )
     kinds = zip(split_kinds(reference), split_kinds(candidate), strict=True)
-    return _together([_compare_kind(*kind, where, tolerances) for kind in kinds])
+    return _together([_compare_kind(*kind, where, tolerances, heatmap) for kind in kinds])
 
 
 def split_kinds(outputs: Detections) -> list[Detections]:
@@ -125,12 +130,16 @@ def _together(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def _compare_kind(
-    reference: Detections, candidate: Detections, where: str, tolerances: Mapping[str, float]
+    reference: Detections,
+    candidate: Detections,
+    where: str,
+    tolerances: Mapping[str, float],
+    heatmap: Heatmap | None,
 ) -> Comparison:
     ours, theirs = match(reference, candidate, tolerances["centers"])
     finds = f"{where}: ONNX Runtime"
-    _check_unmatched(reference, ours, candidate, f"{finds} does not find", tolerances)
-    _check_unmatched(candidate, theirs, reference, f"{finds} alone finds", tolerances)
+    _check_unmatched(reference, ours, candidate, f"{finds} does not find", tolerances, heatmap)
+    _check_unmatched(candidate, theirs, reference, f"{finds} alone finds", tolerances, heatmap)
     worst_errors = {
         name: float(values.max(initial=0.0))
         for name, values in _errors(reference, ours, candidate, theirs, where, tolerances).items()
@@ -222,19 +231,20 @@ def _check_unmatched(
     others: Detections,
     finding: str,
     tolerances: Mapping[str, float],
+    heatmap: Heatmap | None,
 ) -> None:
     """Raise unless every detection without a partner has an excuse."""
     scores = detections["scores"]
     unmatched = np.ones(len(scores), dtype=bool)
     unmatched[matched] = False
     unmatched &= scores > others["scores"].min() + tolerances["scores"]
-    score_errors = np.abs(scores[:, np.newaxis] - others["scores"])
-    ties = (distances_between(detections, others) <= NEIGHBOUR_CELLS) & (
-        score_errors <= tolerances["scores"]
-    )
-    excused = unmatched & ties.any(axis=1)
-    if excused.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
-        unmatched &= ~excused
+    if heatmap is not None and "centers" in detections:
+        excused = np.zeros_like(unmatched)
+        for row in np.flatnonzero(unmatched).tolist():
+            scores_around = _scores_around(heatmap, detections, row)
+            excused[row] = _has_a_tie(np.abs(scores_around - scores[row]) <= tolerances["scores"])
+        if excused.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
+            unmatched &= ~excused
     if "boxes" in detections and unmatched.sum() <= max(1, _MAX_ON_THRESHOLD * (scores > 0).sum()):
         return
     if unmatched.any():
@@ -243,3 +253,21 @@ def _check_unmatched(
             f"score {scores[unmatched].max():.4f}. "
             "The exported file does not compute what the network computes."
         )
+
+
+def _scores_around(heatmap: Heatmap, detections: Detections, row: int) -> Heatmap:
+    """What the map of its class says where the detection's cell and that cell's neighbours are."""
+    reach = int(NEIGHBOUR_CELLS) + 1
+    column, line = np.floor(detections["centers"][row]).astype(int)
+    scores = heatmap[detections["class_ids"][row]]
+    height, width = scores.shape
+    padded = np.pad(scores, reach, constant_values=-np.inf)
+    line, column = np.clip((line, column), 0, (height - 1, width - 1))
+    around: Heatmap = padded[line : line + 2 * reach + 1, column : column + 2 * reach + 1]
+    return around
+
+
+def _has_a_tie(is_alike: NDArray[np.bool_]) -> bool:
+    """Whether two adjacent cells, diagonals included, are both true."""
+    around = np.lib.stride_tricks.sliding_window_view(is_alike, (3, 3))
+    return bool((around[..., 1, 1] & (around.sum(axis=(2, 3)) > 1)).any())

@@ -1,6 +1,6 @@
 """What is exported: pixels in, peaks out, with a network in between."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -71,8 +71,15 @@ class DetectionGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Detect; K peaks per image."""
+        return self.pick(self.maps(images))
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """What the heads say of ``images``, by name; scores are in [0, 1]."""
         pixels = self.normalize(images)
-        maps = self._averaged_maps(pixels) if self.flip else self._maps(pixels)
+        return self._averaged_maps(pixels) if self.flip else self._maps(pixels)
+
+    def pick(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Take the peaks of :meth:`maps`."""
         return self.task.pick(maps, self.top_k)
 
     def _maps(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -66,6 +66,11 @@ class Task:
         return next(name for name, head in self.heads.items() if head.per == "class")
 
     @property
+    def centers_heatmap(self) -> str | None:
+        """The head whose peaks are centers of objects; *CornerNet* has none."""
+        return next((name for name in self.heads if name in ("heatmap", "center_heatmap")), None)
+
+    @property
     def heatmaps(self) -> tuple[str, ...]:
         """The heads whose peaks are looked for, optional ones included."""
         return tuple(name for name, head in self.heads.items() if head.heatmap)

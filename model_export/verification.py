@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from model_export.comparison import (
     TOLERANCES,
     Comparison,
     Detections,
+    Heatmap,
     compare,
     match,
     measure,
     split_kinds,
 )
 from model_export.errors import VerificationError
+from model_export.graph import DetectionGraph
 from model_package import Verification
 
 MIN_MATCHED_FRACTION = 0.5
@@ -40,8 +43,16 @@ Image = NDArray[np.uint8]
 Run = Callable[[NDArray[np.uint8]], list[Detections]]
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What the network finds in one image, and the map whose peaks the centers are, if any."""
+
+    detections: Detections
+    heatmap: Heatmap | None
+
+
 def verify(
-    graph: nn.Module, onnx_file: Path, output_names: Sequence[str], images: Sequence[Image]
+    graph: DetectionGraph, onnx_file: Path, output_names: Sequence[str], images: Sequence[Image]
 ) -> Verification:
     """Compare ``onnx_file`` in ONNX Runtime with ``graph`` in PyTorch on ``images``.
 
@@ -52,7 +63,7 @@ def verify(
     Raises :class:`VerificationError` when a detection is missing or differs by more.
     """
     run_file = onnx_runner(onnx_file, output_names)
-    references = [torch_runner(graph, output_names)(image[np.newaxis])[0] for image in images]
+    references = [_refer(graph, output_names, image) for image in images]
     found = candidates(run_file, images)
     try:
         return _compare_all(references, found, TOLERANCES)
@@ -63,6 +74,14 @@ def verify(
         if tolerances == TOLERANCES:
             raise
         return _compare_all(references, found, tolerances)
+
+
+def _refer(graph: DetectionGraph, output_names: Sequence[str], image: Image) -> Reference:
+    with torch.inference_mode():
+        maps = graph.maps(torch.from_numpy(image[np.newaxis]))
+        (detections,) = _rows(output_names, [output.numpy() for output in graph.pick(maps)])
+    name = graph.task.centers_heatmap
+    return Reference(detections, None if name is None else maps[name][0].numpy())
 
 
 def torch_runner(graph: nn.Module, output_names: Sequence[str]) -> Run:
@@ -106,12 +125,14 @@ def candidates(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, D
 
 
 def _compare_all(
-    references: Sequence[Detections],
+    references: Sequence[Reference],
     candidates: Sequence[tuple[int, str, Detections]],
     tolerances: Mapping[str, float],
 ) -> Verification:
     comparisons = [
-        compare(references[index], detections, where, tolerances)
+        compare(
+            references[index].detections, detections, where, tolerances, references[index].heatmap
+        )
         for index, where, detections in candidates
     ]
     return summarise(comparisons, len(references), tolerances)
@@ -167,14 +188,14 @@ def _tolerances_for_rounding(
     graph: nn.Module,
     output_names: Sequence[str],
     images: Sequence[Image],
-    references: Sequence[Detections],
+    references: Sequence[Reference],
 ) -> dict[str, float]:
     """Widen the tolerances to what float32 costs in this network."""
     run = torch_runner(copy.deepcopy(graph).double(), output_names)
     tolerances = dict(TOLERANCES)
     for image, reference in zip(images, references, strict=True):
         (exact,) = run(image[np.newaxis])
-        for kinds in zip(split_kinds(exact), split_kinds(reference), strict=True):
+        for kinds in zip(split_kinds(exact), split_kinds(reference.detections), strict=True):
             for name, error in _rounding_errors(*kinds).items():
                 tolerances[name] = max(tolerances[name], ROUNDING_MARGIN * error)
     for name, tolerance in tolerances.items():

@@ -1,5 +1,6 @@
 """Two runtimes agree on detections, not on ranks; and a wrong export does not pass."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +99,40 @@ def test_the_cut_at_k_may_fall_on_either_side_of_near_ties(found: Detections) ->
     assert compare(tied, other, "image 0").matched == COUNT - 1
 
 
-def test_a_peak_may_move_to_a_neighbour_of_the_same_score(found: Detections) -> None:
-    other = _with(found, "centers", 0, found["centers"][0] + 0.7)
-    assert compare(found, other, "image 0").matched == COUNT - 1
+def heatmap_of(found: Detections) -> NDArray[np.float32]:
+    """A map in which every detection is a peak that stands out: (3, 64, 64)."""
+    heatmap = np.zeros((3, 64, 64), np.float32)
+    columns, rows = np.floor(found["centers"]).astype(int).T
+    heatmap[found["class_ids"], rows, columns] = found["scores"]
+    return heatmap
+
+
+@pytest.mark.parametrize("other_side", [False, True])
+@pytest.mark.parametrize("step", [(1, 0), (0, 1), (1, 1)])
+def test_a_peak_may_be_none_where_a_neighbour_has_the_same_score(
+    found: Detections, step: tuple[int, int], other_side: bool
+) -> None:
+    left, right = found, _with(found, "scores", 0, 0.0)
+    if other_side:
+        left, right = right, left
+    heatmap = heatmap_of(found)
+    with pytest.raises(VerificationError, match=r"finds? 1 detections"):
+        compare(left, right, "image 0", heatmap=heatmap)
+    column, row = np.floor(found["centers"][0]).astype(int)
+    heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] + 5e-5
+    assert compare(left, right, "image 0", heatmap=heatmap).matched == COUNT - 1
+    heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] - 2e-4
+    with pytest.raises(VerificationError, match=r"finds? 1 detections"):
+        compare(left, right, "image 0", heatmap=heatmap)
 
 
 def test_many_peaks_may_not(found: Detections) -> None:
+    # Every cell has its twin on the left.
+    heatmap = heatmap_of(found)
+    heatmap = np.maximum(heatmap, np.roll(heatmap, -1, axis=2))
     other = {**found, "centers": found["centers"] + np.float32(0.01)}
     with pytest.raises(VerificationError, match=f"does not find {COUNT - 1} detections"):
-        compare(found, other, "image 0")
+        compare(found, other, "image 0", heatmap=heatmap)
 
 
 def test_empty_places_are_no_detections(found: Detections) -> None:
@@ -137,17 +163,19 @@ def test_only_the_file_of_this_graph_passes(
             verify(graph, onnx_file, names, images)
 
 
-class _RoundingGraph(nn.Module):
+class _RoundingGraph(DetectionGraph):
     """Ten detections whose sizes are ``error`` larger in float32 than in float64."""
 
     def __init__(self, error: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        super().__init__(nn.Conv2d(3, 1, 1), NORMALIZATIONS["coco"], 10)
         self.error = error
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        dtype = self.weight.dtype
-        batch = images.shape[0]
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        weight = next(self.parameters())
+        return {"heatmap": weight.new_zeros(len(images), 1, *images.shape[1:3])}
+
+    def pick(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        batch, dtype = len(maps["heatmap"]), maps["heatmap"].dtype
         sizes = torch.ones(batch, 10, 2, dtype=dtype)
         return (
             torch.linspace(0.9, 0.1, 10, dtype=dtype).expand(batch, -1),
