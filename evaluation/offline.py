@@ -1,6 +1,7 @@
 """A package in this process, run by the service's own code."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from service.metrics import Metrics
 from service.models import load_models
 from service.options import RequestOptions
 from service.parameters import DetectParameters
-from service.schemas import to_response
+from service.schemas import to_json, to_response
 from service.settings import Settings
 
 AskFor = Callable[[Picture, DetectionOptions], DetectionOptions]
@@ -87,8 +88,8 @@ class OfflinePackage:
         except ServiceError as error:
             raise EvaluationError(f"{picture.path}: {error}") from error
         seconds = began.seconds
-        # By way of the wire's classes: the numbers are rounded as a client would get them.
-        answer = to_response(self._predictor.manifest, prediction, "").model_dump(exclude_none=True)
+        # By way of the wire: the numbers are rounded as a client would get them.
+        answer = json.loads(to_json(to_response(self._predictor.manifest, prediction, "")))
         return self.model.read(answer["detections"]), seconds
 
     def _options(self, picture: Picture) -> RequestOptions:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import Depends, FastAPI, Security
+from fastapi import APIRouter, Depends, FastAPI, Security
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
@@ -15,11 +15,12 @@ from starlette.middleware.cors import CORSMiddleware
 from service.access import KEY_HEADER, Access, ApiKeys, RateLimiter
 from service.body import BodyBudget
 from service.context import RequestContext
+from service.direct import DirectRoutes
 from service.errors import RateLimitedError, UnauthorizedError
 from service.gpu import watch_gpus
 from service.metrics import Metrics
 from service.problems import install_problem_handlers, problem_responses
-from service.routes import monitoring, probes, router
+from service.routes import detection, monitoring, probes, router
 from service.settings import Settings
 from service.startup import Startup
 from service.tracing import open_tracing
@@ -89,7 +90,8 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     bodies = app.state.bodies = BodyBudget(settings.max_upload_bytes)
     metrics.body_bytes.set_function(lambda: bodies.held_bytes)
     install_problem_handlers(app)
-    _include_routes(app, settings)
+    access = _include_routes(app, settings)
+    app.add_middleware(DirectRoutes, routes=_routes_of(detection), check=access.within_rate)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -99,9 +101,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    quiet_routes = {
-        route.path for route in (*probes.routes, *monitoring.routes) if isinstance(route, APIRoute)
-    }
+    quiet_routes = {route.path for route in _routes_of(probes, monitoring)}
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     return app
 
@@ -118,7 +118,7 @@ async def _watch_event_loop(metrics: Metrics) -> None:
         metrics.event_loop_lag.set(worst_s)
 
 
-def _include_routes(app: FastAPI, settings: Settings) -> None:
+def _include_routes(app: FastAPI, settings: Settings) -> Access:
     keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
     rate = settings.rate_limit_per_s
     access = Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None)
@@ -136,4 +136,10 @@ def _include_routes(app: FastAPI, settings: Settings) -> None:
         within_rate["responses"] = problem_responses(*door_errors)
     app.include_router(probes)
     app.include_router(monitoring, **with_key)
+    app.include_router(detection, **within_rate)
     app.include_router(router, **within_rate)
+    return access
+
+
+def _routes_of(*routers: APIRouter) -> list[APIRoute]:
+    return [route for one in routers for route in one.routes if isinstance(route, APIRoute)]

@@ -23,20 +23,20 @@ _log = logging.getLogger(__name__)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
     # Detections can be personal, and probes must be asked each time.
-    "Cache-Control": "no-store",
-}
-_NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"
+    (b"cache-control", b"no-store"),
+]
+_NO_CONTENT = b"default-src 'none'; frame-ancestors 'none'"
 _POLICIES = {
     # Swagger UI comes from where FastAPI takes it; its page has one inline script, which holds
     # nothing of the request.
-    "/docs": "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
-    "script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    "style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    "img-src data: https://fastapi.tiangolo.com",
+    "/docs": b"default-src 'none'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    b"script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    b"style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    b"img-src data: https://fastapi.tiangolo.com",
 }
 
 
@@ -74,12 +74,16 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = record.request_id
-                headers.update(_HEADERS)
-                headers["Content-Security-Policy"] = _POLICIES.get(scope["path"], _NO_CONTENT)
+                policy = _POLICIES.get(scope["path"], _NO_CONTENT)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", record.request_id.encode()),
+                    *_HEADERS,
+                    (b"content-security-policy", policy),
+                ]
                 if scope["app"].state.draining.is_set():
-                    headers["Connection"] = "close"  # the next request goes elsewhere
+                    # The next request goes elsewhere.
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:

@@ -5,12 +5,13 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import InternalError, RouterError, ServiceError, StoppingError
-from service.schemas import Problem
+from service.schemas import Problem, to_json
 
 PROBLEM_JSON = "application/problem+json"
 REQUEST_ID_FIELD: Mapping[str, Any] = {
@@ -31,9 +32,8 @@ _WAITABLE = frozenset({429, 503})
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem document."""
-    app.add_exception_handler(ServiceError, _on_service_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    for kind in (ServiceError, HTTPException, ClientDisconnect):
+        app.add_exception_handler(kind, problem_response)
     # Every code is there from the start, so that Prometheus sees the first error as an increase.
     for error in ServiceError.__subclasses__():
         if error is not RouterError:  # whose code is that of a status
@@ -52,7 +52,7 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
                     **REQUEST_ID_FIELD,
                     **(_RETRY_AFTER_FIELD if error.status in _WAITABLE else {}),
                 },
-                "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
+                "content": {PROBLEM_JSON: {"schema": TypeAdapter(Problem).json_schema()}},
             },
         )
         separator = "; " if entry["description"] else ""
@@ -84,26 +84,19 @@ def _answer(
     headers = {**error.headers, **(more or {})}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
-    document = problem_of(error, request.url.path, record.request_id).model_dump_json()
+    document = to_json(problem_of(error, request.scope["path"], record.request_id))
     return Response(document, error.status, headers, PROBLEM_JSON)
 
 
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
-    return _answer(request, error)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What the router refuses: no such path, no such method."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    detail = (
-        f"{request.method} {request.url.path[:200]}: {error.detail}. The API is described at /docs."
-    )
-    return _answer(request, RouterError(detail, status), error.headers)
-
-
-async def _on_disconnect(request: Request, _error: Exception) -> Response:
+async def problem_response(request: Request, error: Exception) -> Response:
+    """The answer to a request that ended in one of the errors that are handled."""
+    if isinstance(error, ServiceError):
+        return _answer(request, error)
+    if isinstance(error, HTTPException):  # what the router refuses: no such path, no such method
+        asked = f"{request.method} {request.scope['path'][:200]}"
+        detail = f"{asked}: {error.detail}. The API is described at /docs."
+        return _answer(request, RouterError(detail, HTTPStatus(error.status_code)), error.headers)
+    assert isinstance(error, ClientDisconnect)
     request.scope["record"].code = "client_disconnected"
     request.app.state.metrics.errors.labels("client_disconnected").inc()
     return Response(status_code=400)  # nobody is there to read it

@@ -21,10 +21,13 @@ from service.schemas import (
     Problem,
     model_details,
     model_facts,
+    to_json,
     to_response,
 )
 from service.startup import RETRY_AFTER_S, Startup
 
+detection = APIRouter()
+"""What pictures are sent to: as ``router``, and answered by :mod:`service.direct`."""
 router = APIRouter()
 """What clients use: behind the API keys and the rate limit, where there are any."""
 probes = APIRouter()
@@ -118,13 +121,13 @@ _DETECT_BATCH: dict[str, Any] = {
 }
 
 
-@router.post("/detect", operation_id="detect", **_DETECT)
+@detection.post("/detect", operation_id="detect", **_DETECT)
 async def detect(request: Request) -> Response:
     """Detect objects with the default model."""
     return await _detect(request, None)
 
 
-@router.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
+@detection.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
 async def detect_with_model(
     request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
 ) -> Response:
@@ -143,17 +146,18 @@ async def _detect(request: Request, name: str | None) -> Response:
     timing = [f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
     headers = {"Server-Timing": ", ".join(timing), "X-Batch-Size": str(prediction.batch_size)}
-    content = answer.model_dump_json(exclude_none=True)
-    return Response(content, 200, headers, "application/json")
+    return Response(to_json(answer), 200, headers, "application/json")
 
 
-@router.post("/detect/batch", operation_id="detect_batch", **_DETECT_BATCH)
+@detection.post("/detect/batch", operation_id="detect_batch", **_DETECT_BATCH)
 async def detect_batch(request: Request) -> Response:
     """Detect objects in several images with the default model."""
     return await _detect_batch(request, None)
 
 
-@router.post("/models/{name}/detect/batch", operation_id="detect_batch_with_model", **_DETECT_BATCH)
+@detection.post(
+    "/models/{name}/detect/batch", operation_id="detect_batch_with_model", **_DETECT_BATCH
+)
 async def detect_batch_with_model(
     request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
 ) -> Response:
@@ -165,8 +169,7 @@ async def _detect_batch(request: Request, name: str | None) -> Response:
     most = request.app.state.settings.max_images_per_request
     async with admit(request, name, most) as given:
         results = await unless(until_disconnected(request), _answer_all(request, given))
-    content = BatchResponse(results=results).model_dump_json(exclude_none=True)
-    return Response(content, 200, None, "application/json")
+    return Response(to_json(BatchResponse(results)), 200, None, "application/json")
 
 
 async def _answer_all(request: Request, given: Admitted) -> list[DetectResponse | Problem]:
@@ -178,7 +181,7 @@ async def _answer_all(request: Request, given: Admitted) -> list[DetectResponse 
             prediction = await given.predictor.predict(image, given.options, given.urgency)
         except errors.ServiceError as error:
             request.app.state.metrics.errors.labels(error.code).inc()
-            return problem_of(error, request.url.path, request_id)
+            return problem_of(error, request.scope["path"], request_id)
         return to_response(given.predictor.manifest, prediction, request_id)
 
     async with asyncio.TaskGroup() as group:

@@ -1,8 +1,10 @@
 """What travels over the wire; the OpenAPI document is made from these classes."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.json_schema import SkipJsonSchema
 
 from model_package import CenterPosesDecoder, ModelManifest
@@ -20,47 +22,67 @@ Box = Annotated[
         examples=[[101.5, 20.25, 180.75, 97.0]],
     ),
 ]
+_UprightPixels = Annotated[
+    int, Field(description="Pixels, after the EXIF orientation was applied.")
+]
+
+# What each answer is made of are dataclasses: nobody has to check our own numbers, and pydantic
+# writes their JSON without having made them.
 
 
-class ModelReference(BaseModel):
+@dataclass(slots=True)
+class ModelReference:
     """The model that answered."""
 
     name: str
     version: str
 
 
-class ImageFacts(BaseModel):
+@dataclass(slots=True)
+class ImageFacts:
     """The image as it was judged."""
 
-    width: int = Field(description="Pixels, after the EXIF orientation was applied.")
-    height: int = Field(description="Pixels, after the EXIF orientation was applied.")
-    orientation_applied: bool = Field(description="Whether EXIF turned or mirrored the image.")
+    width: _UprightPixels
+    height: _UprightPixels
+    orientation_applied: Annotated[
+        bool, Field(description="Whether EXIF turned or mirrored the image.")
+    ]
 
 
-class Detection(BaseModel):
+@dataclass(slots=True)
+class Detection:
     """One object; what the model's task does not find is absent, never null."""
 
-    class_id: int = Field(description="Index into the model's classes.")
+    class_id: Annotated[int, Field(description="Index into the model's classes.")]
     class_name: str
-    score: float = Field(description="0 to 1.")
+    score: Annotated[float, Field(description="0 to 1.")]
     bbox: Box
-    keypoints: list[Keypoint] | SkipJsonSchema[None] = Field(
-        None,
-        description="Pose models: the joints in the order of the model's `joints`, see "
-        "GET /models/{name}.",
-    )
-    box3d: Box3D | SkipJsonSchema[None] = Field(None, description="3D models: the box in space.")
+    keypoints: Annotated[
+        list[Keypoint] | SkipJsonSchema[None],
+        Field(
+            description="Pose models: the joints in the order of the model's `joints`, see "
+            "GET /models/{name}."
+        ),
+    ] = None
+    box3d: Annotated[
+        Box3D | SkipJsonSchema[None], Field(description="3D models: the box in space.")
+    ] = None
 
 
-class DetectResponse(BaseModel):
+@dataclass(slots=True)
+class DetectResponse:
     """The objects in one image, best score first."""
 
     model: ModelReference
     image: ImageFacts
     detections: list[Detection]
-    timing_ms: dict[str, float] = Field(
-        description="Milliseconds per stage: prepare (decode, resize), queue, infer, postprocess."
-    )
+    timing_ms: Annotated[
+        dict[str, float],
+        Field(
+            description="Milliseconds per stage: prepare (decode, resize), queue, infer, "
+            "postprocess."
+        ),
+    ]
     request_id: str
 
 
@@ -120,24 +142,38 @@ class Health(BaseModel):
     status: str
 
 
-class Problem(BaseModel):
+@dataclass(slots=True)
+class Problem:
     """An error (RFC 9457), with members for programs."""
 
     type: str
     title: str
     status: int
-    detail: str = Field(description="What was received, what is accepted, what to do.")
+    detail: Annotated[str, Field(description="What was received, what is accepted, what to do.")]
     instance: str
-    code: str = Field(description="Stable name of the error.")
-    error: str = Field(description="The detail again, where clients of other servers look.")
+    code: Annotated[str, Field(description="Stable name of the error.")]
+    error: Annotated[
+        str, Field(description="The detail again, where clients of other servers look.")
+    ]
     request_id: str
-    retryable: bool = Field(description="Whether the same request may succeed later.")
+    retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
 
 
-class BatchResponse(BaseModel):
+@dataclass(slots=True)
+class BatchResponse:
     """The answer for each image of a request, in their order: detections or what is wrong."""
 
     results: list[DetectResponse | Problem]
+
+
+_JSON: Mapping[type[Any], TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (DetectResponse, BatchResponse, Problem)
+}
+
+
+def to_json(answer: DetectResponse | BatchResponse | Problem) -> bytes:
+    """The answer as it travels."""
+    return _JSON[type(answer)].dump_json(answer, exclude_none=True)
 
 
 def to_response(manifest: ModelManifest, prediction: Prediction, request_id: str) -> DetectResponse:
@@ -166,13 +202,7 @@ def _detections(manifest: ModelManifest, found: Detections) -> list[Detection]:
         strict=True,
     )
     return [
-        Detection(
-            class_id=class_id,
-            class_name=manifest.classes[class_id],
-            score=score,
-            bbox=box,
-            **of_task,
-        )
+        Detection(class_id, manifest.classes[class_id], score, box, **of_task)
         for class_id, score, box, of_task in rows
     ]
 

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import MalformedRequestError, ServiceError, SlowHeadError
 from service.problems import PROBLEM_JSON, problem_of
+from service.schemas import to_json
 from service.settings import Settings
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -44,9 +45,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """Begin to count and to wait."""
+        """Begin to count."""
         self._in_head, self._head_bytes = True, 0
-        self._wait_for_head()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -56,9 +56,11 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, then judge what still is a head."""
+        """Parse, then judge what still is a head; most come in one piece."""
         super().data_received(data)
         if self._in_head:
+            if not self._head_bytes:
+                self._wait_for_head()
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(
@@ -76,6 +78,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def _stop_waiting(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
+            self._head_timer = None
 
     def _on_slow_head(self) -> None:
         if self._head_bytes == 0:
@@ -92,7 +95,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         # There is no request yet, so the application cannot answer.
         self.config.app.state.metrics.errors.labels(error.code).inc()  # type: ignore[union-attr]
         request_id = uuid.uuid4().hex
-        document = problem_of(error, "", request_id).model_dump_json().encode()
+        document = to_json(problem_of(error, "", request_id))
         headers = {
             "content-type": PROBLEM_JSON,
             "content-length": str(len(document)),

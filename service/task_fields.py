@@ -1,11 +1,12 @@
 """The fields of one detection that only some tasks have."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.detections import Detections, Detections3D, PoseDetections
@@ -25,25 +26,32 @@ _Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 _Corners = Annotated[list[_Point], Field(min_length=8, max_length=8)]
 
 
-class Box3D(BaseModel):
+@dataclass(slots=True)
+class Box3D:
     """A box in space, in the camera's frame (x right, y down, z forward), as KITTI has it."""
 
-    dimensions_hwl: _Triple = Field(description="Height, width, length in metres.")
-    location_xyz: _Triple = Field(description="Middle of the bottom face, in metres.")
-    rotation_y: float = Field(
-        description="Radians about the y axis, -pi to pi; 0 when the length points along x."
-    )
-    alpha: float = Field(
-        description="Radians; the rotation relative to the line of sight, as the network gives "
-        "it: -3 pi / 2 to 3 pi / 2."
-    )
-    depth: float = Field(description="Metres, as the network gives it.")
-    corners_px: _Corners | SkipJsonSchema[None] = Field(
-        None,
-        description="The corners in pixels of the upright original image: bottom face, then top "
-        "face, each around, so that corner i stands under corner i + 4. Absent where a corner "
-        "is not in front of the camera.",
-    )
+    dimensions_hwl: Annotated[_Triple, Field(description="Height, width, length in metres.")]
+    location_xyz: Annotated[_Triple, Field(description="Middle of the bottom face, in metres.")]
+    rotation_y: Annotated[
+        float,
+        Field(description="Radians about the y axis, -pi to pi; 0 when the length points along x."),
+    ]
+    alpha: Annotated[
+        float,
+        Field(
+            description="Radians; the rotation relative to the line of sight, as the network gives "
+            "it: -3 pi / 2 to 3 pi / 2."
+        ),
+    ]
+    depth: Annotated[float, Field(description="Metres, as the network gives it.")]
+    corners_px: Annotated[
+        _Corners | SkipJsonSchema[None],
+        Field(
+            description="The corners in pixels of the upright original image: bottom face, then "
+            "top face, each around, so that corner i stands under corner i + 4. Absent where a "
+            "corner is not in front of the camera."
+        ),
+    ] = None
 
 
 def _nothing(found: Detections) -> Iterator[dict[str, Any]]:
