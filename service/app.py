@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Security
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
 from service.access import KEY_HEADER, Access, ApiKeys, RateLimiter
@@ -72,7 +73,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
             if tracing:
                 await asyncio.to_thread(tracing.stop)
 
-    app = FastAPI(
+    app = _Application(
         title="CenterNet Serving",
         version=version("centernet-serving"),
         description="Object detection with CenterNet-family models: images in; boxes, poses or "
@@ -104,6 +105,12 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     quiet_routes = {route.path for route in _routes_of(probes, monitoring)}
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI without its own telemetry, which asks each time whether there is somebody to tell."""
+
+    __call__ = Starlette.__call__
 
 
 async def _watch_event_loop(metrics: Metrics) -> None:

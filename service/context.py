@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,7 +17,6 @@ from service.problems import bug_response, cut_off_response
 from service.record import RequestRecord, current_record
 from service.tracing import Tracing, read_traceparent
 
-REQUEST_ID_HEADER = "X-Request-ID"
 _log = logging.getLogger(__name__)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -119,10 +118,10 @@ class RequestContext:
 
 
 def _new_record(scope: Scope) -> RequestRecord:
-    headers = Headers(scope=scope)
-    offered = headers.get(REQUEST_ID_HEADER, "")
+    first = dict(reversed(scope["headers"]))
+    offered = first.get(b"x-request-id", b"").decode("latin-1")
     return RequestRecord(
-        request_id=offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex,
+        request_id=offered if _REQUEST_ID.fullmatch(offered) else os.urandom(16).hex(),
         client=scope["client"][0] if scope.get("client") else "unknown",
-        parent=read_traceparent(headers),
+        parent=read_traceparent(Headers(scope=scope)) if b"traceparent" in first else None,
     )

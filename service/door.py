@@ -44,7 +44,7 @@ async def admit(request: Request, name: str | None, most: int) -> AsyncIterator[
     record.model = predictor.manifest.name
     # Under overload most requests are refused: before anything that costs more than that.
     predictor.admission.check(1, math.inf)
-    parameters, urgent = read_parameters(request.query_params), read_urgency(request.headers)
+    parameters, urgent = read_parameters(request), read_urgency(request.headers)
     options = predictor.options(parameters)
     allowed_ms = math.inf if urgent.deadline_ms is None else urgent.deadline_ms
     deadline_at = asked_at + allowed_ms / 1000

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,6 +11,9 @@ from typing import Any, Literal
 from service.record import RequestRecord
 
 _access_log = logging.getLogger("service.access")
+_to_json = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder each time
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
+"""Printable ASCII that nobody can take for more than one word."""
 
 
 def set_up_logging(form: Literal["text", "json"], level: str) -> None:
@@ -47,7 +51,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _to_json(line)
 
 
 def log_request(
@@ -93,10 +97,5 @@ def _facts_of(record: logging.LogRecord) -> Mapping[str, Any]:
 def _word(fact: Any) -> str:
     if isinstance(fact, Mapping):
         return ",".join(f"{name}:{_word(part)}" for name, part in fact.items())
-    text = fact if isinstance(fact, str) else json.dumps(fact, default=str)
-    return text if text and text.isascii() and text.replace("_", "").isalnum() else _quoted(text)
-
-
-def _quoted(text: str) -> str:
-    plain = text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
-    return text if plain and text else json.dumps(text)
+    text = fact if isinstance(fact, str) else _to_json(fact)
+    return text if _PLAIN.fullmatch(text) else _to_json(text)

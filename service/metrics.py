@@ -1,8 +1,9 @@
 """What Prometheus sees; names follow its naming rules (base units, ``_total`` on counters)."""
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Literal
+from typing import Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,6 +19,7 @@ _SECONDS = (
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_Family = TypeVar("_Family", Counter, Histogram)
 
 
 class Metrics:
@@ -103,7 +105,7 @@ class Metrics:
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"centernet_{name}_total", text, labels, registry=self.registry)
+        return _cached(Counter(f"centernet_{name}_total", text, labels, registry=self.registry))
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"centernet_{name}", text, labels, registry=self.registry)
@@ -111,11 +113,19 @@ class Metrics:
     def _histogram(
         self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
     ) -> Histogram:
-        return Histogram(f"centernet_{name}", text, labels, buckets=buckets, registry=self.registry)
+        return _cached(
+            Histogram(f"centernet_{name}", text, labels, buckets=buckets, registry=self.registry)
+        )
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
+
+
+def _cached(family: _Family) -> _Family:
+    """Let it find a series without taking a lock and checking the labels' names each time."""
+    family.labels = functools.cache(family.labels)  # type: ignore[method-assign]
+    return family
 
 
 class ModelMetrics:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
+from starlette.requests import Request
 
 from service.errors import InvalidOptionError
 
@@ -111,14 +112,15 @@ class UrgencyHeaders(BaseModel):
 _LISTS = frozenset({"classes", "scales", "projection"})
 
 
-def read_parameters(query: QueryParams) -> DetectParameters:
+def read_parameters(request: Request) -> DetectParameters:
     """Read the options of a request.
 
     The framework could, but takes half a millisecond of the event loop for each request, and of
     two values where one is meant the last. Raises :class:`InvalidOptionError`.
     """
-    if not query:
+    if not request.scope["query_string"]:
         return _NO_PARAMETERS
+    query = request.query_params
     given: dict[str, Any] = {}
     for name in query:
         values = query.getlist(name)
