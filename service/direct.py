@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
@@ -38,14 +39,18 @@ class DirectRoutes:
                 found = match(scope["path"])
                 if found and scope["method"] in methods:
                     scope["route"] = route
-                    await self._answer(route, found.groupdict(), Request(scope, receive, send))
+                    request = Request(scope, receive)
+                    response = await self._response(route, request, found.groupdict())
+                    await response(scope, receive, send)
                     return
         await self._app(scope, receive, send)
 
-    async def _answer(self, route: APIRoute, of_path: dict[str, str], request: Request) -> None:
+    async def _response(
+        self, route: APIRoute, request: Request, of_path: dict[str, str]
+    ) -> Response:
         try:
             await self._check(request)
-            response = await route.endpoint(request, **of_path)
+            response: Response = await route.endpoint(request, **of_path)
         except (ServiceError, ClientDisconnect) as error:
-            response = await problem_response(request, error)
-        await response(request.scope, request.receive, request._send)
+            return await problem_response(request, error)
+        return response

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 WINDOW = 50
 """Observations that count: some seconds of work, so that a change of load is soon believed."""
@@ -48,7 +48,7 @@ class LinearEstimate:
         sums = self._sums
         if expected_s > 0:
             scale = self._sums.s / expected_s
-            sums = replace(self._sums)
+            sums = _Sums(sums.weight, sums.n, sums.s, sums.nn, sums.ns)
             for known_n, known_s in self._known:
                 sums.add(known_n, scale * known_s)
         self._fit(sums)
