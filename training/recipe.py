@@ -114,7 +114,8 @@ class Recipe(_Section):
     ``train_crop`` is the side of the square windows that are trained on; without it they have the
     size of the input. ``picture_width`` fixes the scale that objects have at test time where all
     pictures have that width; without it each picture is scaled by its own size. ``loss_weights``
-    names the terms of the loss that count otherwise than with the authors.
+    names the terms of the loss that count otherwise than with the authors. ``start`` is a
+    checkpoint, ours or the authors', whose weights the network starts from.
     """
 
     architecture: str
@@ -128,6 +129,7 @@ class Recipe(_Section):
     train_crop: int | None = Field(default=None, gt=0)
     picture_width: int | None = Field(default=None, gt=0)
     seed: int = Field(ge=0)
+    start: Path | None = None
     loader_workers: int = Field(ge=0)
     data: DataSection
     augmentation: AugmentationSection

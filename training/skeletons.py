@@ -69,9 +69,9 @@ def random_body(rng: Generator) -> Body:
 
 
 def _hang_arm(rng: Generator, points: dict[str, Points], side: str, sign: float) -> None:
-    swing = float(rng.normal(0.1, 0.4)) if rng.random() < 0.8 else float(rng.uniform(0.5, 2.8))
-    spread = float(np.abs(rng.normal(0.2, 0.25)))
-    bend = float(np.clip(rng.gamma(2.0, 0.25), 0.0, 2.2))
+    swing = float(rng.normal(0.1, 0.3)) if rng.random() < 0.9 else float(rng.uniform(0.5, 2.8))
+    spread = float(np.abs(rng.normal(0.2, 0.2)))
+    bend = float(np.clip(rng.gamma(2.0, 0.15), 0.0, 2.2))
     points[f"{side}_elbow"] = points[f"{side}_shoulder"] + 0.16 * _direction(swing, spread, sign)
     lower = _direction(swing + bend, spread * rng.uniform(-0.5, 1.0), sign)
     points[f"{side}_wrist"] = points[f"{side}_elbow"] + 0.15 * lower

@@ -76,6 +76,27 @@ def load_authors(
     network.load_state_dict({ours.get(key, key): value for key, value in state.items()})
 
 
+def start_from(
+    network: nn.Module, architecture: Architecture, state: Mapping[str, Tensor]
+) -> list[str]:
+    """Take over what fits of a checkpoint, for a network that is to learn something else.
+
+    Heads for other classes or another task stay as they are; returns the names of their weights in
+    the checkpoint. Raises :class:`ValueError` where anything but a head does not fit.
+    """
+    taken, left = {}, []
+    for key, theirs in _authors_names(network, architecture).items():
+        if theirs in state and state[theirs].shape == network.state_dict()[key].shape:
+            taken[key] = state[theirs]
+        elif not key.endswith("num_batches_tracked"):  # old files have no such counts
+            left.append(theirs)
+            if ".heads." not in f".{key}":
+                found = tuple(state[theirs].shape) if theirs in state else "missing"
+                raise ValueError(f"{theirs} is {found}; these are weights of another network")
+    network.load_state_dict(taken, strict=False)
+    return left
+
+
 def _authors_names(network: nn.Module, architecture: Architecture) -> dict[str, str]:
     return {
         key: _stack_layout(architecture, stack).to_checkpoint_key(rest)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from model_export.checkpoints.reading import read_state
+from model_export.errors import CheckpointUnreadableError
 from model_export.normalization import NORMALIZATIONS
 from training.annotated_image import AnnotatedImage
 from training.averaging import WeightAverage
@@ -21,8 +23,8 @@ from training.data_sets import read_pictures
 from training.evaluation import evaluate
 from training.initialization import initialize
 from training.objectives import OBJECTIVES
-from training.recipe import Recipe
-from training.stacks import build_network, load_authors, predict_all, to_authors
+from training.recipe import Recipe, RecipeError
+from training.stacks import build_network, load_authors, predict_all, start_from, to_authors
 from training.views import EpochViews, FixedViews, ViewSettings
 
 LAST_CHECKPOINT, BEST_CHECKPOINT, LOG_FILE = "last.pth", "best.pth", "epochs.jsonl"
@@ -54,6 +56,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe.network, recipe.head_channels())
         initialize(self.network)
+        if recipe.start is not None:
+            self._take_over(recipe.start)
         # torch declares this argument only together with a tensor or a dtype.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(self._device)
@@ -67,6 +71,13 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(enabled=self._device.type == "cuda")
         self._epoch = 0
         self._best_score = -math.inf
+
+    def _take_over(self, checkpoint: Path) -> None:
+        try:
+            left = start_from(self.network, self._recipe.network, read_state(checkpoint))
+        except (CheckpointUnreadableError, ValueError) as error:
+            raise RecipeError(f"start: {checkpoint}: {error}") from error
+        print(f"Start from {checkpoint}; {', '.join(left) or 'no weight'} anew", flush=True)
 
     def run(self) -> None:
         """Train the epochs that are left; writes checkpoints and a log line after each."""
