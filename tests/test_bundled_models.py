@@ -1,4 +1,4 @@
-"""The bundled model as a first-time user meets it: started by command, asked over HTTP."""
+"""The bundled models as a first-time user meets them: started by command, asked over HTTP."""
 
 import io
 import json
@@ -18,8 +18,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.answers import Answer, as_coco_rows, read_answer
+from evaluation.boxes_in_space import as_boxes, overlaps_in_space
+from evaluation.coco_metrics import COCO_SIGMAS, pose_scores
+from evaluation.kitti_labels import DONT_CARE, read_kitti
+from evaluation.matching import overlaps_of_boxes
+from evaluation.reading import read_truth
+from evaluation.truth import for_classes
+from model_export.classes import COCO_JOINTS
 from service.detect import request_detections
 from training.blood_smears import render_smear
+from training.roadside import PROJECTION
 
 
 def serving_interpreter(project: Path) -> Path:
@@ -159,3 +168,61 @@ def test_the_readme_s_request_gives_the_readme_s_answer(url: str, project: Path)
         # Processors with other vector units round their sums differently.
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
         assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=0.02)
+
+
+def ask(url: str, model: str, picture: Path, joints: int = 0, in_space: bool = False) -> Answer:
+    """What the model of that name finds, with its own threshold and its own camera."""
+    response = httpx.post(f"{url}/models/{model}/detect", content=picture.read_bytes(), timeout=60)
+    assert response.status_code == 200, response.text
+    return read_answer(response.json()["detections"], joints=joints, in_space=in_space)
+
+
+def test_the_people_of_the_sample_pictures_are_found(url: str, project: Path) -> None:
+    facts = httpx.get(f"{url}/models/people").json()
+    assert facts["classes"] == ["person"]
+    assert facts["joints"] == list(COCO_JOINTS)
+    directory = project / "docs/samples/figures"
+    truth = read_truth(directory / "figures.json", directory)
+    answers = [ask(url, "people", one.path, joints=len(COCO_JOINTS)) for one in truth.pictures]
+    rows = as_coco_rows(answers, [picture.image_id for picture in truth.pictures])
+    labels = for_classes(truth, ["person"]).coco
+    people = len(labels["annotations"])
+    assert people >= 5
+    assert sum(len(answer) for answer in answers) <= people + 1
+    scores = pose_scores(labels, rows, COCO_SIGMAS).summary
+    assert scores["AP50"] >= 0.8
+    assert scores["AP"] >= 0.6
+
+
+def test_the_vehicles_of_the_sample_pictures_are_found(url: str, project: Path) -> None:
+    facts = httpx.get(f"{url}/models/road_vehicles").json()
+    assert facts["classes"] == ["Car", "Van"]
+    assert facts["task"] == "center_boxes_3d"
+    directory = project / "docs/samples/road_scenes"
+    truth = read_kitti(directory / "label_2", directory / "image_2")
+    assert truth.space is not None
+    errors, overlaps, vehicles, invented = [], [], 0, 0
+    for picture in truth.pictures:
+        assert picture.projection == pytest.approx(PROJECTION)
+        labels = truth.space[picture.image_id]
+        found = ask(url, "road_vehicles", picture.path, in_space=True)
+        known = np.flatnonzero(np.array(labels.types) != DONT_CARE)
+        shared, _ = overlaps_of_boxes(labels.boxes_xyxy, found.boxes_xyxy)
+        _, in_space = overlaps_in_space(as_boxes(labels)[known], found.space[:, :7])
+        vehicles += len(known)
+        # What is near a region without labels may be a vehicle of which little shows.
+        invented += int((shared.max(axis=0) < 0.3).sum())
+        for row, number in enumerate(known):
+            best = int(shared[number].argmax())
+            if shared[number, best] >= 0.5:
+                overlaps.append(in_space[row, best])
+                depth, turned = labels.locations[number, 2], labels.rotations_y[number]
+                off = (found.space[best, 6] - turned + np.pi) % (2 * np.pi) - np.pi
+                errors.append((abs(found.space[best, 5] / depth - 1), abs(np.degrees(off))))
+    assert vehicles >= 12
+    assert len(errors) >= 0.85 * vehicles
+    assert invented <= 2
+    depth_error, rotation_error = np.median(errors, axis=0)
+    assert depth_error <= 0.03
+    assert rotation_error <= 5
+    assert np.median(overlaps) >= 0.5
