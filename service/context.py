@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import re
 import time
 from collections.abc import Collection
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.logs import log_request
 from service.metrics import Metrics
 from service.problems import bug_response, cut_off_response
-from service.record import RequestRecord, current_record
+from service.record import RequestRecord, current_record, new_request_id
 from service.tracing import Tracing, read_traceparent
 
 _log = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ def _new_record(scope: Scope) -> RequestRecord:
     first = dict(reversed(scope["headers"]))
     offered = first.get(b"x-request-id", b"").decode("latin-1")
     return RequestRecord(
-        request_id=offered if _REQUEST_ID.fullmatch(offered) else os.urandom(16).hex(),
+        request_id=offered if _REQUEST_ID.fullmatch(offered) else new_request_id(),
         client=scope["client"][0] if scope.get("client") else "unknown",
         parent=read_traceparent(Headers(scope=scope)) if b"traceparent" in first else None,
     )

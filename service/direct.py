@@ -3,12 +3,11 @@
 from collections.abc import Awaitable, Callable, Collection
 
 from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import ServiceError
-from service.problems import problem_response
+from service.problems import HANDLED, problem_response
 
 
 class DirectRoutes:
@@ -51,6 +50,6 @@ class DirectRoutes:
         try:
             await self._check(request)
             response: Response = await route.endpoint(request, **of_path)
-        except (ServiceError, ClientDisconnect) as error:
+        except HANDLED as error:
             return await problem_response(request, error)
         return response

@@ -28,11 +28,13 @@ _RETRY_AFTER_FIELD: Mapping[str, Any] = {
     }
 }
 _WAITABLE = frozenset({429, 503})
+HANDLED = (ServiceError, HTTPException, ClientDisconnect)
+"""The errors that :func:`problem_response` answers."""
 
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem document."""
-    for kind in (ServiceError, HTTPException, ClientDisconnect):
+    for kind in HANDLED:
         app.add_exception_handler(kind, problem_response)
     # Every code is there from the start, so that Prometheus sees the first error as an increase.
     for error in ServiceError.__subclasses__():

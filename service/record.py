@@ -1,5 +1,6 @@
 """What becomes known of one request on its way: the source of its log line and of its spans."""
 
+import os
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -7,6 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.tracing import TraceParent
+
+
+def new_request_id() -> str:
+    """An id for a request whose client gave none: 32 random hex digits."""
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True)

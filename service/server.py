@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import uuid
 from http import HTTPStatus
 from types import FrameType
 
@@ -12,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import MalformedRequestError, ServiceError, SlowHeadError
 from service.problems import PROBLEM_JSON, problem_of
+from service.record import new_request_id
 from service.schemas import to_json
 from service.settings import Settings
 
@@ -94,7 +94,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def _refuse(self, error: ServiceError) -> None:
         # There is no request yet, so the application cannot answer.
         self.config.app.state.metrics.errors.labels(error.code).inc()  # type: ignore[union-attr]
-        request_id = uuid.uuid4().hex
+        request_id = new_request_id()
         document = to_json(problem_of(error, "", request_id))
         headers = {
             "content-type": PROBLEM_JSON,

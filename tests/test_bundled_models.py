@@ -1,6 +1,5 @@
 """The bundled models as a first-time user meets them: started by command, asked over HTTP."""
 
-import io
 import json
 import os
 import re
@@ -10,13 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from support.pictures import encode
+from support.serving import ask_together
 
 from evaluation.answers import Answer, as_coco_rows, read_answer
 from evaluation.boxes_in_space import as_boxes, overlaps_in_space
@@ -119,24 +118,14 @@ def test_the_cells_of_the_sample_pictures_are_found(url: str, project: Path) -> 
 
 
 def test_64_clients_with_64_pictures_get_the_answers_they_get_alone(url: str) -> None:
-    bodies = []
-    for seed in range(64):
-        buffer = io.BytesIO()
-        pixels = render_smear(np.random.default_rng(900 + seed)).pixels
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        bodies.append(buffer.getvalue())
+    bodies = [
+        encode(render_smear(np.random.default_rng(900 + seed)).pixels, "JPEG", quality=90)
+        for seed in range(64)
+    ]
     with httpx.Client(base_url=url, timeout=60) as client:
         alone = [client.post("/detect", content=body).json()["detections"] for body in bodies]
     assert len({json.dumps(detections) for detections in alone}) == 64
-    barrier = threading.Barrier(64)
-
-    def ask(body: bytes) -> httpx.Response:
-        with httpx.Client(base_url=url, timeout=60) as client:
-            barrier.wait()
-            return client.post("/detect", content=body)
-
-    with ThreadPoolExecutor(64) as clients:
-        responses = list(clients.map(ask, bodies))
+    responses = ask_together(url, bodies)
     assert [response.status_code for response in responses] == [200] * 64
     assert [response.json()["detections"] for response in responses] == alone
     sizes = [int(response.headers["X-Batch-Size"]) for response in responses]

@@ -18,6 +18,7 @@ from model_export.classes import COCO_JOINTS, COCO_SKELETON
 from training.annotated_image import AnnotatedImage, FloatArray
 from training.picture_files import read_options, write_picture
 from training.scenery import paint_foreground, paint_room, photograph
+from training.shapes import unit_circle
 from training.skeletons import Body, Limb, random_body
 
 WIDTH, HEIGHT = 256, 256
@@ -26,6 +27,7 @@ HIDDEN, VISIBLE = 1, 2
 """COCO's visibilities of joints that are labelled."""
 
 _APART_PX = 50
+"""Waists of two people are at least so far to the side of each other."""
 
 _MIN_VISIBLE_PX = 60
 """A person of whom fewer pixels show is not labelled."""
@@ -38,8 +40,7 @@ _LIMBS_PER_PERSON = 100
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns of pixels."""
 
-_angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-_CIRCLE = np.stack([np.cos(_angles), np.sin(_angles)], axis=1)
+_CIRCLE = unit_circle(24)
 
 _ROUNDNESS = 0.45
 """Which part of its light a limb has lost at its edge."""

@@ -9,6 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from training.annotated_image import FloatArray, Pixels
+from training.shapes import unit_circle
 from training.vehicle_details import Points
 
 WIDTH, HEIGHT = 621, 207
@@ -255,8 +256,7 @@ class Thing:
         base = np.array(self.location_m)
         scale = FOCAL_PX / base[2]
         x, y = project(base)
-        angles = np.linspace(0, 2 * np.pi, 14, endpoint=False)
-        circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        circle = unit_circle(14)
         kind = int(rng.integers(4))
         green = rng.uniform([25, 45, 15], [110, 140, 75])
         if kind < 3:

@@ -84,9 +84,10 @@ def start_from(
     Heads for other classes or another task stay as they are; returns the names of their weights in
     the checkpoint. Raises :class:`ValueError` where anything but a head does not fit.
     """
+    ours = network.state_dict()
     taken, left = {}, []
     for key, theirs in _authors_names(network, architecture).items():
-        if theirs in state and state[theirs].shape == network.state_dict()[key].shape:
+        if theirs in state and state[theirs].shape == ours[key].shape:
             taken[key] = state[theirs]
         elif not key.endswith("num_batches_tracked"):  # old files have no such counts
             left.append(theirs)

@@ -10,6 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from training.annotated_image import FloatArray
+from training.shapes import unit_circle
 
 Points = NDArray[np.float64]
 """float64 (n, 3)."""
@@ -21,8 +22,7 @@ Detail = tuple[Points, FloatArray]
 WHEEL_M = 0.33
 """Radius of wheels."""
 
-_ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES), np.zeros(16)], axis=1)
+_CIRCLE = np.pad(unit_circle(16), ((0, 0), (0, 1)))
 _WHITE = (235, 235, 215), (255, 255, 250)
 _RED = (215, 0, 0), (255, 40, 30)
 _TYRE: FloatArray = np.array([24, 24, 26], np.float32)

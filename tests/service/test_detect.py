@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.pictures import encode, plain, png_of_declared_size, quadrants
-from support.serving import TOP_K, ColourEngine, GatedEngine, RunningServer, wait_until
+from support.serving import (
+    TOP_K,
+    ColourEngine,
+    GatedEngine,
+    RunningServer,
+    ask_together,
+    wait_until,
+)
 
 PNG = {"Content-Type": "image/png"}
 RED = encode(plain(200, 40))
@@ -197,15 +204,7 @@ def test_64_clients_get_their_own_answers_in_shared_batches(
     bodies = [encode(plain(3 * i, 255 - 3 * i)) for i in range(64)]
     alone = [post(server, body).json()["detections"] for body in bodies]
     engine.batch_sizes.clear()
-    barrier = threading.Barrier(64)
-
-    def ask(body: bytes) -> httpx.Response:
-        with httpx.Client(base_url=server.url, timeout=30) as client:
-            barrier.wait()
-            return client.post("/detect", content=body)
-
-    with ThreadPoolExecutor(64) as clients:
-        responses = list(clients.map(ask, bodies))
+    responses = ask_together(server.url, bodies)
     assert [response.status_code for response in responses] == [200] * 64
     assert [response.json()["detections"] for response in responses] == alone
     assert sum(engine.batch_sizes) == 64

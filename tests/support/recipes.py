@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from support.scenes import CLASSES, JOINTS, SPACE_SIZE, write_boxes, write_poses, write_space
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError, read_recipe
 
 STILL = {
     "scale": (1.0, 1.0),
@@ -64,3 +66,12 @@ def write_recipe(
         | dict(schedule or {}),
         **facts,
     )
+
+
+def assert_refused(recipe: Path, old: str, new: str, message: str) -> None:
+    """With ``new`` in the place of ``old`` the file is refused, for the reason ``message``."""
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe)

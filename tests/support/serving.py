@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -215,3 +215,16 @@ def run_startup(startup: Startup, settings: Settings, metrics: Metrics) -> Itera
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive(), "the server did not stop"
+
+
+def ask_together(url: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
+    """Send every body to ``/detect`` by a client of its own, all at the same time."""
+    barrier = threading.Barrier(len(bodies))
+
+    def ask(body: bytes) -> httpx.Response:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            barrier.wait()
+            return client.post("/detect", content=body)
+
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        return list(clients.map(ask, bodies))

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.recipes import assert_refused
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_network_key
@@ -13,7 +14,7 @@ from training.__main__ import main
 from training.blood_smears import coco_document, render_smear
 from training.curves import CurvesUnavailableError
 from training.evaluate_checkpoint import main as evaluate_checkpoint
-from training.recipe import RecipeError, read_recipe
+from training.recipe import read_recipe
 from training.trainer import ResumeError, Trainer
 
 RECIPE = """
@@ -146,14 +147,6 @@ def test_two_pictures_can_be_learnt(recipe_file, tmp_path) -> None:
     with torch.no_grad():
         after = float(trainer._objective.total(trainer._terms(trainer.network, batch)))
     assert after < 0.3 * before
-
-
-def assert_refused(path: Path, old: str, new: str, message: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    with pytest.raises(RecipeError, match=message):
-        read_recipe(path)
 
 
 @pytest.mark.parametrize(
