@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
@@ -238,8 +238,28 @@ class Recipe(_Section):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; raises :class:`RecipeError` before anything is trained."""
+    """Read and check a recipe; raises :class:`RecipeError` before anything is trained.
+
+    With ``base``, the name of another recipe beside it, a file says only what is different there.
+    """
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = _read_toml(path)
+        if "base" in values:
+            values = _merged(_read_toml(path.parent / str(values.pop("base"))), values)
+        return Recipe.model_validate(values)
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key; what is no table is replaced."""
+    sections = {
+        key: {**base[key], **section}
+        for key, section in values.items()
+        if isinstance(section, dict) and isinstance(base.get(key), dict)
+    }
+    return {**base, **values, **sections}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.recipes import write_recipe
 
-from training.recipe import RecipeError, read_recipe
+from training.recipe import RecipeError
 from training.trainer import BEST_CHECKPOINT, Trainer
 
 
@@ -58,14 +58,3 @@ def test_another_network_s_weights_are_refused(checkpoint: Path, tmp_path: Path)
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"start: .*none\.pth"):
         trainer(tmp_path, "res_18_slim", start=tmp_path / "none.pth")
-
-
-def test_the_second_half_of_people_continues_what_the_first_begins(project: Path) -> None:
-    first, second = (
-        read_recipe(project / f"training/recipes/{name}.toml")
-        for name in ("people", "people_longer")
-    )
-    same = ("architecture", "task", "classes", "joints", "input_width", "input_height")
-    assert all(getattr(first, one) == getattr(second, one) for one in same)
-    assert second.start == Path("runs/people/best.pth")
-    assert first.seed != second.seed
