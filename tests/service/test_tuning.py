@@ -53,16 +53,22 @@ def test_sizes() -> None:
     assert batch_sizes_up_to(12) == [1, 2, 4, 8, 12]
 
 
-TIMINGS = [BatchTiming(1, 0.010, 100), BatchTiming(4, 0.020, 200), BatchTiming(8, 0.039, 205)]
+TIMINGS = [BatchTiming(1, 0.100, 10.0), BatchTiming(4, 0.200, 20.0), BatchTiming(8, 0.392, 20.4)]
 
 
 @pytest.mark.parametrize(
-    ("target_s", "size"), [(None, 4), (0.061, 4), (0.059, 1), (0.001, 1), (1.0, 4)]
+    ("target_s", "size"), [(None, 4), (0.61, 4), (0.59, 1), (0.01, 1), (10.0, 4)]
 )
 def test_the_smallest_batch_with_nearly_the_best_rate_is_chosen(
     target_s: float | None, size: int
 ) -> None:
     assert choose_batch_size(TIMINGS, target_s) == size
+
+
+@pytest.mark.parametrize(("image_s", "size"), [(0.1, 1), (0.012, 4), (0.001, 8)])
+def test_short_runs_are_shared_by_more_images(image_s: float, size: int) -> None:
+    timings = [BatchTiming(many, many * image_s, 2 / image_s) for many in (1, 2, 4, 8)]
+    assert choose_batch_size(timings, None) == size
 
 
 def test_the_command_measures_prints_and_writes(
