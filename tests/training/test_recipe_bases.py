@@ -20,8 +20,8 @@ def test_what_is_not_said_is_as_in_the_base(longer: Path) -> None:
     base, recipe = read_recipe(longer.with_name("people.toml")), read_recipe(longer)
     said = {"seed", "start", "schedule", "loss_weights"}
     assert base.model_dump(exclude=said) == recipe.model_dump(exclude=said)
-    assert (base.seed, recipe.seed) == (17, 18)
-    assert recipe.schedule == base.schedule.model_copy(update={"epochs": 21, "learning_rate": 8e-4})
+    assert (base.seed, recipe.seed) == (17, 19)
+    assert recipe.schedule == base.schedule.model_copy(update={"epochs": 42, "learning_rate": 8e-4})
 
 
 def test_values_that_are_no_tables_are_replaced(longer: Path) -> None:
