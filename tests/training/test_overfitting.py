@@ -157,7 +157,7 @@ def test_corners(learn: Serve, tmp_path: Path, architecture: str, task: str) -> 
 
 
 def test_boxes_in_space(learn: Serve, tmp_path: Path) -> None:
-    server = learn("res_18_slim", "boxes_3d", 60)
+    server = learn("res_18_slim", "boxes_3d", 100)
     overlaps = []
     for index, scene in enumerate(write_space(tmp_path, PICTURES)):
         found = [_cuboid(entry["box3d"]) for entry in detect(server, tmp_path / f"{index:06d}.png")]
