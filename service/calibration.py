@@ -18,10 +18,10 @@ ENOUGH_OF_BEST = 0.97
 RUNS_WITHIN_TARGET = 3
 """An answer waits for about one run that has begun and for its own, and for decoding: so many
 runs of the chosen batch size must fit the target."""
-HANDOVER_S = 0.002
-"""Under load a thread of the engine stands still for so long between two runs: it gets Python's
-lock back from the event loop, which may hold it for 5 ms, and stacks the next inputs. Short runs
-must be shared by more images for that not to count."""
+HANDOVER_S = 0.004
+"""What a run costs a busy service beside its own time, however many images share it: the thread
+gets Python's lock back from the event loop, which wakes up and forms the next batch. Measured on
+two cores (docs/adr/0012-the-ceiling.md). Where runs are short, more images must share them."""
 USUAL_MAX_BATCH_SIZE = 8
 """Where nothing else bounds it."""
 
