@@ -1,8 +1,9 @@
 """Dynamic batching: requests that arrive while the engine is busy share its next run.
 
-One task owns the queue and forms batches; as many threads as the engine takes calls at a time run
-them. Nothing here decodes or allocates per request: what comes in is ready to be stacked, so one
-bad picture cannot spoil its neighbours.
+As many threads as the engine takes calls at a time, its lanes, share one queue. Each takes a batch
+from it, runs it and comes back for the next, without waiting for the event loop, which is busy
+with other people's requests; only the outputs go there. Nothing here decodes or allocates per
+request: what comes in is ready to be stacked, so one bad picture cannot spoil its neighbours.
 
 A batch leaves when it is full, when its time to wait is over, when nobody else is expected within
 that time, or when its tightest deadline would be missed otherwise. What nobody waits for any
@@ -16,11 +17,13 @@ arrives later, each batch brings every waiting input nearer to being the first.
 import asyncio
 import logging
 import math
+import threading
 import time
 from bisect import insort
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -42,9 +45,6 @@ STUCK_AFTER_S = 30.0
 STUCK_FACTOR = 10.0
 """A run is taken for stuck after both this time and so many times what it should have taken."""
 
-_AHEAD = 1
-"""A full batch gains nothing by waiting, so one may stand ready for the thread that is free first:
-no thread waits for the event loop then."""
 _MARGIN_S = 0.01
 """A batch that waits leaves so much before its deadline asks for it: timers are late."""
 
@@ -111,23 +111,39 @@ class BatchEvents(Protocol):
         """Take note of an input that was given up, before the engine or while it ran."""
 
 
-@dataclass(eq=False)
+class _Request:
+    """One request's inputs; ``future`` gets all their rows.
+
+    Only the event loop changes the future; ``failed`` is for the lanes, until it has done so.
+    """
+
+    def __init__(self, future: "asyncio.Future[list[BatchRow]]", urgency: Urgency) -> None:
+        self.future = future
+        self.urgency = urgency
+        self.record = current_record.get()
+        self.inputs: list[_Waiting] = []
+        self.failed = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for its inputs any more."""
+        return self.failed or self.future.done()
+
+
 class _Waiting:
-    input: BatchInput
-    future: "asyncio.Future[BatchRow]"
-    urgency: Urgency
-    arrived_at: float = field(default_factory=time.perf_counter)
-    request: RequestRecord | None = field(default_factory=current_record.get)
+    """One input of a request."""
 
-    @property
-    def kind(self) -> tuple[bool, tuple[int, ...]]:
-        """What all inputs of a batch have in common."""
-        return self.input.flip, self.input.pixels.shape
+    __slots__ = ("arrived_at", "input", "kind", "place", "request", "row")
 
-    @property
-    def place(self) -> float:
-        """Where it stands in the queue: the lowest is served first."""
-        return self.arrived_at - self.urgency.head_start_s
+    def __init__(self, one: BatchInput, request: _Request) -> None:
+        self.input = one
+        self.request = request
+        self.arrived_at = time.perf_counter()
+        # What all inputs of a batch have in common.
+        self.kind = one.flip, one.pixels.shape
+        # Where it stands in the queue: the lowest is served first.
+        self.place = self.arrived_at - request.urgency.head_start_s
+        self.row: BatchRow | None = None
 
 
 class Batcher:
@@ -144,25 +160,34 @@ class Batcher:
         self._estimate = estimate
         self._events = events
         self._queue: list[_Waiting] = []
-        self._changed = asyncio.Event()
+        # Guards the queue and what follows; those who wait for it are lanes without work.
+        self._changed = threading.Condition()
         self._stopping = False
         self._broken: EngineBrokenError | None = None
         self._arrivals = _ArrivalRate()
-        self._runs: dict[asyncio.Task[None], tuple[float, list[_Waiting]]] = {}
-        self._threads = ThreadPoolExecutor(engine.concurrency, thread_name_prefix="engine")
-        self._task: asyncio.Task[None] | None = None
+        self._runs: dict[int, tuple[float, list[_Waiting]]] = {}
+        self._lanes: list[threading.Thread] = []
+        self._ended = asyncio.Event()
 
     def start(self) -> None:
         """Begin to serve; call it inside the running event loop."""
-        self._task = asyncio.create_task(self._serve(), name="batcher")
+        self._loop = asyncio.get_running_loop()
+        # Daemons: a run that hangs must not keep the process alive.
+        self._lanes = [
+            threading.Thread(target=self._serve, args=(lane,), name=f"engine_{lane}", daemon=True)
+            for lane in range(self._engine.concurrency)
+        ]
+        self._at_work = len(self._lanes)
+        for lane in self._lanes:
+            lane.start()
 
     async def stop(self) -> None:
         """Refuse new work, finish what is queued, end the engine and its threads."""
-        self._stopping = True
-        self._changed.set()
-        if self._task is not None:
-            await self._task
-        self._threads.shutdown()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._lanes:
+            await self._ended.wait()
         self._engine.close()
 
     @property
@@ -170,10 +195,10 @@ class Batcher:
         """Why no request can be served any more until the process is started again, if so."""
         if self._broken is not None:
             return f"the engine is broken: {self._broken}"
-        if self._task is None or self._task.done():
-            return "nobody takes requests from the queue"
+        if not all(lane.is_alive() for lane in self._lanes):
+            return "a thread that takes requests from the queue has ended"
         now = time.perf_counter()
-        for started_at, batch in self._runs.values():
+        for started_at, batch in list(self._runs.values()):
             usual_s = self._estimate.seconds(_work(batch))
             if now - started_at > max(STUCK_AFTER_S, STUCK_FACTOR * usual_s):
                 return (
@@ -190,7 +215,7 @@ class Batcher:
     @property
     def oldest_age_s(self) -> float:
         """How long the oldest input has been waiting for a batch; 0 when none is."""
-        arrivals = [waiting.arrived_at for waiting in self._queue]
+        arrivals = [waiting.arrived_at for waiting in list(self._queue)]
         return time.perf_counter() - min(arrivals) if arrivals else 0.0
 
     async def submit(
@@ -201,47 +226,96 @@ class Batcher:
         Cancelling the call, or the failure of one of them, takes the rest out of the queue.
         Raises :class:`StoppingError`, :class:`DeadlineExceededError` and :class:`EngineError`.
         """
-        if self._stopping:
-            raise StoppingError("The service is shutting down. Send the request again elsewhere.")
-        if self._broken is not None:
-            raise _engine_error(self._broken)
-        loop = asyncio.get_running_loop()
-        urgency = urgency or Urgency()
-        waiting = [_Waiting(one, loop.create_future(), urgency) for one in inputs]
-        for one in waiting:
-            insort(self._queue, one, key=lambda queued: queued.place)
-            self._arrivals.observe(one.arrived_at)
-        self._changed.set()
-        try:
-            return await asyncio.gather(*(one.future for one in waiting))
-        finally:
-            for one in waiting:
-                if not one.future.done() or one.future.cancelled():
-                    self._give_up(one)
+        request = _Request(self._loop.create_future(), urgency or Urgency())
+        self._put(request, inputs)
+        return await self._answer(request)
 
-    def _give_up(self, waiting: _Waiting) -> None:
-        waiting.future.cancel()
-        if waiting in self._queue:
-            self._queue.remove(waiting)
-            self._events.cancelled("queue")
+    async def prepare_and_submit(
+        self, pool: Executor, prepare: Callable[[], Sequence[BatchInput]], urgency: Urgency
+    ) -> list[BatchRow]:
+        """As :meth:`submit`, of what ``prepare`` gives when it is called in ``pool``.
 
-    async def _serve(self) -> None:
-        lanes = self._engine.concurrency
-        while True:
-            self._changed.clear()
-            wait_s = None
-            if len(self._runs) < lanes + _AHEAD:
-                batch, trigger, wait_s = self._form(time.perf_counter())
-                if trigger is not None and (len(self._runs) < lanes or trigger == "full"):
-                    self._begin(batch, trigger)
-                    continue
-            if self._stopping and not self._queue and not self._runs:
-                return
+        From there it goes into the queue, and not through the event loop. Raises what ``prepare``
+        does, too.
+        """
+        request = _Request(self._loop.create_future(), urgency)
+
+        def work() -> None:
             try:
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+                self._put(request, prepare())
+            except BaseException as error:  # whatever it was, somebody waits to hear of it
+                self._call(_fail, request, error)
+
+        working = pool.submit(work)
+        try:
+            return await self._answer(request)
+        finally:
+            working.cancel()
+
+    async def _answer(self, request: _Request) -> list[BatchRow]:
+        try:
+            return await request.future
+        finally:
+            with self._changed:
+                left = [one for one in request.inputs if one.row is None and one in self._queue]
+                for one in left:
+                    self._queue.remove(one)
+                if left:
+                    self._changed.notify_all()  # at the end, lanes wait for an empty queue
+            for _ in left:
+                self._events.cancelled("queue")
+
+    def _put(self, request: _Request, inputs: Sequence[BatchInput]) -> None:
+        """Queue the inputs of a request; any thread may."""
+        request.inputs = [_Waiting(one, request) for one in inputs]
+        with self._changed:
+            if self._stopping:
+                raise StoppingError(
+                    "The service is shutting down. Send the request again elsewhere."
+                )
+            if self._broken is not None:
+                raise _engine_error(self._broken)
+            if request.future.done():
+                return  # it was given up before it got here
+            for one in request.inputs:
+                insort(self._queue, one, key=_place)
+                self._arrivals.observe(one.arrived_at)
+            self._changed.notify(len(request.inputs))
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop do something."""
+        with suppress(RuntimeError):  # the loop has ended, and with it all that waited
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _serve(self, lane: int) -> None:
+        """Take batches and run them: what a thread of the engine does all its life."""
+        try:
+            while (taken := self._take(lane)) is not None:
+                outcome = self._run(*taken)
+                del self._runs[lane]
+                self._call(*outcome)
+        finally:
+            self._call(self._end_lane)
+
+    def _end_lane(self) -> None:
+        self._at_work -= 1
+        if not self._at_work:
+            self._ended.set()
+
+    def _take(self, lane: int) -> tuple[list[_Waiting], Trigger] | None:
+        """Wait for a batch that should leave, and take it; None when there will be none."""
+        with self._changed:
+            while True:
+                now = time.perf_counter()
+                batch, trigger, wait_s = self._form(now)
+                if trigger is not None:
+                    for waiting in batch:
+                        self._queue.remove(waiting)
+                    self._runs[lane] = now, batch
+                    return batch, trigger
+                if self._stopping and not self._queue:
+                    return None
+                self._changed.wait(wait_s)
 
     def _form(self, now: float) -> tuple[list[_Waiting], Trigger | None, float | None]:
         """Choose the next batch: its inputs, why it leaves now or None, seconds it may still wait.
@@ -253,7 +327,9 @@ class Batcher:
         tightest = math.inf
         trigger: Trigger | None = None
         for waiting in list(self._queue):
-            deadline_at = waiting.urgency.deadline_at
+            if waiting.request.is_over:
+                continue  # who waited takes it out
+            deadline_at = waiting.request.urgency.deadline_at
             alone_s = self._estimate.seconds(waiting.input.work)
             # An idle engine tries whatever has time left: a run that once took too long would
             # otherwise be believed for ever.
@@ -295,88 +371,65 @@ class Batcher:
     def _expire(self, waiting: _Waiting) -> None:
         self._queue.remove(waiting)
         self._events.cancelled("queue")
-        if not waiting.future.done():
-            waiting.future.set_exception(
-                DeadlineExceededError(
-                    "The deadline of the request left no time to run the model, so it was "
-                    "dropped. Send it again when the service is less busy, or allow more time."
-                )
-            )
+        waiting.request.failed = True
+        error = DeadlineExceededError(
+            "The deadline of the request left no time to run the model, so it was "
+            "dropped. Send it again when the service is less busy, or allow more time."
+        )
+        self._call(_fail, waiting.request, error)
 
-    def _begin(self, batch: list[_Waiting], trigger: Trigger) -> None:
-        for waiting in batch:
-            self._queue.remove(waiting)
-        task = asyncio.create_task(self._run(batch, trigger), name="batch")
-        self._runs[task] = time.perf_counter(), batch
-        task.add_done_callback(self._end)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        del self._runs[task]
-        self._changed.set()
-
-    async def _run(self, batch: list[_Waiting], trigger: Trigger) -> None:
-        loop = asyncio.get_running_loop()
+    def _run(self, batch: list[_Waiting], trigger: Trigger) -> tuple[Any, ...]:
+        """Run the engine; return what the event loop is to call then, and with what."""
+        began_at = time.perf_counter()
         try:
-            done = await loop.run_in_executor(self._threads, self._run_engine, batch)
+            outputs = self._engine.run([one.input.pixels for one in batch], batch[0].input.flip)
+            for name, values in outputs.items():
+                if len(values) != len(batch):
+                    raise RuntimeError(
+                        f"output {name} has {len(values)} rows for a batch of {len(batch)}"
+                    )
         except Exception as error:
             _log.exception("the engine failed on a batch of %d", len(batch))
-            if self._broken is not None:
-                batch, self._queue = [*batch, *self._queue], []
+            if isinstance(error, EngineBrokenError):
+                with self._changed:
+                    self._broken = error
+                    batch, self._queue = [*batch, *self._queue], []
             for waiting in batch:
-                _fail(waiting, error)
-            return
-        for _ in range(len(batch) - len(done.batch)):
-            self._events.cancelled("queue")
-        batch = done.batch
-        if not batch:
-            return
-        self._estimate.observe(_work(batch), done.seconds)
-        requests = [waiting.request for waiting in batch]
-        self._events.batch_done(BatchRun(trigger, done.began_at, done.seconds, requests))
+                waiting.request.failed = True
+            return self._fail_all, batch, error
+        seconds = time.perf_counter() - began_at
+        run = BatchRun(trigger, began_at, seconds, [one.request.record for one in batch])
+        return self._deliver, batch, outputs, run
+
+    def _fail_all(self, batch: list[_Waiting], error: Exception) -> None:
+        for waiting in batch:
+            _fail(waiting.request, _engine_error(error))
+
+    def _deliver(
+        self, batch: list[_Waiting], outputs: Mapping[str, NDArray[Any]], run: BatchRun
+    ) -> None:
+        """Give each request its rows, on the event loop."""
+        self._estimate.observe(_work(batch), run.infer_s)
+        self._events.batch_done(run)
+        is_finite = np.isfinite(outputs["scores"]).reshape(len(batch), -1).all(axis=1).tolist()
         for index, waiting in enumerate(batch):
-            row = {name: values[index] for name, values in done.outputs.items()}
-            # A request that gave up meanwhile has a cancelled future, which takes no result.
-            if waiting.future.done():
+            request = waiting.request
+            if request.future.done():
                 self._events.cancelled("infer")
-            elif not np.isfinite(row["scores"]).all():
+            elif not is_finite[index]:
                 _log.error("the engine gave a score that is not a number")
-                _fail(waiting, ValueError("a score is not a number"))
+                _fail(request, _engine_error(ValueError("a score is not a number")))
             else:
-                queue_s = done.began_at - waiting.arrived_at
-                waiting.future.set_result(BatchRow(row, len(batch), trigger, queue_s, done.seconds))
-
-    def _run_engine(self, batch: list[_Waiting]) -> "_Done":
-        """Run in a thread of the engine.
-
-        The batch may have stood ready for a while: who gave up meanwhile is left out, and if
-        that is everybody, the engine does not run.
-        """
-        batch = [waiting for waiting in batch if not waiting.future.done()]
-        began_at = time.perf_counter()
-        if not batch:
-            return _Done(batch, {}, began_at, 0.0)
-        if self._broken is not None:
-            raise self._broken
-        pixels = [waiting.input.pixels for waiting in batch]
-        try:
-            outputs = self._engine.run(pixels, batch[0].input.flip)
-        except EngineBrokenError as error:
-            self._broken = error  # here already: the next batch may stand ready
-            raise
-        for name, values in outputs.items():
-            if len(values) != len(batch):
-                raise RuntimeError(
-                    f"output {name} has {len(values)} rows for a batch of {len(batch)}"
-                )
-        return _Done(batch, outputs, began_at, time.perf_counter() - began_at)
+                row = {name: values[index] for name, values in outputs.items()}
+                queue_s = run.started_at - waiting.arrived_at
+                waiting.row = BatchRow(row, len(batch), run.trigger, queue_s, run.infer_s)
+                rows = [one.row for one in request.inputs if one.row is not None]
+                if len(rows) == len(request.inputs):
+                    request.future.set_result(rows)
 
 
-@dataclass(frozen=True)
-class _Done:
-    batch: list[_Waiting]
-    outputs: Mapping[str, NDArray[Any]]
-    began_at: float
-    seconds: float
+def _place(waiting: _Waiting) -> float:
+    return waiting.place
 
 
 def _work(batch: Sequence[_Waiting]) -> float:
@@ -404,9 +457,9 @@ class _ArrivalRate:
         return seconds / self._interval_s if self._interval_s > 0 else math.inf
 
 
-def _fail(waiting: _Waiting, cause: Exception) -> None:
-    if not waiting.future.done():
-        waiting.future.set_exception(_engine_error(cause))
+def _fail(request: _Request, error: BaseException) -> None:
+    if not request.future.done():
+        request.future.set_exception(error)
 
 
 def _engine_error(cause: Exception) -> EngineError:

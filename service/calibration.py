@@ -18,10 +18,10 @@ ENOUGH_OF_BEST = 0.97
 RUNS_WITHIN_TARGET = 3
 """An answer waits for about one run that has begun and for its own, and for decoding: so many
 runs of the chosen batch size must fit the target."""
-HANDOVER_S = 0.004
+HANDOVER_S = 0.002
 """What a run costs a busy service beside its own time, however many images share it: the thread
-gets Python's lock back from the event loop, which wakes up and forms the next batch. Measured on
-two cores (docs/adr/0012-the-ceiling.md). Where runs are short, more images must share them."""
+gets Python's lock back, takes the next batch, and the event loop wakes up. Measured on two cores
+(docs/adr/0012-the-ceiling.md). Where runs are short, more images must share them."""
 USUAL_MAX_BATCH_SIZE = 8
 """Where nothing else bounds it."""
 

@@ -1,9 +1,10 @@
 """``centernet-serve``: listen, and load the models; ``centernet-serve tune``."""
 
+import gc
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from service.app import create_app
 from service.engines import EngineUnavailableError
 from service.logs import set_up_logging
 from service.metrics import Metrics
-from service.models import load_models
+from service.models import Models, load_models
 from service.server import Server
 from service.settings import Settings
 from service.startup import Startup
@@ -25,6 +26,9 @@ from service.tuning import TuneSettings, tune
 _Settings = TypeVar("_Settings", bound=Settings)
 
 _STOPPED_BY_HAND = 130
+_SWITCH_INTERVAL_S = 0.0001
+"""An engine's thread whose run has ended needs Python's lock for the next one; it asks for it after
+so long. Python's own 5 ms would leave a core idle while the event loop writes answers."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,8 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _serve(arguments: list[str]) -> None:
     settings = _read(Settings, arguments)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     metrics = Metrics()
-    startup = Startup(lambda note: load_models(settings, metrics, note))
+
+    def load(note: Callable[[str], None]) -> Models:
+        models = load_models(settings, metrics, note)
+        # What is there by now stays: the collector need not look through it while it serves.
+        gc.collect()
+        gc.freeze()
+        return models
+
+    startup = Startup(load)
     try:
         app = create_app(startup, settings, metrics)
     except (KeyFileError, TracingUnavailableError) as error:

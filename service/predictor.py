@@ -52,6 +52,7 @@ class _Prepared:
     width_px: int
     height_px: int
     orientation_applied: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,15 @@ class Predictor:
             ) from None
 
     async def _predict(self, body: bytes, options: RequestOptions, urgency: Urgency) -> Prediction:
-        prepared, prepare_s = await self._in_pool(lambda: self._prepare(body, options.inputs))
-        rows = await self._batcher.submit(prepared.inputs, urgency)
+        prepared: _Prepared | None = None
+
+        def prepare() -> Sequence[BatchInput]:
+            nonlocal prepared
+            prepared = self._prepare(body, options.inputs)
+            return prepared.inputs
+
+        rows = await self._batcher.prepare_and_submit(self._cpu_pool, prepare, urgency)
+        assert prepared is not None
         views = [
             View(row.outputs, placed) for row, placed in zip(rows, prepared.placements, strict=True)
         ]
@@ -244,7 +252,7 @@ class Predictor:
         # One view is some 0.1 ms of work: here, because in the pool it would wait behind other
         # pictures. More would hold up the event loop.
         detections, decode_s = _timed(decode) if len(views) == 1 else await self._in_pool(decode)
-        stage_s = {"prepare": prepare_s, **_engine_stages(rows), "postprocess": decode_s}
+        stage_s = {"prepare": prepared.seconds, **_engine_stages(rows), "postprocess": decode_s}
         for stage, seconds in stage_s.items():
             self._metrics.stage(stage, seconds)
         largest = max(rows, key=lambda row: row.batch_size)
@@ -263,6 +271,7 @@ class Predictor:
         return await loop.run_in_executor(self._cpu_pool, _timed, work)
 
     def _prepare(self, body: bytes, options: InputOptions) -> _Prepared:
+        began_at = time.perf_counter()
         image = open_image(body, self._settings.max_image_pixels)
         placements = self._planner.place(image.width_px, image.height_px, options)
         reduction = choose_reduction(placements) if self._settings.scaled_decoding else 1
@@ -272,7 +281,12 @@ class Predictor:
             BatchInput(pixels, options.flip, self._work(pixels, options.flip)) for pixels in drawn
         )
         return _Prepared(
-            inputs, placements, image.width_px, image.height_px, image.orientation_applied
+            inputs,
+            placements,
+            image.width_px,
+            image.height_px,
+            image.orientation_applied,
+            time.perf_counter() - began_at,
         )
 
     def _work(self, pixels: NDArray[np.uint8], flip: bool) -> float:

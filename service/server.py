@@ -4,6 +4,7 @@ import asyncio
 import socket
 from http import HTTPStatus
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,6 +28,38 @@ HEAD_TIMEOUT_S = 15.0
 """Seconds for a request's head to arrive; the server would wait for ever."""
 
 
+class _Outbox:
+    """A connection's transport that sends what is written in one turn of the event loop at once.
+
+    An answer comes as two writes, head and body. Sent one by one they wake the client up twice,
+    and on a busy machine that stops an engine twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, soon."""
+        if not self._written:
+            self._loop.call_soon(self._send)
+        self._written.append(data)
+
+    def close(self) -> None:
+        """Send what was written, and hang up."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._written:
+            self._transport.write(b"".join(self._written))
+            self._written.clear()
+
+
 class BoundedHeadProtocol(HttpToolsProtocol):
     """Refuses a head that goes on and on, or does not come, or is none, and hangs up."""
 
@@ -36,7 +69,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
-        super().connection_made(transport)
+        super().connection_made(_Outbox(transport, self.loop))  # type: ignore[arg-type]
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -24,18 +24,24 @@ def write_report(results: dict[str, Any], output: Path) -> str:
 
 
 def _case(name: str, case: dict[str, Any]) -> str:
-    ceilings = [one["ceiling"] for one in case["rounds"]]
+    ceilings = [
+        ceiling
+        for one in case["rounds"]
+        for found in one["servers"].values()
+        for ceiling in found["ceilings"]
+    ]
     ceiling = sorted(ceilings, key=lambda one: one["images_per_second"])[len(ceilings) // 2]
     lines = [
         f"### {name}",
         "",
         f"Ceiling {ceiling['images_per_second']:.1f} images/s: {ceiling['cores']} cores / "
         f"({ceiling['prepare_ms']:.2f} ms decode and warp + {ceiling['engine_ms']:.2f} ms engine "
-        f"at batch {ceiling['batch_size']}); medians of {len(ceilings)} rounds.",
+        f"at batch {ceiling['batch_size']}); a thread on each core without a server does "
+        f"{ceiling['unserved_per_second']:.1f}; medians of {len(case['rounds'])} rounds.",
         "",
-        "| server | images/s | of the ceiling | p99 at 80 % of its own "
+        "| server | images/s | of the ceiling | of no server | p99 at 80 % of its own "
         f"| p99 at {case['common_rate']:.1f}/s | tuning |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     by_rate = sorted(
         case["medians"].items(), key=lambda item: item[1]["fraction_of_ceiling"], reverse=True
@@ -43,6 +49,7 @@ def _case(name: str, case: dict[str, Any]) -> str:
     for server, row in by_rate:
         lines.append(
             f"| {server} | {row['images_per_second']:.1f} | {row['fraction_of_ceiling']:.3f} "
+            f"| {row['fraction_of_unserved']:.3f} "
             f"| {_ms(row['p99_own_ms'])} | {_ms(row['p99_common_ms'])} "
             f"| {case['tunings'][server]} |"
         )

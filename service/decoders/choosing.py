@@ -31,8 +31,11 @@ def choose(
     # A row influences lower ones only, so what is below the threshold can go first.
     rows = np.flatnonzero(wanted(scores, class_ids, options))
     if not options.soft_nms:
-        best_first = np.argsort(-scores[rows], kind="stable")[: options.top_k]
-        return rows[best_first], scores[rows[best_first]]
+        # Not NumPy's: that lets go of Python's lock, and the event loop would wait to get it back.
+        wanted_scores = scores[rows].tolist()
+        best_first = sorted(range(len(rows)), key=wanted_scores.__getitem__, reverse=True)
+        chosen = rows[best_first[: options.top_k]]
+        return chosen, scores[chosen]
     left = soft_nms(boxes_xyxy[rows], scores[rows], class_ids[rows], top_k=options.top_k)
     enough = left.scores >= options.score_threshold
     return rows[left.rows[enough]], left.scores[enough]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, OnnxArtifact
 from model_package.manifest import Precision
+from service.engines.cores import CORES
 from service.engines.cuda import Cuda, Stream
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
@@ -47,12 +49,14 @@ class OnnxRuntimeEngine:
         self._input_name = package.manifest.input.name
         self._output_names = [output.name for output in package.manifest.decoder.outputs()]
         self.concurrency = options.concurrency
+        self._has_own_threads = options.threads > 1
         self.description = f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider, fp32"
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         """Run one batch; see :class:`service.engines.Engine`."""
         batch = images if isinstance(images, np.ndarray) else np.stack(images)
-        values = self._session_by_flip[flip].run(self._output_names, {self._input_name: batch})
+        with nullcontext() if self._has_own_threads else CORES.hold():
+            values = self._session_by_flip[flip].run(self._output_names, {self._input_name: batch})
         return dict(zip(self._output_names, values, strict=True))
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """What arrives before there is a request: heads that are malformed, endless or slow."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
@@ -70,3 +71,37 @@ def test_heads_are_awaited_on_kept_connections_too(
     running = start_server(ColourEngine())
     _, _, body = ask(running, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HT")
     assert b"HTTP/1.1 408 Request Timeout" in body
+
+
+class WatchedTransport:
+    """Remembers what is done with it."""
+
+    def __init__(self) -> None:
+        self.calls: list[bytes | str] = []
+
+    def write(self, data: bytes) -> None:
+        self.calls.append(data)
+
+    def close(self) -> None:
+        self.calls.append("closed")
+
+    def is_closing(self) -> bool:
+        return "closed" in self.calls
+
+
+def test_head_and_body_of_an_answer_travel_together() -> None:
+    transport = WatchedTransport()
+
+    async def answer() -> None:
+        outbox = server_module._Outbox(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+        for part in (b"head, ", b"body"):
+            outbox.write(part)
+        assert transport.calls == []
+        await asyncio.sleep(0)
+        outbox.write(b"the last")
+        outbox.close()
+        assert outbox.is_closing()
+        await asyncio.sleep(0)
+
+    asyncio.run(answer())
+    assert transport.calls == [b"head, body", b"the last", "closed"]

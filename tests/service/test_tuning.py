@@ -65,7 +65,7 @@ def test_the_smallest_batch_with_nearly_the_best_rate_is_chosen(
     assert choose_batch_size(TIMINGS, target_s) == size
 
 
-@pytest.mark.parametrize(("image_s", "size"), [(0.2, 1), (0.037, 4), (0.012, 8)])
+@pytest.mark.parametrize(("image_s", "size"), [(0.2, 1), (0.037, 2), (0.012, 4), (0.006, 8)])
 def test_short_runs_are_shared_by_more_images(image_s: float, size: int) -> None:
     timings = [BatchTiming(many, many * image_s, 2 / image_s) for many in (1, 2, 4, 8)]
     assert choose_batch_size(timings, None) == size
