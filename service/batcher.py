@@ -89,6 +89,9 @@ class BatchLimits:
     """How long the first input of a batch may wait for company while the engine could run it."""
     pixels: float = math.inf
     """Bounds the memory of a run where inputs may be larger than usual; one always runs."""
+    overhead: float = math.inf
+    """What a run takes beside its images, in times of one image. Where that is little, smaller
+    batches are done sooner."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class _Waiting:
     def __init__(self, one: BatchInput, request: _Request) -> None:
         self.input = one
         self.request = request
-        self.arrived_at = time.perf_counter()
+        self.arrived_at = time.perf_counter()  # in the queue's lock, so never before the last
         # What all inputs of a batch have in common.
         self.kind = one.flip, one.pixels.shape
         # Where it stands in the queue: the lowest is served first.
@@ -239,18 +242,27 @@ class Batcher:
         does, too.
         """
         request = _Request(self._loop.create_future(), urgency)
-
-        def work() -> None:
-            try:
-                self._put(request, prepare())
-            except BaseException as error:  # whatever it was, somebody waits to hear of it
-                self._call(_fail, request, error)
-
-        working = pool.submit(work)
+        # The traceback of an error leads to all that the pool was given, and the request to the
+        # error: that circle is opened below, so that no picture waits for the garbage collector.
+        handed = [request]
+        working = pool.submit(self._prepare_and_put, handed, prepare)
         try:
             return await self._answer(request)
         finally:
             working.cancel()
+            handed.clear()
+            del request
+
+    def _prepare_and_put(
+        self, handed: list[_Request], prepare: Callable[[], Sequence[BatchInput]]
+    ) -> None:
+        for request in handed:  # one, or none if it was given up already
+            try:
+                self._put(request, prepare())
+            except BaseException as error:  # whatever it was, somebody waits to hear of it
+                self._call(_fail, request, error)
+            finally:
+                del request
 
     async def _answer(self, request: _Request) -> list[BatchRow]:
         try:
@@ -264,10 +276,11 @@ class Batcher:
                     self._changed.notify_all()  # at the end, lanes wait for an empty queue
             for _ in left:
                 self._events.cancelled("queue")
+            request.inputs = []  # which refer to it
+            del request
 
     def _put(self, request: _Request, inputs: Sequence[BatchInput]) -> None:
         """Queue the inputs of a request; any thread may."""
-        request.inputs = [_Waiting(one, request) for one in inputs]
         with self._changed:
             if self._stopping:
                 raise StoppingError(
@@ -277,6 +290,7 @@ class Batcher:
                 raise _engine_error(self._broken)
             if request.future.done():
                 return  # it was given up before it got here
+            request.inputs = [_Waiting(one, request) for one in inputs]
             for one in request.inputs:
                 insort(self._queue, one, key=_place)
                 self._arrivals.observe(one.arrived_at)
@@ -294,6 +308,7 @@ class Batcher:
                 outcome = self._run(*taken)
                 del self._runs[lane]
                 self._call(*outcome)
+                del taken, outcome  # an idle lane holds no pictures
         finally:
             self._call(self._end_lane)
 
@@ -304,23 +319,31 @@ class Batcher:
 
     def _take(self, lane: int) -> tuple[list[_Waiting], Trigger] | None:
         """Wait for a batch that should leave, and take it; None when there will be none."""
+        idle = False
         with self._changed:
             while True:
                 now = time.perf_counter()
-                batch, trigger, wait_s = self._form(now)
+                batch, trigger, wait_s = self._form(now, idle)
                 if trigger is not None:
+                    many = len(self._queue) >= len(self._lanes) * self._limits.size
+                    if not many and trigger != "deadline":
+                        batch, trigger = self._soonest(batch, trigger)
                     for waiting in batch:
                         self._queue.remove(waiting)
                     self._runs[lane] = now, batch
+                    if self._queue:
+                        self._changed.notify()  # what is left may be another lane's batch
                     return batch, trigger
                 if self._stopping and not self._queue:
                     return None
+                idle = True
                 self._changed.wait(wait_s)
 
-    def _form(self, now: float) -> tuple[list[_Waiting], Trigger | None, float | None]:
+    def _form(self, now: float, idle: bool) -> tuple[list[_Waiting], Trigger | None, float | None]:
         """Choose the next batch: its inputs, why it leaves now or None, seconds it may still wait.
 
-        What cannot be done in time any more is taken out and answered.
+        ``idle``: the lane had nothing to do. What cannot be done in time any more is taken out and
+        answered.
         """
         batch: list[_Waiting] = []
         work = 0.0
@@ -333,7 +356,7 @@ class Batcher:
             alone_s = self._estimate.seconds(waiting.input.work)
             # An idle engine tries whatever has time left: a run that once took too long would
             # otherwise be believed for ever.
-            is_first_try = not (batch or self._runs)
+            is_first_try = idle and not (batch or self._runs)
             done_at = now + self._estimate.seconds(work + waiting.input.work)
             if deadline_at < now + (0 if is_first_try else alone_s):
                 self._expire(waiting)
@@ -362,6 +385,19 @@ class Batcher:
         if spare_s <= 0:
             return batch, "deadline", None
         return batch, None, min(left_s, spare_s)
+
+    def _soonest(self, batch: list[_Waiting], trigger: Trigger) -> tuple[list[_Waiting], Trigger]:
+        """Cut a batch to the size with which those that wait are answered soonest on average.
+
+        Everybody in a batch waits for its end. In batches of n, one after the other, m inputs are
+        done after (slope * n + base) * (m / n + 1) / 2 on average, which is least for
+        n = sqrt(m * base / slope). Where so many wait that all lanes could be full, what counts is
+        images per second instead.
+        """
+        best = math.sqrt(len(self._queue) / len(self._lanes) * self._limits.overhead)
+        if len(batch) <= best:
+            return batch, trigger
+        return batch[: max(1, round(best))], "idle"
 
     def _fits(self, waiting: _Waiting, size: int) -> bool:
         height_px, width_px, _ = waiting.input.pixels.shape
@@ -394,6 +430,7 @@ class Batcher:
                 with self._changed:
                     self._broken = error
                     batch, self._queue = [*batch, *self._queue], []
+                    self._changed.notify_all()
             for waiting in batch:
                 waiting.request.failed = True
             return self._fail_all, batch, error
@@ -414,10 +451,13 @@ class Batcher:
         is_finite = np.isfinite(outputs["scores"]).reshape(len(batch), -1).all(axis=1).tolist()
         for index, waiting in enumerate(batch):
             request = waiting.request
+            if request.failed:
+                continue  # another of its inputs has
             if request.future.done():
                 self._events.cancelled("infer")
             elif not is_finite[index]:
                 _log.error("the engine gave a score that is not a number")
+                request.failed = True
                 _fail(request, _engine_error(ValueError("a score is not a number")))
             else:
                 row = {name: values[index] for name, values in outputs.items()}

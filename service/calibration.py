@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from service.engines import Engine, EngineUnavailableError
+from service.estimates import LinearEstimate
 
 ENOUGH_OF_BEST = 0.97
 """A smaller batch is chosen for this share of the best rate: what is gained above is noise."""
@@ -102,6 +103,12 @@ def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) ->
     return min(
         timing.batch_size for timing in suitable if timing.served_per_s >= ENOUGH_OF_BEST * best
     )
+
+
+def overhead_of(timings: Sequence[BatchTiming]) -> float:
+    """What a run takes beside its images, in times of one image; infinite if nothing is known."""
+    line = LinearEstimate((one.batch_size, one.run_s) for one in timings)
+    return (line.base_s + HANDOVER_S) / line.slope_s if line.slope_s else math.inf
 
 
 def _try_run(

@@ -34,6 +34,7 @@ so long. Python's own 5 ms would leave a core idle while the event loop writes a
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or tune; exit with status 2 when that fails to start."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     if given[:1] == ["tune"]:
         _tune(given[1:])
     else:
@@ -42,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _serve(arguments: list[str]) -> None:
     settings = _read(Settings, arguments)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     metrics = Metrics()
 
     def load(note: Callable[[str], None]) -> Models:

@@ -20,6 +20,7 @@ from service.calibration import (
     BatchTiming,
     calibrate,
     choose_batch_size,
+    overhead_of,
 )
 from service.canary import Canary
 from service.decoders import View, make_decoder
@@ -166,6 +167,8 @@ class Predictor:
             self.max_batch_size,
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
+            # Who asks for a delay wants company, not haste.
+            math.inf if settings.max_queue_delay_ms else overhead_of(self.timings),
         )
         self._batcher = Batcher(
             self._engine, limits, engine_s, _Listener(self.manifest.name, self._metrics, tracing)

@@ -55,9 +55,9 @@ class _Outbox:
         self._transport.close()
 
     def _send(self) -> None:
-        if self._written:
-            self._transport.write(b"".join(self._written))
-            self._written.clear()
+        written, self._written = self._written, []
+        if written and not self._transport.is_closing():  # the client may have hung up meanwhile
+            self._transport.write(b"".join(written))
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):

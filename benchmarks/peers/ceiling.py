@@ -116,19 +116,16 @@ class Pipeline:
         )
 
     def _unserved(self, bodies: Sequence[bytes], size: int, threads: int, seconds: float) -> float:
-        began_at = time.perf_counter()
-
-        def work(first: int) -> int:
-            done = 0
+        def work(first: int) -> float:
+            done, began_at = 0, time.perf_counter()
             while time.perf_counter() < began_at + seconds:
                 batch = [bodies[(first + done + index) % len(bodies)] for index in range(size)]
                 self.run(np.stack([self.prepare(body)[0] for body in batch]))
                 done += size
-            return done
+            return done / (time.perf_counter() - began_at)
 
         with ThreadPoolExecutor(threads) as pool:
-            done = sum(pool.map(work, range(threads)))
-        return done / (time.perf_counter() - began_at)
+            return sum(pool.map(work, range(threads)))
 
 
 def _cpu_seconds(work: Any, inputs: Sequence[Any], seconds: float) -> list[float]:

@@ -1,8 +1,11 @@
 """The batcher alone: what happens to each request when something goes wrong around it."""
 
 import asyncio
+import gc
 import time
-from collections.abc import Awaitable, Callable, Mapping
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -479,3 +482,78 @@ def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
         assert [center_of(row) for row in results[1:]] == [1, 2]  # type: ignore[arg-type]
 
     run(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
+
+
+def test_where_few_wait_batches_are_as_small_as_answers_soonest_asks_for() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        first = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        rest = [asyncio.create_task(submit(batcher, value)) for value in range(1, 9)]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(first, *rest)
+
+    # A run costs half an image more than its images. Eight fill a batch; of seven, sqrt(7 / 2)
+    # go, then sqrt(5 / 2), and so on.
+    events = run(engine, test, BatchLimits(8, overhead=0.5))
+    assert engine.batch_sizes == [1, 8]
+    assert events.triggers == ["idle", "full"]
+    engine = GatedEngine()
+    events = run(engine, test, BatchLimits(9, overhead=0.5))
+    assert engine.batch_sizes == [1, 2, 2, 1, 1, 1, 1]
+    assert set(events.triggers) == {"idle"}
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_nothing_of_a_request_waits_for_the_garbage_collector() -> None:
+    pictures: list[weakref.ref[BatchInput]] = []
+
+    class DamageError(Exception):
+        pass
+
+    async def test(batcher: Batcher) -> None:
+        def prepare(*, good: bool) -> list[BatchInput]:
+            picture = image(1)
+            pictures.append(weakref.ref(picture))
+            if not good:
+                raise DamageError
+            return [picture]
+
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(5):
+                await batcher.prepare_and_submit(pool, lambda: prepare(good=True), Urgency())
+                with pytest.raises(DamageError):
+                    await batcher.prepare_and_submit(pool, lambda: prepare(good=False), Urgency())
+        await submit(batcher, 2)
+
+    run(ColourEngine(), test)
+    assert [picture() for picture in pictures] == [None] * 10
+
+
+def test_a_busy_engine_does_not_run_what_would_be_late() -> None:
+    engine = GatedEngine()
+
+    async def test(batcher: Batcher) -> None:
+        first = asyncio.create_task(submit(batcher, 0))
+        await entered(engine)
+        late = Urgency(deadline_at=time.perf_counter() + 5)
+        hopeless = asyncio.create_task(batcher.submit([image(1)], late))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await first
+        with pytest.raises(DeadlineExceededError):
+            await hopeless
+
+    hour_each = LinearEstimate([(1, 3600.0)])
+    hour_each.observe = lambda *_: None  # type: ignore[method-assign]
+    run(engine, test, BatchLimits(1), hour_each)
+    assert engine.batch_sizes == [1]
