@@ -267,17 +267,22 @@ class Batcher:
     async def _answer(self, request: _Request) -> list[BatchRow]:
         try:
             return await request.future
+        except BaseException:
+            self._give_up(request)
+            raise
         finally:
-            with self._changed:
-                left = [one for one in request.inputs if one.row is None and one in self._queue]
-                for one in left:
-                    self._queue.remove(one)
-                if left:
-                    self._changed.notify_all()  # at the end, lanes wait for an empty queue
-            for _ in left:
-                self._events.cancelled("queue")
             request.inputs = []  # which refer to it
             del request
+
+    def _give_up(self, request: _Request) -> None:
+        with self._changed:
+            left = [one for one in request.inputs if one in self._queue]
+            for one in left:
+                self._queue.remove(one)
+            if left:
+                self._changed.notify_all()  # at the end, lanes wait for an empty queue
+        for _ in left:
+            self._events.cancelled("queue")
 
     def _put(self, request: _Request, inputs: Sequence[BatchInput]) -> None:
         """Queue the inputs of a request; any thread may."""
@@ -325,9 +330,7 @@ class Batcher:
                 now = time.perf_counter()
                 batch, trigger, wait_s = self._form(now, idle)
                 if trigger is not None:
-                    many = len(self._queue) >= len(self._lanes) * self._limits.size
-                    if not many and trigger != "deadline":
-                        batch, trigger = self._soonest(batch, trigger)
+                    batch, trigger = self._soonest(batch, trigger)
                     for waiting in batch:
                         self._queue.remove(waiting)
                     self._runs[lane] = now, batch
@@ -392,8 +395,11 @@ class Batcher:
         Everybody in a batch waits for its end. In batches of n, one after the other, m inputs are
         done after (slope * n + base) * (m / n + 1) / 2 on average, which is least for
         n = sqrt(m * base / slope). Where so many wait that all lanes could be full, what counts is
-        images per second instead.
+        images per second instead; and who asks for a delay wants company, not haste.
         """
+        many = len(self._queue) >= len(self._lanes) * self._limits.size
+        if many or self._limits.delay_s or trigger == "deadline":
+            return batch, trigger
         best = math.sqrt(len(self._queue) / len(self._lanes) * self._limits.overhead)
         if len(batch) <= best:
             return batch, trigger

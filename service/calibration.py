@@ -105,9 +105,8 @@ def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) ->
     )
 
 
-def overhead_of(timings: Sequence[BatchTiming]) -> float:
+def overhead_of(line: LinearEstimate) -> float:
     """What a run takes beside its images, in times of one image; infinite if nothing is known."""
-    line = LinearEstimate((one.batch_size, one.run_s) for one in timings)
     return (line.base_s + HANDOVER_S) / line.slope_s if line.slope_s else math.inf
 
 

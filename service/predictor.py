@@ -53,7 +53,6 @@ class _Prepared:
     width_px: int
     height_px: int
     orientation_applied: bool
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,7 @@ class Predictor:
             self.max_batch_size,
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
-            # Who asks for a delay wants company, not haste.
-            math.inf if settings.max_queue_delay_ms else overhead_of(self.timings),
+            overhead_of(engine_s),
         )
         self._batcher = Batcher(
             self._engine, limits, engine_s, _Listener(self.manifest.name, self._metrics, tracing)
@@ -236,15 +234,16 @@ class Predictor:
             ) from None
 
     async def _predict(self, body: bytes, options: RequestOptions, urgency: Urgency) -> Prediction:
-        prepared: _Prepared | None = None
+        done: tuple[_Prepared, float] | None = None
 
         def prepare() -> Sequence[BatchInput]:
-            nonlocal prepared
-            prepared = self._prepare(body, options.inputs)
-            return prepared.inputs
+            nonlocal done
+            done = _timed(lambda: self._prepare(body, options.inputs))
+            return done[0].inputs
 
         rows = await self._batcher.prepare_and_submit(self._cpu_pool, prepare, urgency)
-        assert prepared is not None
+        assert done is not None
+        prepared, prepare_s = done
         views = [
             View(row.outputs, placed) for row, placed in zip(rows, prepared.placements, strict=True)
         ]
@@ -255,7 +254,7 @@ class Predictor:
         # One view is some 0.1 ms of work: here, because in the pool it would wait behind other
         # pictures. More would hold up the event loop.
         detections, decode_s = _timed(decode) if len(views) == 1 else await self._in_pool(decode)
-        stage_s = {"prepare": prepared.seconds, **_engine_stages(rows), "postprocess": decode_s}
+        stage_s = {"prepare": prepare_s, **_engine_stages(rows), "postprocess": decode_s}
         for stage, seconds in stage_s.items():
             self._metrics.stage(stage, seconds)
         largest = max(rows, key=lambda row: row.batch_size)
@@ -274,7 +273,6 @@ class Predictor:
         return await loop.run_in_executor(self._cpu_pool, _timed, work)
 
     def _prepare(self, body: bytes, options: InputOptions) -> _Prepared:
-        began_at = time.perf_counter()
         image = open_image(body, self._settings.max_image_pixels)
         placements = self._planner.place(image.width_px, image.height_px, options)
         reduction = choose_reduction(placements) if self._settings.scaled_decoding else 1
@@ -284,12 +282,7 @@ class Predictor:
             BatchInput(pixels, options.flip, self._work(pixels, options.flip)) for pixels in drawn
         )
         return _Prepared(
-            inputs,
-            placements,
-            image.width_px,
-            image.height_px,
-            image.orientation_applied,
-            time.perf_counter() - began_at,
+            inputs, placements, image.width_px, image.height_px, image.orientation_applied
         )
 
     def _work(self, pixels: NDArray[np.uint8], flip: bool) -> float:

@@ -2,9 +2,9 @@
 
 The ceiling is cores / (decode + warp + engine CPU seconds per image), each measured on one thread
 with the service's own code and the best batch size: a server that reaches it spends nothing on
-HTTP, queues, copies between processes or idle cores. Cores that work at the same time are slower
-than one alone (they share caches, memory and the host's mood), which that figure leaves out; so
-there is also what a thread on each core gets done with the same parts, and nothing else.
+HTTP, queues, copies between processes or idle cores. Cores that work at the same time may be slower
+than one alone (they share caches and memory), which that figure leaves out; so there is also what
+a thread on each core gets done with the same parts, and nothing else.
 """
 
 import os

@@ -73,6 +73,13 @@ async def entered(engine: GatedEngine) -> None:
     assert await asyncio.to_thread(engine.entered.acquire, timeout=10)
 
 
+def convinced(seconds_each: float) -> LinearEstimate:
+    """What it believes of an image does not change by what is observed."""
+    estimate = LinearEstimate([(1, seconds_each), (8, 8 * seconds_each)])
+    estimate.observe = lambda *_: None  # type: ignore[method-assign]
+    return estimate
+
+
 def test_requests_during_a_run_share_the_next_ones_in_order_of_arrival() -> None:
     engine = GatedEngine()
 
@@ -352,22 +359,24 @@ def test_a_batch_is_kept_small_enough_for_its_tightest_deadline() -> None:
         engine.gate.set()
         await asyncio.gather(first, *rest)
 
-    # A second per image is believed: two can be done in time, not five. The first run, which was
-    # short, counts little against what is known as long as it is the only one.
-    second_each = LinearEstimate([(1, 1.0), (8, 8.0)])
-    second_each.observe = lambda *_: None  # type: ignore[method-assign]
-    events = run(engine, test, BatchLimits(8), second_each)
+    # A second per image is believed: two can be done in time, not five.
+    events = run(engine, test, BatchLimits(8), convinced(1.0))
     assert engine.batch_sizes == [1, 2, 3]
     assert events.triggers == ["idle", "deadline", "idle"]
 
 
-def test_what_cannot_be_done_in_time_never_reaches_the_engine() -> None:
+@pytest.mark.parametrize(
+    ("allowed_s", "estimate"), [(0.01, LinearEstimate()), (5, convinced(3600))]
+)
+def test_what_cannot_be_done_in_time_never_reaches_the_engine(
+    allowed_s: float, estimate: LinearEstimate
+) -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
         await entered(engine)
-        late = Urgency(deadline_at=time.perf_counter() + 0.01)
+        late = Urgency(deadline_at=time.perf_counter() + allowed_s)
         hopeless = asyncio.create_task(batcher.submit([image(1)], late))
         await asyncio.sleep(0.02)
         engine.gate.set()
@@ -375,7 +384,7 @@ def test_what_cannot_be_done_in_time_never_reaches_the_engine() -> None:
         with pytest.raises(DeadlineExceededError, match="left no time"):
             await hopeless
 
-    events = run(engine, test, BatchLimits(4))
+    events = run(engine, test, BatchLimits(4), estimate)
     assert engine.batch_sizes == [1]
     assert events.given_up == ["queue"]
 
@@ -537,23 +546,3 @@ def test_nothing_of_a_request_waits_for_the_garbage_collector() -> None:
 
     run(ColourEngine(), test)
     assert [picture() for picture in pictures] == [None] * 10
-
-
-def test_a_busy_engine_does_not_run_what_would_be_late() -> None:
-    engine = GatedEngine()
-
-    async def test(batcher: Batcher) -> None:
-        first = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
-        late = Urgency(deadline_at=time.perf_counter() + 5)
-        hopeless = asyncio.create_task(batcher.submit([image(1)], late))
-        await asyncio.sleep(0)
-        engine.gate.set()
-        await first
-        with pytest.raises(DeadlineExceededError):
-            await hopeless
-
-    hour_each = LinearEstimate([(1, 3600.0)])
-    hour_each.observe = lambda *_: None  # type: ignore[method-assign]
-    run(engine, test, BatchLimits(1), hour_each)
-    assert engine.batch_sizes == [1]

@@ -1,4 +1,5 @@
-"""What arrives before there is a request: heads that are malformed, endless or slow."""
+"""What arrives before there is a request (heads that are malformed, endless or slow), and how
+answers leave."""
 
 import asyncio
 import json
