@@ -13,7 +13,7 @@ from pydantic import Field
 
 from model_package import ModelManifest
 from service.batcher import Batcher, BatchInput, BatchLimits, BatchRun
-from service.calibration import BatchTiming, calibrate
+from service.calibration import BatchTiming, calibrate, overhead_of
 from service.canary import draw_canary
 from service.engines import Engine
 from service.estimates import LinearEstimate
@@ -119,8 +119,9 @@ def _p99_ms(trial: Trial) -> float:
 
 def _candidates(timings: Sequence[BatchTiming]) -> Iterable[BatchLimits]:
     """Every size without a delay; the largest also with delays of a part of its run."""
+    overhead = overhead_of(LinearEstimate((one.batch_size, one.run_s) for one in timings))
     for timing in timings:
-        yield BatchLimits(timing.batch_size)
+        yield BatchLimits(timing.batch_size, overhead=overhead)
     largest = timings[-1]
     if largest.batch_size > 1:
         for part in (0.1, 0.5):
