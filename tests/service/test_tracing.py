@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.datastructures import Headers
 from support.pictures import encode, plain
-from support.serving import ColourEngine, RunningServer
+from support.serving import ColourEngine, RunningServer, wait_until
 
 from service.record import RequestRecord
 from service.settings import Settings
@@ -163,7 +163,7 @@ def test_spans_that_cannot_be_made_cost_no_answer(
 
     monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", broken)
     assert traced.client.post("/detect", content=PICTURE).status_code == 200
-    assert "a span could not be made" in caplog.text
+    wait_until(lambda: "a span could not be made" in caplog.text)
 
 
 class Receiver(HTTPServer):
