@@ -1,7 +1,9 @@
 """uvicorn, with bounds that it does not have and a shutdown that is announced."""
 
 import asyncio
+import select
 import socket
+import time
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
@@ -187,10 +189,22 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; then do the rest as usual, when what had arrived has been read."""
+        await self._accept_those_in_line()
         for server in self.servers:
             server.close()
         await asyncio.sleep(LAST_CALL_S)
         await super().shutdown(sockets)
+
+    async def _accept_those_in_line(self) -> None:
+        """Let the event loop take the connections that the kernel holds: it would reset them."""
+        line = select.poll()
+        for server in self.servers:
+            for listener in server.sockets:
+                line.register(listener, select.POLLIN)
+        # More may come all the time; those who were there first are taken first.
+        end_at = time.monotonic() + LAST_CALL_S
+        while line.poll(0) and time.monotonic() < end_at:  # noqa: ASYNC110 (no event tells of it)
+            await asyncio.sleep(0)
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
         self.app.state.stopping.set()

@@ -1,10 +1,13 @@
 """What SIGTERM does to requests, over a real server."""
 
 import signal
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -73,6 +76,28 @@ def test_a_request_that_outlasts_the_shutdown_is_told_so(
         answer = accepted.result(20)
         engine.gate.set()
     assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+
+
+COLOURS = serving("    return one_model(ColourEngine())(settings, metrics)")
+
+
+def test_whoever_connected_before_the_signal_is_answered_however_late_the_loop_is() -> None:
+    head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
+    with serve_process(COLOURS) as service, ExitStack() as open_until_the_end:
+        service.wait_for("/readyz")
+        service.process.send_signal(signal.SIGSTOP)  # the kernel takes connections nevertheless
+        address = ("127.0.0.1", service.client.base_url.port)
+        clients = [
+            open_until_the_end.enter_context(socket.create_connection(address, timeout=20))
+            for _ in range(8)
+        ]
+        for client in clients:
+            client.sendall(head.encode() + PICTURE)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(1)  # longer than anything that happens between the signal and the end
+        service.process.send_signal(signal.SIGCONT)
+        answers = [client.recv(12) for client in clients]
+    assert answers == [b"HTTP/1.1 200"] * 8
 
 
 HANGING = serving(
