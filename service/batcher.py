@@ -45,6 +45,14 @@ STUCK_AFTER_S = 30.0
 STUCK_FACTOR = 10.0
 """A run is taken for stuck after both this time and so many times what it should have taken."""
 
+HANDOVER_S = 0.003
+"""What a run costs a busy service beside its own time, however many images share it: the thread
+gets Python's lock back, takes the next batch, and the event loop wakes up. 2 to 4 ms were measured
+(docs/adr/0012-the-ceiling.md)."""
+
+_FULL_LOAD = 0.9
+"""The load is taken for no more than that, because it is an estimate from a few arrivals."""
+
 _MARGIN_S = 0.01
 """A batch that waits leaves so much before its deadline asks for it: timers are late."""
 
@@ -89,9 +97,9 @@ class BatchLimits:
     """How long the first input of a batch may wait for company while the engine could run it."""
     pixels: float = math.inf
     """Bounds the memory of a run where inputs may be larger than usual; one always runs."""
-    overhead: float = math.inf
-    """What a run takes beside its images, in times of one image. Where that is little, smaller
-    batches are done sooner."""
+    handover_s: float | None = None
+    """What a run costs the service beside its own time. With it, batches are of the size with which
+    answers come soonest; without it, as large as they can be."""
 
 
 @dataclass(frozen=True)
@@ -390,17 +398,24 @@ class Batcher:
         return batch, None, min(left_s, spare_s)
 
     def _soonest(self, batch: list[_Waiting], trigger: Trigger) -> tuple[list[_Waiting], Trigger]:
-        """Cut a batch to the size with which those that wait are answered soonest on average.
+        """Cut a batch to the size with which all are answered soonest on average.
 
-        Everybody in a batch waits for its end. In batches of n, one after the other, m inputs are
-        done after (slope * n + base) * (m / n + 1) / 2 on average, which is least for
-        n = sqrt(m * base / slope). Where so many wait that all lanes could be full, what counts is
-        images per second instead; and who asks for a delay wants company, not haste.
+        Everybody in a batch waits for its end, and everybody behind it for what the run costs
+        beside its images. Those behind are the m that wait, and who will come before the lane is
+        free of them: m / (1 - load) in all. In batches of n, one after the other, M inputs are
+        done after (slope * n + base) * (M / n + 1) / 2 on average, which is least for
+        n = sqrt(M * base / slope). Where so many wait that all lanes could be full, images per
+        second count instead; and who asks for a delay wants company, not haste.
         """
-        many = len(self._queue) >= len(self._lanes) * self._limits.size
-        if many or self._limits.delay_s or trigger == "deadline":
+        (slope_s, base_s), limits, lanes = self._estimate.line, self._limits, len(self._lanes)
+        if trigger == "deadline" or limits.delay_s or limits.handover_s is None or not slope_s:
             return batch, trigger
-        best = math.sqrt(len(self._queue) / len(self._lanes) * self._limits.overhead)
+        if len(self._queue) >= lanes * limits.size:
+            return batch, trigger
+        base_s += limits.handover_s
+        load = self._arrivals.expected(slope_s + base_s / limits.size) / lanes
+        behind = len(self._queue) / lanes / (1 - min(load, _FULL_LOAD))
+        best = math.sqrt(behind * base_s / slope_s)
         if len(batch) <= best:
             return batch, trigger
         return batch[: max(1, round(best))], "idle"

@@ -12,17 +12,12 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from service.engines import Engine, EngineUnavailableError
-from service.estimates import LinearEstimate
 
-ENOUGH_OF_BEST = 0.97
-"""A smaller batch is chosen for this share of the best rate: what is gained above is noise."""
+ENOUGH_OF_BEST = 0.9
+"""Rates that differ by less cannot be told apart in the time that warm-up has."""
 RUNS_WITHIN_TARGET = 3
 """An answer waits for about one run that has begun and for its own, and for decoding: so many
 runs of the chosen batch size must fit the target."""
-HANDOVER_S = 0.002
-"""What a run costs a busy service beside its own time, however many images share it: the thread
-gets Python's lock back, takes the next batch, and the event loop wakes up. Measured on two cores
-(docs/adr/0012-the-ceiling.md). Where runs are short, more images must share them."""
 USUAL_MAX_BATCH_SIZE = 8
 """Where nothing else bounds it."""
 
@@ -34,11 +29,6 @@ class BatchTiming:
     batch_size: int
     run_s: float
     images_per_s: float
-
-    @property
-    def served_per_s(self) -> float:
-        """What becomes of ``images_per_s`` in a service that is busy."""
-        return self.images_per_s * self.run_s / (self.run_s + HANDOVER_S)
 
 
 def batch_sizes_up_to(largest: int) -> list[int]:
@@ -93,21 +83,19 @@ def _time_runs(
 
 
 def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) -> int:
-    """Take the smallest batch with nearly the best rate, of those that suit the target."""
+    """Take the largest batch with nearly the best rate, of those that suit the target.
+
+    It is a bound: where images come more slowly the batcher takes fewer at a time.
+    """
     suitable = [
         timing
         for timing in timings
         if target_s is None or RUNS_WITHIN_TARGET * timing.run_s <= target_s
     ] or [timings[0]]
-    best = max(timing.served_per_s for timing in suitable)
-    return min(
-        timing.batch_size for timing in suitable if timing.served_per_s >= ENOUGH_OF_BEST * best
+    best = max(timing.images_per_s for timing in suitable)
+    return max(
+        timing.batch_size for timing in suitable if timing.images_per_s >= ENOUGH_OF_BEST * best
     )
-
-
-def overhead_of(line: LinearEstimate) -> float:
-    """What a run takes beside its images, in times of one image; infinite if nothing is known."""
-    return (line.base_s + HANDOVER_S) / line.slope_s if line.slope_s else math.inf
 
 
 def _try_run(

@@ -21,8 +21,9 @@ class LinearEstimate:
         self._observed: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._sums = _Sums()
         self._known: list[tuple[float, float]] = []
-        self.slope_s = 0.0
-        self.base_s = 0.0
+        # One object: other threads never see the slope of one line with the base of another.
+        self.line = (0.0, 0.0)
+        """``slope_s, base_s``; read by any thread, changed by one."""
         pairs = list(known)
         for pair in pairs:
             self._sums.add(*pair)
@@ -30,12 +31,13 @@ class LinearEstimate:
         if pairs:
             ends = {min(pairs)[0], max(pairs)[0]}
             self._known = [(n, self.seconds(n)) for n in sorted(ends)]
-        self._known_line = (self.slope_s, self.base_s)
+        self._known_line = self.line
         self._sums = _Sums()
 
     def seconds(self, n: float) -> float:
         """Expected duration for so much work, ``n``; 0 while nothing is known."""
-        return self.slope_s * n + self.base_s
+        slope_s, base_s = self.line
+        return slope_s * n + base_s
 
     def observe(self, n: float, seconds: float) -> None:
         """Learn that ``n`` took ``seconds``."""
@@ -65,7 +67,7 @@ class LinearEstimate:
             slope_s, base_s = mean_s / mean_n, 0.0
         elif slope_s < 0:
             slope_s, base_s = 0.0, mean_s
-        self.slope_s, self.base_s = slope_s, base_s
+        self.line = (slope_s, base_s)
 
 
 @dataclass

@@ -14,13 +14,21 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from service.admission import Admission
-from service.batcher import Batcher, BatchInput, BatchLimits, BatchRow, BatchRun, Trigger, Urgency
+from service.batcher import (
+    HANDOVER_S,
+    Batcher,
+    BatchInput,
+    BatchLimits,
+    BatchRow,
+    BatchRun,
+    Trigger,
+    Urgency,
+)
 from service.calibration import (
     USUAL_MAX_BATCH_SIZE,
     BatchTiming,
     calibrate,
     choose_batch_size,
-    overhead_of,
 )
 from service.canary import Canary
 from service.decoders import View, make_decoder
@@ -166,7 +174,7 @@ class Predictor:
             self.max_batch_size,
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
-            overhead_of(engine_s),
+            HANDOVER_S,
         )
         self._batcher = Batcher(
             self._engine, limits, engine_s, _Listener(self.manifest.name, self._metrics, tracing)
@@ -179,8 +187,8 @@ class Predictor:
             limit=self.admission.limit,
             admitted=lambda: self.admission.admitted,
             oldest_age_s=lambda: self._batcher.oldest_age_s,
-            seconds_per_image=lambda: engine_s.slope_s,
-            seconds_per_batch=lambda: engine_s.base_s,
+            seconds_per_image=lambda: engine_s.line[0],
+            seconds_per_batch=lambda: engine_s.line[1],
             is_ready=lambda: self.problem is None,
         )
         if self._canary is not None and settings.canary_interval_s:

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from model_package import ModelManifest
-from service.batcher import Batcher, BatchInput, BatchLimits, BatchRun
-from service.calibration import BatchTiming, calibrate, overhead_of
+from service.batcher import HANDOVER_S, Batcher, BatchInput, BatchLimits, BatchRun
+from service.calibration import BatchTiming, calibrate
 from service.canary import draw_canary
 from service.engines import Engine
 from service.estimates import LinearEstimate
@@ -119,9 +119,8 @@ def _p99_ms(trial: Trial) -> float:
 
 def _candidates(timings: Sequence[BatchTiming]) -> Iterable[BatchLimits]:
     """Every size without a delay; the largest also with delays of a part of its run."""
-    overhead = overhead_of(LinearEstimate((one.batch_size, one.run_s) for one in timings))
     for timing in timings:
-        yield BatchLimits(timing.batch_size, overhead=overhead)
+        yield BatchLimits(timing.batch_size, handover_s=HANDOVER_S)
     largest = timings[-1]
     if largest.batch_size > 1:
         for part in (0.1, 0.5):

@@ -493,26 +493,39 @@ def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
     run(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
 
 
-def test_where_few_wait_batches_are_as_small_as_answers_soonest_asks_for() -> None:
+@pytest.mark.parametrize(
+    ("load", "size", "sizes"),
+    # A run costs half an image more than its images. Of 8 that wait, sqrt(8 / 2) go, and so on;
+    # where three of four parts of the time are asked for, four times as many are behind them.
+    # If so many wait that batches could be full, they are.
+    [
+        (0.0, 9, [1, 2, 2, 1, 1, 1, 1]),
+        (0.75, 9, [1, 4, 3, 1]),
+        (5.0, 9, [1, 6, 2]),
+        (0.0, 8, [1, 8]),
+    ],
+)
+def test_batches_are_as_large_as_answers_soonest_asks_for(
+    load: float, size: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.batcher._ArrivalRate.expected", lambda *_: load)
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
         await entered(engine)
-        rest = [asyncio.create_task(submit(batcher, value)) for value in range(1, 9)]
+        rest = [asyncio.create_task(submit(batcher, value)) for value in range(1, sum(sizes))]
         await asyncio.sleep(0)
         engine.gate.set()
         await asyncio.gather(first, *rest)
 
-    # A run costs half an image more than its images. Eight fill a batch; of seven, sqrt(7 / 2)
-    # go, then sqrt(5 / 2), and so on.
-    events = run(engine, test, BatchLimits(8, overhead=0.5))
-    assert engine.batch_sizes == [1, 8]
-    assert events.triggers == ["idle", "full"]
-    engine = GatedEngine()
-    events = run(engine, test, BatchLimits(9, overhead=0.5))
-    assert engine.batch_sizes == [1, 2, 2, 1, 1, 1, 1]
-    assert set(events.triggers) == {"idle"}
+    class FirmEstimate(LinearEstimate):
+        def observe(self, n: float, seconds: float) -> None:
+            """Learn nothing from a gate."""
+
+    line = FirmEstimate([(1, 0.015), (8, 0.085)])
+    run(engine, test, BatchLimits(size, handover_s=0.0), line)
+    assert engine.batch_sizes == sizes
 
 
 @pytest.fixture

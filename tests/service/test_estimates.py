@@ -10,8 +10,7 @@ def test_a_line_is_found() -> None:
     assert estimate.seconds(8) == 0
     for n in (1, 2, 4, 8):
         estimate.observe(n, 0.01 * n + 0.005)
-    assert estimate.slope_s == pytest.approx(0.01)
-    assert estimate.base_s == pytest.approx(0.005)
+    assert estimate.line == pytest.approx((0.01, 0.005))
 
 
 def test_one_size_alone_says_nothing_of_a_base() -> None:
@@ -39,6 +38,5 @@ def test_what_is_seen_overrules_what_was_known() -> None:
 @pytest.mark.parametrize("pairs", [[(1, 0.05), (8, 0.01)], [(1, 0.001), (8, 0.1)]])
 def test_neither_part_is_negative(pairs: list[tuple[float, float]]) -> None:
     estimate = LinearEstimate(pairs)
-    assert estimate.slope_s >= 0
-    assert estimate.base_s >= 0
+    assert min(estimate.line) >= 0
     assert estimate.seconds(4) > 0
