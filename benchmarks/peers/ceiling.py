@@ -87,6 +87,10 @@ class Pipeline:
         """What a server should answer: class id, score and box in the picture."""
         pixels, placed = self.prepare(body)
         rows = {name: values[0] for name, values in self.run(pixels[None]).items()}
+        return self.decode(rows, placed)
+
+    def decode(self, rows: dict[str, NDArray[Any]], placed: Placement) -> list[dict[str, Any]]:
+        """Class id, score and box in the picture of what one row of each output says."""
         found = self._decoder.decode([View(rows, placed)], self._options.detection)
         columns = (found.class_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist())
         return [

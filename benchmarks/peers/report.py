@@ -6,7 +6,10 @@ from statistics import median
 from typing import Any
 
 _BAR, _GAP, _GROUP, _HEIGHT, _LEFT, _TOP = 26, 4, 40, 220, 50, 40
-_COLOURS = ("#0b6e4f", "#7a869a", "#5b7db1", "#b08a3e", "#8b5a8c", "#a44a3f", "#4f8a8b")
+_COLOURS = (
+    *("#0b6e4f", "#4caf8a", "#7a869a", "#5b7db1", "#b08a3e"),
+    *("#8b5a8c", "#a44a3f", "#4f8a8b", "#3b3b58"),
+)
 _PANELS = (
     ("fraction_of_ceiling", "images/s as a fraction of the CPU ceiling"),
     ("p99_own_ms", "p99 in ms at 80 % of each server's own rate"),

@@ -33,6 +33,7 @@ _FORM = "field-that-no-jpeg-contains"
 
 
 OURS = ("ours", "ours_scaled")
+LEAST = "least"
 
 
 class ServerError(RuntimeError):
@@ -106,6 +107,8 @@ SERVERS = {
             lambda _: [],
             least_match=0.0,
         ),
+        # Not a service, but how much of the ceiling one would leave.
+        Server(LEAST, [Tuning(0, 0, 8, 0), Tuning(0, 0, 4, 0)], "/", lambda _: []),
         Server(
             "plain",
             [Tuning(1, 1, 1, 0), Tuning(2, 1, 1, 0), Tuning(1, 2, 1, 0)],
@@ -173,7 +176,7 @@ SERVERS = {
 
 def prepare_environment(server: Server, environments: Path) -> Path:
     """Install a peer into an environment of its own, unless that was done; return its python."""
-    if server.name in OURS:
+    if server.name in (*OURS, LEAST):
         return Path(sys.executable)
     requirements = HERE / server.name / "requirements.txt"
     texts = [requirements.read_text(), (HERE / "shared" / "requirements.txt").read_text()]
@@ -240,8 +243,12 @@ def _launch(
     environment = dict(os.environ)
     environment["PATH"] = f"{python.parent}:{environment['PATH']}"
     with log.open("ab") as output:
-        if server.name in OURS:
-            return _launch_ours(server, python, model, port, output, environment)
+        if server.name in (*OURS, LEAST):
+            command = [str(python), *_own_command(server, tuning, model, port)]
+            environment["PYTHONPATH"] = str(HERE.parents[1])
+            return subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
         environment["HOME"] = str(log.parent.absolute())
         environment["PYTHONPATH"] = str(HERE / "shared")
         environment |= {
@@ -264,17 +271,23 @@ def _launch(
         )
 
 
-def _launch_ours(
-    server: Server, python: Path, model: Path, port: int, output: Any, environment: dict[str, str]
-) -> "subprocess.Popen[bytes]":
-    """Start ``centernet-serve`` of this checkout; the only place that knows its options."""
-    command = [str(python), "-c", "from service.cli import main; main()"]
-    command += ["--models", str(model), "--port", str(port)]
-    command += ["--scaled-decoding", str(server.name == "ours_scaled").lower()]
-    environment["PYTHONPATH"] = str(HERE.parents[1])
-    return subprocess.Popen(
-        command, env=environment, stdout=output, stderr=output, start_new_session=True
-    )
+def _own_command(server: Server, tuning: Tuning, model: Path, port: int) -> list[str]:
+    """What of this checkout is started, and with which options."""
+    if server.name == LEAST:
+        size = str(tuning.batch_size)
+        return [
+            "-m",
+            "benchmarks.peers.least",
+            str(model),
+            "--port",
+            str(port),
+            "--batch-size",
+            size,
+        ]
+    return [
+        *("-c", "from service.cli import main; main()", "--models", str(model)),
+        *("--port", str(port), "--scaled-decoding", str(server.name == "ours_scaled").lower()),
+    ]
 
 
 def ask(target: Target, body: Path) -> bytes:
