@@ -20,7 +20,7 @@ from benchmarks.endurance.service import running
 from benchmarks.load import Target, closed_loop
 from model_package import load_package
 from service.batcher import Batcher, BatchInput, BatchLimits
-from service.calibration import BatchTiming, calibrate, choose_batch_size
+from service.calibration import BatchTiming, calibrate
 from service.canary import draw_canary
 from service.engines import Engine
 from service.estimates import LinearEstimate
@@ -42,8 +42,8 @@ def main() -> None:
     engine = open_model_engine(package, settings)
     manifest = package.manifest
     timings = calibrate(engine, manifest, given.max_batch_size or 8, 1.0)
-    size = given.max_batch_size or choose_batch_size(timings, None)
-    chosen = next(timing for timing in timings if timing.batch_size == size)
+    chosen = max(timings, key=lambda timing: timing.images_per_s)
+    size = chosen.batch_size
     waiting = 2 * size * engine.concurrency
     image = BatchInput(draw_canary(manifest.input.height_px, manifest.input.width_px))
     print(f"{manifest.name}, {engine.description}, batches of {size}, {waiting} waiting")

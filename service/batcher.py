@@ -47,8 +47,8 @@ STUCK_FACTOR = 10.0
 
 HANDOVER_S = 0.003
 """What a run costs a busy service beside its own time, however many images share it: the thread
-gets Python's lock back, takes the next batch, and the event loop wakes up. 2 to 4 ms were measured
-(docs/adr/0012-the-ceiling.md)."""
+gets Python's lock back, takes the next batch, and the event loop wakes up. 2 to 4 ms were measured,
+with the little that the engine itself adds to a run (docs/adr/0012-the-ceiling.md)."""
 
 _FULL_LOAD = 0.9
 """The load is taken for no more than that, because it is an estimate from a few arrivals."""
@@ -99,7 +99,7 @@ class BatchLimits:
     """Bounds the memory of a run where inputs may be larger than usual; one always runs."""
     handover_s: float | None = None
     """What a run costs the service beside its own time. With it, batches are of the size with which
-    answers come soonest; without it, as large as they can be."""
+    answers come soonest, as far as the estimate knows; without it, as large as they can be."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ class Batcher:
                 now = time.perf_counter()
                 batch, trigger, wait_s = self._form(now, idle)
                 if trigger is not None:
-                    batch, trigger = self._soonest(batch, trigger)
+                    batch, trigger = self._soonest(now, batch, trigger)
                     for waiting in batch:
                         self._queue.remove(waiting)
                     self._runs[lane] = now, batch
@@ -397,8 +397,10 @@ class Batcher:
             return batch, "deadline", None
         return batch, None, min(left_s, spare_s)
 
-    def _soonest(self, batch: list[_Waiting], trigger: Trigger) -> tuple[list[_Waiting], Trigger]:
-        """Cut a batch to the size with which all are answered soonest on average.
+    def _soonest(
+        self, now: float, batch: list[_Waiting], trigger: Trigger
+    ) -> tuple[list[_Waiting], Trigger]:
+        """Cut a batch to about the size with which all are answered soonest on average.
 
         Everybody in a batch waits for its end, and everybody behind it for what the run costs
         beside its images. Those behind are the m that wait, and who will come before the lane is
@@ -412,13 +414,18 @@ class Batcher:
             return batch, trigger
         if len(self._queue) >= lanes * limits.size:
             return batch, trigger
+        slope_s *= _work(batch) / len(batch)
         base_s += limits.handover_s
         load = self._arrivals.expected(slope_s + base_s / limits.size) / lanes
         behind = len(self._queue) / lanes / (1 - min(load, _FULL_LOAD))
         best = math.sqrt(behind * base_s / slope_s)
-        if len(batch) <= best:
+        # Powers of two: engines on a GPU pad to them, and half a step beside the best costs little.
+        size: int = 2 ** round(math.log2(max(1.0, best)))
+        # Those who are left come after a run more.
+        late = now + slope_s * len(batch) + 2 * base_s
+        if any(waiting.request.urgency.deadline_at < late for waiting in batch[size:]):
             return batch, trigger
-        return batch[: max(1, round(best))], "idle"
+        return batch[:size], trigger if size >= len(batch) else "idle"
 
     def _fits(self, waiting: _Waiting, size: int) -> bool:
         height_px, width_px, _ = waiting.input.pixels.shape

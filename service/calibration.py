@@ -11,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import ModelManifest
+from service.batcher import HANDOVER_S
 from service.engines import Engine, EngineUnavailableError
+from service.estimates import LinearEstimate
 
 ENOUGH_OF_BEST = 0.9
 """Rates that differ by less cannot be told apart in the time that warm-up has."""
+LITTLE = 0.03
+"""A share of a run's time that is not worth a larger batch, for which everybody in it waits."""
 RUNS_WITHIN_TARGET = 3
 """An answer waits for about one run that has begun and for its own, and for decoding: so many
 runs of the chosen batch size must fit the target."""
@@ -45,20 +49,21 @@ def calibrate(
 ) -> list[BatchTiming]:
     """Check and time runs of every size of :func:`batch_sizes_up_to`, of each variant once.
 
-    Sizes after the first whose run takes longer than ``longest_run_s`` are left out. Raises
+    Sizes whose run takes longer than ``longest_run_s`` are left out, but for the smallest. Raises
     :class:`EngineUnavailableError` when the outputs are not those of the manifest.
     """
     shape = (manifest.input.height_px, manifest.input.width_px, 3)
     flips = sorted({artifact.flip for artifact in manifest.artifacts})
-    timings = []
+    timings: list[BatchTiming] = []
     with ThreadPoolExecutor(engine.concurrency) as threads:
         for batch_size in batch_sizes_up_to(largest):
             images = np.zeros((batch_size, *shape), np.uint8)
             for flip in flips:
                 _check_outputs(manifest, batch_size, _try_run(engine, manifest, images, flip))
-            timings.append(_time_runs(engine, images, threads, seconds_per_size))
-            if timings[-1].run_s > longest_run_s:
+            timing = _time_runs(engine, images, threads, seconds_per_size)
+            if timings and timing.run_s > longest_run_s:
                 break
+            timings.append(timing)
     return timings
 
 
@@ -83,9 +88,11 @@ def _time_runs(
 
 
 def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) -> int:
-    """Take the largest batch with nearly the best rate, of those that suit the target.
+    """Take the smallest batch to which larger ones would add little, of those that suit the target.
 
-    It is a bound: where images come more slowly the batcher takes fewer at a time.
+    What a run costs beside its images is then a small part of it. A batch that is slower than
+    smaller ones is never taken. It is a bound: where images come more slowly, the batcher takes
+    fewer at a time.
     """
     suitable = [
         timing
@@ -93,9 +100,12 @@ def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) ->
         if target_s is None or RUNS_WITHIN_TARGET * timing.run_s <= target_s
     ] or [timings[0]]
     best = max(timing.images_per_s for timing in suitable)
-    return max(
-        timing.batch_size for timing in suitable if timing.images_per_s >= ENOUGH_OF_BEST * best
-    )
+    fast = [timing for timing in suitable if timing.images_per_s >= ENOUGH_OF_BEST * best]
+    # By the line through all of them, because a single one is off by more.
+    slope_s, base_s = LinearEstimate((one.batch_size, one.run_s) for one in fast).line
+    enough = (base_s + HANDOVER_S) / (LITTLE * slope_s) if slope_s else math.inf
+    sizes = [timing.batch_size for timing in fast]
+    return next((size for size in sizes if size >= enough), sizes[-1])
 
 
 def _try_run(

@@ -174,7 +174,8 @@ class Predictor:
             self.max_batch_size,
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
-            HANDOVER_S,
+            # A line that was not measured does not tell images from runs.
+            HANDOVER_S if self.timings else None,
         )
         self._batcher = Batcher(
             self._engine, limits, engine_s, _Listener(self.manifest.name, self._metrics, tracing)

@@ -3,7 +3,6 @@
 import asyncio
 import select
 import socket
-import time
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
@@ -201,10 +200,13 @@ class Server(uvicorn.Server):
         for server in self.servers:
             for listener in server.sockets:
                 line.register(listener, select.POLLIN)
-        # More may come all the time; those who were there first are taken first.
-        end_at = time.monotonic() + LAST_CALL_S
-        while line.poll(0) and time.monotonic() < end_at:  # noqa: ASYNC110 (no event tells of it)
+        # More may come all the time; but those who were there first are taken first, at least one
+        # in each turn, and the kernel holds no more than the backlog.
+        for _ in range(self.config.backlog + 1):
+            if not line.poll(0):
+                break
             await asyncio.sleep(0)
+        await asyncio.sleep(0)  # asyncio's own loop needs a turn more for those it has taken
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
         self.app.state.stopping.set()

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=64,
-        description="Images in one engine run; without it, what warm-up finds to be fastest.",
+        description="Images in one engine run; without it, as many as warm-up finds worth it.",
     )
     max_queue_delay_ms: float = Field(
         0.0,

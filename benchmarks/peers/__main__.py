@@ -22,6 +22,7 @@ from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop
 from benchmarks.peers.ceiling import Pipeline, matched_fraction
 from benchmarks.peers.report import write_report
 from benchmarks.peers.servers import (
+    LEAST,
     SERVERS,
     Server,
     ServerError,
@@ -110,7 +111,10 @@ class Comparison:
     @property
     def common_rate(self) -> float:
         """80 % of the third fastest server, so that three are asked the same."""
-        rates = sorted((max(tried.values()) for tried in self.tried.values()), reverse=True)
+        rates = sorted(
+            (max(tried.values()) for name, tried in self.tried.items() if name != LEAST),
+            reverse=True,
+        )
         return LOAD * rates[min(2, len(rates) - 1)]
 
     def round(self, servers: Sequence[Server]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -493,39 +494,70 @@ def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
     run(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
 
 
-@pytest.mark.parametrize(
-    ("load", "size", "sizes"),
-    # A run costs half an image more than its images. Of 8 that wait, sqrt(8 / 2) go, and so on;
-    # where three of four parts of the time are asked for, four times as many are behind them.
-    # If so many wait that batches could be full, they are.
-    [
-        (0.0, 9, [1, 2, 2, 1, 1, 1, 1]),
-        (0.75, 9, [1, 4, 3, 1]),
-        (5.0, 9, [1, 6, 2]),
-        (0.0, 8, [1, 8]),
-    ],
-)
-def test_batches_are_as_large_as_answers_soonest_asks_for(
-    load: float, size: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.batcher._ArrivalRate.expected", lambda *_: load)
+class FirmEstimate(LinearEstimate):
+    """A run costs half an image more than its images, whatever is observed."""
+
+    def __init__(self, image_s: float) -> None:
+        super().__init__([(1, 1.5 * image_s), (8, 8.5 * image_s)])
+
+    def observe(self, n: float, seconds: float) -> None:
+        """Learn nothing from a gate."""
+
+
+def sizes_of(
+    waiting: int,
+    limits: BatchLimits,
+    rate: float,
+    lanes: int = 1,
+    image_s: float = 0.01,
+    within_s: float = math.inf,
+) -> list[int]:
+    """In which batches so many run, after one in each lane, at so many arrivals per second."""
     engine = GatedEngine()
+    engine.concurrency = lanes
 
     async def test(batcher: Batcher) -> None:
-        first = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
-        rest = [asyncio.create_task(submit(batcher, value)) for value in range(1, sum(sizes))]
+        first = [asyncio.create_task(submit(batcher, value)) for value in range(lanes)]
+        for _ in first:
+            await entered(engine)
+        urgency = Urgency(time.perf_counter() + within_s)
+        several = [batcher.submit([image(value)], urgency) for value in range(waiting)]
+        rest = [asyncio.create_task(one) for one in several]
         await asyncio.sleep(0)
         engine.gate.set()
-        await asyncio.gather(first, *rest)
+        await asyncio.gather(*first, *rest)
 
-    class FirmEstimate(LinearEstimate):
-        def observe(self, n: float, seconds: float) -> None:
-            """Learn nothing from a gate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.batcher._ArrivalRate.expected", lambda _, seconds: rate * seconds)
+        run(engine, test, limits, FirmEstimate(image_s))
+    sizes = sorted(engine.batch_sizes, reverse=True)
+    assert sizes[-lanes:] == [1] * lanes
+    return sizes[:-lanes]
 
-    line = FirmEstimate([(1, 0.015), (8, 0.085)])
-    run(engine, test, BatchLimits(size, handover_s=0.0), line)
-    assert engine.batch_sizes == sizes
+
+def test_batches_are_as_large_as_answers_soonest_asks_for() -> None:
+    limits = BatchLimits(10, handover_s=0.001)  # with the engine's own, a run costs 6 ms
+    # sqrt(8 * 0.6) of 8, sqrt(6 * 0.6) of 6, and so on, to the nearest power of two.
+    assert sizes_of(8, limits, 0) == [2, 2, 2, 1, 1]
+    # Half of the time is asked for, 10.6 ms for each arrival: twice as many are behind them.
+    assert sizes_of(8, limits, 0.5 / 0.0106) == [4, 2, 2]
+    # Nine parts of ten at most.
+    assert sizes_of(9, limits, 1000) == [8, 1]
+    # Two lanes share those who wait and who come.
+    assert sizes_of(8, limits, 0, lanes=2) == [2, 1, 1, 1, 1, 1, 1]
+    assert sizes_of(8, limits, 1 / 0.0106, lanes=2) == [2, 2, 2, 1, 1]
+
+
+def test_where_batches_could_be_full_they_are() -> None:
+    assert sizes_of(8, BatchLimits(8, handover_s=0.001), 0) == [8]
+    assert sizes_of(8, BatchLimits(4, handover_s=0.001), 0, lanes=2) == [4, 1, 1, 1, 1]
+
+
+def test_nobody_is_left_for_a_next_batch_that_would_be_too_late() -> None:
+    limits = BatchLimits(10, handover_s=0.1)
+    # Together they are done within 8.5 s, in two batches within 9.2 s.
+    assert sizes_of(8, limits, 0, image_s=1, within_s=8.85) == [8]
+    assert sizes_of(8, limits, 0, image_s=1, within_s=60) == [2, 2, 2, 1, 1]
 
 
 @pytest.fixture

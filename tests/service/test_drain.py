@@ -15,6 +15,8 @@ from support.pictures import encode, plain
 from support.processes import serve_process, serving
 from support.serving import ColourEngine, GatedEngine, RunningServer, wait_until
 
+from service.server import Server
+
 PICTURE = encode(plain(200, 40))
 
 
@@ -81,23 +83,49 @@ def test_a_request_that_outlasts_the_shutdown_is_told_so(
 COLOURS = serving("    return one_model(ColourEngine())(settings, metrics)")
 
 
-def test_whoever_connected_before_the_signal_is_answered_however_late_the_loop_is() -> None:
+def connect_and_ask(port: int, many: int, clients: ExitStack) -> list[socket.socket]:
+    """Send a picture each on connections of their own, which the kernel takes for the server."""
     head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
-    with serve_process(COLOURS) as service, ExitStack() as open_until_the_end:
+    asking = []
+    for _ in range(many):
+        client = socket.create_connection(("127.0.0.1", port), timeout=20)
+        asking.append(clients.enter_context(client))
+        client.sendall(head.encode() + PICTURE)
+    return asking
+
+
+def test_whoever_connected_before_the_signal_is_answered_however_late_the_process_is() -> None:
+    with serve_process(COLOURS) as service, ExitStack() as clients:
         service.wait_for("/readyz")
-        service.process.send_signal(signal.SIGSTOP)  # the kernel takes connections nevertheless
-        address = ("127.0.0.1", service.client.base_url.port)
-        clients = [
-            open_until_the_end.enter_context(socket.create_connection(address, timeout=20))
-            for _ in range(8)
-        ]
-        for client in clients:
-            client.sendall(head.encode() + PICTURE)
+        service.process.send_signal(signal.SIGSTOP)
+        asking = connect_and_ask(service.client.base_url.port or 0, 8, clients)
         service.process.send_signal(signal.SIGTERM)
         time.sleep(1)  # longer than anything that happens between the signal and the end
         service.process.send_signal(signal.SIGCONT)
-        answers = [client.recv(12) for client in clients]
-    assert answers == [b"HTTP/1.1 200"] * 8
+        assert [client.recv(12) for client in asking] == [b"HTTP/1.1 200"] * 8
+
+
+def test_whoever_connects_while_the_loop_is_late_to_end_is_answered(
+    start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_late, have_asked = threading.Event(), threading.Event()
+    on_tick = Server.on_tick
+
+    async def late(self: Server, counter: int) -> bool:
+        ends = await on_tick(self, counter)
+        if ends:
+            is_late.set()
+            have_asked.wait(10)
+        return ends
+
+    monkeypatch.setattr(Server, "on_tick", late)
+    server = start_server(ColourEngine())
+    server.stop()
+    with ExitStack() as clients:
+        assert is_late.wait(10)
+        asking = connect_and_ask(server.client.base_url.port or 0, 8, clients)
+        have_asked.set()
+        assert [client.recv(12) for client in asking] == [b"HTTP/1.1 200"] * 8
 
 
 HANGING = serving(

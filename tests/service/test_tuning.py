@@ -53,16 +53,28 @@ def test_sizes() -> None:
     assert batch_sizes_up_to(12) == [1, 2, 4, 8, 12]
 
 
-TIMINGS = [BatchTiming(1, 0.100, 10.0), BatchTiming(4, 0.200, 20.0), BatchTiming(8, 0.421, 19.0)]
+TIMINGS = [BatchTiming(1, 0.100, 10.0), BatchTiming(4, 0.200, 20.0), BatchTiming(8, 0.396, 20.2)]
 
 
 @pytest.mark.parametrize(
     ("target_s", "size"), [(None, 8), (10.0, 8), (0.61, 4), (0.59, 1), (0.01, 1)]
 )
-def test_the_largest_batch_with_nearly_the_best_rate_is_chosen(
-    target_s: float | None, size: int
-) -> None:
+def test_the_batch_size_suits_the_target(target_s: float | None, size: int) -> None:
     assert choose_batch_size(TIMINGS, target_s) == size
+
+
+@pytest.mark.parametrize(("image_s", "size"), [(0.6, 1), (0.057, 2), (0.03, 4), (0.012, 8)])
+def test_short_runs_are_shared_by_more_images(image_s: float, size: int) -> None:
+    timings = [BatchTiming(many, many * image_s, 2 / image_s) for many in (1, 2, 4, 8)]
+    assert choose_batch_size(timings, None) == size
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2, 3])
+def test_a_timing_that_is_off_by_several_percent_changes_nothing(slow: int) -> None:
+    timings = [BatchTiming(many, many * 0.012, 2 / 0.012) for many in (1, 2, 4, 8)]
+    off = timings[slow]
+    timings[slow] = BatchTiming(off.batch_size, 1.08 * off.run_s, off.images_per_s / 1.08)
+    assert choose_batch_size(timings, None) == 8
 
 
 def test_a_batch_that_is_slower_than_a_smaller_one_is_not_chosen() -> None:
