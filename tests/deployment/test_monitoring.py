@@ -254,10 +254,11 @@ def test_the_errors_that_alerts_count_are_there_before_they_happen(
 
 
 @pytest.mark.parametrize("name", variables())
-def test_a_variable_has_values(monitored: Monitored, name: str) -> None:
+def test_a_variable_has_values(project: Path, monitored: Monitored, name: str) -> None:
     series, label = variables()[name]
-    expected = {"instance": f"127.0.0.1:{monitored.port}", "model": "blood_cells"}
-    assert monitored.prometheus.label_values(label, series) == [expected[name]]
+    models = sorted(manifest.parent.name for manifest in project.glob("models/*/model.json"))
+    expected = {"instance": [f"127.0.0.1:{monitored.port}"], "model": models}
+    assert sorted(monitored.prometheus.label_values(label, series)) == expected[name]
 
 
 def test_alerts_tell_overload_from_faults(monitored: Monitored) -> None:
