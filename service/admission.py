@@ -50,7 +50,7 @@ class Admission:
             raise QueueFullError(
                 f"Model {self._model} has {self.admitted} inputs waiting and admits {self.limit}; "
                 f"this request needs {places}. Send it again after the time in Retry-After.",
-                retry_after_s=_retry_after_s(excess * self._estimate.line[0]),
+                retry_after_s=_retry_after_s(excess * self._estimate.line.slope_s),
             )
         worst_s = expected_s * self._usual_worst
         if worst_s > self._target_s:

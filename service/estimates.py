@@ -3,13 +3,25 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 WINDOW = 50
 """Observations that count: some seconds of work, so that a change of load is soon believed."""
 
 
+class Line(NamedTuple):
+    """``seconds(n) = slope_s * n + base_s``."""
+
+    slope_s: float
+    base_s: float
+
+    def seconds(self, n: float) -> float:
+        """Its value at ``n``."""
+        return self.slope_s * n + self.base_s
+
+
 class LinearEstimate:
-    """Learns ``seconds(n) = slope_s * n + base_s`` from what is observed, neither below zero.
+    """Learns a line from what is observed, neither part below zero.
 
     ``n`` counts items, or is any measure of work. ``known`` are pairs (n, seconds) to begin with,
     measured when nothing else ran. Live work is often of one size, which says how fast the machine
@@ -22,8 +34,8 @@ class LinearEstimate:
         self._sums = _Sums()
         self._known: list[tuple[float, float]] = []
         # One object: other threads never see the slope of one line with the base of another.
-        self.line = (0.0, 0.0)
-        """``slope_s, base_s``; read by any thread, changed by one."""
+        self.line = Line(0.0, 0.0)
+        """Read by any thread, changed by one."""
         pairs = list(known)
         for pair in pairs:
             self._sums.add(*pair)
@@ -36,8 +48,7 @@ class LinearEstimate:
 
     def seconds(self, n: float) -> float:
         """Expected duration for so much work, ``n``; 0 while nothing is known."""
-        slope_s, base_s = self.line
-        return slope_s * n + base_s
+        return self.line.seconds(n)
 
     def observe(self, n: float, seconds: float) -> None:
         """Learn that ``n`` took ``seconds``."""
@@ -67,7 +78,7 @@ class LinearEstimate:
             slope_s, base_s = mean_s / mean_n, 0.0
         elif slope_s < 0:
             slope_s, base_s = 0.0, mean_s
-        self.line = (slope_s, base_s)
+        self.line = Line(slope_s, base_s)
 
 
 @dataclass

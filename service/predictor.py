@@ -188,8 +188,8 @@ class Predictor:
             limit=self.admission.limit,
             admitted=lambda: self.admission.admitted,
             oldest_age_s=lambda: self._batcher.oldest_age_s,
-            seconds_per_image=lambda: engine_s.line[0],
-            seconds_per_batch=lambda: engine_s.line[1],
+            seconds_per_image=lambda: engine_s.line.slope_s,
+            seconds_per_batch=lambda: engine_s.line.base_s,
             is_ready=lambda: self.problem is None,
         )
         if self._canary is not None and settings.canary_interval_s:

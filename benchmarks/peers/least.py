@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 import numpy as np
@@ -28,13 +28,12 @@ from benchmarks.peers.ceiling import Pipeline
 from service.geometry import Placement
 
 
-class Waiting:
+class Waiting(NamedTuple):
     """One picture in the queue."""
 
-    def __init__(self, client: "Client", pixels: NDArray[np.uint8], placement: Placement) -> None:
-        self.client = client
-        self.pixels = pixels
-        self.placement = placement
+    client: "Client"
+    pixels: NDArray[np.uint8]
+    placement: Placement
 
 
 class Least:

@@ -32,8 +32,9 @@ _STARTS = 3
 _FORM = "field-that-no-jpeg-contains"
 
 
-OURS = ("ours", "ours_scaled")
 LEAST = "least"
+OWN = ("ours", "ours_scaled", LEAST)
+"""What runs from this checkout, in its environment."""
 
 
 class ServerError(RuntimeError):
@@ -176,7 +177,7 @@ SERVERS = {
 
 def prepare_environment(server: Server, environments: Path) -> Path:
     """Install a peer into an environment of its own, unless that was done; return its python."""
-    if server.name in (*OURS, LEAST):
+    if server.name in OWN:
         return Path(sys.executable)
     requirements = HERE / server.name / "requirements.txt"
     texts = [requirements.read_text(), (HERE / "shared" / "requirements.txt").read_text()]
@@ -243,7 +244,7 @@ def _launch(
     environment = dict(os.environ)
     environment["PATH"] = f"{python.parent}:{environment['PATH']}"
     with log.open("ab") as output:
-        if server.name in (*OURS, LEAST):
+        if server.name in OWN:
             command = [str(python), *_own_command(server, tuning, model, port)]
             environment["PYTHONPATH"] = str(HERE.parents[1])
             return subprocess.Popen(
@@ -274,15 +275,9 @@ def _launch(
 def _own_command(server: Server, tuning: Tuning, model: Path, port: int) -> list[str]:
     """What of this checkout is started, and with which options."""
     if server.name == LEAST:
-        size = str(tuning.batch_size)
         return [
-            "-m",
-            "benchmarks.peers.least",
-            str(model),
-            "--port",
-            str(port),
-            "--batch-size",
-            size,
+            *("-m", "benchmarks.peers.least", str(model)),
+            *("--port", str(port), "--batch-size", str(tuning.batch_size)),
         ]
     return [
         *("-c", "from service.cli import main; main()", "--models", str(model)),
