@@ -2,9 +2,10 @@
 
     python -m benchmarks.peers --environments DIR --output DIR [--only ours,mosec] [--seconds 20]
 
-Every server serves the same ONNX file and the same JPEGs, one server at a time. First each server's
-tunings are tried and the fastest is kept; then come rounds in which all servers take turns, so that
-a machine whose speed drifts moves all of them. Writes results.json, results.md and results.svg.
+Every server serves the same ONNX file and the same JPEGs. First each server's tunings are tried and
+the fastest is kept. Then all run at once and all but one are paused: they take short turns, so that
+a machine whose speed moves within seconds moves all of them. Writes results.json, results.md and
+results.svg after each case.
 """
 
 import argparse
@@ -13,17 +14,18 @@ import signal
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop
-from benchmarks.peers.ceiling import Pipeline, matched_fraction
+from benchmarks.peers.ceiling import Ceiling, Pipeline, matched_fraction
 from benchmarks.peers.report import write_report
 from benchmarks.peers.servers import (
     LEAST,
     SERVERS,
+    Running,
     Server,
     ServerError,
     Tuning,
@@ -37,10 +39,12 @@ from model_package import load_package
 
 CONNECTIONS = 32
 """Of the closed loop: two batches of 8 in the engines and as many in the making."""
-TURNS = 4
-"""The closed loop takes turns with the ceiling: a host whose speed drifts moves both."""
 LOAD = 0.8
-WARMUP_S = 3.0
+CEILING_S = 1.5
+"""Before and after each closed loop: the mean of both is what it is compared with."""
+START_S = 3.0
+WARMUP_S = 1.0
+"""After a pause, caches are cold and a server's estimates old."""
 
 
 class Comparison:
@@ -55,23 +59,26 @@ class Comparison:
         bodies = [picture.read_bytes() for picture in self.pictures]
         self._bodies = bodies
         self._expected = [self._pipeline.detect(body) for body in bodies]
+        self._batch_size = self._pipeline.best_batch_size(bodies, 4 * CEILING_S)
         self._threshold = load_package(self.package).manifest.decoder.score_threshold
         self.best: dict[str, Tuning] = {}
         self.tried: dict[str, dict[str, float]] = {}
         self.matched: dict[str, float] = {}
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: list[dict[str, dict[str, Any]]] = []
+        self.left_out: dict[str, str] = {}
+        self.common_rate = 0.0
 
     @contextmanager
-    def serve(self, server: Server, tuning: Tuning) -> Iterator[Target]:
+    def serve(self, server: Server, tuning: Tuning) -> Iterator[Running]:
         """Run ``server``, and see to it that it finds what it should before anything is timed."""
         folder = self._given.work / "forms" / server.name / self.pictures[0].parent.name
         bodies = bodies_for(server, self.pictures, folder)
         python = prepare_environment(server, self._given.environments)
         logs = self._given.work / "logs"
-        with running(server, tuning, python, self.package, bodies, logs) as target:
-            self._check(server, target)
-            closed_loop(target, WARMUP_S, CONNECTIONS)
-            yield target
+        with running(server, tuning, python, self.package, bodies, logs) as started:
+            self._check(server, started.target)
+            closed_loop(started.target, START_S, CONNECTIONS)
+            yield started
 
     def _check(self, server: Server, target: Target) -> None:
         shares = [
@@ -91,56 +98,75 @@ class Comparison:
             )
 
     def tune(self, server: Server) -> None:
-        """Keep the tuning of ``server`` with the most images per second."""
+        """Keep the tuning of ``server`` with the most images per second, or leave it out."""
         rates = {}
         problems = []
         for tuning in server.tunings:
             try:
-                with self.serve(server, tuning) as target:
-                    loop = closed_loop(target, self._given.tune_seconds, CONNECTIONS)
+                with self.serve(server, tuning) as started:
+                    loop = closed_loop(started.target, self._given.tune_seconds, CONNECTIONS)
                     rates[tuning] = _clean(server, loop).images_per_second
             except (ServerError, LoadError) as error:  # another tuning may work
                 problems.append(str(error))
             outcome = f"{rates[tuning]:.1f}/s" if tuning in rates else problems[-1]
             _say(f"{self.case.name} {server.name} [{tuning}]: {outcome}")
-        if not rates:
-            raise ServerError("; ".join(problems))
-        self.best[server.name] = max(rates, key=rates.__getitem__)
-        self.tried[server.name] = {str(tuning): rate for tuning, rate in rates.items()}
+        if rates:
+            self.best[server.name] = max(rates, key=rates.__getitem__)
+            self.tried[server.name] = {str(tuning): rate for tuning, rate in rates.items()}
+        else:
+            self._leave_out(server, "; ".join(problems))
 
-    @property
-    def common_rate(self) -> float:
-        """80 % of the third fastest server, so that three are asked the same."""
+    def compare(self) -> None:
+        """Start every server, pause them, and measure them by turns."""
+        self.common_rate = LOAD * self._third_rate()
+        with ExitStack() as stack:
+            started = {}
+            for name, tuning in self.best.items():
+                started[name] = stack.enter_context(self.serve(SERVERS[name], tuning))
+                started[name].pause()
+            for number in range(self._given.rounds):
+                self._round(number, started)
+
+    def _third_rate(self) -> float:
+        """Of the third fastest service, so that three are asked what they can answer."""
         rates = sorted(
             (max(tried.values()) for name, tried in self.tried.items() if name != LEAST),
             reverse=True,
         )
-        return LOAD * rates[min(2, len(rates) - 1)]
+        return rates[min(2, len(rates) - 1)]
 
-    def round(self, servers: Sequence[Server]) -> None:
-        """Measure every server once."""
-        number = len(self.rounds)
+    def _round(self, number: int, started: dict[str, Running]) -> None:
         _say(f"{self.case.name} round {number + 1}")
         found = {}
-        for server in servers:
-            with self.serve(server, self.best[server.name]) as target:
-                found[server.name] = self._measure(server, target, number)
-        self.rounds.append({"servers": found})
+        # Another one begins each time.
+        names = list(self.best)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            try:
+                found[name] = self._measure(SERVERS[name], started[name], number)
+            except (ServerError, LoadError) as error:  # the others are compared without it
+                self._leave_out(SERVERS[name], str(error))
+        self.rounds.append(found)
 
-    def _measure(self, server: Server, target: Target, seed: int) -> dict[str, Any]:
+    def _leave_out(self, server: Server, why: str) -> None:
+        _say(f"left out: {why}")
+        self.left_out[server.name] = why
+        self.best.pop(server.name, None)
+        self.tried.pop(server.name, None)
+
+    def _measure(self, server: Server, started: Running, seed: int) -> dict[str, Any]:
         seconds = self._given.seconds
-        ceilings, closed = [], []
-        for _ in range(TURNS):
-            ceilings.append(self._pipeline.ceiling(self._bodies, max(2.0, seconds / TURNS)))
-            loop = closed_loop(target, seconds / TURNS, CONNECTIONS, warmup_s=1)
-            closed.append(_clean(server, loop))
-        rates = [loop.images_per_second for loop in closed]
-        rate = statistics.mean(rates)
+        ceilings = [self._ceiling()]
+        with started.awake() as target:
+            loop = closed_loop(target, seconds, CONNECTIONS, warmup_s=WARMUP_S)
+        ceilings.append(self._ceiling())
+        rate = _clean(server, loop).images_per_second
         own_rate = LOAD * rate
-        own = open_loop(target, seconds, own_rate, seed=seed, warmup_s=1)
-        common = open_loop(target, seconds, self.common_rate, seed=seed, warmup_s=1)
-        fraction = _median_ratio(rates, [one.images_per_second for one in ceilings])
-        of_unserved = _median_ratio(rates, [one.unserved_per_second for one in ceilings])
+        with started.awake() as target:
+            own = open_loop(target, seconds, own_rate, seed=seed, warmup_s=WARMUP_S)
+            common = open_loop(target, seconds, self.common_rate, seed=seed, warmup_s=WARMUP_S)
+        fraction = rate / statistics.mean(one.images_per_second for one in ceilings)
+        of_unserved = rate / statistics.mean(one.unserved_per_second for one in ceilings)
         _say(
             f"  {server.name}: {rate:.1f}/s, {fraction:.3f} of the ceiling, {of_unserved:.3f} of "
             f"no server; p99 {_p99(own)} ms at {own_rate:.1f}/s, {_p99(common)} ms at "
@@ -151,10 +177,13 @@ class Comparison:
             "fraction_of_unserved": of_unserved,
             "images_per_second": rate,
             "ceilings": [one.as_json() for one in ceilings],
-            "closed": [asdict(loop) for loop in closed],
+            "closed": asdict(loop),
             "own_load": {"rate": own_rate, **asdict(own)},
             "common_load": {"rate": self.common_rate, **asdict(common)},
         }
+
+    def _ceiling(self) -> Ceiling:
+        return self._pipeline.ceiling(self._bodies, self._batch_size, CEILING_S)
 
     def as_json(self) -> dict[str, Any]:
         """All that was measured, and the medians."""
@@ -164,12 +193,13 @@ class Comparison:
             "tunings": {name: str(tuning) for name, tuning in self.best.items()},
             "tried": self.tried,
             "least_matched_fraction": self.matched,
+            "left_out": self.left_out,
             "medians": {name: self._medians(name) for name in names},
             "rounds": self.rounds,
         }
 
     def _medians(self, name: str) -> dict[str, float | None]:
-        rows = [one["servers"][name] for one in self.rounds]
+        rows = [found[name] for found in self.rounds]
         return {
             **{
                 key: statistics.median(row[key] for row in rows)
@@ -177,12 +207,8 @@ class Comparison:
             },
             "p99_own_ms": _median_p99(row["own_load"] for row in rows),
             "p99_common_ms": _median_p99(row["common_load"] for row in rows),
-            "generator_cpu_share": max(loop["cpu_share"] for row in rows for loop in row["closed"]),
+            "generator_cpu_share": max(row["closed"]["cpu_share"] for row in rows),
         }
-
-
-def _median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
 def _median_p99(loads: Iterator[dict[str, Any]]) -> float | None:
@@ -219,33 +245,23 @@ def main() -> None:
     servers = [SERVERS[name] for name in given.only]
     for server in servers:
         prepare_environment(server, given.environments)
-    comparisons = [Comparison(CASES[name], given) for name in given.cases]
-    failed: dict[str, str] = {}
-    for comparison in comparisons:
-        for server in servers:
-            if server.name not in failed:
-                try:
-                    comparison.tune(server)
-                except ServerError as error:  # the others are compared without it
-                    failed[server.name] = str(error)
-                    _say(f"left out: {error}")
-    left = [server for server in servers if server.name not in failed]
-    for comparison in comparisons:
-        for name in failed:
-            comparison.tried.pop(name, None)
-            comparison.best.pop(name, None)
-        for _ in range(given.rounds):
-            comparison.round(left)
+    given.output.mkdir(parents=True, exist_ok=True)
+    cases: dict[str, Any] = {}
     results = {
         "seconds": given.seconds,
         "connections": CONNECTIONS,
         "load": LOAD,
-        "left_out": failed,
-        "cases": {comparison.case.name: comparison.as_json() for comparison in comparisons},
+        "cases": cases,
     }
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(write_report(results, given.output))
+    for case in given.cases:
+        comparison = Comparison(CASES[case], given)
+        for server in servers:
+            comparison.tune(server)
+        comparison.compare()
+        cases[case] = comparison.as_json()
+        (given.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        report = write_report(cases, given.output)
+    print(report)
 
 
 def _parse() -> argparse.Namespace:
@@ -271,9 +287,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="networks, pictures and logs; default: in output")
     parser.add_argument("--only", type=names(everyone), default=everyone)
     parser.add_argument("--cases", type=names(cases), default=cases)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="per measurement")
-    parser.add_argument("--tune-seconds", type=float, default=8.0, help="per tuning")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=4.0, help="per turn")
+    parser.add_argument("--tune-seconds", type=float, default=4.0, help="per tuning")
     given = parser.parse_args()
     given.work = (given.work or given.output / "work").absolute()
     given.environments = given.environments.absolute()

@@ -17,22 +17,20 @@ _PANELS = (
 )
 
 
-def write_report(results: dict[str, Any], output: Path) -> str:
+def write_report(cases: dict[str, Any], output: Path) -> str:
     """Write ``results.md`` and ``results.svg``; return the Markdown."""
-    text = "\n".join(_case(name, case) for name, case in results["cases"].items())
-    for name, why in results["left_out"].items():
-        text += f"\nLeft out: {name}: {why}\n"
+    text = "\n".join(_case(name, case) for name, case in cases.items())
     (output / "results.md").write_text(text)
-    (output / "results.svg").write_text(_plot(results["cases"]))
+    (output / "results.svg").write_text(_plot(cases))
     return text
 
 
 def _case(name: str, case: dict[str, Any]) -> str:
     ceilings = [
         ceiling
-        for one in case["rounds"]
-        for found in one["servers"].values()
-        for ceiling in found["ceilings"]
+        for found in case["rounds"]
+        for turn in found.values()
+        for ceiling in turn["ceilings"]
     ]
     unserved = median(one["unserved_per_second"] for one in ceilings)
     ceiling = sorted(ceilings, key=lambda one: one["images_per_second"])[len(ceilings) // 2]
@@ -60,6 +58,8 @@ def _case(name: str, case: dict[str, Any]) -> str:
         )
     share = max(row["generator_cpu_share"] for row in case["medians"].values())
     lines += ["", f"The load generator used at most {share:.1%} of one core.", ""]
+    for server, why in case["left_out"].items():
+        lines += [f"Left out: {server}: {why}", ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Starting each server, one at a time, and asking it one question.
+"""Starting and pausing each server, and asking it one question.
 
 A peer is a directory with ``server.py`` and ``requirements.txt``. It runs in an environment of its
 own; the tunings that are tried are listed here, so that they can be judged in one place.
@@ -211,11 +211,65 @@ def bodies_for(server: Server, pictures: Sequence[Path], folder: Path) -> list[P
     return bodies
 
 
+class Running:
+    """A server that has answered, and where to send what."""
+
+    def __init__(self, target: Target, process: "subprocess.Popen[bytes]") -> None:
+        self.target = target
+        self._process = process
+
+    def pause(self) -> None:
+        """Stop all its processes as they are, so that they take nothing from others."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._send(signal.SIGCONT)
+
+    @contextmanager
+    def awake(self) -> Iterator[Target]:
+        """Let a paused server go on for a while."""
+        self.resume()
+        try:
+            yield self.target
+        finally:
+            self.pause()
+
+    def end(self) -> None:
+        """SIGTERM, then the end of every process that it started and left behind."""
+        self.resume()
+        started = _descendants(self._process.pid)
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pid, started_at in started.items():
+            # The number may be somebody else's by now: the time of its start tells.
+            if _started_at(pid) == started_at:
+                _kill(pid, signal.SIGKILL)
+
+    def is_ready(self) -> bool:
+        """Whether it answers within the time that it has to start."""
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until and self._process.poll() is None:
+            with contextlib.suppress(ServerError):
+                ask(self.target, self.target.bodies[0])
+                return True
+            time.sleep(0.25)
+        return False
+
+    def _send(self, number: signal.Signals) -> None:
+        for pid in (self._process.pid, *_descendants(self._process.pid)):
+            _kill(pid, number)
+
+
 @contextmanager
 def running(
     server: Server, tuning: Tuning, python: Path, model: Path, bodies: Sequence[Path], logs: Path
-) -> Iterator[Target]:
-    """Start ``server`` and give where to send what, once it answers; stop all of it at the end.
+) -> Iterator[Running]:
+    """Start ``server`` and give it once it answers; stop all of it at the end.
 
     Raises :class:`ServerError`.
     """
@@ -226,13 +280,13 @@ def running(
         process = _launch(server, tuning, python, model, port, log)
         form = f"Content-Type: multipart/form-data; boundary={_FORM}"
         headers = server.headers if server.form_field is None else (form,)
-        target = Target(port, server.path, bodies, headers)
+        started = Running(Target(port, server.path, bodies, headers), process)
         try:
-            if _wait_until_ready(target, process):
-                yield target
+            if started.is_ready():
+                yield started
                 return
         finally:
-            _stop(process)
+            started.end()
         print(f"{server.name} did not start (attempt {attempt}); see {log}", file=sys.stderr)
     raise ServerError(f"{server.name} ({tuning}) did not start in {_STARTS} attempts; see {log}")
 
@@ -298,36 +352,15 @@ def ask(target: Target, body: Path) -> bytes:
         raise ServerError(f"{url}: {error} {detail!r}") from error
 
 
-def _wait_until_ready(target: Target, process: "subprocess.Popen[bytes]") -> bool:
-    until = time.monotonic() + READY_S
-    while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(ServerError):
-            ask(target, target.bodies[0])
-            return True
-        time.sleep(0.25)
-    return False
-
-
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM, then the end of every process that it started and left behind."""
-    started = _descendants(process.pid)
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for pid, started_at in started.items():
-        # The number may be somebody else's by now: the time of its start tells.
-        if _started_at(pid) == started_at:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+def _kill(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _descendants(pid: int) -> dict[int, str]:
