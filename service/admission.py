@@ -81,7 +81,7 @@ class Admission:
             yield
             taken_s = time.perf_counter() - began_at
             self._estimate.observe(inside, taken_s)
-            if expected_s:
+            if expected_s and self._target_s < math.inf:
                 self._note_lateness(taken_s / expected_s)
         finally:
             self.admitted -= places

@@ -17,8 +17,9 @@ from service.access import KEY_HEADER, Access, ApiKeys, RateLimiter
 from service.body import BodyBudget
 from service.context import RequestContext
 from service.direct import DirectRoutes
-from service.errors import RateLimitedError, UnauthorizedError
+from service.errors import RateLimitedError, StoppingError, UnauthorizedError
 from service.gpu import watch_gpus
+from service.interruption import Interruption
 from service.metrics import Metrics
 from service.problems import install_problem_handlers, problem_responses
 from service.routes import detection, monitoring, probes, router
@@ -43,8 +44,8 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     """Make the application; it runs ``startup`` and, at the end, drains the models.
 
     ``app.state.draining`` is to be set when the service should not be sent requests any more,
-    ``app.state.stopping`` when it takes none. Raises :class:`service.access.KeyFileError` and
-    :class:`service.tracing.TracingUnavailableError`.
+    ``app.state.stopping`` is to happen when it takes none. Raises
+    :class:`service.access.KeyFileError` and :class:`service.tracing.TracingUnavailableError`.
     """
     tracing = open_tracing(settings)
 
@@ -59,7 +60,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
             yield
         finally:
             app.state.draining.set()
-            app.state.stopping.set()
+            app.state.stopping.happen()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -87,7 +88,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.draining = asyncio.Event()
-    app.state.stopping = asyncio.Event()
+    app.state.stopping = Interruption(_stopped)
     bodies = app.state.bodies = BodyBudget(settings.max_upload_bytes)
     metrics.body_bytes.set_function(lambda: bodies.held_bytes)
     install_problem_handlers(app)
@@ -105,6 +106,12 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     quiet_routes = {route.path for route in _routes_of(probes, monitoring)}
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     return app
+
+
+def _stopped() -> StoppingError:
+    return StoppingError(
+        "The service began to shut down before the whole image had arrived. Send it again."
+    )
 
 
 class _Application(FastAPI):

@@ -1,6 +1,5 @@
 """The image in a request: raw or multipart, never more bytes in memory than allowed."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from service.errors import (
     SlowBodyError,
     UnsupportedMediaTypeError,
 )
+from service.interruption import Timeout, Unless
 
 IMAGE_FIELD = "image"
 _MULTIPART = "multipart/form-data"
@@ -83,13 +83,13 @@ async def read_images(
 async def _receive(
     request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None]
 ) -> bytes:
-    try:
-        async with asyncio.timeout(timeout_s):
-            body = await _read(request, max_bytes, claim)
-    except TimeoutError:
-        raise SlowBodyError(
+    def too_slow() -> SlowBodyError:
+        return SlowBodyError(
             f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
-        ) from None
+        )
+
+    with Unless(Timeout(timeout_s, too_slow)):
+        body = await _read(request, max_bytes, claim)
     if not body:
         raise EmptyBodyError(
             "The request body is empty. Send the bytes of an image, for example with "

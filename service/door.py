@@ -5,15 +5,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NoReturn
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from service.batcher import Urgency
 from service.body import read_images
-from service.errors import StoppingError
-from service.interruption import unless
+from service.interruption import Unless
 from service.models import Models
 from service.options import RequestOptions
 from service.parameters import HEAD_STARTS, read_parameters, read_urgency
@@ -54,28 +51,14 @@ async def admit(request: Request, name: str | None, most: int) -> AsyncIterator[
         reading = read_images(
             request, settings.max_body_bytes, settings.body_timeout_s, claim, most
         )
-        images = await unless(_until_stopping(request), reading)
+        with Unless(request.app.state.stopping):
+            images = await reading
         record.note_body(sum(len(image) for image in images))
         deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
         urgency = Urgency(deadline_at, HEAD_STARTS[urgent.priority])
         # A place in the queue is for requests that are all here, not for slow uploads.
         with predictor.admission.hold(options.inputs.count * len(images), deadline_at):
             yield Admitted(predictor, options, urgency, images)
-
-
-async def _until_stopping(request: Request) -> NoReturn:
-    """Raise :class:`StoppingError` once the service shuts down."""
-    await request.app.state.stopping.wait()
-    raise StoppingError(
-        "The service began to shut down before the whole image had arrived. Send it again."
-    )
-
-
-async def until_disconnected(request: Request) -> NoReturn:
-    """Raise ``ClientDisconnect`` once nobody waits for the answer; the body must be read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    raise ClientDisconnect
 
 
 def models_of(request: Request) -> Models:

@@ -1,38 +1,97 @@
-"""Work that is given up when something else happens first."""
+"""Work that is given up when something else happens first.
+
+No task watches for it and none is started: what happens finds the blocks that wait for it, and
+cancels the tasks that are inside.
+"""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
-_Result = TypeVar("_Result")
 
+class Interruption:
+    """Something that happens once, and ends every :class:`Unless` that is open then.
 
-async def unless(
-    interruption: Coroutine[Any, Any, NoReturn], work: Coroutine[Any, Any, _Result]
-) -> _Result:
-    """Return what ``work`` returns, unless ``interruption`` raises before; then cancel it.
-
-    ``work`` runs in the task of the caller, which is what makes this cheap. Whatever happens,
-    neither of the two goes on after this call.
+    ``error`` makes what is raised there.
     """
-    caller = asyncio.current_task()
-    assert caller is not None
-    watcher = asyncio.create_task(interruption)
-    at_work, interrupted = True, False
 
-    def interrupt(ended: "asyncio.Task[NoReturn]") -> None:
-        nonlocal interrupted
-        if not ended.cancelled() and ended.exception() is not None and at_work:
-            interrupted = True
-            caller.cancel()
+    def __init__(self, error: Callable[[], Exception]) -> None:
+        self.has_happened = False
+        self.error = error
+        self._blocks: set[Unless] = set()
 
-    watcher.add_done_callback(interrupt)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if interrupted and caller.uncancel() == 0:
-            await watcher  # which raises
-        raise
-    finally:
-        at_work = False
-        watcher.cancel()
+    def happen(self) -> None:
+        """Let it happen; any thread may, and signal handlers."""
+        self.has_happened = True
+        for block in list(self._blocks):
+            block.interrupt_soon()
+
+    def watch(self, block: "Unless") -> None:
+        """Interrupt ``block`` when it happens, or soon if it has."""
+        self._blocks.add(block)
+        if self.has_happened:
+            block.interrupt_soon()
+
+    def forget(self, block: "Unless") -> None:
+        """The block has ended."""
+        self._blocks.discard(block)
+
+
+class Unless:
+    """A block that raises the error of ``interruption`` as soon as that happens.
+
+    ``with Unless(lost): await work``. It cancels what the task waits for, as
+    :func:`asyncio.timeout` does; blocks may be inside each other.
+    """
+
+    def __init__(self, interruption: "Interruption | Timeout") -> None:
+        self._interruption = interruption
+        self._task: asyncio.Task[object] | None = None
+        self._is_interrupted = False
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._interruption.watch(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._interruption.forget(self)
+        task, self._task = self._task, None
+        # Others may have cancelled the task as well: then it is theirs.
+        is_ours = self._is_interrupted and task is not None and task.uncancel() == 0
+        if is_ours and kind is asyncio.CancelledError:
+            raise self._interruption.error() from None
+
+    def interrupt_soon(self) -> None:
+        """Have the event loop end the block: a task that is running cannot be cancelled well."""
+        self._loop.call_soon_threadsafe(self.interrupt)
+
+    def interrupt(self) -> None:
+        """End the block, if it has not ended; called by the event loop."""
+        if self._task is not None and not self._is_interrupted:
+            self._is_interrupted = True
+            self._task.cancel()
+
+
+class Timeout:
+    """Happens ``seconds`` after the one block that it is for began."""
+
+    def __init__(self, seconds: float, error: Callable[[], Exception]) -> None:
+        self.error = error
+        self._seconds = seconds
+
+    def watch(self, block: Unless) -> None:
+        """Interrupt ``block`` when its time is over."""
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, block.interrupt)
+
+    def forget(self, block: Unless) -> None:
+        """The block has ended."""
+        del block
+        self._timer.cancel()

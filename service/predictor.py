@@ -38,6 +38,7 @@ from service.errors import DeadlineExceededError, ServiceError
 from service.estimates import LinearEstimate
 from service.geometry import Placement
 from service.images import open_image
+from service.interruption import Timeout, Unless
 from service.metrics import Metrics, ModelMetrics
 from service.options import InputOptions, OptionRules, RequestOptions
 from service.parameters import HEAD_START_S, DetectParameters
@@ -233,14 +234,8 @@ class Predictor:
         :class:`DeadlineExceededError`, :class:`StoppingError` and :class:`EngineError`.
         """
         left_s = urgency.deadline_at - time.perf_counter()
-        try:
-            async with asyncio.timeout(left_s):
-                return await self._predict(body, options, urgency)
-        except TimeoutError:
-            raise DeadlineExceededError(
-                "The answer was not ready by the deadline and the request was dropped. "
-                "Send it again when the service is less busy, or allow more time."
-            ) from None
+        with Unless(Timeout(left_s, _too_late)):
+            return await self._predict(body, options, urgency)
 
     async def _predict(self, body: bytes, options: RequestOptions, urgency: Urgency) -> Prediction:
         done: tuple[_Prepared, float] | None = None
@@ -298,6 +293,13 @@ class Predictor:
         """What an input costs, where one of the usual size without ``flip`` costs 1."""
         spec = self.manifest.input
         return (1 + flip) * pixels.size / (3 * spec.height_px * spec.width_px)
+
+
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "The answer was not ready by the deadline and the request was dropped. "
+        "Send it again when the service is less busy, or allow more time."
+    )
 
 
 def _largest_batch(engine: Engine, settings: Settings) -> int:

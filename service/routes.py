@@ -7,8 +7,8 @@ from fastapi import APIRouter, Path, Request, Response
 
 from service import errors
 from service.body import IMAGE_FIELD
-from service.door import Admitted, admit, models_of, until_disconnected
-from service.interruption import unless
+from service.door import Admitted, admit, models_of
+from service.interruption import Unless
 from service.parameters import describe_parameters
 from service.problems import REQUEST_ID_FIELD, problem_of, problem_responses
 from service.schemas import (
@@ -138,8 +138,10 @@ async def detect_with_model(
 async def _detect(request: Request, name: str | None) -> Response:
     record = request.scope["record"]
     async with admit(request, name, 1) as given:
-        work = given.predictor.predict(given.images[0], given.options, given.urgency)
-        prediction = await unless(until_disconnected(request), work)
+        with Unless(request.scope["connection_lost"]):
+            prediction = await given.predictor.predict(
+                given.images[0], given.options, given.urgency
+            )
     manifest = given.predictor.manifest
     record.note_prediction(manifest.name, prediction.batch_size, prediction.stage_s)
     answer = to_response(manifest, prediction, record.request_id)
@@ -168,7 +170,8 @@ async def detect_batch_with_model(
 async def _detect_batch(request: Request, name: str | None) -> Response:
     most = request.app.state.settings.max_images_per_request
     async with admit(request, name, most) as given:
-        results = await unless(until_disconnected(request), _answer_all(request, given))
+        with Unless(request.scope["connection_lost"]):
+            results = await _answer_all(request, given)
     return Response(to_json(BatchResponse(results)), 200, None, "application/json")
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import MalformedRequestError, ServiceError, SlowHeadError
+from service.interruption import Interruption
 from service.problems import PROBLEM_JSON, problem_of
 from service.record import new_request_id
 from service.schemas import to_json
@@ -62,7 +64,10 @@ class _Outbox:
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """Refuses a head that goes on and on, or does not come, or is none, and hangs up."""
+    """Refuses a head that goes on and on, or does not come, or is none, and hangs up.
+
+    ``scope["connection_lost"]`` is an :class:`Interruption` for the application.
+    """
 
     _in_head = True
     _head_bytes = 0
@@ -71,17 +76,21 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(_Outbox(transport, self.loop))  # type: ignore[arg-type]
+        self._lost = Interruption(ClientDisconnect)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Stop waiting, and the work that nobody waits for any more."""
         self._stop_waiting()
         super().connection_lost(exc)
+        self._lost.happen()
 
     def on_message_begin(self) -> None:
         """Begin to count."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        # ASGI's own way is a task that receives: it costs every request two turns of the loop.
+        self.scope["connection_lost"] = self._lost  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
         """Stop counting and waiting: what follows is the body, which the application bounds."""
@@ -209,5 +218,5 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0)  # asyncio's own loop needs a turn more for those it has taken
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
-        self.app.state.stopping.set()
+        self.app.state.stopping.happen()
         super().handle_exit(sig, frame)

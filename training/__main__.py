@@ -26,10 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = read_recipe(options.recipe)
     curves = Curves(options.output / "tensorboard") if options.tensorboard else None
-    trainer = Trainer(recipe, options.output, device=options.device, curves=curves)
-    if options.resume:
-        trainer.resume()
-    trainer.run()
+    Trainer(
+        recipe, options.output, device=options.device, curves=curves, resume=options.resume
+    ).run()
 
 
 if __name__ == "__main__":

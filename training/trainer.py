@@ -37,10 +37,21 @@ class ResumeError(ValueError):
 
 
 class Trainer:
-    """One run: network, optimizer, average of the weights, and where it stands."""
+    """One run: network, optimizer, average of the weights, and where it stands.
+
+    With ``resume`` it continues from ``last.pth`` in ``output``. Raises :class:`ResumeError` when
+    that was written by a different recipe, because the mixture could not be reproduced, and
+    :class:`RecipeError` when the recipe's pictures or its ``start`` cannot be used.
+    """
 
     def __init__(
-        self, recipe: Recipe, output: Path, *, device: str = "cpu", curves: Curves | None = None
+        self,
+        recipe: Recipe,
+        output: Path,
+        *,
+        device: str = "cpu",
+        curves: Curves | None = None,
+        resume: bool = False,
     ) -> None:
         # Loader processes are forked: with OpenCV's threads started before, they would hang.
         cv2.setNumThreads(0)
@@ -56,7 +67,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe.network, recipe.head_channels())
         initialize(self.network)
-        if recipe.start is not None:
+        if recipe.start is not None and not resume:
             self._take_over(recipe.start)
         # torch declares this argument only together with a tensor or a dtype.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -71,6 +82,8 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(enabled=self._device.type == "cuda")
         self._epoch = 0
         self._best_score = -math.inf
+        if resume:
+            self._resume()
 
     def _take_over(self, checkpoint: Path) -> None:
         try:
@@ -231,12 +244,7 @@ class Trainer:
         torch.save(checkpoint, partial)
         partial.replace(path)
 
-    def resume(self) -> None:
-        """Continue from ``last.pth`` in the output directory.
-
-        Raises :class:`ResumeError` when it was written by a different recipe, because the mixture
-        could not be reproduced.
-        """
+    def _resume(self) -> None:
         path = self._output / LAST_CHECKPOINT
         checkpoint = torch.load(path, map_location=self._device, weights_only=True)
         if checkpoint["recipe"] != self._recipe.model_dump_json():

@@ -10,9 +10,9 @@ from training.recipe import RecipeError
 from training.trainer import BEST_CHECKPOINT, Trainer
 
 
-def trainer(folder: Path, architecture: str, **changes: object) -> Trainer:
+def trainer(folder: Path, architecture: str, *, resume: bool = False, **changes: object) -> Trainer:
     recipe = write_recipe(folder, architecture, "boxes", pictures=1)
-    return Trainer(recipe.model_copy(update=changes), folder / "run")
+    return Trainer(recipe.model_copy(update=changes), folder / "run", resume=resume)
 
 
 @pytest.fixture
@@ -53,6 +53,15 @@ def test_a_head_for_other_classes_starts_anew(checkpoint: Path, tmp_path: Path, 
 def test_another_network_s_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"start: .*these are weights of another network"):
         trainer(tmp_path, "hourglass_tiny", start=checkpoint)
+
+
+def test_a_resumed_run_needs_its_start_no_more(checkpoint: Path, tmp_path: Path) -> None:
+    begun = trainer(tmp_path, "res_18_slim", start=checkpoint)
+    begun.run()
+    checkpoint.unlink()
+    resumed = trainer(tmp_path, "res_18_slim", start=checkpoint, resume=True)
+    for key, value in begun.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[key], value, rtol=0, atol=0)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -52,8 +52,7 @@ def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, ta
     assert contents.num_joints == len(recipe.joints)
     assert dict(contents.head_channels) == recipe.head_channels()
     network = load_network(contents, state)
-    trainer = Trainer(recipe, tmp_path / "run")
-    trainer.resume()
+    trainer = Trainer(recipe, tmp_path / "run", resume=True)
     side = (recipe.input_height, recipe.input_width)
     images = torch.rand(1, 3, *side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -94,8 +93,7 @@ def test_a_stacked_network_resumes_where_it_stopped(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "cornernet_slim", "corner_pairs")
     trainer = Trainer(recipe, tmp_path / "run")
     trainer.run()
-    resumed = Trainer(recipe, tmp_path / "run")
-    resumed.resume()
+    resumed = Trainer(recipe, tmp_path / "run", resume=True)
     for key, value in trainer.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[key], value, rtol=0, atol=0)
 

@@ -118,9 +118,9 @@ def test_a_checkpoint_is_scored_by_command(recipe_file, tmp_path, capsys) -> Non
 
 def test_resuming_another_recipe_is_refused(recipe_file, tmp_path) -> None:
     Trainer(read_recipe(recipe_file(epochs=1)), tmp_path / "run").run()
-    other = Trainer(read_recipe(recipe_file(epochs=3)), tmp_path / "run")
+    other = read_recipe(recipe_file(epochs=3))
     with pytest.raises(ResumeError, match="another recipe"):
-        other.resume()
+        Trainer(other, tmp_path / "run", resume=True)
 
 
 def test_the_best_checkpoint_fits_the_architecture(recipe_file, tmp_path) -> None:
