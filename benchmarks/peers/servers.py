@@ -76,6 +76,8 @@ class Server:
     environment: Mapping[str, str] | None = None
     least_match: float = 0.95
     """Share of the detections of each picture that must be those of the pipeline alone."""
+    can_pause: bool = True
+    """Some take a pause for a fault or for a measurement: those are idle between their turns."""
 
 
 def _script(_: int) -> list[str]:
@@ -131,6 +133,9 @@ SERVERS = {
             detections=lambda body: _found(json.loads(body)[0]),
             form_field="images",
             environment={"BENTOML_DO_NOT_TRACK": "True"},
+            # After a pause its batching is half as fast for a while: it learns from how long
+            # requests have waited.
+            can_pause=False,
         ),
         Server(
             "ray_serve",
@@ -170,6 +175,8 @@ SERVERS = {
                 "Content-Type: application/octet-stream",
                 "Inference-Header-Content-Length: 0",
             ),
+            # It takes its Python instances for dead when they have been still for so long.
+            can_pause=False,
         ),
     )
 }
@@ -214,13 +221,17 @@ def bodies_for(server: Server, pictures: Sequence[Path], folder: Path) -> list[P
 class Running:
     """A server that has answered, and where to send what."""
 
-    def __init__(self, target: Target, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(
+        self, target: Target, process: "subprocess.Popen[bytes]", *, can_pause: bool
+    ) -> None:
         self.target = target
         self._process = process
+        self._can_pause = can_pause
 
     def pause(self) -> None:
-        """Stop all its processes as they are, so that they take nothing from others."""
-        self._send(signal.SIGSTOP)
+        """Stop its processes as they are, if it bears that, so that others have the machine."""
+        if self._can_pause:
+            self._send(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let them go on."""
@@ -280,7 +291,8 @@ def running(
         process = _launch(server, tuning, python, model, port, log)
         form = f"Content-Type: multipart/form-data; boundary={_FORM}"
         headers = server.headers if server.form_field is None else (form,)
-        started = Running(Target(port, server.path, bodies, headers), process)
+        target = Target(port, server.path, bodies, headers)
+        started = Running(target, process, can_pause=server.can_pause)
         try:
             if started.is_ready():
                 yield started
