@@ -4,7 +4,9 @@ The ceiling is cores / (decode + warp + engine CPU seconds per image), each meas
 with the service's own code and the best batch size: a server that reaches it spends nothing on
 HTTP, queues, copies between processes or idle cores. Cores that work at the same time may be slower
 than one alone (they share caches and memory), which that figure leaves out; so there is also what
-a thread on each core gets done with the same parts, and nothing else.
+a thread on each core gets done with the same parts, and nothing else. And since a faster decoder
+raises the ceiling that its own server is measured by, there is the ceiling with the decoder that
+the others use.
 """
 
 import os
@@ -20,6 +22,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from benchmarks.peers.shared.detector import Preparer
 from model_package import load_package
 from service.decoders import View, make_decoder
 from service.geometry import Placement
@@ -40,6 +43,8 @@ class Ceiling:
     """CPU milliseconds per image and what they allow."""
 
     prepare_ms: float
+    peers_prepare_ms: float
+    """With Pillow, as the peers do it."""
     engine_ms: float
     batch_size: int
     cores: int
@@ -51,15 +56,25 @@ class Ceiling:
         """Cores divided by the seconds of one image."""
         return 1000 * self.cores / (self.prepare_ms + self.engine_ms)
 
+    @property
+    def peers_images_per_second(self) -> float:
+        """The same for who decodes with Pillow."""
+        return 1000 * self.cores / (self.peers_prepare_ms + self.engine_ms)
+
     def as_json(self) -> dict[str, Any]:
         """All of it."""
-        return {**asdict(self), "images_per_second": self.images_per_second}
+        return {
+            **asdict(self),
+            "images_per_second": self.images_per_second,
+            "peers_images_per_second": self.peers_images_per_second,
+        }
 
 
 class Pipeline:
     """Decode, warp, run, decode again: the service's parts in one thread, without a server."""
 
     def __init__(self, package: Path) -> None:
+        self._peer = Preparer(package)
         loaded = load_package(package)
         manifest = loaded.manifest
         self._options = OptionRules(manifest).complete(DetectParameters())
@@ -105,13 +120,15 @@ class Pipeline:
 
     def ceiling(self, bodies: Sequence[bytes], batch_size: int, seconds: float) -> Ceiling:
         """Measure for about ``seconds``, sharing them between the parts."""
-        share = seconds / 3
-        prepare_s = statistics.median(
-            _cpu_seconds(lambda body: self.prepare(body), bodies, share / len(bodies))
+        share = seconds / 4
+        prepare_s, peers_prepare_s = (
+            statistics.median(_cpu_seconds(prepare, bodies, share / len(bodies)))
+            for prepare in (self.prepare, self._peer.prepare)
         )
         cores = len(os.sched_getaffinity(0))
         return Ceiling(
             1000 * prepare_s,
+            1000 * peers_prepare_s,
             1000 * self._engine_s(bodies, batch_size, share),
             batch_size,
             cores,

@@ -77,7 +77,7 @@ class Server:
     least_match: float = 0.95
     """Share of the detections of each picture that must be those of the pipeline alone."""
     can_pause: bool = True
-    """Some take a pause for a fault or for a measurement: those are idle between their turns."""
+    """One that takes a pause for a fault is left idle between its turns."""
 
 
 def _script(_: int) -> list[str]:
@@ -133,9 +133,6 @@ SERVERS = {
             detections=lambda body: _found(json.loads(body)[0]),
             form_field="images",
             environment={"BENTOML_DO_NOT_TRACK": "True"},
-            # After a pause its batching is half as fast for a while: it learns from how long
-            # requests have waited.
-            can_pause=False,
         ),
         Server(
             "ray_serve",
