@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Interruption:
-    """Something that happens once, and ends every :class:`Unless` that is open then.
+    """Something that happens once, and ends every :class:`Unless` that is open then or later.
 
     ``error`` makes what is raised there.
     """
@@ -31,7 +31,8 @@ class Interruption:
         """Interrupt ``block`` when it happens, or soon if it has."""
         self._blocks.add(block)
         if self.has_happened:
-            block.interrupt_soon()
+            # After another look at what has arrived: work that needs no more than that is done.
+            asyncio.get_running_loop().call_soon(block.interrupt_soon)
 
     def forget(self, block: "Unless") -> None:
         """The block has ended."""

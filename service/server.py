@@ -98,6 +98,12 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """Go on reading, which a large body stops: or nobody notices that the client leaves."""
+        super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()
+
     def data_received(self, data: bytes) -> None:
         """Parse, then judge what still is a head; most come in one piece."""
         super().data_received(data)

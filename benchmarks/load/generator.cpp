@@ -197,8 +197,9 @@ class Generator {
       expire(time);
       dispatch(time);
       if (time >= end_ && !cpu_at_end_) cpu_at_end_ = cpu_seconds();
-      // What is under way at the end of a closed loop does not count and is not waited for.
-      if (time >= end_ && (options_.rate <= 0 || (busy_ == 0 && waiting_.empty()))) break;
+      // What is under way at the end of a closed loop does not count; but the next who measures this
+      // server should find it idle.
+      if (time >= end_ && busy_ == 0 && waiting_.empty()) break;
       set_timer();
       epoll_event events[256];
       const int count = epoll_wait(epoll_, events, 256, -1);

@@ -1,6 +1,6 @@
 """This service and others: images per second and latency, as fractions of what the CPU allows.
 
-    python -m benchmarks.peers --environments DIR --output DIR [--only ours,mosec] [--seconds 20]
+    python -m benchmarks.peers --environments DIR --output DIR [--only ours,mosec] [--rounds 5]
 
 Every server serves the same ONNX file and the same JPEGs. First each server's tunings are tried and
 the fastest is kept. Then all run at once and all but one are paused: they take short turns, so that
@@ -10,6 +10,7 @@ results.svg after each case.
 
 import argparse
 import json
+import math
 import signal
 import statistics
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop
@@ -121,9 +123,13 @@ class Comparison:
         self.common_rate = LOAD * self._third_rate()
         with ExitStack() as stack:
             started = {}
-            for name, tuning in self.best.items():
-                started[name] = stack.enter_context(self.serve(SERVERS[name], tuning))
-                started[name].pause()
+            for name, tuning in list(self.best.items()):
+                try:
+                    started[name] = stack.enter_context(self.serve(SERVERS[name], tuning))
+                except (ServerError, LoadError) as error:
+                    self._leave_out(SERVERS[name], str(error))
+                else:
+                    started[name].pause()
             for number in range(self._given.rounds):
                 self._round(number, started)
 
@@ -133,14 +139,14 @@ class Comparison:
             (max(tried.values()) for name, tried in self.tried.items() if name != LEAST),
             reverse=True,
         )
-        return rates[min(2, len(rates) - 1)]
+        return rates[min(2, len(rates) - 1)] if rates else 0.0
 
     def _round(self, number: int, started: dict[str, Running]) -> None:
         _say(f"{self.case.name} round {number + 1}")
         found = {}
         # Another one begins each time.
         names = list(self.best)
-        first = number % len(names)
+        first = number % max(1, len(names))
         for name in names[first:] + names[:first]:
             try:
                 found[name] = self._measure(SERVERS[name], started[name], number)
@@ -163,15 +169,15 @@ class Comparison:
         rate = _clean(server, loop).images_per_second
         own_rate = LOAD * rate
         with started.awake() as target:
-            own = open_loop(target, seconds, own_rate, seed=seed, warmup_s=WARMUP_S)
-            common = open_loop(target, seconds, self.common_rate, seed=seed, warmup_s=WARMUP_S)
+            own = self._open_loop(target, own_rate, seed)
+            common = self._open_loop(target, self.common_rate, seed)
         fraction = rate / statistics.mean(one.images_per_second for one in ceilings)
         of_peers = rate / statistics.mean(one.peers_images_per_second for one in ceilings)
         of_unserved = rate / statistics.mean(one.unserved_per_second for one in ceilings)
         _say(
             f"  {server.name}: {rate:.1f}/s, {fraction:.3f} of the ceiling, {of_peers:.3f} with "
-            f"Pillow, {of_unserved:.3f} of no server; p99 {_p99(own)} ms at {own_rate:.1f}/s, "
-            f"{_p99(common)} ms at {self.common_rate:.1f}/s"
+            f"Pillow, {of_unserved:.3f} of no server; p99 {_p99([own])} ms at {own_rate:.1f}/s, "
+            f"{_p99([common])} ms at {self.common_rate:.1f}/s"
         )
         return {
             "fraction_of_ceiling": fraction,
@@ -180,9 +186,18 @@ class Comparison:
             "images_per_second": rate,
             "ceilings": [one.as_json() for one in ceilings],
             "closed": asdict(loop),
-            "own_load": {"rate": own_rate, **asdict(own)},
-            "common_load": {"rate": self.common_rate, **asdict(common)},
+            "own_load": own,
+            "common_load": common,
         }
+
+    def _open_loop(self, target: Target, rate: float, seed: int) -> dict[str, Any]:
+        seconds = self._given.seconds
+        with TemporaryDirectory() as folder:
+            records = Path(folder) / "records"
+            load = open_loop(target, seconds, rate, seed=seed, warmup_s=WARMUP_S, records=records)
+            lines = [line.split(",") for line in records.read_text().splitlines()]
+        latencies_ms = [round(float(ms), 1) for _, ms, status in lines if status == "200"]
+        return {"rate": rate, **asdict(load), "latencies_ms": latencies_ms}
 
     def _ceiling(self) -> Ceiling:
         return self._pipeline.ceiling(self._bodies, self._batch_size, CEILING_S)
@@ -212,24 +227,23 @@ class Comparison:
                     "images_per_second",
                 )
             },
-            "p99_own_ms": _median_p99(row["own_load"] for row in rows),
-            "p99_common_ms": _median_p99(row["common_load"] for row in rows),
+            "p99_own_ms": _p99([row["own_load"] for row in rows]),
+            "p99_common_ms": _p99([row["common_load"] for row in rows]),
             "generator_cpu_share": max(row["closed"]["cpu_share"] for row in rows),
         }
 
 
-def _median_p99(loads: Iterator[dict[str, Any]]) -> float | None:
-    """None where a request failed: a latency of the others would be a wrong one."""
-    values = []
-    for load in loads:
-        if set(load["statuses"]) != {200} or load["timeouts"] or load["failures"]:
-            return None
-        values.append(load["statuses"][200]["latency_ms"]["p99"])
-    return statistics.median(values)
+def _p99(loads: Sequence[dict[str, Any]]) -> float | None:
+    """Of the answers of all turns, by nearest rank, in milliseconds.
 
-
-def _p99(load: Load) -> str:
-    return f"{load.good.latency_ms.p99:.0f}" if load.is_clean and load.good else "failed"
+    None where a request failed: a latency of the others would be a wrong one.
+    """
+    if any(
+        set(load["statuses"]) != {200} or load["timeouts"] or load["failures"] for load in loads
+    ):
+        return None
+    latencies_ms = sorted(ms for load in loads for ms in load["latencies_ms"])
+    return latencies_ms[math.ceil(0.99 * len(latencies_ms)) - 1]
 
 
 def _clean(server: Server, load: Load) -> Load:

@@ -99,7 +99,7 @@ def _triton_detections(body: bytes) -> list[dict[str, Any]]:
 SERVERS = {
     server.name: server
     for server in (
-        # No tuning: what the settings are by default, but for decoding like everybody else.
+        # No tuning: what the settings are by default, but for whole pictures, like everybody else.
         Server("ours", [Tuning(0, 0, 0, 0, "whole pictures")], "/detect", lambda _: []),
         # Pictures of which the network needs a part of the pixels only. Random networks find other
         # things in them; docs/measurements/image_decoding.md judges that with trained ones.
@@ -345,6 +345,8 @@ def _own_command(server: Server, tuning: Tuning, model: Path, port: int) -> list
     return [
         *("-c", "from service.cli import main; main()", "--models", str(model)),
         *("--port", str(port), "--scaled-decoding", str(server.name == "ours_scaled").lower()),
+        # The others write no line for each request.
+        *("--log-level", "warning"),
     ]
 
 

@@ -365,6 +365,27 @@ def test_clients_that_are_gone_cost_no_engine_time(
     assert server.metric("centernet_request_errors_total", code="client_disconnected") == 5
 
 
+def test_a_client_that_leaves_after_a_large_picture_is_noticed(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    large = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
+    engine = GatedEngine()
+    server = start_server(engine)
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, server)
+        assert engine.entered.acquire(timeout=10)
+        with connect(server) as connection:
+            # More than uvicorn reads ahead comes when the application waits for it already.
+            connection.sendall(raw_request(f"Content-Length: {len(large)}") + large[:1000])
+            wait_until(lambda: server.metric("centernet_request_body_bytes") == len(RED) + 1000)
+            connection.sendall(large[1000:])
+            wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 2)
+        wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 1)
+        engine.gate.set()
+        assert first.result(20).status_code == 200
+    assert engine.batch_sizes == [1]
+
+
 def test_connections_that_send_no_body_take_nobody_s_place(
     start_server: Callable[..., RunningServer],
 ) -> None:
