@@ -1,7 +1,7 @@
 """Work that is given up when something else happens first.
 
-No task watches for it and none is started: what happens finds the blocks that wait for it, and
-cancels the tasks that are inside.
+No task is started to watch for it: what happens finds the blocks that wait for it, and cancels the
+tasks that are inside.
 """
 
 import asyncio
@@ -53,7 +53,6 @@ class Unless:
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
         self._interruption.watch(self)
         return self
 
@@ -72,7 +71,9 @@ class Unless:
 
     def interrupt_soon(self) -> None:
         """Have the event loop end the block: a task that is running cannot be cancelled well."""
-        self._loop.call_soon_threadsafe(self.interrupt)
+        task = self._task  # which another thread may take away meanwhile
+        if task is not None:
+            task.get_loop().call_soon_threadsafe(self.interrupt)
 
     def interrupt(self) -> None:
         """End the block, if it has not ended; called by the event loop."""

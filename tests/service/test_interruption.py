@@ -24,6 +24,11 @@ async def for_ever() -> None:
     await asyncio.Event().wait()
 
 
+async def wait_unless(lost: Interruption) -> None:
+    with Unless(lost):
+        await for_ever()
+
+
 def run(work) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(10):
@@ -46,16 +51,11 @@ def test_work_that_ends_in_time_is_left_alone() -> None:
 def test_what_happens_ends_every_open_block_and_later_ones() -> None:
     async def work() -> None:
         lost = Interruption(LostError)
-
-        async def wait() -> None:
-            with Unless(lost):
-                await for_ever()
-
-        waiting = [asyncio.create_task(wait()) for _ in range(2)]
+        waiting = [asyncio.create_task(wait_unless(lost)) for _ in range(2)]
         await asyncio.sleep(0)
         lost.happen()
         assert lost.has_happened
-        for one in (*waiting, wait()):
+        for one in (*waiting, wait_unless(lost)):
             with pytest.raises(LostError):
                 await one
 
@@ -109,13 +109,8 @@ def test_the_error_of_an_inner_block_passes_the_outer_one() -> None:
 def test_somebody_else_s_cancellation_stays_theirs() -> None:
     async def work() -> None:
         lost = Interruption(LostError)
-
-        async def wait() -> None:
-            with Unless(lost):
-                await for_ever()
-
         for also_lost in (False, True):
-            task = asyncio.create_task(wait())
+            task = asyncio.create_task(wait_unless(lost))
             await asyncio.sleep(0)
             task.cancel()
             if also_lost:
