@@ -37,7 +37,7 @@ format: $(DEV_ENV)/installed
 	$(DEV_ENV)/bin/ruff format .
 
 settings: $(DEV_ENV)/installed ## Renew the table in docs/settings.md
-	$(DEV_ENV)/bin/python -m service.settings_table docs/settings.md
+	$(DEV_ENV)/bin/python -m docs.generate_settings_table docs/settings.md
 
 lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
 	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch' > constraints.txt

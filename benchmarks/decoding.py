@@ -27,10 +27,10 @@ from model_package import (
     Decoder,
 )
 from service.decoders import DECODERS, View
-from service.detections import DetectionOptions, Detections
-from service.geometry import AffineTransform, Placement
+from service.decoders.types import DetectionOptions, Detections
+from service.imaging.geometry import AffineTransform, Placement
 from service.options import TASK_RULES
-from service.task_fields import TASK_FIELDS
+from service.http.responses import TASK_FIELDS
 
 K, PAIRS, CENTERS, CELLS = 100, 1000, 70, 128
 CAMERA = (707.0, 0, 604, 45, 0, 707, 180, 0, 0, 0, 1, 0)

@@ -23,9 +23,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.geometry import AffineTransform, Placement
-from service.images import DecodedImage, open_image
-from service.preprocess import choose_reduction, draw_input
+from service.imaging.geometry import AffineTransform, Placement
+from service.imaging.image_decoding import DecodedImage, open_image
+from service.imaging.warp import choose_reduction, draw_input
 
 SIZES = ((640, 480, 40), (1920, 1080, 15), (4000, 3000, 5))
 """Width, height, rounds."""

@@ -11,7 +11,7 @@ that match: joints within a pixel or a hundredth of the box's longer side, which
 and dimensions within 1 %, rotation within 1 degree (for 3D boxes, with the package's own camera).
 
 A file in half precision runs twice: as it is, and with its rounding spelt out, which is what a GPU
-does at most (``model_export/rounding.py``). Prints Markdown; the exit status is 1 where a share is
+does at most (``model_export/verification/fp16_rounding.py``). Prints Markdown; the exit status is 1 where a share is
 below 99 %, or nothing was found.
 """
 
@@ -27,12 +27,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from evaluation.answers import Answer
-from evaluation.matching import overlaps_of_boxes
-from evaluation.offline import OfflinePackage
-from evaluation.truth import Picture
+from evaluation.detections import Answer
+from evaluation.metrics.matching import overlaps_of_boxes
+from evaluation.local_model import OfflinePackage
+from evaluation.ground_truth import Picture
 from model_export.pipeline import ONNX_FILE
-from model_export.rounding import with_explicit_rounding
+from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_package import OnnxArtifact, draft_package, load_package
 
 ENOUGH = 0.99

@@ -22,12 +22,12 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from evaluation.answers import Answer, as_coco_rows
-from evaluation.coco_metrics import box_scores
-from evaluation.matching import overlaps_of_boxes
-from evaluation.offline import OfflinePackage
-from evaluation.reading import read_truth
-from evaluation.truth import for_classes
+from evaluation.detections import Answer, as_coco_rows
+from evaluation.metrics.coco import box_scores
+from evaluation.metrics.matching import overlaps_of_boxes
+from evaluation.local_model import OfflinePackage
+from evaluation.label_readers import read_truth
+from evaluation.ground_truth import for_classes
 
 SHOWN_SCORE, SAME_IOU = 0.3, 0.7
 
@@ -95,7 +95,7 @@ def detect(package: Path, annotations: Path, reduction: int) -> tuple[list[Answe
     """The answers to all sheets, AP and AP50, with JPEGs decoded at 1 / ``reduction``."""
     model = OfflinePackage(package)
     truth = for_classes(read_truth(annotations, annotations.parent), model.model.classes)
-    with patch("service.predictor.choose_reduction", return_value=reduction):
+    with patch("service.detector.choose_reduction", return_value=reduction):
         answers = model.detect(truth.pictures, lambda: None).all_answers()
     rows = as_coco_rows(answers, [picture.image_id for picture in truth.pictures])
     summary = box_scores(truth.coco, rows).summary

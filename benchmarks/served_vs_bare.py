@@ -19,14 +19,14 @@ import numpy as np
 from benchmarks.endurance.service import running
 from benchmarks.load import Target, closed_loop
 from model_package import load_package
-from service.batcher import Batcher, BatchInput, BatchLimits
-from service.calibration import BatchTiming, calibrate
-from service.canary import draw_canary
+from service.batching.batcher import Batcher, BatchInput, BatchLimits
+from service.warmup import BatchTiming, calibrate
+from service.self_test import draw_canary
 from service.engines import Engine
-from service.estimates import LinearEstimate
-from service.models import open_model_engine
+from service.batching.latency_model import LinearEstimate
+from service.model_registry import open_model_engine
 from service.settings import Settings
-from service.tuning import BatchSizes, BorrowedEngine
+from service.tune import BatchSizes, BorrowedEngine
 
 
 def main() -> None:

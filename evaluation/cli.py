@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluation.coco_metrics import COCO_SIGMAS
+from evaluation.metrics.coco import COCO_SIGMAS
 from evaluation.errors import EvaluationError
-from evaluation.judging import judge
-from evaluation.models import ModelUnderTest, Run, Source
-from evaluation.offline import OfflinePackage
-from evaluation.over_http import ServedModel
-from evaluation.reading import read_truth
+from evaluation.evaluate import judge
+from evaluation.model_under_test import ModelUnderTest, Run, Source
+from evaluation.local_model import OfflinePackage
+from evaluation.http_model import ServedModel
+from evaluation.label_readers import read_truth
 from evaluation.report import Report, Table, check_output, write_report
-from evaluation.truth import Truth, check_pictures, for_classes
-from evaluation.truth_centers import with_truth_centers
+from evaluation.ground_truth import Truth, check_pictures, for_classes
+from evaluation.ground_truth_centers import with_truth_centers
 
 TASKS = ("boxes", "poses", "boxes_3d")
 

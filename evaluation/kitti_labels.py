@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.errors import EvaluationError
-from evaluation.truth import Picture, SpaceLabels, Truth
+from evaluation.ground_truth import Picture, SpaceLabels, Truth
 
 DONT_CARE = "DontCare"
 _SUFFIXES = (".png", ".jpg", ".jpeg")

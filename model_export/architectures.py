@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 from torch import nn
 
 from model_export.checkpoints import objects_as_points
-from model_export.checkpoints.layout import Layout
-from model_export.corner_architecture import CornerArchitecture
+from model_export.checkpoints.key_mapping import Layout
+from model_export.networks.corner_architecture import CornerArchitecture
 from model_export.networks import hourglass
 from model_export.networks.aggregation import DeformableNeck, PlainNeck
 from model_export.networks.center_point import CenterPointNetwork

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from model_export.classes import read_classes, read_joints
+from model_export.class_names import read_classes, read_joints
 from model_export.cli_options import make_parser
 from model_export.errors import ExportError, RecipeError
-from model_export.inspection import inspect_checkpoint
-from model_export.normalization import Normalization
-from model_export.onnx_import import import_package
+from model_export.inspect_checkpoint import inspect_checkpoint
+from model_export.graph.normalization import Normalization
+from model_export.onnx.import_model import import_package
 from model_export.pipeline import HALF_STEPS, STEPS, export_package
-from model_export.recipe import Recipe
+from model_export.config import Recipe
 from model_package import ModelPackage, OnnxArtifact, PackageError, Verification
 
 _EXIT_FAILED = 2

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from torch import nn
 
-from model_export.agreement import verify_half
+from model_export.verification.detection_agreement import verify_half
 from model_export.architectures import ARCHITECTURES
-from model_export.checkpoints.contents import identify
-from model_export.checkpoints.loading import load_network
-from model_export.checkpoints.reading import read_state
-from model_export.classes import mirrored_pairs
-from model_export.graph import DetectionGraph
-from model_export.half_precision import HalfNetwork
-from model_export.normalization import NORMALIZATIONS
-from model_export.onnx_export import export_onnx, most_units
-from model_export.recipe import Plan, Recipe, check_recipe, make_plan
-from model_export.verification import merge, verify
-from model_export.verification_images import Picture, read_pictures, synthetic_images
+from model_export.checkpoints.identify import identify
+from model_export.checkpoints.load_weights import load_network
+from model_export.checkpoints.safe_load import read_state
+from model_export.class_names import mirrored_pairs
+from model_export.graph.detection_graph import DetectionGraph
+from model_export.onnx.fp16 import HalfNetwork
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.onnx.export import export_onnx, most_units
+from model_export.config import Plan, Recipe, check_recipe, make_plan
+from model_export.verification.onnx_vs_torch import merge, verify
+from model_export.verification.images import Picture, read_pictures, synthetic_images
 from model_package import (
     ModelPackage,
     OnnxArtifact,

@@ -6,17 +6,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from model_export.boxes_3d import pick_boxes_3d
-from model_export.classes import COCO, COCO_JOINTS, KITTI
-from model_export.corner_pairs import (
+from model_export.graph.boxes_3d import pick_boxes_3d
+from model_export.class_names import COCO, COCO_JOINTS, KITTI
+from model_export.graph.corner_pairs import (
     PAIR_HEADS,
     TRIPLET_HEADS,
     pick_corner_pairs,
     pick_corner_triplets,
 )
-from model_export.heads import Head
-from model_export.peaks import pick_boxes
-from model_export.poses import pick_poses
+from model_export.graph.heads import Head
+from model_export.graph.peaks import pick_boxes
+from model_export.graph.poses import pick_poses
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,

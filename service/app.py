@@ -13,19 +13,19 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
-from service.access import KEY_HEADER, Access, ApiKeys, RateLimiter
-from service.body import BodyBudget
-from service.context import RequestContext
-from service.direct import DirectRoutes
+from service.http.auth import KEY_HEADER, Access, ApiKeys, RateLimiter
+from service.http.request_body import BodyBudget
+from service.http.middleware import RequestContext
+from service.http.image_route import DirectRoutes
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
-from service.gpu import watch_gpus
-from service.interruption import Interruption
-from service.metrics import Metrics
-from service.problems import install_problem_handlers, problem_responses
-from service.routes import detection, monitoring, probes, router
+from service.observability.gpu_metrics import watch_gpus
+from service.cancellation import Interruption
+from service.observability.metrics import Metrics
+from service.http.problem_details import install_problem_handlers, problem_responses
+from service.http.routes import detection, monitoring, probes, router
 from service.settings import Settings
-from service.startup import Startup
-from service.tracing import open_tracing
+from service.model_loader import Startup
+from service.observability.tracing import open_tracing
 
 # They describe the API and refuse nobody: that is done by Access.
 _KEY_SCHEMES = [
@@ -45,7 +45,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
 
     ``app.state.draining`` is to be set when the service should not be sent requests any more,
     ``app.state.stopping`` is to happen when it takes none. Raises
-    :class:`service.access.KeyFileError` and :class:`service.tracing.TracingUnavailableError`.
+    :class:`service.http.auth.KeyFileError` and :class:`service.observability.tracing.TracingUnavailableError`.
     """
     tracing = open_tracing(settings)
 

@@ -11,17 +11,17 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from model_package import PackageError
-from service.access import KeyFileError
+from service.http.auth import KeyFileError
 from service.app import create_app
 from service.engines import EngineUnavailableError
-from service.logs import set_up_logging
-from service.metrics import Metrics
-from service.models import Models, load_models
-from service.server import Server
+from service.observability.logs import set_up_logging
+from service.observability.metrics import Metrics
+from service.model_registry import Models, load_models
+from service.http.uvicorn_server import Server
 from service.settings import Settings
-from service.startup import Startup
-from service.tracing import TracingUnavailableError
-from service.tuning import TuneSettings, tune
+from service.model_loader import Startup
+from service.observability.tracing import TracingUnavailableError
+from service.tune import TuneSettings, tune
 
 _Settings = TypeVar("_Settings", bound=Settings)
 

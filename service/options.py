@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import ModelManifest
-from service.detections import DetectionOptions
+from service.decoders.types import DetectionOptions
 from service.errors import InvalidOptionError
-from service.parameters import MAX_CAMERA_PX, MAX_SCALES, MIN_FOCAL_PX, DetectParameters
+from service.http.query_parameters import MAX_CAMERA_PX, MAX_SCALES, MIN_FOCAL_PX, DetectParameters
 
 # Error texts repeat at most this much of a request, and of a model's classes.
 _LETTERS_SHOWN = 100

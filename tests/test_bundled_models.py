@@ -14,21 +14,21 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from support.pictures import encode
+from support.images import encode
 from support.serving import ask_together
 
-from evaluation.answers import Answer, as_coco_rows, read_answer
-from evaluation.boxes_in_space import SpaceErrors, as_boxes, space_errors
-from evaluation.coco_metrics import COCO_SIGMAS, pose_scores
+from evaluation.detections import Answer, as_coco_rows, read_answer
+from evaluation.metrics.boxes_3d import SpaceErrors, as_boxes, space_errors
+from evaluation.metrics.coco import COCO_SIGMAS, pose_scores
 from evaluation.kitti_labels import DONT_CARE, read_kitti
-from evaluation.matching import overlaps_of_boxes
-from evaluation.reading import read_truth
-from evaluation.truth import for_classes, labels_by_picture
-from model_export.classes import COCO_JOINTS
-from service.detect import request_detections
-from training.blood_smears import render_smear
-from training.road_scenes import main as render_roads
-from training.roadside import PROJECTION
+from evaluation.metrics.matching import overlaps_of_boxes
+from evaluation.label_readers import read_truth
+from evaluation.ground_truth import for_classes, labels_by_picture
+from model_export.class_names import COCO_JOINTS
+from client.detect import request_detections
+from training.synthetic.blood_smears import render_smear
+from training.synthetic.road_scenes import main as render_roads
+from training.synthetic.road_background import PROJECTION
 
 
 def serving_interpreter(project: Path) -> Path:

@@ -27,8 +27,8 @@ def test_serving_without_traces_loads_no_exporter_of_traces() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     loaded = set(result.stdout.split())
-    assert "service.tracing" in loaded
-    assert not loaded & {"service.spans", "opentelemetry.sdk", "opentelemetry.exporter"}
+    assert "service.observability.tracing" in loaded
+    assert not loaded & {"service.observability.spans", "opentelemetry.sdk", "opentelemetry.exporter"}
 
 
 def test_judging_loads_no_torch_no_onnx_and_nothing_that_makes_packages() -> None:

@@ -16,14 +16,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.matching import match_boxes
-from support.pictures import encode
+from support.images import encode
 from support.serving import RunningServer, run_server
 from upstream.weights_rule import make_state
 
-from model_export.classes import COCO
+from model_export.class_names import COCO
 from model_export.pipeline import export_package
-from model_export.recipe import Recipe
-from service.models import load_models
+from model_export.config import Recipe
+from service.model_registry import load_models
 from service.settings import Settings
 
 CASES = [

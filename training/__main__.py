@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from training.curves import Curves
-from training.recipe import read_recipe
+from training.tensorboard import Curves
+from training.config import read_recipe
 from training.trainer import Trainer
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_network_key
-from model_export.normalization import NORMALIZATIONS
-from training.dataset import read_coco_split
-from training.evaluation import evaluate
-from training.recipe import Recipe, read_recipe
+from model_export.graph.normalization import NORMALIZATIONS
+from training.data.coco import read_coco_split
+from training.average_precision import evaluate
+from training.config import Recipe, read_recipe
 
 
 def load_trained_network(recipe: Recipe, checkpoint: Path) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_export.peaks import gather
+from model_export.graph.peaks import gather
 
 PUSH_MARGIN = 1.0
 """Distance that embeddings of two objects should keep (*CornerNet*, section 3.3: Delta)."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from model_export.boxes_3d import depth_from_raw
-from model_export.peaks import gather
+from model_export.graph.boxes_3d import depth_from_raw
+from model_export.graph.peaks import gather
 from training.losses import (
     center_l1_loss,
     diluted_l1_loss,
@@ -42,7 +42,7 @@ class Objective:
 
 
 def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """*Objects as Points*, section 3; targets are :class:`~training.targets.CenterTargets`."""
+    """*Objects as Points*, section 3; targets are :class:`~training.targets.centers.CenterTargets`."""
     cells, present = targets["cells"], targets["present"]
     return {
         "heatmap": focal_loss(maps["heatmap"], targets["heatmap"]),
@@ -52,7 +52,7 @@ def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Section 4.2; targets are :class:`~training.pose_targets.PoseTargets`, centers included."""
+    """Section 4.2; targets are :class:`~training.targets.poses.PoseTargets`, centers included."""
     return {
         **box_terms(maps, targets),
         "joint_offsets": l1_loss(
@@ -72,7 +72,7 @@ def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Section 4.1; targets are :class:`~training.space_targets.SpaceTargets`, centers included."""
+    """Section 4.1; targets are :class:`~training.targets.boxes_3d.SpaceTargets`, centers included."""
     cells, present, measured = targets["cells"], targets["present"], targets["measured"]
     depth = depth_from_raw(maps["depth"])
     return {
@@ -92,7 +92,7 @@ def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def corner_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """*CornerNet*, section 3; targets are :class:`~training.corner_targets.CornerTargets`."""
+    """*CornerNet*, section 3; targets are :class:`~training.targets.corners.CornerTargets`."""
     top_left, bottom_right = (
         gather(maps[f"{corner}_embedding"], targets[f"{corner}_cells"]).squeeze(2)
         for corner in ("top_left", "bottom_right")

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from model_export.checkpoints.reading import read_state
+from model_export.checkpoints.safe_load import read_state
 from model_export.errors import CheckpointUnreadableError
-from model_export.normalization import NORMALIZATIONS
-from training.annotated_image import AnnotatedImage
-from training.averaging import WeightAverage
-from training.curves import Curves
-from training.data_sets import read_pictures
-from training.evaluation import evaluate
+from model_export.graph.normalization import NORMALIZATIONS
+from training.data.sample import AnnotatedImage
+from training.ema import WeightAverage
+from training.tensorboard import Curves
+from training.data.loading import read_pictures
+from training.average_precision import evaluate
 from training.initialization import initialize
 from training.objectives import OBJECTIVES
-from training.recipe import Recipe, RecipeError
-from training.stacks import build_network, load_authors, predict_all, start_from, to_authors
-from training.views import EpochViews, FixedViews, ViewSettings
+from training.config import Recipe, RecipeError
+from training.deep_supervision import build_network, load_authors, predict_all, start_from, to_authors
+from training.data.dataset import EpochViews, FixedViews, ViewSettings
 
 LAST_CHECKPOINT, BEST_CHECKPOINT, LOG_FILE = "last.pth", "best.pth", "epochs.jsonl"
 

@@ -28,7 +28,7 @@ def main() -> None:
         target = Target(service.port, "/detect", PICTURES)
         rate = closed_loop(target, 10, 16, warmup_s=2).images_per_second
         time.sleep(2)
-        first = service.metrics()
+        first = service.observability.metrics()
         load = open_loop(
             target,
             given.seconds,
@@ -37,7 +37,7 @@ def main() -> None:
             disconnect_after_s=given.after_ms / 1000,
         )
         time.sleep(2)
-        last = service.metrics()
+        last = service.observability.metrics()
 
     def grown(name: str, **labels: str) -> float:
         return last.total(name, **labels) - first.total(name, **labels)

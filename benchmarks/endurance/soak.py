@@ -75,7 +75,7 @@ def main() -> None:
             while not all(one.done() for one in running_streams):
                 samples.append(((time.monotonic() - began_at) / 3600, service.state()))
                 try:
-                    service.metrics()
+                    service.observability.metrics()
                 except OSError:  # an hour's report is worth more than one scrape
                     unscraped += 1
                 time.sleep(SAMPLE_S)

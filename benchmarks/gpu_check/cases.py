@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_check.notes import Notes
 from model_export.architectures import ARCHITECTURES, box_head_channels
-from model_export.checkpoints.contents import identify
-from model_export.checkpoints.loading import load_network
+from model_export.checkpoints.identify import identify
+from model_export.checkpoints.load_weights import load_network
 from model_export.checkpoints.objects_as_points import to_checkpoint_key
-from model_export.graph import DetectionGraph
-from model_export.normalization import NORMALIZATIONS
-from model_export.recipe import Plan, Recipe, make_plan
+from model_export.graph.detection_graph import DetectionGraph
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.config import Plan, Recipe, make_plan
 from model_package import ModelPackage
 
 UPSTREAM = Path(__file__).parents[2] / "tests" / "upstream"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_export.corner_operators import INPUTS, OP_TYPES, SUM_OP_TYPES
+from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES, SUM_OP_TYPES
 from model_export.engines.corner_pooling_kernels import (
     FORMATS,
     WARPS_PER_BLOCK,

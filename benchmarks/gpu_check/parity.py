@@ -20,7 +20,7 @@ Detections = Mapping[str, NDArray[Any]]
 
 def check(package: ModelPackage, backends: Sequence[str], threads: int, notes: Notes) -> list[Row]:
     """One row per backend and precision: detections compared, and the worst differences."""
-    from model_export.verification_images import synthetic_images
+    from model_export.verification.images import synthetic_images
 
     spec = package.manifest.input
     images = synthetic_images(spec.height_px, spec.width_px)
@@ -84,7 +84,7 @@ def _compare_full(
     wanted: Sequence[Detections],
     found: Sequence[tuple[int, Detections]],
 ) -> Row:
-    from model_export.comparison import TOLERANCES, compare
+    from model_export.verification.comparison import TOLERANCES, compare
 
     # A network that amplifies rounding errors was given wider ones when it was exported.
     tolerances = {**TOLERANCES, **package.manifest.verification.tolerances}
@@ -103,7 +103,7 @@ def _compare_half(
     wanted: Sequence[Detections],
     found: Sequence[tuple[int, Detections]],
 ) -> Row:
-    from model_export.agreement import MIN_MATCHED_FRACTION, agree, together
+    from model_export.verification.detection_agreement import MIN_MATCHED_FRACTION, agree, together
 
     agreement = together([agree(wanted[index], one) for index, one in found])
     return {

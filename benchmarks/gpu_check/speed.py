@@ -90,7 +90,7 @@ def _eager(
         notes.skip(f"{case.name}: PyTorch fp16, torch.compile", "there is no GPU")
         return
     with notes.instead(f"{case.name}: PyTorch fp16"):
-        from model_export.half_precision import HalfNetwork
+        from model_export.onnx.fp16 import HalfNetwork
 
         half, _ = make_graph(
             case, weights, lambda network, plan: HalfNetwork(network, plan.task.heatmaps)

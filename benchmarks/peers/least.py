@@ -25,7 +25,7 @@ import uvloop
 from numpy.typing import NDArray
 
 from benchmarks.peers.ceiling import Pipeline
-from service.geometry import Placement
+from service.imaging.geometry import Placement
 
 
 class Waiting(NamedTuple):

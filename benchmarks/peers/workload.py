@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 from model_export.architectures import ResNetArchitecture, box_head_channels
-from model_export.graph import DetectionGraph
+from model_export.graph.detection_graph import DetectionGraph
 from model_export.networks.resnet import BasicBlock
-from model_export.normalization import NORMALIZATIONS
-from model_export.onnx_export import export_onnx
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.onnx.export import export_onnx
 from model_export.pipeline import ONNX_FILE, tool_versions
-from model_export.recipe import Recipe, make_plan
-from model_export.verification import verify
-from model_export.verification_images import synthetic_images
+from model_export.config import Recipe, make_plan
+from model_export.verification.onnx_vs_torch import verify
+from model_export.verification.images import synthetic_images
 from model_package import draft_package, load_package
-from training.blood_smears import CLASS_NAMES, render_smear
+from training.synthetic.blood_smears import CLASS_NAMES, render_smear
 from training.initialization import initialize
-from training.picture_files import JPEG_QUALITY
+from training.synthetic.output import JPEG_QUALITY
 
 PICTURES = 8
 TOP_K = 100

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from model_export.checkpoints import hourglass
-from model_export.checkpoints.layout import Layout
+from model_export.checkpoints.key_mapping import Layout
 
 _KEYPOINTS: Mapping[str, str] = {"tl": "top_left", "br": "bottom_right", "ct": "center"}
 _HEADS: Mapping[str, str] = {"heats": "heatmap", "tags": "embedding", "regrs": "offset"}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from model_export.checkpoints import hourglass
-from model_export.checkpoints.layout import Layout
+from model_export.checkpoints.key_mapping import Layout
 
 HEADS: Mapping[str, str] = {
     "hm": "heatmap",

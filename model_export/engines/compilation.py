@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from model_export.corner_operators import DOMAIN
+from model_export.onnx.corner_pool_ops import DOMAIN
 from model_export.engines.corner_pooling_plugin import register_corner_pooling
 from model_export.engines.deform_conv_lowering import lower_deform_convs
 from model_export.engines.errors import EngineBuildError, EngineError

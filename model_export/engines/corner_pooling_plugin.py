@@ -2,7 +2,7 @@
 
 *Quick plugins* of full TensorRT (10.9 and later) with an ahead-of-time implementation: Python
 serves while an engine is built; the engine itself needs neither Python nor a library. A parser
-that meets an operator of :mod:`model_export.corner_operators` then takes the plugin instead of the
+that meets an operator of :mod:`model_export.onnx.corner_pool_ops` then takes the plugin instead of the
 operator's body. TensorRT-RTX has no such plugins and runs the body.
 
 The annotations that TensorRT inspects are attached by hand, since its types exist only where it
@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from model_export.corner_operators import DOMAIN, INPUTS, PLUGIN_ATTRIBUTES
+from model_export.onnx.corner_pool_ops import DOMAIN, INPUTS, PLUGIN_ATTRIBUTES
 from model_export.engines.corner_pooling_kernels import (
     WARPS_PER_BLOCK,
     kernel_name,

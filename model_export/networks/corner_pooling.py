@@ -2,7 +2,7 @@
 
 In PyTorch a flip and a cumulative maximum. In an exported file one operator per direction,
 ``centernet::corner_pool_<direction>``, and one per pair of directions that is added up, so that
-an engine that has a kernel for it finds it by name; :mod:`model_export.corner_functions` adds the
+an engine that has a kernel for it finds it by name; :mod:`model_export.onnx.corner_pool_functions` adds the
 body that every other engine runs.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_export.corner_operators import DOMAIN, OP_TYPES, PLUGIN_ATTRIBUTES, SUM_OP_TYPES
+from model_export.onnx.corner_pool_ops import DOMAIN, OP_TYPES, PLUGIN_ATTRIBUTES, SUM_OP_TYPES
 
 Pool = Callable[[Tensor], Tensor]
 """(N, C, H, W) to the same, or to a shape that is broadcast to it."""

@@ -13,8 +13,8 @@ from service.decoders.center_boxes_3d import CenterBoxes3D
 from service.decoders.center_poses import CenterPoses
 from service.decoders.corner_pairs import CornerPairs
 from service.decoders.corner_triplets import CornerTriplets
-from service.decoders.views import View
-from service.detections import DetectionOptions, Detections
+from service.decoders.model_output import View
+from service.decoders.types import DetectionOptions, Detections
 
 __all__ = ["DECODERS", "Decoder", "View", "make_decoder"]
 

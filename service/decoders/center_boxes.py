@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import CenterBoxesDecoder
-from service.decoders.choosing import choose
-from service.decoders.views import View
-from service.detections import DetectionOptions, Detections
+from service.decoders.selection import choose
+from service.decoders.model_output import View
+from service.decoders.types import DetectionOptions, Detections
 
 
 class CenterBoxes:

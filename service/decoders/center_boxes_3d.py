@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from model_package import CenterBoxes3DDecoder
 from service.decoders.center_boxes import boxes_in_image
-from service.decoders.choosing import choose
-from service.decoders.views import View
-from service.detections import DetectionOptions, Detections3D
+from service.decoders.selection import choose
+from service.decoders.model_output import View
+from service.decoders.types import DetectionOptions, Detections3D
 
 # A box's corners as multiples of its length, height and width: x, y, z. Bottom face first, each
 # face around; y points down and the location is the middle of the bottom face.

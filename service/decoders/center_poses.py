@@ -6,9 +6,9 @@ import numpy as np
 
 from model_package import CenterPosesDecoder
 from service.decoders.center_boxes import boxes_in_image, join
-from service.decoders.choosing import choose
-from service.decoders.views import View
-from service.detections import DetectionOptions, PoseDetections
+from service.decoders.selection import choose
+from service.decoders.model_output import View
+from service.decoders.types import DetectionOptions, PoseDetections
 
 
 class CenterPoses:

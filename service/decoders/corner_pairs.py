@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import CornerPairsDecoder
-from service.decoders.choosing import wanted
-from service.decoders.views import View
-from service.detections import DetectionOptions, Detections
-from service.geometry import CORNER_STRIDE
-from service.soft_nms import soft_nms, soft_nms_merge
+from service.decoders.selection import wanted
+from service.decoders.model_output import View
+from service.decoders.types import DetectionOptions, Detections
+from service.imaging.geometry import CORNER_STRIDE
+from service.decoders.soft_nms import soft_nms, soft_nms_merge
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Pairs:
 class CornerPairs:
     """Joins the pairs found in a picture, its mirror image, and both at other scales.
 
-    Differs from the authors' code where :mod:`service.soft_nms` says so, and in never returning
+    Differs from the authors' code where :mod:`service.decoders.soft_nms` says so, and in never returning
     more than ``top_k`` boxes when several share the last score.
     """
 

@@ -15,8 +15,8 @@ from service.decoders.corner_pairs import (
     suppress,
     to_resized,
 )
-from service.decoders.views import View
-from service.detections import DetectionOptions, Detections
+from service.decoders.model_output import View
+from service.decoders.types import DetectionOptions, Detections
 
 _MARGIN_PX = 5.0
 """Boxes that reach this far out of the picture are dropped."""

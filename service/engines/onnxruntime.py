@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, OnnxArtifact
 from model_package.manifest import Precision
-from service.engines.cores import CORES
+from service.engines.cpu_affinity import CORES
 from service.engines.cuda import Cuda, Stream
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
-from service.engines.gpu import GpuEngine, Tensors
+from service.engines.gpu_engine import GpuEngine, Tensors
 from service.engines.precision import ON_CPU, ON_GPU, choose_precision
 
 _log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class _CudaProgram:
         self._thread = thread
 
     def enqueue(self, tensors: Tensors, stream: Stream) -> None:
-        """Put one run behind the slot's copies; see :class:`service.engines.gpu.Program`."""
+        """Put one run behind the slot's copies; see :class:`service.engines.gpu_engine.Program`."""
         self._thread.submit(self._enqueue, tensors, stream).result()
 
     def _enqueue(self, tensors: Tensors, stream: Stream) -> None:

@@ -16,9 +16,9 @@ from model_package.manifest import EngineArtifact
 from service.engines.cuda import Cuda, Stream
 from service.engines.engine import EngineOptions
 from service.engines.errors import EngineUnavailableError
-from service.engines.gpu import GpuEngine, Tensors
+from service.engines.gpu_engine import GpuEngine, Tensors
 from service.engines.precision import ON_GPU, choose_precision
-from service.engines.rtx_cache import RuntimeCache
+from service.engines.rtx_runtime_cache import RuntimeCache
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class _Context:
         self._log = log
 
     def enqueue(self, tensors: Tensors, stream: Stream) -> None:
-        """Put one run on the stream; see :class:`service.engines.gpu.Program`."""
+        """Put one run on the stream; see :class:`service.engines.gpu_engine.Program`."""
         context = self._context
         if not context.set_input_shape(self._input_name, tensors.shape):
             raise ValueError(

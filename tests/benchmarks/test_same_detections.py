@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.same_detections import compare, find_file, main
-from evaluation.answers import Answer
+from evaluation.detections import Answer
 
 JOINTS = 2
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.constant_model import write_constant_package
-from support.pictures import encode, plain
+from support.images import encode, plain
 from support.serving import FixedEngine, make_manifest, one_model, run_server
 from support.tasks import CANVAS_3D, CORNER_CANVAS, POSE_ROWS, POSES, SPACE, SPACE_ROWS
 
 from evaluation.cli import main
 from model_package import CornerTripletsDecoder
-from service.models import load_models
+from service.model_registry import load_models
 from service.settings import Settings
 
 

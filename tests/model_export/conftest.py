@@ -14,7 +14,7 @@ from support.checkpoints import State
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_checkpoint_key
 from model_export.pipeline import export_package
-from model_export.recipe import Recipe
+from model_export.config import Recipe
 from model_package import ModelPackage
 
 CLASSES = ("circle", "square", "triangle")

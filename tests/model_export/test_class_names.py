@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model_export.classes import COCO, PASCAL, read_classes
+from model_export.class_names import COCO, PASCAL, read_classes
 from model_export.errors import RecipeError
 
 

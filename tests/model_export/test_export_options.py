@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES
-from model_export.boxes_3d import KITTI_PROJECTION
+from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.checkpoints.objects_as_points import to_checkpoint_key
 from model_export.errors import RecipeError
 from model_export.pipeline import FLIP_ONNX_FILE, ONNX_FILE, export_package
-from model_export.recipe import Recipe, check_recipe
+from model_export.config import Recipe, check_recipe
 from model_export.tasks import TASKS
-from model_export.verification_images import synthetic_images
+from model_export.verification.images import synthetic_images
 from model_package import FreeSize, ModelPackage
 
 JOINTS = ("snout", "left ear", "right ear", "tail")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from model_export import pipeline
 from model_export.errors import CheckpointError, ExportError, RecipeError, VerificationError
-from model_export.graph import DetectionGraph
+from model_export.graph.detection_graph import DetectionGraph
 from model_export.pipeline import STEPS, export_package
-from model_export.recipe import Recipe, check_recipe
+from model_export.config import Recipe, check_recipe
 from model_package import ModelPackage, PackageExistsError, load_package
 from model_package.directory import sha256_of
 

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.pictures import encode, plain
+from support.images import encode, plain
 from support.processes import SERVE, serve_process
 from support.serving import (
     ColourEngine,
@@ -24,9 +24,9 @@ from support.serving import (
 
 from service.engines import Images
 from service.engines.errors import EngineBrokenError
-from service.metrics import Metrics
-from service.models import Models
-from service.predictor import Predictor
+from service.observability.metrics import Metrics
+from service.model_registry import Models
+from service.detector import Predictor
 from service.settings import Settings
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -150,7 +150,7 @@ def test_a_broken_engine_asks_for_a_restart_and_answers_everybody(
 
 
 def test_an_engine_that_hangs_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.batcher.STUCK_AFTER_S", 0.5)
+    monkeypatch.setattr("service.batching.batcher.STUCK_AFTER_S", 0.5)
     hanging = GatedEngine()
 
     def load(settings: Settings, metrics: Metrics) -> Models:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.gpu_check.kernels import DTYPES
-from model_export.corner_operators import INPUTS
+from model_export.onnx.corner_pool_ops import INPUTS
 
 
 def maps(op_type: str, shape: tuple[int, ...], kernel_format: str, seed: int) -> list[Tensor]:

@@ -3,7 +3,7 @@
 import schemathesis
 from hypothesis import strategies
 
-from support.pictures import encode, plain
+from support.images import encode, plain
 
 _PICTURE = encode(plain(200, 100), "JPEG")
 schemathesis.openapi.media_type(

@@ -25,12 +25,12 @@ from model_package import (
 )
 from service.app import create_app
 from service.engines import Engine, Images
-from service.metrics import Metrics
-from service.models import Models
-from service.predictor import Predictor
-from service.server import Server
+from service.observability.metrics import Metrics
+from service.model_registry import Models
+from service.detector import Predictor
+from service.http.uvicorn_server import Server
 from service.settings import Settings
-from service.startup import Startup
+from service.model_loader import Startup
 
 TOP_K = 5
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from support.recipes import write_recipe
+from support.configs import write_recipe
 from support.scenes import JOINTS, PROJECTION, Cuboid, write_space
 from support.serving import RunningServer, run_server
 
 from model_export.pipeline import export_package
-from model_export.recipe import Recipe as ExportRecipe
-from service.models import load_models
+from model_export.config import Recipe as ExportRecipe
+from service.model_registry import load_models
 from service.settings import Settings
 from training.trainer import Trainer
 

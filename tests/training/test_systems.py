@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.recipes import write_recipe
+from support.configs import write_recipe
 
-from model_export.checkpoints.contents import identify
-from model_export.checkpoints.loading import load_network
-from model_export.checkpoints.reading import read_state
-from training.stacks import StackedNetwork, predict_all
+from model_export.checkpoints.identify import identify
+from model_export.checkpoints.load_weights import load_network
+from model_export.checkpoints.safe_load import read_state
+from training.deep_supervision import StackedNetwork, predict_all
 from training.trainer import Trainer
 
 SYSTEMS = [

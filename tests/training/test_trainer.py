@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.recipes import assert_refused
+from support.configs import assert_refused
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_network_key
 from training.__main__ import main
-from training.blood_smears import coco_document, render_smear
-from training.curves import CurvesUnavailableError
+from training.synthetic.blood_smears import coco_document, render_smear
+from training.tensorboard import CurvesUnavailableError
 from training.evaluate_checkpoint import main as evaluate_checkpoint
-from training.recipe import read_recipe
+from training.config import read_recipe
 from training.trainer import ResumeError, Trainer
 
 RECIPE = """

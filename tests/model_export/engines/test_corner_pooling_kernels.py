@@ -12,7 +12,7 @@ from support.cuda_emulation import Emulation
 from support.pooling import assert_same, bits, from_bits, maps
 
 from benchmarks.gpu_check.kernels import DTYPES, reference
-from model_export.corner_operators import INPUTS, OP_TYPES
+from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES
 from model_export.engines.corner_pooling_kernels import (
     FORMATS,
     WARPS_PER_BLOCK,

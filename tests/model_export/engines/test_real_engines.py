@@ -19,12 +19,12 @@ from support.checkpoints import State, without_counters
 from torch import Tensor, nn
 
 from model_export.architectures import ARCHITECTURES
-from model_export.checkpoints.contents import identify
-from model_export.checkpoints.loading import load_network
-from model_export.graph import DetectionGraph
-from model_export.normalization import NORMALIZATIONS
-from model_export.onnx_export import export_onnx
-from model_export.recipe import Recipe, make_plan
+from model_export.checkpoints.identify import identify
+from model_export.checkpoints.load_weights import load_network
+from model_export.graph.detection_graph import DetectionGraph
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.onnx.export import export_onnx
+from model_export.config import Recipe, make_plan
 from model_package import load_package
 
 pytestmark = pytest.mark.engines

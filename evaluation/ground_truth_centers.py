@@ -1,0 +1,61 @@
+"""Error analysis of *CenterNet: Keypoint Triplets* (Duan et al. 2019).
+
+The predicted center keypoints are replaced by those of the labels; what AP gains is what better
+centers could give, and the rest is the corners'.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.local_model import OfflinePackage
+from evaluation.ground_truth import PictureLabels, Truth, labels_by_picture
+from service.decoders.corner_triplets import Centers, decode_triplets
+from service.decoders.model_output import View
+from service.decoders.types import DetectionOptions, Detections
+
+
+@dataclass(frozen=True)
+class _OptionsWithCenters(DetectionOptions):
+    centers: Centers | None = None
+
+
+class _GivenCenters:
+    """The triplets' decoder with centers that the options bring."""
+
+    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+        """Decode the views of one image."""
+        if not isinstance(options, _OptionsWithCenters) or options.centers is None:
+            raise TypeError("decoding with given centers needs options that bring them")
+        return decode_triplets(views, options.centers, options)
+
+
+def with_truth_centers(package: Path, truth: Truth) -> OfflinePackage:
+    """Load a package of the triplets so that the labels' centers take the place of its own.
+
+    A label's center is the middle of its box, with the score 1 that a perfect heatmap has there.
+    """
+    centers = {
+        picture.image_id: centers_of(labels)
+        for picture, labels in zip(truth.pictures, labels_by_picture(truth), strict=True)
+    }
+    return OfflinePackage(
+        package,
+        _GivenCenters(),
+        lambda picture, options: _OptionsWithCenters(
+            **{one.name: getattr(options, one.name) for one in fields(DetectionOptions)},
+            centers=centers[picture.image_id],
+        ),
+    )
+
+
+def centers_of(labels: PictureLabels) -> Centers:
+    """The middles of all boxes but crowds', which stand for no single object."""
+    boxes = labels.boxes_xyxy[~labels.is_crowd]
+    return Centers(
+        (boxes[:, :2] + boxes[:, 2:]) / 2,
+        np.ones(len(boxes), np.float32),
+        labels.class_ids[~labels.is_crowd].astype(np.int32),
+    )

@@ -1,0 +1,1 @@
+"""Metrics: COCO average precision, OKS, KITTI 3D AP, and the matching they share."""

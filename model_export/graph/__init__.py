@@ -1,0 +1,1 @@
+"""The exported graph: normalization, network, decoding heads, peaks, top-K and gather."""

@@ -1,0 +1,1 @@
+"""ONNX files: export, import, fp16 conversion, corner pooling functions."""

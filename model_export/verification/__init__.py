@@ -1,0 +1,1 @@
+"""Verification: ONNX Runtime against PyTorch, fp16 against fp32, on tensors and detections."""

@@ -1,0 +1,218 @@
+"""Proof that the exported file detects what the network detects."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model_export.verification.comparison import (
+    TOLERANCES,
+    Comparison,
+    Detections,
+    Heatmap,
+    compare,
+    match,
+    measure,
+    split_kinds,
+)
+from model_export.errors import VerificationError
+from model_export.graph.detection_graph import DetectionGraph
+from model_package import Verification
+
+MIN_MATCHED_FRACTION = 0.5
+"""Share of the detections that must have a partner: near-ties alone prove nothing."""
+
+MAX_BATCH = 4
+"""Images in the one larger batch that is compared; enough to find rows that get mixed up."""
+
+ROUNDING_MARGIN = 5.0
+"""Two float32 runtimes may differ by this many times what one differs from float64."""
+
+MAX_WIDENING = 50.0
+"""A network whose rounding errors ask for more than so many times the tolerances is refused."""
+
+_ROUNDING_RADIUS_CELLS = 0.1  # within which a detection is the same one in float64
+
+Image = NDArray[np.uint8]
+Run = Callable[[NDArray[np.uint8]], list[Detections]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the network finds in one image, and the map whose peaks the centers are, if any."""
+
+    detections: Detections
+    heatmap: Heatmap | None
+
+
+def verify(
+    graph: DetectionGraph, onnx_file: Path, output_names: Sequence[str], images: Sequence[Image]
+) -> Verification:
+    """Compare ``onnx_file`` in ONNX Runtime with ``graph`` in PyTorch on ``images``.
+
+    ``images`` are uint8 RGB (height, width, 3) that the input takes. Every image runs alone, and
+    the first few of one size once more in one batch. Deformable convolutions amplify rounding
+    errors, in some networks beyond :data:`~model_export.verification.comparison.TOLERANCES`; only where those
+    do not hold are they widened, to five times the errors that float32 makes against float64.
+    Raises :class:`VerificationError` when a detection is missing or differs by more.
+    """
+    run_file = onnx_runner(onnx_file, output_names)
+    references = [_refer(graph, output_names, image) for image in images]
+    found = candidates(run_file, images)
+    try:
+        return _compare_all(references, found, TOLERANCES)
+    except VerificationError:
+        if not any(True for _ in graph.parameters()):  # a network that has no float64 form
+            raise
+        tolerances = _tolerances_for_rounding(graph, output_names, images, references)
+        if tolerances == TOLERANCES:
+            raise
+        return _compare_all(references, found, tolerances)
+
+
+def _refer(graph: DetectionGraph, output_names: Sequence[str], image: Image) -> Reference:
+    with torch.inference_mode():
+        maps = graph.maps(torch.from_numpy(image[np.newaxis]))
+        (detections,) = _rows(output_names, [output.numpy() for output in graph.pick(maps)])
+    name = graph.task.centers_heatmap
+    return Reference(detections, None if name is None else maps[name][0].numpy())
+
+
+def torch_runner(graph: nn.Module, output_names: Sequence[str]) -> Run:
+    """Make a function from a batch of images to the detections in each, in PyTorch."""
+
+    def run(images: NDArray[np.uint8]) -> list[Detections]:
+        with torch.inference_mode():
+            outputs = [output.numpy() for output in graph(torch.from_numpy(images))]
+        return _rows(output_names, outputs)
+
+    return run
+
+
+def onnx_runner(onnx_file: Path | bytes, output_names: Sequence[str]) -> Run:
+    """Make a function from a batch of images to the detections in each, in ONNX Runtime.
+
+    ``onnx_file``: where it is, or what it says.
+    """
+    model = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return lambda images: _rows(output_names, session.run(list(output_names), {"images": images}))
+
+
+def _rows(names: Sequence[str], outputs: Sequence[NDArray[np.generic]]) -> list[Detections]:
+    return [dict(zip(names, rows, strict=True)) for rows in zip(*outputs, strict=True)]
+
+
+def candidates(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, Detections]]:
+    """Run every image alone, and some together: index of the image, words for it, detections."""
+    alone = [
+        (index, f"image {index}", run_file(image[np.newaxis])[0])
+        for index, image in enumerate(images)
+    ]
+    alike = [index for index, image in enumerate(images) if image.shape == images[0].shape]
+    alike = alike[:MAX_BATCH]
+    batch = run_file(np.stack([images[index] for index in alike]))
+    return alone + [
+        (index, f"image {index} in a batch", detections)
+        for index, detections in zip(alike, batch, strict=True)
+    ]
+
+
+def _compare_all(
+    references: Sequence[Reference],
+    candidates: Sequence[tuple[int, str, Detections]],
+    tolerances: Mapping[str, float],
+) -> Verification:
+    comparisons = [
+        compare(
+            references[index].detections, detections, where, tolerances, references[index].heatmap
+        )
+        for index, where, detections in candidates
+    ]
+    return summarise(comparisons, len(references), tolerances)
+
+
+def summarise(
+    comparisons: Sequence[Comparison],
+    inputs: int,
+    tolerances: Mapping[str, float] = TOLERANCES,
+) -> Verification:
+    """Put the comparisons of ``inputs`` images together, for the manifest.
+
+    Raises :class:`VerificationError` when too few detections had a partner to prove anything.
+    """
+    matched = sum(comparison.matched for comparison in comparisons)
+    total = sum(comparison.total for comparison in comparisons)
+    if matched == 0 or matched < MIN_MATCHED_FRACTION * total:
+        raise VerificationError(
+            f"only {matched} of {total} detections could be matched, because their scores hardly "
+            "differ: this network finds nothing to compare. Train it further."
+        )
+    names = comparisons[0].worst_errors
+    return Verification(
+        reference=f"PyTorch {torch.__version__}, float32, CPU",
+        inputs=inputs,
+        tolerances={name: tolerances[name] for name in names},
+        worst_errors={
+            name: max(comparison.worst_errors[name] for comparison in comparisons) for name in names
+        },
+        matched_fraction=matched / total,
+    )
+
+
+def merge(verifications: Sequence[Verification]) -> Verification:
+    """Put the verifications of several files of one package together: the worst of each."""
+    first = verifications[0]
+    return first.model_copy(
+        update={
+            "tolerances": {
+                name: max(one.tolerances[name] for one in verifications)
+                for name in first.tolerances
+            },
+            "worst_errors": {
+                name: max(one.worst_errors[name] for one in verifications)
+                for name in first.worst_errors
+            },
+            "matched_fraction": min(one.matched_fraction for one in verifications),
+        }
+    )
+
+
+def _tolerances_for_rounding(
+    graph: nn.Module,
+    output_names: Sequence[str],
+    images: Sequence[Image],
+    references: Sequence[Reference],
+) -> dict[str, float]:
+    """Widen the tolerances to what float32 costs in this network."""
+    run = torch_runner(copy.deepcopy(graph).double(), output_names)
+    tolerances = dict(TOLERANCES)
+    for image, reference in zip(images, references, strict=True):
+        (exact,) = run(image[np.newaxis])
+        for kinds in zip(split_kinds(exact), split_kinds(reference.detections), strict=True):
+            for name, error in _rounding_errors(*kinds).items():
+                tolerances[name] = max(tolerances[name], ROUNDING_MARGIN * error)
+    for name, tolerance in tolerances.items():
+        if tolerance > MAX_WIDENING * TOLERANCES[name]:
+            raise VerificationError(
+                f"{name} change by {tolerance / ROUNDING_MARGIN:.2g} between float32 and float64: "
+                "this network is too sensitive to rounding to be compared. Train it further."
+            )
+    return tolerances
+
+
+def _rounding_errors(exact: Detections, reference: Detections) -> dict[str, float]:
+    """Worst error of each output over the detections of one kind that are the same in float64."""
+    pairs = match(exact, reference, _ROUNDING_RADIUS_CELLS)
+    worst = {}
+    for name, errors in measure(exact, pairs[0], reference, pairs[1]).items():
+        # Joints that went elsewhere are no rounding errors.
+        quantile = 0.99 if name.startswith("keypoint") else 1.0
+        worst[name] = float(np.quantile(errors, quantile)) if errors.size else 0.0
+    return worst

@@ -1,0 +1,1 @@
+"""Dynamic batching: the queue, batch formation, admission control, latency models."""

@@ -1,0 +1,17 @@
+"""What a decoder is given of one image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from service.imaging.geometry import Placement
+
+
+@dataclass(frozen=True)
+class View:
+    """One network input's row of outputs, without the batch axis, and where the picture lay."""
+
+    outputs: Mapping[str, NDArray[Any]]
+    placement: Placement

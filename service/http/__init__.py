@@ -1,0 +1,1 @@
+"""HTTP: routes, request bodies, query parameters, responses, errors, authentication, the server."""

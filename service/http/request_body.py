@@ -1,0 +1,174 @@
+"""The image in a request: raw or multipart, never more bytes in memory than allowed."""
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import (
+    BadFormError,
+    BodyTooLargeError,
+    EmptyBodyError,
+    QueueFullError,
+    SlowBodyError,
+    UnsupportedMediaTypeError,
+)
+from service.cancellation import Timeout, Unless
+
+IMAGE_FIELD = "image"
+_MULTIPART = "multipart/form-data"
+
+
+class BodyBudget:
+    """Bounds the memory of all request bodies together; a connection without bytes costs none."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies that are in memory."""
+        return self._held_bytes
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Give a function that claims bytes until the block ends.
+
+        The function raises :class:`QueueFullError` when the budget is spent.
+        """
+        claimed = 0
+
+        def claim(size: int) -> None:
+            nonlocal claimed
+            if self._held_bytes + size > self._max_bytes:
+                raise QueueFullError(
+                    f"The images of other requests fill the {self._max_bytes} bytes that are "
+                    "held at a time. Send the request again after the time in Retry-After.",
+                    retry_after_s=1,
+                )
+            self._held_bytes += size
+            claimed += size
+
+        try:
+            yield claim
+        finally:
+            self._held_bytes -= claimed
+
+
+async def read_images(
+    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None], most: int
+) -> list[bytes]:
+    """Return the bytes of the images in the request; ``claim`` is told each part's size.
+
+    A multipart form has one in each file field ``image``, ``most`` at most. Where that is 1, the
+    body may also be the image itself (``image/*``, ``application/octet-stream`` or no
+    Content-Type). Raises the body errors of :mod:`service.errors`.
+    """
+    media_type = _check_media_type(request.headers)
+    if most > 1 and media_type != _MULTIPART:
+        raise UnsupportedMediaTypeError(
+            f"Content-Type: received {media_type[:100]!r}. Several images come as "
+            f"multipart/form-data with a file field named {IMAGE_FIELD!r} for each; "
+            "with curl: -F 'image=@one.jpg' -F 'image=@two.jpg'."
+        )
+    body = await _receive(request, max_bytes, timeout_s, claim)
+    if media_type == _MULTIPART:
+        return await _images_of_form(request.headers, body, most)
+    return [body]
+
+
+async def _receive(
+    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None]
+) -> bytes:
+    def too_slow() -> SlowBodyError:
+        return SlowBodyError(
+            f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
+        )
+
+    with Unless(Timeout(timeout_s, too_slow)):
+        body = await _read(request, max_bytes, claim)
+    if not body:
+        raise EmptyBodyError(
+            "The request body is empty. Send the bytes of an image, for example with "
+            "curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg'."
+        )
+    return body
+
+
+def _check_media_type(headers: Headers) -> str:
+    encoding = headers.get("content-encoding", "identity").lower()[:100]
+    if encoding != "identity":
+        raise UnsupportedMediaTypeError(
+            f"Content-Encoding: received {encoding!r}. Images are compressed already: "
+            "send the file as it is."
+        )
+    content_type = headers.get("content-type", "application/octet-stream")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type.startswith("image/") or media_type in {"application/octet-stream", _MULTIPART}:
+        return media_type
+    raise UnsupportedMediaTypeError(
+        f"Content-Type: received {media_type[:100]!r}. Send the image itself as image/jpeg, "
+        "image/png, image/webp, image/bmp or application/octet-stream, or a "
+        f"multipart/form-data body with a file field named {IMAGE_FIELD!r}. "
+        "With curl --data-binary, add -H 'Content-Type: image/jpeg'."
+    )
+
+
+async def _read(request: Request, max_bytes: int, claim: Callable[[int], None]) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(f"{declared} bytes were announced", max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > max_bytes:
+            raise _too_large(f"more than {max_bytes} bytes were received", max_bytes)
+        claim(len(chunk))
+        body += chunk
+    return bytes(body)
+
+
+def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"The request body is too large: {received}, at most {max_bytes} are accepted. "
+        "Scale the image down or compress it more."
+    )
+
+
+async def _images_of_form(headers: Headers, body: bytes, most: int) -> list[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    # Options stand in the query string, so the form has files and no fields.
+    parser = MultiPartParser(headers, stream(), max_files=most, max_fields=0)
+    parser.spool_max_size = len(body)  # the body is in memory: do not write it to a disk
+    try:
+        form = await parser.parse()
+    # ValueError: names that are not in the character set that the form claims, for one.
+    except (MultiPartException, KeyError, ValueError) as error:
+        text = "the boundary is missing" if isinstance(error, KeyError) else _text_of(error)
+        raise BadFormError(
+            f"The multipart form cannot be used: {text}. Send {_up_to(most)} named "
+            f"{IMAGE_FIELD!r}; options belong in the query string."
+        ) from None
+    try:
+        files = [file for file in form.getlist(IMAGE_FIELD) if isinstance(file, UploadFile)]
+        if not files:
+            raise EmptyBodyError(
+                f"The form has no file field named {IMAGE_FIELD!r}, only {sorted(form)!r:.200}. "
+                "With curl: -F 'image=@picture.jpg'."
+            )
+        return [await file.read() for file in files]
+    finally:
+        await form.close()
+
+
+def _up_to(most: int) -> str:
+    return "one file field" if most == 1 else f"up to {most} file fields"
+
+
+def _text_of(error: Exception) -> str:
+    text: str = getattr(error, "message", str(error))
+    return text[:200].rstrip(".")

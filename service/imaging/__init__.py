@@ -1,0 +1,1 @@
+"""Encoded images to network inputs: decoding, geometry, resizing, warping."""

@@ -1,0 +1,211 @@
+"""``centernet-serve tune``: which batch size and delay keep to a latency on this machine."""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from model_package import ModelManifest
+from service.batching.batcher import HANDOVER_S, Batcher, BatchInput, BatchLimits, BatchRun
+from service.warmup import BatchTiming, calibrate
+from service.self_test import draw_canary
+from service.engines import Engine
+from service.batching.latency_model import LinearEstimate
+from service.model_registry import find_packages, open_model_engine
+from service.settings import Settings
+
+LOAD = 0.8
+"""Share of the engine's best rate at which latencies are compared: what a busy service has."""
+LARGEST = 32
+KEPT_UP = 0.97
+"""A trial whose answers came at this share of the rate of its requests has kept up."""
+_SEED = 1
+
+
+class TuneSettings(Settings):
+    """The settings of the service, and what to tune for."""
+
+    p99_ms: float = Field(
+        100.0, gt=0, le=3_600_000, description="Milliseconds that 99 % of the runs may take."
+    )
+    seconds: float = Field(5.0, gt=0, le=600, description="Seconds of each trial.")
+    output: Path | None = Field(None, description="File for everything measured, as JSON.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Latencies from arrival to outputs, of inputs that arrived at random times."""
+
+    max_batch_size: int
+    max_queue_delay_ms: float
+    offered_per_s: float
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+    mean_batch_size: float
+
+    @property
+    def kept_up(self) -> bool:
+        """Whether the queue did not grow without bound."""
+        return self.images_per_s >= KEPT_UP * self.offered_per_s
+
+
+@dataclass(frozen=True)
+class ModelTuning:
+    """What was measured of one model, and the best trial; None when none kept up."""
+
+    model: str
+    engine: str
+    timings: Sequence[BatchTiming]
+    trials: Sequence[Trial]
+    chosen: Trial | None
+
+
+def tune(settings: TuneSettings, say: Callable[[str], None]) -> list[ModelTuning]:
+    """Measure every model, print what is found and write ``settings.output``.
+
+    Raises :class:`model_package.PackageError` and
+    :class:`service.engines.EngineUnavailableError`.
+    """
+    tunings = []
+    for package in find_packages(settings):
+        engine = open_model_engine(package, settings)
+        try:
+            tunings.append(_tune_model(package.manifest, engine, settings, say))
+        finally:
+            engine.close()
+    if settings.output is not None:
+        document = [asdict(tuning) for tuning in tunings]
+        settings.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return tunings
+
+
+def _tune_model(
+    manifest: ModelManifest, engine: Engine, settings: TuneSettings, say: Callable[[str], None]
+) -> ModelTuning:
+    say(f"{manifest.name} on {engine.description}, {engine.concurrency} runs at a time")
+    largest = min(settings.max_batch_size or LARGEST, engine.max_batch_size or LARGEST)
+    longest_run_s = settings.p99_ms / 1000
+    timings = calibrate(engine, manifest, largest, settings.seconds / 4, longest_run_s)
+    say("  batch size  run ms  images/s")
+    for timing in timings:
+        say(f"  {timing.batch_size:10}  {1000 * timing.run_s:6.1f}  {timing.images_per_s:8.1f}")
+    rate = LOAD * max(timing.images_per_s for timing in timings)
+    say(f"  at {rate:.1f} images/s, {100 * LOAD:.0f} % of the best rate, arriving at random:")
+    say("  batch size  delay ms  p50 ms  p99 ms  mean batch")
+    trials = []
+    for limits in _candidates(timings):
+        trial = asyncio.run(_try(engine, manifest, limits, timings, rate, settings.seconds))
+        trials.append(trial)
+        say(
+            f"  {trial.max_batch_size:10}  {trial.max_queue_delay_ms:8.1f}  {trial.p50_ms:6.1f}"
+            f"  {trial.p99_ms:6.1f}  {trial.mean_batch_size:10.2f}"
+            + ("" if trial.kept_up else "  (could not keep up)")
+        )
+    chosen = min((trial for trial in trials if trial.kept_up), key=_p99_ms, default=None)
+    _advise(chosen, settings, say)
+    return ModelTuning(manifest.name, engine.description, timings, trials, chosen)
+
+
+def _p99_ms(trial: Trial) -> float:
+    return trial.p99_ms
+
+
+def _candidates(timings: Sequence[BatchTiming]) -> Iterable[BatchLimits]:
+    """Every size without a delay; the largest also with delays of a part of its run."""
+    for timing in timings:
+        yield BatchLimits(timing.batch_size, handover_s=HANDOVER_S)
+    largest = timings[-1]
+    if largest.batch_size > 1:
+        for part in (0.1, 0.5):
+            yield BatchLimits(largest.batch_size, delay_s=round(part * largest.run_s, 4))
+
+
+def _advise(chosen: Trial | None, settings: TuneSettings, say: Callable[[str], None]) -> None:
+    if chosen is None:
+        say("  no setting kept up: tune on a machine that does nothing else.")
+        return
+    say(f"  CENTERNET_MAX_BATCH_SIZE={chosen.max_batch_size}")
+    say(f"  CENTERNET_MAX_QUEUE_DELAY_MS={chosen.max_queue_delay_ms:g}")
+    if chosen.p99_ms > settings.p99_ms:
+        say(
+            f"  p99 is {chosen.p99_ms:.1f} ms even so, {settings.p99_ms:g} ms were asked for: "
+            "use a smaller network, a faster machine or more replicas."
+        )
+
+
+class BatchSizes:
+    """Remembers how large batches were."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def batch_done(self, run: BatchRun) -> None:
+        """Note the size."""
+        self.sizes.append(len(run.requests))
+
+    def cancelled(self, stage: str) -> None:
+        """Nothing is given up here."""
+
+
+async def _try(
+    engine: Engine,
+    manifest: ModelManifest,
+    limits: BatchLimits,
+    timings: Sequence[BatchTiming],
+    rate: float,
+    seconds: float,
+) -> Trial:
+    """Send inputs at times of a Poisson process; latencies count from when they were due."""
+    sizes = BatchSizes()
+    estimate = LinearEstimate((timing.batch_size, timing.run_s) for timing in timings)
+    batcher = Batcher(BorrowedEngine(engine), limits, estimate, sizes)
+    batcher.start()
+    image = BatchInput(draw_canary(manifest.input.height_px, manifest.input.width_px))
+    latencies: list[float] = []
+
+    async def ask(due_at: float) -> None:
+        await batcher.submit([image])
+        latencies.append(time.perf_counter() - due_at)
+
+    random = np.random.default_rng(_SEED)
+    count = max(10, math.ceil(rate * seconds))
+    began_at = time.perf_counter()
+    tasks = []
+    for due_at in began_at + np.cumsum(random.exponential(1 / rate, count)):
+        await asyncio.sleep(max(0.0, due_at - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask(due_at)))
+    offered_s = time.perf_counter() - began_at
+    await asyncio.gather(*tasks)
+    elapsed_s = time.perf_counter() - began_at
+    await batcher.stop()
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return Trial(
+        max_batch_size=limits.size,
+        max_queue_delay_ms=1000 * limits.delay_s,
+        offered_per_s=count / offered_s,
+        images_per_s=count / elapsed_s,
+        p50_ms=1000 * float(p50),
+        p99_ms=1000 * float(p99),
+        mean_batch_size=float(np.mean(sizes.sizes)),
+    )
+
+
+class BorrowedEngine:
+    """An engine that outlives the batcher."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.description = engine.description
+        self.concurrency = engine.concurrency
+        self.max_batch_size = engine.max_batch_size
+        self.is_reference = engine.is_reference
+        self.run = engine.run
+
+    def close(self) -> None:
+        """Leave that to the owner."""

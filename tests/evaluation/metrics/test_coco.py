@@ -1,0 +1,169 @@
+"""COCO's numbers are pycocotools' own; the others are worked out by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from evaluation.metrics.coco import (
+    BOX_NAMES,
+    COCO_SIGMAS,
+    POSE_NAMES,
+    box_scores,
+    false_discovery,
+    pose_scores,
+)
+from evaluation.label_readers import read_truth
+from evaluation.ground_truth import for_classes
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def label(number: int, box: list[float], **more: Any) -> dict[str, Any]:
+    area = box[2] * box[3]
+    facts = {"id": number, "image_id": 1, "category_id": 0, "iscrowd": 0, "area": area}
+    return {**facts, "bbox": box, **more}
+
+
+def one_image(*labels: dict[str, Any], **category: Any) -> dict[str, Any]:
+    return {
+        "images": [{"id": 1, "width": 500, "height": 500}],
+        "annotations": list(labels),
+        "categories": [{"id": 0, "name": "cat", **category}],
+    }
+
+
+def row(box: list[float], score: float, **more: Any) -> dict[str, Any]:
+    return {"image_id": 1, "category_id": 0, "bbox": box, "score": score, **more}
+
+
+def random_labels(joints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Labels of three classes with crowds, and detections near them, at random places, or none."""
+    rng = np.random.default_rng(6)
+    labels, rows = [], []
+    for image_id in range(1, 31):
+        for _ in range(rng.integers(1, 8)):
+            box = np.concatenate([rng.uniform(0, 200, 2), rng.uniform(8, 250, 2)])
+            points = rng.uniform(0, 250, (joints, 3)).round(2)
+            points[:, 2] = rng.integers(0, 3, joints)
+            facts = {
+                "image_id": image_id,
+                "category_id": int(rng.integers(1, 4)) * 10,
+                "keypoints": points.ravel().tolist(),
+                "num_keypoints": int((points[:, 2] > 0).sum()),
+            }
+            labels.append(label(len(labels) + 1, box.tolist(), **facts))
+            labels[-1]["iscrowd"] = int(rng.random() < 0.1)
+            for _ in range(rng.integers(0, 3)):
+                moved = points + np.append(rng.normal(0, 10, 2), 0)
+                near = (box + rng.normal(0, 6, 4)).clip(1).tolist()
+                facts = {**facts, "keypoints": moved.ravel().tolist()}
+                rows.append({**facts, "bbox": near, "score": float(rng.random())})
+    coco = {
+        "images": [{"id": i, "width": 500, "height": 500} for i in range(1, 31)],
+        "annotations": labels,
+        "categories": [
+            {"id": 10 * i, "name": name, "keypoints": ["joint"] * joints}
+            for i, name in enumerate(CLASSES, start=1)
+        ],
+    }
+    return coco, rows
+
+
+@pytest.mark.parametrize("kind", ["bbox", "keypoints"])
+def test_the_numbers_are_those_of_pycocotools(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco, rows = random_labels(17)
+    for image in coco["images"]:
+        image["file_name"] = "none.png"
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(coco))
+    theirs = COCO(str(path))
+    bare = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in rows]
+    evaluation = COCOeval(theirs, theirs.loadRes(bare), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    truth = for_classes(read_truth(path, tmp_path), CLASSES).coco
+    ours = [{**one, "category_id": one["category_id"] // 10 - 1} for one in rows]
+    if kind == "bbox":
+        scores, names = box_scores(truth, ours), BOX_NAMES
+        assert false_discovery(truth, ours)["FD50"] == 1 - scores.summary["AP50"]
+    else:
+        scores, names = pose_scores(truth, ours, COCO_SIGMAS), POSE_NAMES
+    assert not capsys.readouterr().out
+    assert tuple(scores.summary) == names
+    assert list(scores.summary.values()) == evaluation.stats.tolist()
+    assert 0.05 < scores.summary["AP"] < 0.95
+    assert len(set(scores.summary.values())) > 5
+
+
+LARGE, MEDIUM = [0.0, 0.0, 100.0, 100.0], [200.0, 200.0, 40.0, 40.0]
+
+
+def test_false_discovery_by_hand() -> None:
+    """IoU 0.27 with the large object, a small box on nothing, the medium object exactly."""
+    truth = one_image(label(1, LARGE), label(2, MEDIUM))
+    rows = [
+        row([0, 0, 100, 27], 0.9),
+        row([400, 400, 10, 10], 0.8),
+        row(MEDIUM, 0.7),
+    ]
+    # Up to IoU 0.25 the first is right: precision 1 up to recall 0.5 (51 of 101 recalls), then
+    # 2 of 3. Above, only the third is: 1 of 3 up to recall 0.5.
+    low, high = (51 + 50 * 2 / 3) / 101, 51 / 3 / 101
+    rates = false_discovery(truth, rows)
+    assert rates["FD"] == pytest.approx(1 - (5 * low + 5 * high) / 10)
+    assert rates["FD5"] == rates["FD25"] == pytest.approx(1 - low)
+    assert rates["FD50"] == pytest.approx(1 - high)
+    # Large: found at 5 of the 10 IoUs, and boxes of other sizes do not count.
+    assert rates["FD_L"] == pytest.approx(1 - 0.5)
+    # Medium: the first box, 2700 pixels, comes before the right one where it has no object.
+    assert rates["FD_M"] == pytest.approx(1 - (5 * 1 + 5 * 0.5) / 10)
+    assert np.isnan(rates["FD_S"])
+
+
+def test_nothing_found_is_zero_and_nothing_labelled_is_not_a_number() -> None:
+    scores = box_scores(one_image(label(1, LARGE)), [])
+    assert scores.summary["AP"] == scores.summary["AR100"] == 0
+    assert np.isnan(scores.summary["APs"])
+    assert false_discovery(one_image(label(1, LARGE)), [])["FD"] == 1
+    assert np.isnan(box_scores(one_image(), [row(LARGE, 0.9)]).summary["AP"])
+
+
+def test_similarity_of_any_number_of_joints_by_hand() -> None:
+    sigma, similarity = 0.05, 0.82
+    # exp(-d^2 / (2 (2 sigma)^2 area)) for both joints.
+    off = np.sqrt(-np.log(similarity) * 2 * (2 * sigma) ** 2 * 10_000)
+    truth = one_image(
+        label(1, LARGE, keypoints=[10, 10, 2, 90, 90, 2], num_keypoints=2),
+        keypoints=["nose", "tail"],
+    )
+    found = row(LARGE, 0.9, keypoints=[10 + off, 10, 1, 90, 90 - off, 1])
+    scores = pose_scores(truth, [found], np.array([sigma, sigma]))
+    assert scores.summary["AP"] == pytest.approx(0.7)  # right at 0.5, 0.55 ... 0.8
+    stricter = pose_scores(truth, [found], np.array([sigma / 2, sigma / 2]))
+    assert stricter.summary["AP"] == 0  # 0.82 to the power of 4
+
+
+def test_an_object_with_the_id_0_can_be_found(tmp_path: Path) -> None:
+    """pycocotools itself takes 0 for no object."""
+    truth = one_image(label(0, LARGE))
+    truth["images"][0]["file_name"] = "none.png"
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(truth))
+    read = read_truth(path, tmp_path).coco
+    assert box_scores(read, [row(LARGE, 0.9)]).summary["AP"] == pytest.approx(1)
+
+
+def test_labels_without_joints_are_no_poses() -> None:
+    with_joints = label(1, LARGE, keypoints=[10, 10, 2], num_keypoints=1)
+    truth = one_image(with_joints, label(2, MEDIUM))
+    found = row(LARGE, 0.9, keypoints=[10, 10, 1])
+    assert pose_scores(truth, [found], np.array([0.1])).summary["AR"] == pytest.approx(1)

@@ -1,0 +1,174 @@
+"""A stranger's file is read as plain data or refused in words; nothing in it runs."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_export.checkpoints import safe_load as reading
+from model_export.checkpoints.safe_load import read_state
+from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
+
+WEIGHTS = {"conv1.weight": torch.arange(1000.0), "bn1.bias": torch.ones(3)}
+
+
+class _Bomb:
+    """Unpickled by plain pickle, this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def _assert_same(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert list(state) == list(expected)
+    for key, weight in expected.items():
+        assert torch.equal(state[key], weight)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "bare"])
+@pytest.mark.parametrize("counters", [True, False], ids=["counters", "no counters"])
+def test_every_layout_gives_the_same_weights(
+    tmp_path: Path, zipped: bool, prefix: str, wrapped: bool, counters: bool
+) -> None:
+    state = dict(WEIGHTS)
+    if counters:
+        state["bn1.num_batches_tracked"] = torch.tensor(7)
+    state = {prefix + key: weight for key, weight in state.items()}
+    optimizer = {"state": {0: {"step": 3, "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+    content = {"epoch": 140, "state_dict": state, "optimizer": optimizer} if wrapped else state
+    path = tmp_path / "model.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    _assert_same(read_state(path), WEIGHTS)
+
+
+def test_only_the_whole_prefix_is_stripped(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"module_list.weight": torch.ones(1)}, path)
+    assert list(read_state(path)) == ["module_list.weight"]
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"conv1.weight": torch.ones(2, dtype=torch.float16)}, path)
+    assert read_state(path)["conv1.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    planted = tmp_path / "planted"
+    path = tmp_path / "model.pth"
+    torch.save(
+        {"state_dict": WEIGHTS, "extra": _Bomb(planted)},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(CheckpointUnsafeError, match=r"asks for '_?io\.open'.*not run") as caught:
+        read_state(path)
+    assert caught.value.code == "checkpoint_unsafe"
+    assert not planted.exists()
+
+
+def test_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    path = tmp_path / "model.pth"
+    path.write_bytes(pickle.dumps(_Bomb(planted)))
+    with pytest.raises(CheckpointUnreadableError):
+        read_state(path)
+    assert not planted.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(CheckpointUnsafeError, match=r"torch\.nn\.modules\.linear\.Linear"):
+        read_state(path)
+
+
+def _write_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing here")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.unlink(missing_ok=True), "there is no file"),
+        (lambda path: path.mkdir(), "is a directory"),
+        (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
+        (lambda path: path.write_text("<html>Quota exceeded</html>"), "not a PyTorch checkpoint"),
+        (lambda path: path.write_text("hello, world"), "not a PyTorch checkpoint"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 20), "not a PyTorch checkpoint"),
+        (lambda path: path.write_bytes(b"\x80\x02" + b"]" * 100_000 + b"."), "not a PyTorch"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 4)), "not a PyTorch checkpoint"),
+        (_write_zip, "not a PyTorch checkpoint"),
+        (lambda path: torch.save([torch.ones(1)], path), "it holds a list"),
+        (lambda path: torch.save(torch.ones(1), path), "it holds a Tensor"),
+        (lambda path: torch.save({}, path), "at the top it holds nothing"),
+        (lambda path: torch.save({"epoch": 1, "optimizer": {}}, path), "holds 'epoch', 'optimizer"),
+        (lambda path: torch.save({"state_dict": {}}, path), "at the top it holds 'state_dict'"),
+        (lambda path: torch.save({"state_dict": [1]}, path), "at the top it holds 'state_dict'"),
+        (lambda path: torch.save({3: torch.ones(1)}, path), "a key is 3, not a name"),
+        (
+            lambda path: torch.save({"a": torch.ones(1), "module.a": torch.ones(1)}, path),
+            "'a' is there with and without the prefix",
+        ),
+        (lambda path: torch.save({"a": torch.ones(1).int()}, path), "'a' is of torch.int32"),
+        (lambda path: torch.save({"a": torch.tensor([1, torch.nan])}, path), "NaN or infinity"),
+        (lambda path: torch.save({"a": torch.tensor([1e300]).double()}, path), "NaN or infinity"),
+        (lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "not an ordinary dense"),
+        (lambda path: torch.save({"a": torch.ones(9, device="meta")}, path), "not an ordinary"),
+        (
+            lambda path: torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, path),
+            "but stores less",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_checkpoint_is_refused_in_words(
+    tmp_path: Path, write: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / "model.pth"
+    write(path)
+    with pytest.raises(CheckpointUnreadableError, match=message) as caught:
+        read_state(path)
+    assert caught.value.code == "checkpoint_unreadable"
+    assert "weights_only" not in str(caught.value)  # torch's advice to switch safety off
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
+def test_a_truncated_file_is_refused(tmp_path: Path, zipped: bool, kept: float) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=zipped)
+    os.truncate(path, int(path.stat().st_size * kept))
+    with pytest.raises(CheckpointUnreadableError, match="damaged"):
+        read_state(path)
+
+
+def test_a_huge_declared_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
+    thousand, huge = b"M\xe8\x03", b"\x8a\x06" + (10**13).to_bytes(6, "little")
+    content = path.read_bytes()
+    assert thousand in content
+    path.write_bytes(content.replace(thousand, huge))
+    with pytest.raises(CheckpointUnreadableError, match="damaged"):
+        read_state(path)
+
+
+def test_a_file_that_is_too_large_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(WEIGHTS, path)
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 100)
+    with pytest.raises(CheckpointUnreadableError, match="at most 100 are read"):
+        read_state(path)

@@ -1,0 +1,170 @@
+"""Joints and boxes in space as the authors' decoding finds them, and mirrors as they undo them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_export.graph.boxes_3d import depth_from_raw
+from model_export.checkpoints.objects_as_points import HEADS
+from model_export.class_names import COCO_JOINTS, COCO_SKELETON, mirrored_pairs
+from model_export.graph.heads import average_with_mirror, unmirror
+from model_export.graph.poses import pick_poses
+from model_export.tasks import TASKS
+
+POSE_HEADS = TASKS["poses"].heads
+
+
+@pytest.fixture(scope="module")
+def goldens(upstream: Path) -> dict[str, NDArray]:
+    with np.load(upstream / "goldens" / "unit_decode_xz.npz") as file:
+        return {key: file[key] for key in file.files if key.startswith(("mp_", "ddd_", "flip_"))}
+
+
+def _maps(goldens: dict[str, NDArray], prefix: str, *without: str) -> dict[str, Tensor]:
+    """Inputs of the authors' decoding, by our names."""
+    return {
+        ours: torch.from_numpy(goldens[f"{prefix}_in_{theirs}"])
+        for theirs, ours in HEADS.items()
+        if f"{prefix}_in_{theirs}" in goldens and theirs not in without
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "top_k", "without"),
+    [
+        ("mp_K100", 100, ()),
+        ("mp_K20", 20, ()),
+        ("mp_K20_noreg", 20, ("reg",)),
+        ("mp_K20_nohpoff", 20, ("hp_offset",)),
+        ("mp_K20_nohmhp", 20, ("hm_hp", "hp_offset")),
+    ],
+)
+def test_the_authors_poses(
+    goldens: dict[str, NDArray], name: str, top_k: int, without: tuple[str, ...]
+) -> None:
+    scores, class_ids, centers, sizes, joints, joint_scores = pick_poses(
+        _maps(goldens, "mp", *without), top_k
+    )
+    rows = torch.cat(
+        (
+            centers - sizes / 2,
+            centers + sizes / 2,
+            scores.unsqueeze(2),
+            joints.flatten(2),
+            class_ids.unsqueeze(2),
+        ),
+        dim=2,
+    )
+    np.testing.assert_allclose(rows.numpy(), goldens[name], rtol=0, atol=1e-5)
+    assert (joint_scores > 0).any().item() == ("hm_hp" not in without)
+    assert ((joint_scores == 0) | (joint_scores > 0.1)).all()
+
+
+def _one_pose(peak: tuple[int, int], score: float) -> tuple[list[float], float]:
+    """Where the joint of a pose goes, if its heatmap has one peak of ``score`` at ``peak``.
+
+    The box reaches from (5, 5) to (15, 15), and the joint stands at (12, 10) by itself.
+    """
+    maps = {
+        "heatmap": torch.zeros(1, 1, 20, 20),
+        "size": torch.full((1, 2, 20, 20), 10.0),
+        "offset": torch.zeros(1, 2, 20, 20),
+        "joint_offsets": torch.zeros(1, 2, 20, 20),
+        "joint_heatmap": torch.zeros(1, 1, 20, 20),
+        "joint_heatmap_offset": torch.zeros(1, 2, 20, 20),
+    }
+    maps["heatmap"][0, 0, 10, 10] = 0.9
+    maps["joint_offsets"][0, 0] = 2.0
+    maps["joint_heatmap"][0, 0, peak[1], peak[0]] = score
+    *_, joints, scores = pick_poses(maps, 1)
+    return joints.flatten().tolist(), scores.item()
+
+
+@pytest.mark.parametrize(
+    ("peak", "score", "taken"),
+    [
+        ((13, 11), 0.5, True),
+        ((15, 10), 0.5, True),  # on the edge of the box, three tenths of its side away
+        ((12, 14), 0.5, False),  # too far
+        ((16, 10), 0.5, False),  # outside of the box
+        ((13, 11), 0.1, False),  # too weak
+    ],
+)
+def test_a_joint_goes_to_a_peak_that_fits(peak: tuple[int, int], score: float, taken: bool) -> None:
+    joint, joint_score = _one_pose(peak, score)
+    assert joint == (list(peak) if taken else [12, 10])
+    assert joint_score == pytest.approx(score if taken else 0.0)
+
+
+def test_maps_may_have_fewer_cells_than_poses_are_wanted() -> None:
+    maps = {name: torch.rand(2, head.count(1, 17), 8, 8) for name, head in POSE_HEADS.items()}
+    outputs = pick_poses(maps, 100)
+    assert [tuple(output.shape[1:]) for output in outputs] == [
+        (100,), (100,), (100, 2), (100, 2), (100, 17, 2), (100, 17),
+    ]  # fmt: skip
+    assert (outputs[0][:, 64:] == 0).all()
+    assert (outputs[1] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "without"), [("ddd_K50", ()), ("ddd_K50_nowh_noreg", ("reg",))])
+def test_the_authors_boxes_in_space(
+    goldens: dict[str, NDArray], name: str, without: tuple[str, ...]
+) -> None:
+    maps = _maps(goldens, "ddd", *without)
+    # Theirs come after the transform of depths, ours undergo it.
+    maps["depth"] = torch.logit(1 / (maps["depth"].double() + 1) - 1e-6)
+    scores, class_ids, centers, sizes, depths, dimensions, rotations = TASKS["boxes_3d"].pick(
+        maps, 50
+    )
+    rows = torch.cat(
+        (
+            centers,
+            scores.unsqueeze(2),
+            rotations,
+            depths.unsqueeze(2),
+            dimensions,
+            *(() if "nowh" in name else (sizes,)),
+            class_ids.unsqueeze(2),
+        ),
+        dim=2,
+    )
+    assert (goldens[name][..., 11] > 0).all()  # others no depth head can give
+    np.testing.assert_allclose(rows.numpy(), goldens[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_authors_depths(upstream: Path) -> None:
+    with np.load(upstream / "goldens" / "unit_geometry_xz.npz") as file:
+        raw, expected = file["dep_raw"], file["dep_dec"]
+    np.testing.assert_allclose(depth_from_raw(torch.from_numpy(raw)).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("flip_off", "joint_offsets"), ("flip_lr", "joint_heatmap")]
+)
+def test_the_authors_mirrors(goldens: dict[str, NDArray], name: str, head: str) -> None:
+    values = torch.from_numpy(goldens[f"{name}_in"])
+    ours = unmirror(values, POSE_HEADS[head], mirrored_pairs(COCO_JOINTS))
+    np.testing.assert_array_equal(ours.numpy(), goldens[f"{name}_out"])
+
+
+def test_a_mirror_exchanges_left_and_right() -> None:
+    pairs = mirrored_pairs(COCO_JOINTS)
+    assert pairs == [(left, left + 1) for left in range(1, 17, 2)]
+    assert mirrored_pairs(("snout", "leftear", "rightear", "tail")) == [(1, 2)]
+    assert mirrored_pairs(("left hand", "foot")) == []
+    assert {joint for line in COCO_SKELETON for joint in line} == set(range(17))
+
+
+def test_averages_leave_offsets_inside_a_cell_alone() -> None:
+    maps = {name: torch.rand(1, head.count(1, 17), 4, 6) for name, head in POSE_HEADS.items()}
+    mirror = {name: torch.rand_like(values) for name, values in maps.items()}
+    averaged = average_with_mirror(maps, mirror, POSE_HEADS, mirrored_pairs(COCO_JOINTS))
+    for name in ("offset", "joint_heatmap_offset"):
+        assert torch.equal(averaged[name], maps[name])
+    torch.testing.assert_close(averaged["size"], (maps["size"] + mirror["size"].flip(3)) / 2)
+    left_shoulder_x = (maps["joint_offsets"][:, 10] - mirror["joint_offsets"].flip(3)[:, 12]) / 2
+    torch.testing.assert_close(averaged["joint_offsets"][:, 10], left_shoulder_x)

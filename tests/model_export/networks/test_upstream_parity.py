@@ -1,0 +1,234 @@
+"""The authors' detections, from their canvas and their weights, through our graph and its file.
+
+Needs the end-to-end goldens that are too large for the repository; see the fixture ``shared``.
+"""
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.upstream import (
+    Column,
+    Golden,
+    Rows,
+    box_3d_columns,
+    box_columns,
+    granted_errors,
+    match_rows,
+    pose_columns,
+    read_goldens,
+    to_rows,
+)
+from support.checkpoints import State, without_counters
+
+from model_export.checkpoints.identify import identify
+from model_export.checkpoints.load_weights import load_network
+from model_export.class_names import COCO_JOINTS, mirrored_pairs
+from model_export.verification.comparison import Detections
+from model_export.graph.detection_graph import DetectionGraph, PixelNormalization
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.onnx.export import export_onnx
+from model_export.tasks import TASKS
+from model_export.verification.onnx_vs_torch import onnx_runner, torch_runner
+from model_package import FreeSize
+
+Run = Callable[[np.ndarray], list[Detections]]
+
+heavy = pytest.mark.skipif(
+    not os.environ.get("HEAVY_TESTS"),
+    reason="takes minutes and up to 8 GB: set HEAVY_TESTS=1",
+)
+
+OUTPUTS = {
+    "boxes": ("scores", "class_ids", "centers", "sizes"),
+    "poses": ("scores", "class_ids", "centers", "sizes", "keypoints", "keypoint_scores"),
+    "boxes_3d": (
+        "scores", "class_ids", "centers", "sizes", "depths", "dimensions", "rotations",
+    ),
+}  # fmt: skip
+COLUMNS = {"boxes": box_columns, "poses": pose_columns, "boxes_3d": box_3d_columns}
+CENTERS = {"boxes": slice(0, 4), "poses": slice(0, 4), "boxes_3d": slice(0, 2)}
+SCORES = {"boxes": 4, "poses": 4, "boxes_3d": 2}
+
+FREE_SIZE = FreeSize(multiple_px=32, extra_px=1, max_side_px=1536)
+
+MAX_REJOINED = 0.005
+"""Share of joints that rounding may carry over one of the thresholds of the authors' rule."""
+
+CASES = {  # network: cases; those of one network run together, so that each file is made once
+    "ctdet_res_18": [
+        "default_land", "default_port", "input384x640_land", "keepres_land", "keepres_odd",
+        "ms_nms_odd", "flip_land", "keepres_flip_port", "default_land_evalmean",
+    ],
+    "ctdet_resdcn_18": [
+        "default_land", "default_odd", "input384x640_land", "keepres_land", "flip_land",
+        "keepres_flip_port", "default_land_evalmean",
+    ],
+    "ctdet_res_50": ["default_land"],
+    "ctdet_res_101": ["default_land"],
+    "ctdet_dla_34": [
+        "default_land", "default_port", "keepres_land", "flip_land", "ms_keepres_flip_odd",
+        "default_land_evalmean",
+    ],
+    "ctdet_hourglass": ["default_land", "flip_land"],
+    "multi_pose_res_50": ["default_land"],
+    "multi_pose_dla_34": ["default_land", "keepres_port", "flip_land"],
+    "multi_pose_hourglass": ["default_land"],
+    "ddd_dla_34": ["default_kitti", "calib_kitti", "keepres_kitti"],
+}  # fmt: skip
+
+# The rest takes minutes.
+QUICK_CASES = {
+    "PyTorch": {
+        ("ctdet_res_18", None),
+        ("ctdet_resdcn_18", None),
+        ("multi_pose_res_50", None),
+        ("ddd_dla_34", "default_kitti"),
+    },
+    "ONNX Runtime": {
+        ("ctdet_res_18", "default_land"),
+        ("ctdet_res_18", "keepres_land"),
+        ("ctdet_res_18", "keepres_odd"),
+        ("ctdet_res_18", "flip_land"),
+        ("ctdet_res_18", "keepres_flip_port"),
+        ("ctdet_resdcn_18", "default_land"),
+        ("ctdet_resdcn_18", "keepres_land"),
+    },
+}
+
+
+def _parameters() -> list[object]:
+    return [
+        pytest.param(
+            network,
+            case,
+            runtime,
+            marks=[] if quick & {(network, case), (network, None)} else [heavy],
+            id=f"{network}-{case}-{runtime}",
+        )
+        for runtime, quick in QUICK_CASES.items()
+        for network, cases in CASES.items()
+        for case in cases
+    ]
+
+
+@pytest.fixture(scope="module")
+def graph_of(
+    authors_state: Callable[[str], State],
+) -> Callable[[str, str, bool], DetectionGraph]:
+    @lru_cache(maxsize=1)  # an hourglass has 800 MB
+    def make(network: str, normalization: str, flip: bool) -> DetectionGraph:
+        state = without_counters(authors_state(network))
+        contents = identify(state)
+        graph = DetectionGraph(
+            load_network(contents, state),
+            NORMALIZATIONS[normalization],
+            100,
+            TASKS[contents.task],
+            flip,
+            mirrored_pairs(COCO_JOINTS) if contents.task == "poses" else (),
+        )
+        return graph.eval()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runner_of(
+    graph_of: Callable[[str, str, bool], DetectionGraph],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str, bool, str], Run]:
+    """PyTorch, or ONNX Runtime on a file whose height and width are free, made once."""
+
+    @lru_cache(maxsize=1)
+    def make(network: str, normalization: str, flip: bool, runtime: str) -> Run:
+        graph = graph_of(network, normalization, flip)
+        names = OUTPUTS[_task(network)]
+        if runtime == "PyTorch":
+            return torch_runner(graph, names)
+        path = tmp_path_factory.mktemp("parity") / "model.onnx"
+        unit = 128 if "hourglass" in network else 32
+        free_size = FREE_SIZE.model_copy(update={"multiple_px": unit})
+        export_onnx(graph, 256, 384, names, path, free_size)
+        try:
+            return onnx_runner(path, names)
+        finally:
+            path.unlink()
+
+    return make
+
+
+def _task(network: str) -> str:
+    return {"ctdet": "boxes", "multi_pose": "poses", "ddd": "boxes_3d"}[
+        next(prefix for prefix in ("ctdet", "multi_pose", "ddd") if network.startswith(prefix))
+    ]
+
+
+def _normalization(network: str, case: str) -> str:
+    """The one of the program that the authors ran."""
+    if network.startswith("ddd"):
+        return "imagenet"
+    return "coco" if case.endswith("evalmean") else "coco-demo"
+
+
+@pytest.mark.parametrize(("network", "case", "runtime"), _parameters())
+def test_the_authors_detections(
+    shared: Path,
+    runner_of: Callable[[str, str, bool, str], Run],
+    network: str,
+    case: str,
+    runtime: str,
+) -> None:
+    upstream, task = shared / "upstream", _task(network)
+    run = runner_of(network, _normalization(network, case), "flip" in case, runtime)
+    for golden in read_goldens(upstream / "goldens", f"{network}_{case}"):
+        ours = to_rows(run(golden.canvas[np.newaxis])[0])
+        errors = granted_errors(upstream / "manifests", network, golden.spreads)
+        columns = COLUMNS[task](golden.rows, errors)
+        worst = _compare(ours, golden.rows, task, columns)
+        height_px, width_px = golden.canvas.shape[:2]
+        print(f"\nparity | {network} | {case} {width_px}x{height_px} | {runtime} | {worst}")
+
+
+def _compare(ours: Rows, theirs: Rows, task: str, columns: list[Column]) -> str:
+    """Check matched rows column by column, and that rows without a partner are near-ties."""
+    rows, others = match_rows(ours, theirs, CENTERS[task])
+    report = []
+    for column in columns:
+        errors = np.abs(ours[rows, column.columns] - theirs[others, column.columns])
+        excess = errors > column.tolerances[others]
+        if column.name == "joint":
+            moved = excess.reshape(len(rows), -1, 2).any(axis=2)
+            assert moved.mean() <= MAX_REJOINED, f"{moved.sum()} joints are elsewhere"
+            errors[excess] = 0.0
+            report.append(f"joints elsewhere {moved.sum()} of {moved.size}")
+        else:
+            assert not excess.any(), f"{column.name} differs by {errors.max():.2g}"
+        report.append(f"{column.name} {errors.max():.1e}")
+    score = SCORES[task]
+    score_tolerance = max(c.tolerances.max() for c in columns if c.name == "score")
+    cut = theirs[:, score].min() + score_tolerance
+    for found, matched in ((ours, rows), (theirs, others)):
+        assert (np.delete(found[:, score], matched) <= cut).all()  # near-ties at the last place
+    return f"{' | '.join(report)} | matched {len(rows)} of {len(theirs)}"
+
+
+@pytest.mark.parametrize(
+    ("network", "case"),
+    [
+        ("ctdet_res_18", "default_land"),
+        ("ctdet_res_18", "default_land_evalmean"),
+        ("ctdet_res_18", "keepres_odd"),
+        ("ddd_dla_34", "default_kitti"),
+    ],
+)
+def test_the_authors_network_input(shared: Path, network: str, case: str) -> None:
+    golden: Golden
+    (golden,) = read_goldens(shared / "upstream" / "goldens", f"{network}_{case}")
+    normalize = PixelNormalization(NORMALIZATIONS[_normalization(network, case)])
+    pixels = normalize(torch.from_numpy(golden.canvas[np.newaxis])).numpy()
+    np.testing.assert_allclose(pixels[:, :, 3::16, 5::16], golden.network_input, rtol=0, atol=1e-6)

@@ -1,0 +1,354 @@
+"""Files in half precision: what is half in them, what is not, and what they must find."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, shape_inference
+from torch import Tensor, nn
+
+from model_export import pipeline
+from model_export.verification.detection_agreement import agree, verify_half
+from model_export.architectures import ARCHITECTURES, ResNetArchitecture
+from model_export.cli import main
+from model_export.errors import HalfPrecisionError, RecipeError
+from model_export.graph.detection_graph import DetectionGraph
+from model_export.onnx.fp16 import HalfNetwork, fold_normalization
+from model_export.networks.center_point import PredictionHead
+from model_export.networks.corner_blocks import PoolingBlock
+from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
+from model_export.networks.resnet import BasicBlock, DeformableDeconvolutionNeck
+from model_export.graph.normalization import NORMALIZATIONS, Normalization
+from model_export.onnx.export import export_onnx, free_batch, to_onnx
+from model_export.onnx.import_model import import_package
+from model_export.pipeline import export_package
+from model_export.config import Recipe, check_recipe, make_plan
+from model_export.verification.fp16_rounding import with_explicit_rounding
+from model_export.tasks import TASKS
+from model_export.verification.onnx_vs_torch import onnx_runner
+from model_export.verification.images import synthetic_images
+from model_package import ModelPackage, load_package
+
+HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
+BOXES = ("scores", "class_ids", "centers", "sizes")
+
+
+@pytest.fixture(scope="module")
+def half_package(
+    slim_state: dict[str, Tensor], slim_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> ModelPackage:
+    directory = tmp_path_factory.mktemp("half")
+    checkpoint = directory / "slim.pth"
+    torch.save(slim_state, checkpoint)
+    recipe = replace(slim_recipe, precision="fp16", flip=True, max_side_px=320)
+    return export_package(recipe, checkpoint, directory / "package", lambda _: None)
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every value."""
+    graph = shape_inference.infer_shapes(model).graph
+    values = [*graph.value_info, *graph.input, *graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def _types_of(model: onnx.ModelProto, op_type: str) -> set[int]:
+    """Element types that operators of a kind take and give."""
+    types = _types(model)
+    return {
+        types[name]
+        for node in model.graph.node
+        if node.op_type == op_type
+        for name in [*node.input, *node.output]
+        if name
+    }
+
+
+def test_half_files_stand_beside_the_others(half_package: ModelPackage) -> None:
+    assert load_package(half_package.directory) == half_package
+    artifacts = {artifact.file: artifact for artifact in half_package.manifest.artifacts}
+    assert {file: (one.precision, one.flip) for file, one in artifacts.items()} == {
+        "model.onnx": ("fp32", False),
+        "model_flip.onnx": ("fp32", True),
+        "model_fp16.onnx": ("fp16", False),
+        "model_flip_fp16.onnx": ("fp16", True),
+    }
+    for full, half in (("model", "model_fp16"), ("model_flip", "model_flip_fp16")):
+        agreement = artifacts[f"{half}.onnx"].agreement
+        assert agreement is not None
+        assert agreement.reference.startswith(f"{full}.onnx, fp32, ONNX Runtime ")
+        assert agreement.matched_fraction >= 0.99
+        assert agreement.inputs == 6  # two of another size
+        assert 1e-6 < agreement.worst_errors["scores"] < agreement.tolerances["scores"]
+        sizes = artifacts[f"{half}.onnx"].size_bytes, artifacts[f"{full}.onnx"].size_bytes
+        assert sizes[0] < 0.55 * sizes[1]
+
+
+@pytest.mark.parametrize("file", ["model_fp16.onnx", "model_flip_fp16.onnx"])
+def test_the_body_is_half_and_the_rest_is_not(half_package: ModelPackage, file: str) -> None:
+    model = onnx.load(half_package.directory / file)
+    onnx.checker.check_model(model, full_check=True)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("network."):
+            last = tensor.name.startswith("network.network.heads.heatmap.2.")
+            assert tensor.data_type == (FLOAT if last else HALF), tensor.name
+        else:
+            assert tensor.data_type != HALF, tensor.name
+    for op_type in ("Sigmoid", "TopK", "GatherElements", "Equal"):
+        assert _types_of(model, op_type)
+        assert HALF not in _types_of(model, op_type), op_type
+    assert _types_of(model, "ConvTranspose") == {HALF}
+    assert not _types_of(model, "BatchNormalization")
+    full = onnx.load(half_package.directory / file.replace("_fp16", ""))
+    assert HALF not in _types(full).values()
+    readers = {node.op_type for node in model.graph.node if "images" in node.input}
+    assert readers == {"Cast", "Shape"}  # its height and width are free
+
+
+def test_half_files_take_every_size(half_package: ModelPackage) -> None:
+    run = onnx_runner(half_package.directory / "model_fp16.onnx", BOXES)
+    for detections in run(np.zeros((3, 64, 320, 3), np.uint8)):
+        for spec in half_package.manifest.decoder.outputs():
+            assert detections[spec.name].shape == spec.shape
+            assert detections[spec.name].dtype == spec.dtype
+
+
+def test_the_command_tells_the_agreement(
+    slim_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["package", "--checkpoint", str(slim_checkpoint), "--output", str(tmp_path / "out")]
+    arguments += ["--classes", "a,b,c", "--input-size", "160x96", "--top-k", "50"]
+    assert main([*arguments, "--precision", "fp16"]) == 0
+    captured = capsys.readouterr()
+    assert "model_fp16.onnx finds what fp32 finds: " in captured.out
+    assert "[6/6] Write" in captured.err
+    assert "[4/6] Export in half precision" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("conv1.weight", 1e6), r"trunk.conv1.weight has weights of up to .* ends at 65504"),
+        # Small enough by itself; with its normalisation it is not.
+        (("layer1.0.bn1.weight", 1e7), r"trunk.layer1.0.conv1.weight has weights of up to"),
+        (("layer1.0.bn1.bias", 1e8), r"trunk.layer1.0.conv1.bias has weights of up to"),
+    ],
+)
+def test_weights_that_half_cannot_hold_are_refused(
+    slim_state: dict[str, Tensor],
+    slim_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: tuple[str, float],
+    message: str,
+) -> None:
+    key, factor = change
+    torch.save({**slim_state, key: slim_state[key] * factor}, tmp_path / "large.pth")
+    # What such a network finds does not matter here.
+    monkeypatch.setattr(pipeline, "export_onnx", lambda *arguments: arguments[4].write_bytes(b"x"))
+    monkeypatch.setattr(pipeline, "_verify", lambda *_: None)
+    with pytest.raises(HalfPrecisionError, match=message) as caught:
+        export_package(
+            replace(slim_recipe, precision="fp16"),
+            tmp_path / "large.pth",
+            tmp_path / "out",
+            lambda _: None,
+        )
+    assert caught.value.code == "half_precision_unsuitable"
+    assert {path.name for path in tmp_path.iterdir()} == {"large.pth"}
+
+
+class _Shifted(HalfNetwork):
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = super().forward(images)
+        return {**maps, "size": maps["size"] * 1.05}
+
+
+def test_a_half_file_that_finds_something_else_becomes_no_package(
+    slim_checkpoint: Path, slim_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "HalfNetwork", _Shifted)
+    with pytest.raises(HalfPrecisionError, match=r"^only .* detections "):
+        export_package(
+            replace(slim_recipe, precision="fp16"),
+            slim_checkpoint,
+            tmp_path / "out",
+            lambda _: None,
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"slim.pth"}
+
+
+def test_other_precisions_are_refused(slim_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no precision 'int8'. Accepted: fp32, fp16"):
+        check_recipe(replace(slim_recipe, precision="int8"))
+    normalization = Normalization((0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(RecipeError, match="an imported file cannot be brought to fp16"):
+        import_package(
+            replace(slim_recipe, precision="fp16"),
+            tmp_path / "absent.onnx",
+            normalization,
+            tmp_path / "out",
+            lambda _: None,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_normalisation_is_folded(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    heads = TASKS[architecture.tasks[0]].heads
+    with torch.device("meta"):
+        network = architecture.build({name: head.count(3, 0) for name, head in heads.items()})
+        fold_normalization(network.eval())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def _tiny_deformable() -> nn.Module:
+    """A ResNet with deformable convolutions that go half a cell far."""
+    torch.manual_seed(5)
+    network = ResNetArchitecture(
+        BasicBlock,
+        (1, 1, 1, 1),
+        widths=(8, 8, 16, 16),
+        neck=DeformableDeconvolutionNeck,
+        neck_channels=(16, 16, 16),
+        head_hidden_channels=16,
+    ).build({"heatmap": 3, "size": 2, "offset": 2})
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+        elif name.endswith("offsets_and_mask"):
+            nn.init.normal_(module.weight, std=0.05)
+    nn.init.normal_(network.get_parameter("heads.heatmap.2.weight"), std=0.5)
+    nn.init.constant_(network.get_parameter("heads.size.2.bias"), 8.0)
+    return network.eval()
+
+
+class _TinyCorners(nn.Module):
+    """The heads of a corner system on 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(11)
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 16, 7, stride=2, padding=3), nn.Conv2d(16, 16, 3, stride=2, padding=1)
+        )
+        self.top_left = PoolingBlock(16, TOP_LEFT)
+        self.bottom_right = PoolingBlock(16, BOTTOM_RIGHT)
+        self.heads = nn.ModuleDict(
+            {
+                name: PredictionHead(16, 16, head.count(3, 0))
+                for name, head in TASKS["corner_triplets"].heads.items()
+            }
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.trunk(images)
+        features = features + self.top_left(features) + self.bottom_right(features)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def _export_both(
+    network: nn.Module, task_name: str, directory: Path, size: tuple[int, int]
+) -> tuple[list[str], Path, Path]:
+    """Output names, the file in float32 and the one in half."""
+    plan = make_plan(
+        Recipe(name="tiny", version="1", classes=("a", "b", "c")),
+        "none",
+        32 if task_name == "boxes" else 128,
+        task_name,
+        3,
+        0,
+    )
+    names = plan.output_names()
+    top_k = plan.task.keypoints or 100
+    paths = directory / "full.onnx", directory / "half.onnx"
+    for path in paths:
+        if path.stem == "half":
+            network = HalfNetwork(network, plan.task.heatmaps)
+        graph = DetectionGraph(network, NORMALIZATIONS["coco"], top_k, plan.task).eval()
+        export_onnx(graph, *size, names, path, plan.input.free_size)
+    return names, *paths
+
+
+def test_deformable_convolutions_sample_in_float32(tmp_path: Path) -> None:
+    names, full, half = _export_both(_tiny_deformable(), "boxes", tmp_path, (96, 128))
+    model = onnx.load(half)
+    assert _types_of(model, "DeformConv") == {FLOAT}
+    assert _types_of(model, "Sigmoid") == {FLOAT}
+    convolutions = [node for node in model.graph.node if node.op_type == "DeformConv"]
+    assert len(convolutions) == 3
+    types = _types(model)
+    predicted = [name for name in types if "offsets_and_mask.weight" in name]
+    assert {types[name] for name in predicted} == {HALF}
+    images = synthetic_images(96, 128)
+    assert verify_half(half, full, names, images).matched_fraction >= 0.99
+
+
+def test_corner_pools_take_halves(tmp_path: Path) -> None:
+    names, full, half = _export_both(_TinyCorners().eval(), "corner_triplets", tmp_path, (511, 511))
+    model = onnx.load(half)
+    pools = {node.op_type for node in model.graph.node if node.op_type.startswith("corner_pool")}
+    assert len(pools) == len(model.functions) == 2
+    for pool in pools:
+        assert _types_of(model, pool) == {HALF}
+    images = [image for size in ((127, 255), (383, 127)) for image in synthetic_images(*size)[1:3]]
+    agreement = verify_half(half, full, names, images)
+    assert agreement.matched_fraction >= 0.99
+    assert set(agreement.worst_errors) == {"overlap", "scores", "corner_scores", "centers"}
+
+
+class _Overflowing(nn.Module):
+    """Its results are moderate, but what passes between its layers outgrows half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        )
+        self.heads = nn.ModuleDict(
+            {name: PredictionHead(8, 8, count) for name, count in (("heatmap", 3), ("size", 2))}
+        )
+        with torch.no_grad():
+            for layer, factor in zip(self.trunk, (500, 500, 1 / 500, 1 / 500), strict=True):
+                layer.weight.mul_(factor)
+                layer.bias.zero_()
+            self.heads["size"][-1].bias.fill_(8.0)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.trunk(images)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def test_results_between_layers_that_half_cannot_hold_are_found(tmp_path: Path) -> None:
+    names, full, half = _export_both(_Overflowing().eval(), "boxes", tmp_path, (96, 128))
+    images = synthetic_images(96, 128)[:3]
+    # ONNX Runtime's CPU provider leaves out the rounding, so that the file alone shows nothing.
+    runs = [onnx_runner(file, names)(images[0][np.newaxis])[0] for file in (full, half)]
+    assert agree(*runs).matched_fraction >= 0.95
+    with pytest.raises(HalfPrecisionError, match="detections"):
+        verify_half(half, full, names, images)
+
+
+def test_rounding_is_spelt_out() -> None:
+    class Chain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.to(torch.float16)
+            return ((x + 1) * 300).to(torch.float32)
+
+    x = np.float32([[0.1], [2.0**-12], [300.0]])
+    model = to_onnx(Chain(), (torch.from_numpy(x),), ["x"], ["y"], (free_batch(),))
+    with np.errstate(over="ignore"):
+        expected = ((x.astype(np.float16) + np.float16(1)) * np.float16(300)).astype(np.float32)
+    session = ort.InferenceSession(
+        with_explicit_rounding(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
+    assert np.isinf(expected[2])

@@ -1,0 +1,192 @@
+"""Somebody else's ONNX file with raw heads becomes a package, or is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from support.checkpoints import State, without_counters
+from torch import Tensor, nn
+
+from model_export.checkpoints.identify import identify
+from model_export.checkpoints.load_weights import load_network
+from model_export.cli import main
+from model_export.errors import OnnxFileError
+from model_export.onnx.external_model import read_foreign_onnx
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.onnx.export import free_batch, to_onnx
+from model_package import ModelPackage, load_package
+
+HEADS = ("hm", "wh", "reg")
+OURS = ("heatmap", "size", "offset")
+CLASSES = "circle,square,triangle"
+COCO = NORMALIZATIONS["coco"]
+PIXELS = [
+    "--mean", *map(str, COCO.mean), "--std", *map(str, COCO.std), "--order", "bgr",
+]  # fmt: skip
+
+
+class _RawHeads(nn.Module):
+    def __init__(self, network: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.channels_last = channels_last
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        maps = self.network(pixels.permute(0, 3, 1, 2) if self.channels_last else pixels)
+        return [maps[name] for name in OURS]
+
+
+@pytest.fixture(scope="module")
+def raw_file(slim_state: State, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    """The slim network as others export theirs."""
+
+    def make(channels_last: bool) -> Path:
+        state = without_counters(slim_state)
+        network = _RawHeads(load_network(identify(state), state), channels_last)
+        shape = (2, 96, 160, 3) if channels_last else (2, 3, 96, 160)
+        model = to_onnx(network, (torch.zeros(shape),), ["data"], HEADS, (free_batch(),))
+        path = tmp_path_factory.mktemp("raw") / "raw.onnx"
+        onnx.save(model, path)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_imported_package_detects_what_an_exported_one_does(
+    raw_file: Callable[[bool], Path],
+    slim_package: ModelPackage,
+    tmp_path: Path,
+    channels_last: bool,
+) -> None:
+    path, output = raw_file(channels_last), tmp_path / "imported"
+    options = ["--classes", CLASSES, "--top-k", "50", *PIXELS]
+    assert main(["import", "--onnx", str(path), "--output", str(output), *options]) == 0
+    package = load_package(output)
+    manifest = package.manifest
+    assert (manifest.input.width_px, manifest.input.height_px) == (160, 96)
+    assert manifest.provenance.architecture == "imported"
+    assert manifest.provenance.normalization.startswith("bgr, pixel * 0.00392157, mean 0.407897 ")
+    assert manifest.verification.matched_fraction > 0.99
+    images = np.random.default_rng(8).integers(0, 256, (3, 96, 160, 3), dtype=np.uint8)
+    sessions = [
+        ort.InferenceSession(str(one.directory / "model.onnx"), providers=["CPUExecutionProvider"])
+        for one in (package, slim_package)
+    ]
+    ours, theirs = (session.run(None, {"images": images}) for session in sessions)
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our, their, rtol=1e-4, atol=1e-4)
+
+
+def _model(*nodes: onnx.NodeProto, **changes: object) -> onnx.ModelProto:
+    """A file with one image in and three heads out, that are all zeros, unless changed."""
+    facts: dict[str, object] = {
+        "input": ("data", TensorProto.FLOAT, [1, 3, 64, 64]),
+        "outputs": HEADS,
+        "domain": "",
+    } | changes
+    outputs = facts["outputs"]
+    assert isinstance(outputs, tuple)
+    channels = {"hm": 3, "wh": 2, "reg": 2}
+    makers = [
+        helper.make_node(
+            "Constant", [], [name],
+            value=numpy_helper.from_array(
+                np.zeros((1, channels.get(name, 2), 16, 16), np.float32), name
+            ),
+        )
+        for name in outputs
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        [*nodes, *makers],
+        "heads",
+        [helper.make_tensor_value_info(*facts["input"])],  # type: ignore[misc]
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None, None, None])
+            for name in outputs
+        ],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    if facts["domain"]:
+        opsets.append(helper.make_opsetid(str(facts["domain"]), 1))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def _external() -> onnx.ModelProto:
+    model = _model()
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "outside")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+    model.graph.initializer.append(tensor)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            _model(outputs=("boxes", "scores")),
+            "has the outputs boxes, scores; wanted are raw heads",
+        ),
+        (_model(input=("data", TensorProto.UINT8, [1, 3, 64, 64])), "accepted is a float32 image"),
+        (_model(input=("data", TensorProto.FLOAT, [1, 1, 64, 64])), "accepted is a float32 image"),
+        (
+            _model(helper.make_node("Magic", ["data"], ["y"], domain="acme"), domain="acme"),
+            "has operators of its own \\(acme\\)",
+        ),
+        (_model(helper.make_node("Nonsense", ["data"], ["y"])), "is not valid"),
+        (_external(), "keeps weights in other files"),
+    ],
+)
+def test_what_is_no_such_network_is_refused(
+    model: onnx.ModelProto, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxFileError, match=message) as caught:
+        read_foreign_onnx(path)
+    assert caught.value.code == "onnx_file_invalid"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no file"), (b"", "has 0 bytes"), (b"\x08\xff words", "is not an ONNX file")],
+)
+def test_what_is_no_onnx_file_is_refused(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "foreign.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(OnnxFileError, match=message):
+        read_foreign_onnx(path)
+
+
+def test_a_batch_axis_that_cannot_be_freed_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "one.onnx"
+    path.write_bytes(_model().SerializeToString())  # heads of one image, whatever comes in
+    output = tmp_path / "packages" / "out"
+    arguments = ["import", "--onnx", str(path), "--output", str(output), "--classes", CLASSES]
+    assert main([*arguments, "--top-k", "10"]) == 2
+    assert "takes only as many images at once" in capsys.readouterr().err
+    assert not any(output.parent.iterdir())
+
+
+def test_a_real_network_of_others_is_imported(shared: Path, tmp_path: Path) -> None:
+    path, output = shared / "weights" / "mb3_ctdet_coco80_512.onnx", tmp_path / "out"
+    pictures = shared / "data" / "photos"
+    options = ["--classes", "coco", "--scale", "1", "--verify-images", str(pictures)]
+    assert main(["import", "--onnx", str(path), "--output", str(output), *options]) == 0
+    manifest = load_package(output).manifest
+    assert len(manifest.classes) == 80
+    assert (manifest.input.width_px, manifest.input.height_px) == (512, 512)
+    assert manifest.verification.inputs > 4
+    assert manifest.verification.matched_fraction > 0.99

@@ -1,0 +1,108 @@
+"""What counts as the same detection in half precision, and what does not."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_export.verification.detection_agreement import agree
+from model_export.verification.comparison import Detections
+from model_export.errors import HalfPrecisionError
+
+
+def _boxes(count: int = 40, **changes: NDArray) -> dict[str, NDArray]:
+    rows = np.arange(count, dtype=np.float32)
+    return {
+        "scores": 0.9 - 0.02 * rows,
+        "class_ids": np.zeros(count, np.int32),
+        "centers": np.stack((10 * rows, 5 + 0 * rows), axis=1),
+        "sizes": np.full((count, 2), 8, np.float32),
+        **changes,
+    }
+
+
+def _counts(reference: Detections, candidate: Detections) -> tuple[int, int]:
+    agreement = agree(reference, candidate)
+    return agreement.matched, agreement.lost
+
+
+def test_order_does_not_matter() -> None:
+    reference = _boxes()
+    assert _counts(reference, {name: rows[::-1] for name, rows in reference.items()}) == (40, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "same"),
+    [
+        ("scores", 0.009, True),
+        ("scores", 0.011, False),
+        ("centers", 0.015, True),
+        ("centers", 0.05, False),  # IoU 0.975
+        ("sizes", 0.03, True),
+        ("sizes", 0.2, False),
+        ("class_ids", 1, False),
+    ],
+)
+def test_each_difference_has_its_limit(name: str, change: float, same: bool) -> None:
+    reference = _boxes()
+    moved = reference[name].copy()
+    moved[3] += np.array(change, moved.dtype)
+    assert _counts(reference, {**reference, name: moved}) == ((40, 0) if same else (39, 1))
+
+
+def test_small_boxes_may_shift_by_a_twelfth_of_a_pixel() -> None:
+    slivers = _boxes(sizes=np.tile(np.float32([0.02, 9]), (40, 1)))
+    for shift, matched in ((0.015, 40), (0.03, 0)):
+        shifted = {**slivers, "centers": slivers["centers"] + np.array([shift, 0], np.float32)}
+        assert agree(slivers, shifted).matched == matched
+
+
+def test_what_the_cut_at_k_decides_is_not_lost() -> None:
+    reference = _boxes()
+    reference["scores"][38] = reference["scores"][39] + np.float32(0.005)
+    moved = reference["centers"].copy()
+    moved[38] += 100
+    assert _counts(reference, {**reference, "centers": moved}) == (39, 0)
+
+
+def test_few_peaks_may_move_to_the_next_cell() -> None:
+    reference = _boxes()
+    for moved, lost in ((2, 0), (3, 3)):
+        centers = reference["centers"].copy()
+        centers[:moved, 1] += 1
+        assert _counts(reference, {**reference, "centers": centers}) == (40 - moved, lost)
+
+
+def test_joints_are_counted_by_themselves() -> None:
+    reference = _boxes(
+        keypoints=np.tile(np.float32([[1, 1], [3, 4]]), (40, 1, 1)),
+        keypoint_scores=np.full((40, 2), 0.5, np.float32),
+    )
+    moved = reference["keypoints"].copy()
+    moved[0, 0, 0] += 0.1  # box 8 cells wide: within a fiftieth of its side
+    moved[1, 1, 1] += 1
+    agreement = agree(reference, {**reference, "keypoints": moved})
+    assert (agreement.matched, agreement.joints, agreement.joints_matched) == (40, 80, 79)
+    assert agreement.matched_fraction == 79 / 80
+    assert agreement.worst_errors["keypoints"] == pytest.approx(0.1 / 8, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["depths", "dimensions", "rotations"])
+def test_boxes_in_space_must_agree_in_space(name: str) -> None:
+    reference = _boxes(
+        depths=np.full(40, 20, np.float32),
+        dimensions=np.full((40, 3), 2, np.float32),
+        rotations=np.full((40, 8), 0.5, np.float32),
+    )
+    for factor, matched in ((1.01, 40), (1.05, 0)):
+        changed = {**reference, name: reference[name] * np.float32(factor)}
+        assert agree(reference, changed).matched == matched
+
+
+def test_nothing_at_all_is_no_agreement() -> None:
+    reference = _boxes()
+    nothing = {**reference, "scores": np.zeros(40, np.float32)}
+    assert _counts(reference, nothing) == (0, 40)
+    assert agree(reference, nothing).matched_fraction == 0
+    broken = {**reference, "sizes": np.full((40, 2), np.nan, np.float32)}
+    with pytest.raises(HalfPrecisionError, match="NaN or infinity"):
+        agree(reference, broken)

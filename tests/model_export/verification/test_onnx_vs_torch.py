@@ -1,0 +1,266 @@
+"""Two runtimes agree on detections, not on ranks; and a wrong export does not pass."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from model_export.verification.onnx_vs_torch import onnx_vs_torch as verification
+from model_export.checkpoints.identify import identify
+from model_export.checkpoints.load_weights import load_network
+from model_export.verification.comparison import TOLERANCES, Comparison, Detections, compare
+from model_export.errors import PicturesError, VerificationError
+from model_export.graph.detection_graph import DetectionGraph
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.verification.onnx_vs_torch import summarise, verify
+from model_export.verification.images import MAX_PICTURES, read_pictures, synthetic_images
+from model_package import ModelPackage
+
+COUNT = 40
+
+
+@pytest.fixture
+def found() -> Detections:
+    random = np.random.default_rng(11)
+    cells = random.choice(64 * 64, COUNT, replace=False)
+    centers = np.stack((cells % 64, cells // 64), axis=1) + random.random((COUNT, 2))
+    return {
+        "scores": np.linspace(0.9, 0.1, COUNT, dtype=np.float32),
+        "class_ids": random.integers(0, 3, COUNT, dtype=np.int32),
+        "centers": centers.astype(np.float32),
+        "sizes": random.uniform(1, 40, (COUNT, 2)).astype(np.float32),
+    }
+
+
+def _with(detections: Detections, name: str, row: int, value: object) -> Detections:
+    values = detections[name].copy()
+    values[row] = value
+    return {**detections, name: values}
+
+
+def test_the_same_is_matched_whole(found: Detections) -> None:
+    comparison = compare(found, found, "image 0")
+    assert comparison.matched == comparison.total == COUNT
+    assert set(comparison.worst_errors.values()) == {0.0}
+
+
+def test_ranks_do_not_matter(found: Detections) -> None:
+    order = np.random.default_rng(5).permutation(COUNT)
+    shuffled = {name: values[order] for name, values in found.items()}
+    assert compare(found, shuffled, "image 0").matched == COUNT
+
+
+def test_errors_are_measured(found: Detections) -> None:
+    other = _with(found, "scores", 3, found["scores"][3] + 5e-5)
+    other = _with(other, "sizes", 4, found["sizes"][4] * (1 + 5e-4))
+    worst = compare(found, other, "image 0").worst_errors
+    assert worst["scores"] == pytest.approx(5e-5, rel=0.01)
+    assert worst["sizes"] == pytest.approx(5e-4, rel=0.01)
+    assert worst["centers"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scores", 0.95, "scores differ by"),
+        ("sizes", 99.0, "sizes differ by"),
+        ("class_ids", 7, "does not find 1 detections"),
+        ("centers", 63.5, "does not find 1 detections"),
+        ("scores", np.nan, "NaN or infinity"),
+        ("sizes", np.inf, "NaN or infinity"),
+    ],
+)
+def test_one_wrong_number_is_an_error(
+    found: Detections, name: str, value: float, message: str
+) -> None:
+    with pytest.raises(VerificationError, match=message) as caught:
+        compare(found, _with(found, name, 3, value), "image 0")
+    assert caught.value.code == "verification_failed"
+    assert str(caught.value).startswith("image 0: ")
+
+
+def test_what_only_the_file_finds_is_an_error(found: Detections) -> None:
+    # Two on one spot can only be paired with one.
+    other = _with(found, "centers", -1, found["centers"][0])
+    other = _with(other, "class_ids", -1, found["class_ids"][0])
+    other = _with(other, "scores", -1, 0.5)
+    with pytest.raises(VerificationError, match=r"ONNX Runtime alone finds 1 detections"):
+        compare(found, other, "image 0")
+
+
+def test_the_cut_at_k_may_fall_on_either_side_of_near_ties(found: Detections) -> None:
+    tied = _with(found, "scores", [-2, -1], 0.1)
+    other = _with(tied, "centers", -1, 100.5)
+    assert compare(tied, other, "image 0").matched == COUNT - 1
+
+
+def heatmap_of(found: Detections) -> NDArray[np.float32]:
+    """A map in which every detection is a peak that stands out: (3, 64, 64)."""
+    heatmap = np.zeros((3, 64, 64), np.float32)
+    columns, rows = np.floor(found["centers"]).astype(int).T
+    heatmap[found["class_ids"], rows, columns] = found["scores"]
+    return heatmap
+
+
+@pytest.mark.parametrize("other_side", [False, True])
+@pytest.mark.parametrize("step", [(1, 0), (0, 1), (1, 1)])
+def test_a_peak_may_be_none_where_a_neighbour_has_the_same_score(
+    found: Detections, step: tuple[int, int], other_side: bool
+) -> None:
+    left, right = found, _with(found, "scores", 0, 0.0)
+    if other_side:
+        left, right = right, left
+    heatmap = heatmap_of(found)
+    with pytest.raises(VerificationError, match=r"finds? 1 detections"):
+        compare(left, right, "image 0", heatmap=heatmap)
+    column, row = np.floor(found["centers"][0]).astype(int)
+    heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] + 5e-5
+    assert compare(left, right, "image 0", heatmap=heatmap).matched == COUNT - 1
+    heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] - 2e-4
+    with pytest.raises(VerificationError, match=r"finds? 1 detections"):
+        compare(left, right, "image 0", heatmap=heatmap)
+
+
+def test_many_peaks_may_not(found: Detections) -> None:
+    # Every cell has its twin on the left.
+    heatmap = heatmap_of(found)
+    heatmap = np.maximum(heatmap, np.roll(heatmap, -1, axis=2))
+    other = {**found, "centers": found["centers"] + np.float32(0.01)}
+    with pytest.raises(VerificationError, match=f"does not find {COUNT - 1} detections"):
+        compare(found, other, "image 0", heatmap=heatmap)
+
+
+def test_empty_places_are_no_detections(found: Detections) -> None:
+    empty = slice(COUNT // 2, None)
+    left = _with(found, "scores", empty, 0.0)
+    right = _with(left, "centers", empty, 1.0)
+    assert compare(left, right, "image 0").total == COUNT // 2
+
+
+@pytest.mark.parametrize(("normalization", "passes"), [("coco", True), ("imagenet", False)])
+def test_only_the_file_of_this_graph_passes(
+    slim_state: dict[str, Tensor], slim_package: ModelPackage, normalization: str, passes: bool
+) -> None:
+    manifest = slim_package.manifest
+    state = {key: value for key, value in slim_state.items() if "num_batches" not in key}
+    network = load_network(identify(state), state)
+    graph = DetectionGraph(network, NORMALIZATIONS[normalization], manifest.decoder.top_k)
+    onnx_file = slim_package.path_of(manifest.artifacts[0])
+    names = [spec.name for spec in manifest.decoder.outputs()]
+    images = synthetic_images(manifest.input.height_px, manifest.input.width_px)
+    if passes:
+        verification = verify(graph, onnx_file, names, images)
+        assert verification.inputs == len(images)
+        assert verification.matched_fraction > 0.99
+        assert max(verification.worst_errors.values()) < 1e-4
+    else:
+        with pytest.raises(VerificationError):
+            verify(graph, onnx_file, names, images)
+
+
+class _RoundingGraph(DetectionGraph):
+    """Ten detections whose sizes are ``error`` larger in float32 than in float64."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__(nn.Conv2d(3, 1, 1), NORMALIZATIONS["coco"], 10)
+        self.error = error
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        weight = next(self.parameters())
+        return {"heatmap": weight.new_zeros(len(images), 1, *images.shape[1:3])}
+
+    def pick(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        batch, dtype = len(maps["heatmap"]), maps["heatmap"].dtype
+        sizes = torch.ones(batch, 10, 2, dtype=dtype)
+        return (
+            torch.linspace(0.9, 0.1, 10, dtype=dtype).expand(batch, -1),
+            torch.zeros(batch, 10, dtype=torch.int32),
+            torch.arange(20, dtype=dtype).reshape(1, 10, 2).expand(batch, -1, -1),
+            sizes + self.error if dtype == torch.float32 else sizes,
+        )
+
+
+@pytest.mark.parametrize(
+    ("rounding", "difference", "message"),
+    [
+        (0.0, 0.004, "sizes differ by 0.004, accepted is 0.001"),
+        (0.002, 0.004, None),
+        (0.002, 0.02, "sizes differ by 0.02, accepted is 0.01"),
+        (0.02, 0.004, "too sensitive to rounding"),
+    ],
+)
+def test_what_rounding_costs_in_a_network_is_granted(
+    monkeypatch: pytest.MonkeyPatch, rounding: float, difference: float, message: str | None
+) -> None:
+    names = ("scores", "class_ids", "centers", "sizes")
+    graph = _RoundingGraph(rounding)
+
+    def run(images: NDArray[np.uint8]) -> list[Detections]:
+        rows = verification.torch_runner(graph, names)(images)
+        return [{**row, "sizes": row["sizes"] * np.float32(1 + difference)} for row in rows]
+
+    monkeypatch.setattr(verification, "onnx_runner", lambda *_: run)
+    images = synthetic_images(8, 8)
+    if message is None:
+        tolerances = verify(graph, Path("unused"), names, images).tolerances
+        assert tolerances["sizes"] == pytest.approx(5 * rounding, rel=0.01)
+        assert tolerances["scores"] == TOLERANCES["scores"]
+    else:
+        with pytest.raises(VerificationError, match=message):
+            verify(graph, Path("unused"), names, images)
+
+
+@pytest.mark.parametrize(("matched", "total"), [(0, 0), (4, 10)])
+def test_a_network_that_finds_nothing_proves_nothing(matched: int, total: int) -> None:
+    comparison = Comparison(dict.fromkeys(TOLERANCES, 0.0), matched, total)
+    with pytest.raises(VerificationError, match=f"only {matched} of {total} detections"):
+        summarise([comparison], inputs=1)
+
+
+def test_the_summary_keeps_the_worst(found: Detections) -> None:
+    fine = compare(found, found, "image 0")
+    worse = compare(found, _with(found, "scores", 3, found["scores"][3] + 5e-5), "image 1")
+    verification = summarise([fine, worse, fine], inputs=3)
+    assert verification.worst_errors["scores"] == worse.worst_errors["scores"] > 0
+    assert verification.matched_fraction == 1.0
+    assert verification.inputs == 3
+
+
+def test_synthetic_images_are_the_same_every_time() -> None:
+    first, second = synthetic_images(64, 96), synthetic_images(64, 96)
+    assert {image.shape for image in first} == {(64, 96, 3)}
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_pictures_are_read_by_name_up_to_a_limit(tmp_path: Path) -> None:
+    for index in range(MAX_PICTURES + 2):
+        Image.new("L", (30, 20), index).save(tmp_path / f"{index:02}.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    pictures = read_pictures(tmp_path, 64, 96)
+    assert [int(picture.max()) for picture in pictures] == list(range(MAX_PICTURES))
+    assert {picture.shape for picture in pictures} == {(64, 96, 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (None, b"", "is not a directory"),
+        ("notes.txt", b"words", "holds no picture"),
+        ("broken.jpg", b"words", "cannot be read as a picture"),
+    ],
+)
+def test_unreadable_pictures_are_refused(
+    tmp_path: Path, name: str | None, content: bytes, message: str
+) -> None:
+    directory = tmp_path / "pictures"
+    if name is not None:
+        directory.mkdir()
+        (directory / name).write_bytes(content)
+    with pytest.raises(PicturesError, match=message):
+        read_pictures(directory, 64, 64)

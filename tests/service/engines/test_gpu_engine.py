@@ -1,0 +1,384 @@
+"""Slots, padding, graphs and errors of the GPU engines, without a GPU.
+
+The engines are the real ones; CUDA and TensorRT are stood in for by implementations over host
+memory, and ONNX Runtime's CUDA provider by its CPU provider. Each test runs with a GPU that does
+its work at once and with one that does it as late as it may.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.engines import engine_artifact, half_precision_artifact, make_package, pictures
+from support.fake_cuda import FakeCudaRuntime, cudaError_t
+from support.fake_onnxruntime import FakeOnnxRuntime
+from support.fake_tensorrt import FakeTensorrt
+
+from model_package import FreeSize, InputSpec, ModelPackage
+from service.engines import Engine, EngineBrokenError, EngineUnavailableError, open_engine
+from service.engines.gpu_engine import batch_sizes
+
+FREE = InputSpec(
+    width_px=64, height_px=64, free_size=FreeSize(multiple_px=32, extra_px=1, max_side_px=256)
+)
+BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+
+
+@pytest.fixture(params=[True, False], ids=["late", "at once"])
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCudaRuntime:
+    fake = FakeCudaRuntime(lazy=request.param)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    return fake
+
+
+@pytest.fixture
+def tensorrt(cuda: FakeCudaRuntime, monkeypatch: pytest.MonkeyPatch) -> FakeTensorrt:
+    fake = FakeTensorrt(cuda, "10.9.0.34")
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    return fake
+
+
+@pytest.fixture
+def tensorrt_rtx(cuda: FakeCudaRuntime, monkeypatch: pytest.MonkeyPatch) -> FakeTensorrt:
+    fake = FakeTensorrt(cuda, "1.7.1.116", rtx=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    return fake
+
+
+@pytest.fixture
+def onnxruntime(cuda: FakeCudaRuntime, monkeypatch: pytest.MonkeyPatch) -> FakeOnnxRuntime:
+    fake = FakeOnnxRuntime(cuda)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    return fake
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> ModelPackage:
+    return full_package(tmp_path)
+
+
+def full_package(directory: Path, input_spec: InputSpec | None = None) -> ModelPackage:
+    """ONNX files and engines of both libraries, with and without averaging over mirror images."""
+    sides = (32, 256) if input_spec is not None else (64, 64)
+    return make_package(
+        directory,
+        [
+            engine_artifact(
+                f"{backend}{flip}.engine", backend=backend, version=version, flip=bool(flip)
+            )
+            for backend, version in (("tensorrt", "10.9.0.34"), ("tensorrt_rtx", "1.7.1.116"))
+            for flip in (0, 1)
+        ],
+        flips=(False, True),
+        input_spec=input_spec or InputSpec(width_px=64, height_px=64),
+        height_px=sides,
+        width_px=sides,
+    )
+
+
+@pytest.fixture(params=BACKENDS)
+def open_backend(
+    request: pytest.FixtureRequest,
+    tensorrt: FakeTensorrt,
+    tensorrt_rtx: FakeTensorrt,
+    onnxruntime: FakeOnnxRuntime,
+) -> Iterator[Callable[[ModelPackage], Engine]]:
+    """Open a package with each of the backends, and close it."""
+    del tensorrt, tensorrt_rtx, onnxruntime
+    opened: list[Engine] = []
+
+    def open_it(package: ModelPackage) -> Engine:
+        opened.append(open_engine(package, request.param, threads=1))
+        return opened[-1]
+
+    yield open_it
+    for engine in opened:
+        engine.close()
+
+
+def scores(engine: Engine, *values: int, flip: bool = False) -> list[float]:
+    return engine.run(pictures(*values), flip)["scores"][:, 0].tolist()
+
+
+def test_every_batch_size_gives_its_own_rows(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
+) -> None:
+    engine = open_backend(package)
+    assert engine.max_batch_size == 8
+    for count in (1, 5, 8, 2, 3, 7, 1, 4, 6):
+        values = [10 * count + index for index in range(count)]
+        assert scores(engine, *values) == values
+        assert scores(engine, *values, flip=True) == [-value for value in values]
+    outputs = engine.run(pictures(3, 4, 5))
+    assert {name: (values.shape, str(values.dtype)) for name, values in outputs.items()} == {
+        "scores": ((3, 1), "float32"),
+        "class_ids": ((3, 1), "int32"),
+        "centers": ((3, 1, 2), "float32"),
+        "sizes": ((3, 1, 2), "float32"),
+    }
+
+
+def test_images_one_by_one_are_the_same_batch(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
+) -> None:
+    engine = open_backend(package)
+    assert engine.run(list(pictures(7, 9)))["scores"].tolist() == [[7], [9]]
+
+
+def test_results_are_not_overwritten_by_later_batches(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
+) -> None:
+    engine = open_backend(package)
+    kept = [engine.run(pictures(value, value + 1)) for value in range(0, 100, 10)]
+    for value, outputs in zip(range(0, 100, 10), kept, strict=True):
+        assert outputs["scores"].tolist() == [[value], [value + 1]]
+
+
+def test_two_batches_at_a_time_keep_their_rows(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
+) -> None:
+    engine = open_backend(package)
+    wrong: list[object] = []
+
+    def run(start: int) -> None:
+        for value in range(start, start + 40):
+            values = [value] * (value % 8 + 1)
+            found = scores(engine, *values)
+            if found != values:
+                wrong.append((values, found))
+
+    threads = [threading.Thread(target=run, args=(start,)) for start in (0, 100, 50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_free_sizes_run_beside_the_usual_one(
+    open_backend: Callable[[ModelPackage], Engine], tmp_path: Path
+) -> None:
+    engine = open_backend(full_package(tmp_path, FREE))
+    for height_px, width_px, count in ((64, 64, 3), (96, 32, 3), (64, 64, 2), (256, 256, 1)):
+        images = pictures(*range(count), height_px=height_px, width_px=width_px)
+        assert engine.run(images)["scores"][:, 0].tolist() == list(range(count))
+
+
+def test_a_batch_that_is_too_large_is_refused(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
+) -> None:
+    engine = open_backend(package)
+    with pytest.raises(ValueError, match="a batch of 9 images; 8 are the most"):
+        scores(engine, *range(9))
+    with pytest.raises(ValueError, match="larger than the buffers"):
+        engine.run(pictures(*range(8), height_px=96, width_px=96))
+    with pytest.raises(TypeError):
+        engine.run(pictures(1).astype(np.float32))  # type: ignore[arg-type]
+    assert scores(engine, 4) == [4]
+
+
+def test_an_error_of_one_batch_does_not_harm_the_next(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage, cuda: FakeCudaRuntime
+) -> None:
+    engine = open_backend(package)
+    for name in ("cudaMemcpyAsync", "cudaEventRecord", "cudaEventSynchronize"):
+        cuda.fail_next(name, cudaError_t.cudaErrorInvalidValue)
+        with pytest.raises(Exception, match=f"{name}: CUDA error 1: cudaErrorInvalidValue"):
+            scores(engine, 1, 2)
+        assert [scores(engine, value) for value in (3, 4, 5)] == [[3], [4], [5]]
+
+
+def test_everything_is_freed(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage, cuda: FakeCudaRuntime
+) -> None:
+    engine = open_backend(package)
+    scores(engine, 1)
+    assert cuda.alive > 0
+    engine.close()
+    assert cuda.alive == 0
+    open_backend(package)  # for the fixture to close
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        *((one, "cudaMalloc") for one in BACKENDS),
+        *((one, "cudaHostAlloc") for one in BACKENDS),
+        *((one, "cudaStreamCreateWithFlags") for one in BACKENDS),
+        ("tensorrt", "cudaStreamBeginCapture"),
+        ("tensorrt", "cudaGraphInstantiate"),
+    ],
+)
+@pytest.mark.usefixtures("tensorrt", "tensorrt_rtx", "onnxruntime")
+def test_a_failed_start_frees_everything(
+    package: ModelPackage, cuda: FakeCudaRuntime, name: str, backend: str
+) -> None:
+    cuda.fail_next(name, cudaError_t.cudaErrorMemoryAllocation)
+    with pytest.raises(EngineUnavailableError, match="cudaErrorMemoryAllocation"):
+        open_engine(package, backend, threads=1)
+    assert cuda.alive == 0
+
+
+def test_launches_are_recorded_once_per_size(
+    tensorrt: FakeTensorrt, package: ModelPackage, cuda: FakeCudaRuntime
+) -> None:
+    engine = open_engine(package, "tensorrt", threads=1)
+    # Two slots, two variants, and the sizes 1, 2, 4 and 8.
+    assert cuda.calls["cudaGraphInstantiate"] == 2 * 2 * 4
+    enqueued = [len(context.enqueued) for context in tensorrt.contexts]
+    for count in range(1, 9):
+        scores(engine, *range(count))
+    assert cuda.calls["cudaGraphLaunch"] == 8
+    assert [len(context.enqueued) for context in tensorrt.contexts] == enqueued
+    assert cuda.calls["cudaMalloc"] == 4  # images and outputs of two slots, at the start
+    engine.close()
+
+
+def test_batches_are_padded_to_the_next_size(
+    tensorrt_rtx: FakeTensorrt, package: ModelPackage
+) -> None:
+    engine = open_engine(package, "tensorrt-rtx", threads=1, max_batch_size=6)
+    for context in tensorrt_rtx.contexts:
+        context.enqueued.clear()
+    padded = []
+    for count in range(1, 7):
+        scores(engine, *range(count))
+        padded += [shape[0] for context in tensorrt_rtx.contexts for shape in context.enqueued]
+        for context in tensorrt_rtx.contexts:
+            context.enqueued.clear()
+    assert padded == [1, 2, 4, 4, 6, 6]
+    engine.close()
+
+
+@pytest.mark.usefixtures("tensorrt")
+def test_only_sizes_that_the_service_uses_are_recorded(
+    package: ModelPackage, cuda: FakeCudaRuntime
+) -> None:
+    engine = open_engine(package, "tensorrt", threads=1, max_batch_size=3)
+    assert engine.max_batch_size == 3
+    assert cuda.calls["cudaGraphInstantiate"] == 2 * 2 * 3
+    assert scores(engine, 1, 2, 3) == [1, 2, 3]
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "sizes"),
+    [(1, 1, [1]), (1, 8, [1, 2, 4, 8]), (1, 6, [1, 2, 4, 6]), (3, 12, [3, 4, 8, 12])],
+)
+def test_sizes_are_powers_of_two_and_both_ends(
+    smallest: int, largest: int, sizes: list[int]
+) -> None:
+    assert batch_sizes(smallest, largest) == sizes
+
+
+@pytest.mark.usefixtures("tensorrt")
+def test_an_engine_whose_batches_begin_above_one_gets_them_padded(tmp_path: Path) -> None:
+    artifact = engine_artifact(batch={"min": 2, "opt": 4, "max": 6})
+    engine = open_engine(
+        make_package(
+            tmp_path, [artifact], input_spec=FREE, height_px=(32, 256), width_px=(32, 256)
+        ),
+        "tensorrt",
+        threads=1,
+    )
+    assert scores(engine, 9) == [9]
+    assert engine.run(pictures(5, height_px=96, width_px=96))["scores"].tolist() == [[5]]
+    engine.close()
+
+
+def test_a_failed_enqueue_says_what_the_library_said(
+    tensorrt: FakeTensorrt, tmp_path: Path
+) -> None:
+    package = full_package(tmp_path, FREE)
+    engine = open_engine(package, "tensorrt", threads=1)
+    for context in tensorrt.contexts:
+        context.fail_next = True
+    with pytest.raises(RuntimeError, match=r"\(2, 96, 96, 3\) failed \(enqueue failed for a test"):
+        engine.run(pictures(1, 2, height_px=96, width_px=96))
+    with pytest.raises(ValueError, match=r"\(1, 16, 16, 3\) \(images: outside of the profile"):
+        engine.run(pictures(1, height_px=16, width_px=16))
+    assert scores(engine, 4) == [4]
+    engine.close()
+
+
+def test_a_sticky_error_is_told_from_others(
+    open_backend: Callable[[ModelPackage], Engine], package: ModelPackage, cuda: FakeCudaRuntime
+) -> None:
+    engine = open_backend(package)
+    cuda._sticky = cudaError_t.cudaErrorIllegalAddress
+    for _ in range(3):  # more than there are slots
+        with pytest.raises(
+            EngineBrokenError, match=r"cudaErrorIllegalAddress.*Restart the service"
+        ):
+            scores(engine, 1)
+
+
+@pytest.mark.usefixtures("tensorrt")
+def test_a_kernel_that_leaves_its_memory_is_sticky_and_no_other_backend_is_tried(
+    tmp_path: Path,
+) -> None:
+    package = make_package(tmp_path, [engine_artifact()], stray=True)
+    with pytest.raises(EngineBrokenError, match="cudaErrorIllegalAddress"):
+        open_engine(package, "auto", threads=1)
+
+
+def test_onnxruntime_on_a_gpu_takes_half_precision_and_exact_products(
+    onnxruntime: FakeOnnxRuntime, tmp_path: Path
+) -> None:
+    package = make_package(tmp_path, [half_precision_artifact()])
+    engine = open_engine(package, "onnxruntime-cuda", threads=1, max_batch_size=4)
+    assert scores(engine, 10) == [20]
+    assert engine.description.endswith("CUDAExecutionProvider, fp16 on NVIDIA L4")
+    (session,) = onnxruntime.sessions
+    assert session.provider_options["use_tf32"] == "0"
+    assert len(session.graphs) == 2 * 3  # two slots; sizes 1, 2 and 4
+    engine.close()
+
+
+def test_onnxruntime_without_graphs_where_it_refuses_them(
+    onnxruntime: FakeOnnxRuntime, package: ModelPackage, caplog: pytest.LogCaptureFixture
+) -> None:
+    onnxruntime.can_capture = False
+    engine = open_engine(package, "onnxruntime-cuda", threads=1)
+    assert scores(engine, 1, 2, 3) == [1, 2, 3]
+    assert "model.onnx, without CUDA graphs because" in caplog.text
+    engine.close()
+
+
+def test_rtx_keeps_its_kernels_for_the_next_start(
+    tensorrt_rtx: FakeTensorrt, package: ModelPackage
+) -> None:
+    open_engine(package, "tensorrt-rtx", threads=1).close()
+    kept = package.directory / ".tensorrt_rtx0.engine.runtime_cache"
+    assert kept.read_bytes() == b"cache of this GPU:\x01\x02\x04\x08"
+    written_at = kept.stat().st_mtime_ns
+    open_engine(package, "tensorrt-rtx", threads=1).close()
+    assert kept.stat().st_mtime_ns == written_at
+    kept.write_bytes(b"cache of another GPU:\x07")
+    open_engine(package, "tensorrt-rtx", threads=1).close()
+    assert kept.read_bytes() == b"cache of this GPU:\x01\x02\x04\x08"
+    assert {context.configuration.cuda_graph_strategy for context in tensorrt_rtx.contexts} == {
+        tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    }
+    assert [path.name for path in package.directory.glob(".*") if path != kept] == [
+        ".tensorrt_rtx1.engine.runtime_cache"
+    ]
+
+
+@pytest.mark.usefixtures("tensorrt_rtx")
+def test_a_package_that_cannot_be_written_to_is_served_all_the_same(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, _: bytes) -> int:
+        raise OSError(30, "Read-only file system", str(path))
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    engine = open_engine(package, "tensorrt-rtx", threads=1)
+    assert scores(engine, 3) == [3]
+    assert "not kept for the next start: [Errno 30] Read-only file system" in caplog.text
+    engine.close()

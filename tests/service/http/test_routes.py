@@ -1,0 +1,176 @@
+"""Health, metadata, metrics, OpenAPI and request ids."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.images import encode, plain
+from support.serving import ColourEngine, RunningServer
+
+
+def test_health(server: RunningServer) -> None:
+    assert server.client.get("/livez").json() == {"status": "live"}
+    assert server.client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_probes_and_metrics_answer_head(start_server: Callable[..., RunningServer]) -> None:
+    running = start_server(ColourEngine())
+    for path in ("/livez", "/readyz", "/metrics"):
+        answer = running.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    running.app.state.draining.set()
+    assert running.client.head("/readyz").status_code == 503
+    assert running.client.head("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("top_k=1&top_k=2", "top_k: received 2 values, ['1', '2']"),
+        ("flip=false&score_threshold=0.1&flip=false", "flip: received 2 values"),
+        ("fx=1&fx=2&fx=3", "fx: received 3 values"),
+    ],
+)
+def test_two_values_where_one_is_meant_are_refused(
+    server: RunningServer, query: str, complaint: str
+) -> None:
+    answer = server.client.post(f"/detect?{query}", content=encode(plain(1, 2)))
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "invalid_option"
+    assert complaint in answer.json()["detail"]
+
+
+def test_lists_may_be_repeated(server: RunningServer) -> None:
+    url = "/detect?classes=red&classes=green&scales=1&scales=0.5"
+    assert server.client.post(url, content=encode(plain(1, 2))).status_code == 200
+
+
+def test_models_are_listed_and_described(server: RunningServer) -> None:
+    (listed,) = server.client.get("/models").json()["models"]
+    assert listed["name"] == "painted"
+    assert listed["default"] is True
+    assert listed["classes"] == ["red", "green", "blue"]
+    described = server.client.get("/models/painted").json()
+    assert described.pop("manifest")["decoder"]["kind"] == "center_boxes"
+    assert described == listed
+
+
+def test_request_ids_are_echoed_or_made(server: RunningServer) -> None:
+    given = server.client.get("/livez", headers={"X-Request-ID": "order-66"})
+    assert given.headers["X-Request-ID"] == "order-66"
+    for bad in ("x" * 129, "two words", "caf\u00e9".encode()):
+        made = server.client.get("/livez", headers={"X-Request-ID": bad})
+        assert len(made.headers["X-Request-ID"]) == 32
+
+
+def test_metrics_count_requests_errors_stages_and_batches(server: RunningServer) -> None:
+    before = server.metric("centernet_request_errors_total", code="bad_image")
+    server.client.post("/detect", content=encode(plain(1, 2)))
+    server.client.post("/detect", content=encode(plain(1, 2))[:60])
+    assert server.metric("centernet_request_errors_total", code="bad_image") == before + 1
+    text = server.client.get("/metrics").text
+    for line in (
+        'centernet_http_requests_total{method="POST",route="/detect",status="200"}',
+        'centernet_stage_duration_seconds_count{model="painted",stage="infer"}',
+        'centernet_batch_size_bucket{le="1.0",model="painted"}',
+        'centernet_queue_limit_inputs{model="painted"} 128.0',
+    ):
+        assert line in text
+
+
+def test_openapi_describes_bodies_answers_and_problems(server: RunningServer) -> None:
+    document = server.client.get("/openapi.json").json()
+    detect = document["paths"]["/detect"]["post"]
+    assert set(detect["requestBody"]["content"]) >= {
+        "image/jpeg",
+        "application/octet-stream",
+        "multipart/form-data",
+    }
+    assert set(detect["responses"]) == {
+        *("200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504")
+    }
+    for status, response in detect["responses"].items():
+        assert "X-Request-ID" in response["headers"]
+        assert ("Retry-After" in response["headers"]) == (status in {"429", "503"})
+    assert "rate_limited" in detect["responses"]["429"]["description"]
+    problem = detect["responses"]["415"]["content"]["application/problem+json"]["schema"]
+    assert {"type", "detail", "code", "request_id", "retryable"} <= set(problem["properties"])
+    operations = [
+        operation["operationId"]
+        for path in document["paths"].values()
+        for operation in path.values()
+    ]
+    assert len(operations) == len(set(operations)), "a client generator needs unique names"
+    detection = document["components"]["schemas"]["Detection"]["properties"]
+    assert "EXIF" in detection["bbox"]["description"]
+    assert "HTTPValidationError" not in json.dumps(document)
+
+
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    **{"object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,)},
+    **{"integer": (int,), "number": (int, float), "null": (type(None),)},
+}
+
+
+def faults(value: Any, schema: dict[str, Any], named: dict[str, Any], at: str = "") -> list[str]:
+    """Where a value is not what its schema says: types, lengths and required members."""
+    if "$ref" in schema:
+        return faults(value, named[schema["$ref"].rpartition("/")[2]], named, at)
+    for choices in (schema.get("anyOf"), schema.get("oneOf")):
+        if choices:
+            found = [faults(value, choice, named, at) for choice in choices]
+            return [] if [] in found else found[0]
+    kind = schema.get("type")
+    if kind and (not isinstance(value, JSON_TYPES[kind]) or (value is True and kind == "integer")):
+        return [f"{at} is {value!r}, not {kind}"]
+    parts: list[tuple[Any, dict[str, Any], str]] = []
+    wrong = []
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        wrong = [f"{at} lacks {name}" for name in schema.get("required", []) if name not in value]
+        others = others if isinstance(others, dict) else {}
+        parts = [(part, known.get(name, others), f"{at}.{name}") for name, part in value.items()]
+    elif isinstance(value, list):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            wrong = [f"{at} has {len(value)} items"]
+        each = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
+        parts = [
+            (part, of_part, f"{at}[{index}]")
+            for index, (part, of_part) in enumerate(zip(value, each, strict=False))
+        ]
+    return wrong + [fault for part in parts for fault in faults(part[0], part[1], named, part[2])]
+
+
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [
+        *(("get", "/models"), ("get", "/models/{name}"), ("get", "/livez"), ("get", "/readyz")),
+        *(("post", "/detect"), ("post", "/models/{name}/detect")),
+    ],
+)
+def test_answers_match_their_openapi_schema(server: RunningServer, method: str, route: str) -> None:
+    document = server.client.get("/openapi.json").json()
+    responses, named = document["paths"][route][method]["responses"], document["components"]
+    schema = responses["200"]["content"]["application/json"]["schema"]
+    body = encode(plain(1, 2)) if method == "post" else None
+    url = route.replace("{name}", "painted")
+    answer = server.client.request(method, url, content=body)
+    assert answer.status_code == 200
+    assert faults(answer.json(), schema, named["schemas"]) == []
+    assert method == "get" or answer.json()["detections"]
+    if method == "post":
+        refused = server.client.post(url, content=body, params={"top_k": 0})
+        problem = responses["422"]["content"]["application/problem+json"]["schema"]
+        assert faults(refused.json(), problem, named["schemas"]) == []
+
+
+def test_the_openapi_check_finds_faults(server: RunningServer) -> None:
+    named = server.client.get("/openapi.json").json()["components"]["schemas"]
+    wrong = {"class_id": 1, "score": None, "bbox": [1, 2, "3"]}
+    assert faults(wrong, named["Detection"], named) == [
+        " lacks class_name",
+        ".score is None, not number",
+        ".bbox has 3 items",
+        ".bbox[2] is '3', not number",
+    ]

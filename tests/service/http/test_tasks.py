@@ -1,0 +1,334 @@
+"""Poses, boxes in space and corner systems over HTTP, over engines that give known outputs."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from support.images import encode, plain, quadrants
+from support.serving import FixedEngine, GatedEngine, RunningServer, make_manifest
+from support.tasks import (
+    BOX_ROWS,
+    CANVAS_3D,
+    CENTER_ROWS,
+    CORNER_CANVAS,
+    FREE,
+    PAIR_ROWS,
+    POSE_ROWS,
+    POSES,
+    SPACE,
+    SPACE_ROWS,
+)
+
+from model_package import CornerPairsDecoder, CornerTripletsDecoder
+from client.drawing import draw_detections
+
+Start = Callable[..., RunningServer]
+PICTURE = encode(plain(9, 9))
+
+
+def post(server: RunningServer, query: str = "", body: bytes = PICTURE) -> httpx.Response:
+    return server.client.post(f"/detect{query}", content=body)
+
+
+def detections(server: RunningServer, query: str = "", body: bytes = PICTURE) -> Any:
+    response = post(server, query, body)
+    assert response.status_code == 200, response.text
+    return response.json()["detections"]
+
+
+def refused(server: RunningServer, query: str, body: bytes = PICTURE) -> str:
+    response = post(server, query, body)
+    assert response.status_code in (413, 422), response.text
+    assert response.json()["code"] in ("invalid_option", "image_size")
+    return str(response.json()["detail"])
+
+
+def test_a_pose_has_its_joints_in_the_picture(start_server: Start) -> None:
+    server = start_server(FixedEngine(POSE_ROWS), make_manifest(POSES))
+    first, second = detections(server)
+    assert first["bbox"] == [24, 16, 40, 48]
+    assert first["keypoints"] == [[32, 20, 0.75], [32, 46, 0]]
+    assert "box3d" not in first
+    assert second["keypoints"][1] == [16, 18, 0.5]
+    described = server.client.get("/models/painted").json()
+    assert described["joints"] == ["nose", "tail"]
+    assert described["skeleton"] == [[0, 1]]
+    assert "joints" not in server.client.get("/models").json()["models"][0]
+
+
+def test_a_pose_is_the_same_at_twice_the_size(start_server: Start) -> None:
+    server = start_server(FixedEngine(POSE_ROWS), make_manifest(POSES))
+    double = encode(plain(9, 9, size=(128, 128)))
+    assert detections(server, body=double)[0]["keypoints"] == [[64, 40, 0.75], [64, 92, 0]]
+
+
+def test_a_box_in_space(start_server: Start) -> None:
+    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    far, near = detections(server)
+    assert far["bbox"] == [24, 24, 40, 40]
+    box = far["box3d"]
+    # On the optical axis, 20 m away, standing 1 m below it; its length points along the sight.
+    assert box["dimensions_hwl"] == [2, 3, 4]
+    assert box["location_xyz"] == [0, 1, 20]
+    assert box["depth"] == 20
+    assert abs(box["alpha"] - 3 * np.pi / 2) < 1e-3
+    assert abs(box["rotation_y"] + np.pi / 2) < 1e-3
+    near_face = sorted(box["corners_px"], key=lambda corner: abs(corner[0] - 32))[-4:]
+    expected = [[32 + 150 / 18 * x, 32 + 100 / 18 * y] for x in (-1, 1) for y in (-1, 1)]
+    assert np.allclose(sorted(near_face), expected, atol=1e-3)
+    # Half a metre away, 4 m long: it reaches behind the camera, where nothing has a picture.
+    assert "corners_px" not in near["box3d"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?fx=200&fy=200&cx=32&cy=32",
+        "?projection=200,0,32,0,0,200,32,0,0,0,1,0",
+        "?" + "&".join(f"projection={x}" for x in (200, 0, 32, 0, 0, 200, 32, 0, 0, 0, 1, 0)),
+    ],
+)
+def test_a_request_brings_its_camera(start_server: Start, query: str) -> None:
+    rows = SPACE_ROWS | {"centers": np.float32([[12, 8], [12, 8]])}
+    server = start_server(FixedEngine(rows), make_manifest(SPACE, CANVAS_3D))
+    # 16 pixels from the axis at 20 m: 3.2 m at a focal length of 100, 1.6 m at 200.
+    assert detections(server)[0]["box3d"]["location_xyz"] == [3.2, 1, 20]
+    assert detections(server, query)[0]["box3d"]["location_xyz"] == [1.6, 1, 20]
+
+
+def test_bad_cameras_are_refused(start_server: Start) -> None:
+    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    assert "all four of fx, fy, cx and cy" in refused(server, "?fx=100&cx=1")
+    assert "12 numbers of a matrix and 1 of" in refused(
+        server, "?fx=1&projection=200,0,32,0,0,200,32,0,0,0,1,0"
+    )
+    assert "at least 12" in refused(server, "?projection=1,2,3")
+    assert "valid number" in refused(server, "?projection=a,0,32,0,0,200,32,0,0,0,1,0")
+    focal = refused(server, "?projection=-2,0,32,0,0,200,32,0,0,0,1,0")
+    assert "received the focal lengths -2 and 200" in focal
+    assert "Both must be from 1 to 1e+06" in focal
+    for fx in ("0", "1e-310"):
+        text = refused(server, f"?fx={fx}&fy=1&cx=1&cy=1")
+        assert "greater than or equal to 1" in text
+    assert "less than or equal to 1000000" in refused(server, "?fx=1e308&fy=1&cx=1&cy=1")
+    assert "equal to -1000000" in refused(server, "?fx=1&fy=1&cx=-1e308&cy=1")
+    assert "equal to 1000000" in refused(server, "?projection=9,0,9,1e7,0,9,9,0,0,0,1,0")
+    assert "scale 1 only" in refused(server, "?scales=1&scales=2")
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        "200,0.5,32,0,0,200,32,0,0,0,1,0",
+        "200,0,32,0,0.5,200,32,0,0,0,1,0",
+        "200,0,32,0,0,200,32,0,0,0,2,0",
+        "200,0,32,0,0,200,32,0,0,0.5,1,0",
+        "200,0,32,0,0,200,32,0,0,0,0,0",
+    ],
+)
+def test_matrices_of_other_than_rectified_cameras_are_refused(
+    start_server: Start, matrix: str
+) -> None:
+    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    text = refused(server, f"?projection={matrix}")
+    assert f"received {matrix.replace(',', ', ')}. Only the matrix of a rectified camera" in text
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?fx=1&fy=1&cx=1e6&cy=-1e6",
+        "?fx=1e6&fy=1e6&cx=1e6&cy=1e6",
+        "?projection=1,0,-1e6,1e6,0,1e6,1e6,-1e6,0,0,1,1e6",
+        "?projection=1,0,-1e6,1e6,0,1e6,1e6,-1e6,0,0,1,-1e6",
+    ],
+)
+def test_no_accepted_camera_brings_null(start_server: Start, query: str) -> None:
+    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    response = post(server, query)
+    assert response.status_code == 200, response.text
+    assert "null" not in response.text
+
+
+def test_refusals_repeat_only_so_much(start_server: Start) -> None:
+    many = make_manifest().model_copy(
+        update={"classes": tuple(f"class {index:04} {'y' * 200}" for index in range(1000))}
+    )
+    server = start_server(FixedEngine(BOX_ROWS), many)
+    text = refused(server, f"?classes={'x' * 10_000}")
+    assert f"received '{'x' * 100}'; model" in text
+    assert "class 0019" in text
+    assert "class 0020" not in text
+    assert ", ... (1000 in all). Repeat the option" in text
+    assert len(text) < 2500
+
+
+def test_the_resolution_of_a_3d_picture_can_be_kept(start_server: Start) -> None:
+    engine = FixedEngine(SPACE_ROWS)
+    server = start_server(engine, make_manifest(SPACE, CANVAS_3D))
+    wide = encode(quadrants(96, 64))
+    assert detections(server, "?keep_resolution=true", wide)[0]["bbox"] == [40, 24, 56, 40]
+    assert np.array_equal(engine.calls[-1][0][0], quadrants(96, 64)[:, 16:80])
+
+
+def test_corner_pairs_are_judged_with_their_mirror_image(start_server: Start) -> None:
+    engine = FixedEngine(PAIR_ROWS)
+    decoder = CornerPairsDecoder(pairs=3, top_k=5, score_threshold=0.1)
+    server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
+    body = encode(quadrants(64, 64))
+    response = post(server, body=body)
+    assert response.headers["X-Batch-Size"] == "2"
+    plain_input, mirror_input = engine.calls[0][0]
+    assert plain_input.shape == (127, 127, 3)
+    assert np.array_equal(plain_input[31:95, 31:95], quadrants(64, 64))
+    assert np.array_equal(mirror_input, plain_input[:, ::-1])
+    found = response.json()["detections"]
+    cell = 127 / 32
+    best = next(detection["bbox"] for detection in found if detection["score"] == 0.9)
+    expected = [10 * cell - 31, 10 * cell - 31, 20 * cell - 31, 22 * cell - 31]
+    assert best == pytest.approx(expected, abs=1e-3)
+    # The same cells in the mirror image are 12 to 22 in the picture: it overlaps and is lowered.
+    _, mirrored = (row for row in found if row["class_name"] == "blue")
+    assert mirrored["score"] < 0.9
+    assert mirrored["bbox"][0] == pytest.approx(12 * cell - 31, abs=1e-3)
+    assert "can do only true" in refused(server, "?flip=false", body)
+    assert "can do only true" in refused(server, "?soft_nms=false", body)
+    assert "can do only true" in refused(server, "?keep_resolution=false", body)
+    assert detections(server, "?flip=true&keep_resolution=true&soft_nms=true", body) == found
+
+
+def test_corner_triplets_need_a_center(start_server: Start) -> None:
+    engine = FixedEngine(PAIR_ROWS | CENTER_ROWS)
+    decoder = CornerTripletsDecoder(pairs=3, top_k=5, score_threshold=0.1, centers=2)
+    server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
+    found = detections(server)
+    # Boxes 10..20 and 12..22 have a center of their class inside; the small one has none.
+    assert [detection["class_name"] for detection in found] == ["blue", "blue"]
+    assert found[0]["score"] == pytest.approx((2 * 0.9 + 0.6) / 3, abs=1e-6)
+    several = detections(server, "?scales=0.5,1,1.5")
+    assert len(engine.calls[-1][0]) <= 4
+    assert several[0]["score"] == found[0]["score"]
+    assert "finds its centers at the scale 1" in refused(server, "?scales=0.5&scales=2")
+    large = encode(plain(1, 2, size=(600, 600)))
+    assert "need an input of 639 x 639; the model takes at most 511" in refused(server, "", large)
+
+
+def test_options_choose_variant_scales_and_sizes(start_server: Start) -> None:
+    engine = FixedEngine(BOX_ROWS)
+    server = start_server(engine, make_manifest(input_spec=FREE, flips=(False, True)))
+    assert len(detections(server)) == 2
+    assert engine.calls[-1][1] is False
+    detections(server, "?flip=true")
+    assert engine.calls[-1][1] is True
+    response = post(server, "?scales=0.5,1&keep_resolution=true&flip=true")
+    assert response.status_code == 200
+    shapes = [(images.shape[1:3], flip) for images, flip in engine.calls[-2:]]
+    assert shapes == [((64, 64), True), ((96, 96), True)]
+    # Soft-NMS is on where scales are joined, off where not, and can be asked for.
+    assert [row["score"] for row in detections(server, "?soft_nms=true&score_threshold=0.1")] == [
+        0.9,
+        pytest.approx(0.8 * np.exp(-2 * (15 * 33 / (19 * 33)) ** 2), abs=1e-5),
+        0.2,
+    ]
+
+
+def test_a_model_says_what_it_can_do(start_server: Start) -> None:
+    server = start_server(FixedEngine(BOX_ROWS), make_manifest())
+    (model,) = server.client.get("/models").json()["models"]
+    assert model["options"] == {
+        "flip": [False],
+        "keep_resolution": [False],
+        "soft_nms": [False, True],
+        "max_scales": 8,
+        "camera": False,
+    }
+    assert "flip: received true; model painted can do only false" in refused(server, "?flip=true")
+    assert "can do only false" in refused(server, "?keep_resolution=1")
+    assert "finds nothing in space" in refused(server, "?fx=1")
+    assert "at most 8 items" in refused(server, "?" + "&".join(["scales=1"] * 9))
+    assert "each scale once" in refused(server, "?scales=1,1")
+    for scale in ("0.1", "9", "nan", "-1", "x"):
+        assert f"'{scale}'" in refused(server, f"?scales={scale}")
+    assert "valid boolean" in refused(server, "?flip=perhaps")
+
+
+def test_a_request_takes_a_place_for_each_of_its_inputs(start_server: Start) -> None:
+    server = start_server(FixedEngine(BOX_ROWS), make_manifest(), max_queue_size=2)
+    # Alone it is served, whatever the limit.
+    assert post(server, "?scales=0.5,1,1.5").status_code == 200
+    assert server.metric("centernet_admitted_inputs", model="painted") == 0
+
+
+def test_inputs_count_against_the_queue(start_server: Start) -> None:
+    engine = GatedEngine()
+    server = start_server(engine, max_queue_size=4)
+    with ThreadPoolExecutor(2) as clients:
+        first = clients.submit(post, server, "?scales=0.5,1,1.5")
+        assert engine.entered.acquire(timeout=10)
+        response = post(server, "?scales=0.5,1")
+        assert response.status_code == 429
+        assert "has 3 inputs waiting and admits 4; this request needs 2" in response.text
+        second = clients.submit(post, server)
+        engine.gate.set()
+        assert first.result(20).status_code == second.result(20).status_code == 200
+
+
+def test_openapi_types_what_tasks_add(server: RunningServer) -> None:
+    document = server.client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    detection = schemas["Detection"]
+    assert "keypoints" not in detection["required"]
+    assert detection["properties"]["keypoints"]["items"]["minItems"] == 3
+    assert detection["properties"]["box3d"]["$ref"].endswith("/Box3D")
+    assert "null" not in str(detection["properties"])
+    assert {"dimensions_hwl", "location_xyz", "rotation_y", "alpha", "depth"} == set(
+        schemas["Box3D"]["required"]
+    )
+    parameters = {
+        parameter["name"]: parameter
+        for parameter in document["paths"]["/detect"]["post"]["parameters"]
+    }
+    assert {"flip", "scales", "keep_resolution", "soft_nms", "fx", "projection"} <= set(parameters)
+    assert "joints" in schemas["PoseModelDetails"]["properties"]
+
+
+def test_skeletons_and_boxes_in_space_are_drawn() -> None:
+    black = Image.new("RGB", (200, 200))
+    person = {
+        "class_id": 1,
+        "class_name": "person",
+        "score": 0.9,
+        "bbox": [20, 60, 180, 190],
+        "keypoints": [[100, 80, 0.9], [100, 180, 0]],
+    }
+    blue = (0x00, 0x72, 0xB2)
+    alone = np.asarray(draw_detections(black, [person]))
+    joined = np.asarray(draw_detections(black, [person], [(0, 1), (0, 16)]))
+    assert tuple(joined[130, 100]) == blue
+    assert tuple(alone[130, 100]) == (0, 0, 0)
+    assert tuple(alone[80, 100]) == tuple(alone[180, 100]) == blue
+    assert tuple(alone[125, 20]) == blue
+    corners = [
+        [60, 150],
+        [150, 150],
+        [160, 140],
+        [70, 140],
+        [60, 90],
+        [150, 90],
+        [160, 80],
+        [70, 80],
+    ]
+    car = {
+        "class_id": 1,
+        "class_name": "car",
+        "score": 0.9,
+        "bbox": [20, 60, 180, 190],
+        "box3d": {"corners_px": corners},
+    }
+    drawn = np.asarray(draw_detections(black, [car]))
+    assert tuple(drawn[120, 60]) == tuple(drawn[150, 100]) == blue
+    assert tuple(drawn[125, 20]) == (0, 0, 0), "the box in space stands for the flat one"

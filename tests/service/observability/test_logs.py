@@ -1,0 +1,169 @@
+"""One line per request, in JSON or text, that no stranger can forge."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.images import encode, plain
+from support.serving import ColourEngine, RunningServer, wait_until
+
+from service.observability.logs import JsonFormatter, TextFormatter
+
+PICTURE = encode(plain(1, 2))
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+class Lines:
+    """What loggers wrote, in one of the formats."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        self.stream = io.StringIO()
+        self.handler = logging.StreamHandler(self.stream)
+        self.handler.setFormatter(formatter)
+
+    @property
+    def text(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+    def requests(self, count: int = 1) -> list[dict[str, Any]]:
+        """The lines of ``count`` requests; a line is written after its answer has gone out."""
+        wait_until(lambda: len(self._of_requests()) >= count)
+        return self._of_requests()
+
+    def _of_requests(self) -> list[dict[str, Any]]:
+        whole = self.stream.getvalue().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return [line for line in lines if line["logger"] == "service.http.auth"]
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[logging.Formatter], Lines]]:
+    root, level, heard = logging.getLogger(), logging.getLogger().level, []
+
+    def start(formatter: logging.Formatter) -> Lines:
+        lines = Lines(formatter)
+        heard.append(lines)
+        root.addHandler(lines.handler)
+        root.setLevel("INFO")
+        return lines
+
+    yield start
+    root.setLevel(level)
+    for lines in heard:
+        root.removeHandler(lines.handler)
+
+
+@pytest.fixture
+def json_lines(listen: Callable[[logging.Formatter], Lines]) -> Lines:
+    return listen(JsonFormatter())
+
+
+def test_a_request_is_one_line_with_its_facts(server: RunningServer, json_lines: Lines) -> None:
+    server.client.post(
+        "/detect?top_k=2",
+        content=PICTURE,
+        headers={"X-Request-ID": "order-66", "traceparent": f"00-{TRACE_ID}-{'1' * 16}-01"},
+    )
+    (line,) = json_lines.requests()
+    stages = line.pop("stages_ms")
+    assert list(stages) == ["read", "prepare", "queue", "infer", "postprocess"]
+    assert sum(stages.values()) <= line.pop("duration_ms")
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        **{"level": "info", "logger": "service.http.auth", "message": "request"},
+        **{"request_id": "order-66", "trace_id": TRACE_ID, "client": "127.0.0.1"},
+        **{"method": "POST", "route": "/detect", "status": 200, "model": "painted"},
+        **{"body_bytes": len(PICTURE), "batch_size": 1},
+    }
+
+
+def test_a_refused_request_says_why(server: RunningServer, json_lines: Lines) -> None:
+    server.client.post("/detect", content=b"no image")
+    (line,) = json_lines.requests()
+    assert (line["status"], line["code"], line["body_bytes"]) == (415, "unsupported_image", 8)
+    assert list(line["stages_ms"]) == ["read"]
+
+
+def test_what_strangers_send_stays_in_its_string(
+    server: RunningServer, listen: Callable[[logging.Formatter], Lines]
+) -> None:
+    text_lines, json_lines = listen(TextFormatter()), listen(JsonFormatter())
+    path = '/a%0A{"level":"error"}%22 status=200%1B[31m%E2%80%A8?key=secret'
+    server.client.get(path, headers={"X-Request-ID": 'a"b=c'})
+    (line,) = json_lines.requests()
+    assert line["path"] == '/a\n{"level":"error"}" status=200\x1b[31m\u2028'
+    assert line["request_id"] == 'a"b=c'
+    (text,) = [one for one in text_lines.text if "service.http.auth" in one]
+    assert text.isascii()
+    assert text.isprintable()
+    assert r'request_id="a\"b=c" ' in text
+    assert r'path="/a\n{\"level\":\"error\"}\" status=200\u001b[31m\u2028"' in text
+    assert "secret" not in text + json.dumps(line), "query strings are not logged"
+
+
+def test_probes_are_logged_only_when_they_fail(
+    start_server: Callable[..., RunningServer], json_lines: Lines
+) -> None:
+    running = start_server(ColourEngine())
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert running.client.get(path).status_code == 200
+    assert json_lines.requests(0) == []
+    running.app.state.draining.set()
+    assert running.client.get("/readyz").status_code == 503
+    (line,) = json_lines.requests()
+    assert (line["level"], line["route"], line["code"]) == ("warning", "/readyz", "stopping")
+
+
+def test_a_mistake_of_ours_is_logged_with_its_traceback(
+    start_server: Callable[..., RunningServer],
+    json_lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    running = start_server(ColourEngine())
+    monkeypatch.setattr("service.http.routes.to_response", broken)
+    answer = running.client.post("/detect", content=PICTURE, headers={"X-Request-ID": "r1"})
+    assert answer.status_code == 500
+    (line,) = json_lines.requests()
+    lines = [json.loads(line) for line in json_lines.text]
+    (mistake,) = [line for line in lines if "exception" in line]
+    assert mistake["request_id"] == "r1"
+    assert "ZeroDivisionError: a mistake" in mistake["exception"]
+    assert (line["level"], line["status"], line["code"]) == ("warning", 500, "internal_error")
+
+
+def test_keys_appear_by_their_line_only(
+    start_server: Callable[..., RunningServer], json_lines: Lines, tmp_path: Any
+) -> None:
+    key = "the-key-0123456789"
+    (tmp_path / "keys").write_text(f"\n{key}\n")
+    running = start_server(ColourEngine(), api_keys_file=tmp_path / "keys")
+    running.client.get("/models", headers={"Authorization": f"Bearer {key}"})
+    running.client.get("/models", headers={"Authorization": f"Bearer {key}x"})
+    assert [line["client"] for line in json_lines.requests(2)] == ["key_2", "127.0.0.1"]
+    assert key not in json_lines.stream.getvalue()
+
+
+def test_everything_in_the_process_is_logged_in_the_chosen_format() -> None:
+    code = (
+        "import logging, warnings\n"
+        "from service.observability.logs import set_up_logging\n"
+        "set_up_logging('json', 'warning')\n"
+        "logging.getLogger('uvicorn.error').warning('from %s', 'uvicorn')\n"
+        "logging.getLogger('uvicorn.error').info('too quiet')\n"
+        "warnings.warn('from a library')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    first, second = (json.loads(line) for line in result.stderr.splitlines())
+    assert (first["logger"], first["message"]) == ("uvicorn.error", "from uvicorn")
+    assert second["logger"] == "py.warnings"
+    assert "from a library" in second["message"]

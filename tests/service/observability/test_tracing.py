@@ -1,0 +1,250 @@
+"""Traces: the caller's goes on, stages are spans, and no receiver can hurt."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.datastructures import Headers
+from support.images import encode, plain
+from support.serving import ColourEngine, RunningServer, wait_until
+
+from service.observability.request_record import RequestRecord
+from service.settings import Settings
+from service.observability.spans import Spans
+from service.observability.tracing import TraceParent, TracingUnavailableError, open_tracing, read_traceparent
+
+PICTURE = encode(plain(1, 2))
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = f"00-{TRACE}-{SPAN}-01"
+STAGES = ["read", "prepare", "queue", "infer", "postprocess"]
+StartServer = Callable[..., RunningServer]
+
+
+@pytest.mark.parametrize(
+    ("given", "sampled"),
+    [
+        (PARENT, True),
+        (f"00-{TRACE}-{SPAN}-00", False),
+        (f"00-{TRACE}-{SPAN}-ff", True),
+        (f"cc-{TRACE}-{SPAN}-01-what-comes-later", True),
+    ],
+)
+def test_a_trace_parent_is_read(given: str, sampled: bool) -> None:
+    headers = Headers({"traceparent": given, "tracestate": "a=1"})
+    assert read_traceparent(headers) == TraceParent(TRACE, SPAN, sampled, "a=1")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "x" * 5000, PARENT.upper(), PARENT + "-more", PARENT[:-1], f"ff{PARENT[2:]}"),
+        *(f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"00-{TRACE}-{SPAN}-zz"),
+    ],
+)
+def test_a_wrong_trace_parent_is_ignored(given: str) -> None:
+    assert read_traceparent(Headers({"traceparent": given})) is None
+
+
+def test_two_trace_parents_are_none() -> None:
+    raw = [(b"traceparent", PARENT.encode())] * 2
+    assert read_traceparent(Headers(raw=raw)) is None
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def traced(
+    start_server: StartServer, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> RunningServer:
+    spans = Spans(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("service.app.open_tracing", lambda _: spans)
+    return start_server(ColourEngine())
+
+
+def spans_of(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    """The spans of one request, whose own ends after the client has its answer."""
+    while True:
+        spans = {span.name: span for span in exporter.get_finished_spans()}
+        if "POST /detect" in spans:
+            return spans
+        time.sleep(0.01)
+
+
+def test_a_request_is_a_span_in_its_callers_trace(
+    traced: RunningServer, exporter: InMemorySpanExporter
+) -> None:
+    before_ns = time.time_ns()
+    traced.client.post("/detect", content=PICTURE, headers={"traceparent": PARENT})
+    spans = spans_of(exporter)
+    batch = spans.pop("batch")
+    assert set(spans) == {*STAGES, "POST /detect"}
+    request = spans["POST /detect"]
+    assert [link.context for link in batch.links] == [request.context]
+    assert request.parent is not None
+    assert request.context is not None
+    assert format(request.parent.span_id, "016x") == SPAN
+    assert {format(span.context.trace_id, "032x") for span in spans.values()} == {TRACE}  # type: ignore[union-attr]
+    times = [before_ns, request.start_time]
+    for stage in STAGES:
+        assert spans[stage].parent is not None
+        assert spans[stage].parent.span_id == request.context.span_id  # type: ignore[union-attr]
+        times += [spans[stage].start_time, spans[stage].end_time]
+    times += [request.end_time, time.time_ns()]
+    rounded = [(at or 0) // 1000 for at in times]
+    assert rounded == sorted(rounded), "stages follow each other inside the request"
+    facts = dict(request.attributes or {})
+    assert facts["http.route"] == "/detect"
+    assert facts["http.response.status_code"] == 200
+    assert facts["centernet.batch_size"] == 1
+    assert facts["centernet.model"] == "painted"
+    assert request.resource.attributes["service.name"] == "centernet-serving"
+
+
+def test_without_a_parent_a_trace_begins_and_the_log_names_it(
+    traced: RunningServer, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    traced.client.post("/detect", content=b"no image")
+    request = spans_of(exporter)["POST /detect"]
+    assert request.parent is None
+    assert request.context is not None
+    (line,) = [record for record in caplog.records if record.name == "service.http.auth"]
+    assert line.facts["trace_id"] == format(request.context.trace_id, "032x")  # type: ignore[attr-defined]
+    assert dict(request.attributes or {})["error.type"] == "unsupported_image"
+    assert request.status.is_unset, "a mistake of the client is no failure of the server"
+
+
+def test_the_caller_decides_what_is_sampled_and_probes_never_are(
+    traced: RunningServer, exporter: InMemorySpanExporter
+) -> None:
+    traced.client.post("/detect", content=PICTURE, headers={"traceparent": PARENT[:-1] + "0"})
+    for path in ("/livez", "/readyz", "/metrics"):
+        traced.client.get(path, headers={"traceparent": PARENT})
+    assert exporter.get_finished_spans() == ()
+
+
+def test_a_batch_is_linked_to_the_requests_that_shared_it(exporter: InMemorySpanExporter) -> None:
+    spans = Spans(SimpleSpanProcessor(exporter))
+    records = [RequestRecord(f"r{number}", "client") for number in range(2)]
+    for record in records:
+        spans.begin(record)
+    began_at, seconds = records[0].started_at, 0.25
+    spans.batch("painted", [*records, records[0], None], began_at, seconds, trigger="full")
+    spans.batch("painted", [None], began_at, seconds)
+    (batch,) = exporter.get_finished_spans()
+    assert [link.context for link in batch.links] == [
+        record.span.get_span_context() for record in records
+    ]
+    assert batch.parent is None
+    assert dict(batch.attributes or {}) == {
+        **{"centernet.model": "painted", "centernet.batch_size": 4, "trigger": "full"}
+    }
+    assert batch.end_time is not None
+    assert batch.start_time is not None
+    assert batch.end_time - batch.start_time == 250_000_000
+    assert abs(batch.start_time - records[0].started_at_ns) < 60e9
+
+
+def test_spans_that_cannot_be_made_cost_no_answer(
+    traced: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", broken)
+    assert traced.client.post("/detect", content=PICTURE).status_code == 200
+    wait_until(lambda: "a span could not be made" in caplog.text)
+
+
+class Receiver(HTTPServer):
+    """An OTLP/HTTP receiver; it answers when the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.bodies: list[bytes] = []
+        self.paths: list[str] = []
+        self.gate = threading.Event()
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Receiver)
+        self.server.paths.append(self.path)
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.gate.wait(20)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.gate.set()
+        running.shutdown()
+        thread.join()
+
+
+def test_spans_arrive_at_a_receiver(start_server: StartServer, receiver: Receiver) -> None:
+    receiver.gate.set()
+    running = start_server(ColourEngine(), otlp_endpoint=receiver.endpoint)
+    running.client.post("/detect", content=PICTURE, headers={"traceparent": PARENT})
+    running.stop()  # which sends what is left
+    while not receiver.bodies:
+        time.sleep(0.01)
+    assert receiver.paths[0] == "/v1/traces"
+    sent = ExportTraceServiceRequest.FromString(receiver.bodies[0])
+    (resource,) = sent.resource_spans
+    spans = [span for scope in resource.scope_spans for span in scope.spans]
+    assert {span.name for span in spans} == {*STAGES, "POST /detect", "batch"}
+    assert {span.trace_id.hex() for span in spans if span.name != "batch"} == {TRACE}
+
+
+def test_a_receiver_that_hangs_or_is_away_costs_nothing(
+    start_server: StartServer,
+    receiver: Receiver,
+    unused_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.observability.spans._STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")  # milliseconds: it is at work meanwhile
+    for endpoint in (receiver.endpoint, unused_endpoint):
+        running = start_server(ColourEngine(), otlp_endpoint=endpoint)
+        for _ in range(20):
+            assert running.client.post("/detect", content=PICTURE).status_code == 200
+        running.stop()
+    assert len(receiver.paths) == 1, "one export was begun, and hangs"
+
+
+@pytest.fixture
+def unused_endpoint() -> str:
+    with HTTPServer(("127.0.0.1", 0), Handler) as closed:
+        return f"http://127.0.0.1:{closed.server_port}"
+
+
+def test_without_an_endpoint_there_is_no_tracer() -> None:
+    assert open_tracing(Settings()) is None
+
+
+def test_a_missing_extra_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "service.observability.spans", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(TracingUnavailableError, match=r"centernet-serving\[otel\]"):
+        open_tracing(Settings(otlp_endpoint="http://localhost:4318"))

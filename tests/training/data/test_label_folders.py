@@ -1,0 +1,164 @@
+"""KITTI's and VOC's folders of labels, and COCO's joints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from model_export.class_names import KITTI
+from training.data.sample import ALL_CLASSES
+from training.data.coco import read_coco_split
+from training.data.kitti import read_kitti_split
+from training.data.image_files import DatasetError
+from training.data.voc import read_voc_split
+
+CAR = "Car 0.00 0 1.57 10.0 20.0 50.0 44.0 1.50 1.60 3.90 -2.0 1.7 12.5 1.41"
+CLASSES = ("Pedestrian", "Car")
+
+
+def write_picture(directory: Path, name: str = "000001.png") -> None:
+    cv2.imwrite(str(directory / name), np.full((48, 64, 3), 128, np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_picture(tmp_path)
+    (tmp_path / "names.txt").write_text("000001\n\n")
+    return tmp_path
+
+
+def read_kitti(folder: Path, *lines: str):
+    (folder / "000001.txt").write_text("\n".join(lines) + "\n")
+    return read_kitti_split(folder / "names.txt", folder, folder, CLASSES)
+
+
+def test_kitti_objects_and_what_is_ignored(folder: Path) -> None:
+    pictures = read_kitti(
+        folder,
+        CAR,
+        "Van" + CAR[3:],
+        "DontCare -1 -1 -10 0 0 9 9 -1 -1 -1 -1000 -1000 -1000 -10",
+        "Tram" + CAR[3:],
+    )
+    (image,) = pictures
+    assert image.pixels.shape == (48, 64, 3)
+    np.testing.assert_allclose(image.boxes_xywh, [[10, 20, 40, 24]])
+    assert image.class_ids.tolist() == [1]
+    assert image.space.depths_m.tolist() == [12.5]
+    np.testing.assert_allclose(image.space.dimensions_m, [[1.5, 1.6, 3.9]])
+    np.testing.assert_allclose(image.space.alphas_rad, [1.57])
+    assert image.ignored_class_ids.tolist() == [1, ALL_CLASSES]
+    np.testing.assert_allclose(image.ignored_xywh[1], [0, 0, 9, 9])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Car 0.00 0 1.57 10 20 50", "line 1: 6 numbers after 'Car', expected 14"),
+        (CAR.replace("1.57", "nan"), "expected 14 finite"),
+        (CAR.replace("1.57", "left"), "line 1: could not convert"),
+        (CAR.replace("10.0 20.0 50.0", "64.0 20.0 90.0"), "lies outside the picture"),
+    ],
+)
+def test_kitti_mistakes_are_named(folder: Path, line: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_kitti(folder, line)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("000002", "has no picture 000002"), ("", "lists no pictures")],
+)
+def test_lists_of_names_are_checked(folder: Path, names: str, message: str) -> None:
+    (folder / "names.txt").write_text(names)
+    with pytest.raises(DatasetError, match=message):
+        read_kitti_split(folder / "names.txt", folder, folder, CLASSES)
+
+
+def test_a_picture_without_a_label_file_is_named(folder: Path) -> None:
+    for read in (read_kitti_split, read_voc_split):
+        with pytest.raises(DatasetError, match="000001"):
+            read(folder / "names.txt", folder, folder, CLASSES)
+
+
+def test_the_kitti_frames_beside_the_checkout_are_read(shared: Path, tmp_path: Path) -> None:
+    kitti = shared / "data/kitti"
+    names = sorted(path.stem for path in (kitti / "label_2").glob("*.txt"))
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    pictures = read_kitti_split(tmp_path / "names.txt", kitti / "image_2", kitti / "label_2", KITTI)
+    assert len(pictures) == len(names) == 51
+    image = pictures[0]
+    assert len(image.boxes_xywh) == len(image.class_ids) == len(image.space.depths_m)
+
+
+VOC = """<annotation><object><name>{name}</name><difficult>1</difficult>
+<bndbox><xmin>{left}</xmin><ymin>11</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>
+<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>
+</part></object></annotation>"""
+
+
+def read_voc(folder: Path, content: str):
+    (folder / "000001.xml").write_text(content)
+    return read_voc_split(folder / "names.txt", folder, folder, ("cat", "dog"))
+
+
+def test_voc_counts_pixels_from_one(folder: Path) -> None:
+    (image,) = read_voc(folder, VOC.format(name="dog", left=1))
+    np.testing.assert_allclose(image.boxes_xywh, [[0, 10, 30, 30]])
+    assert image.class_ids.tolist() == [1]
+    assert image.space is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (VOC.format(name="cow", left=1), "object 1: class 'cow' is not among"),
+        (VOC.format(name="dog", left="one"), "is not four numbers"),
+        (VOC.format(name="dog", left=31), "is no box"),
+        ("<annotation>", "not readable as XML"),
+    ],
+)
+def test_voc_mistakes_are_named(folder: Path, content: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_voc(folder, content)
+
+
+def coco(folder: Path, **annotation: Any) -> Path:
+    document = {
+        "images": [{"id": 1, "file_name": "000001.png", "width": 64, "height": 48}],
+        "annotations": [
+            {"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 20]} | annotation
+        ],
+        "categories": [{"id": 1, "name": "mouse", "keypoints": ["snout", "tail"]}],
+    }
+    path = folder / "labels.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_coco_joints(folder: Path) -> None:
+    read = read_coco_split(
+        coco(folder, keypoints=[3, 4, 2, 0, 0, 0]), folder, ("mouse",), ("snout", "tail")
+    )
+    assert read.images[0].joints.tolist() == [[[3, 4, 2], [0, 0, 0]]]
+    unlabelled = read_coco_split(coco(folder), folder, ("mouse",), ("snout", "tail"))
+    assert unlabelled.images[0].joints.tolist() == [[[0, 0, 0], [0, 0, 0]]]
+    assert read_coco_split(coco(folder), folder, ("mouse",)).images[0].joints is None
+
+
+def test_coco_joints_that_do_not_fit_are_named(folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"has keypoints .*, expected"):
+        read_coco_split(coco(folder), folder, ("mouse",), ("tail", "snout"))
+    with pytest.raises(DatasetError, match="annotation 5: keypoints are not 6 finite numbers"):
+        read_coco_split(coco(folder, keypoints=[1, 2]), folder, ("mouse",), ("snout", "tail"))
+
+
+def test_a_picture_that_is_cut_short_is_named_when_it_is_needed(folder: Path) -> None:
+    pictures = read_coco_split(coco(folder), folder, ("mouse",)).images
+    path = folder / "000001.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DatasetError, match="damaged"):
+        pictures[0]

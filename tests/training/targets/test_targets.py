@@ -1,0 +1,201 @@
+"""Targets of the heads against the authors' numbers, and against what decoding makes of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.data.sample import ALL_CLASSES, Space
+from training.targets.corners import corner_targets, triplet_targets
+from training.targets.poses import pose_targets
+from training.targets.boxes_3d import ignore_regions, space_targets
+from training.targets.centers import (
+    center_targets,
+    corrected_gaussian_radius,
+    draw_gaussian,
+    gaussian_radius,
+)
+
+Goldens = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def load(project: Path) -> Callable[..., Goldens]:
+    def read(file: str, *names: str) -> Goldens:
+        path = project / "tests/upstream/goldens" / f"{file}.npz"
+        with np.load(path, allow_pickle=False) as goldens:
+            return {name: goldens[name] for name in names}
+
+    return read
+
+
+def test_radius_is_the_authors(load) -> None:
+    goldens = load("unit_geometry_xz", "gr_args", "gr_centernet")
+    ours = [gaussian_radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
+    np.testing.assert_allclose(ours, goldens["gr_centernet"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("system", "radius"),
+    [("unit_cornernet", corrected_gaussian_radius), ("unit_triplet", gaussian_radius)],
+)
+def test_radius_of_corners_is_the_authors(load, system: str, radius) -> None:
+    goldens = load(system, "gr_args", "gr")
+    ours = [radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
+    np.testing.assert_allclose(ours, goldens["gr"], rtol=1e-10)
+
+
+def test_gaussians_are_the_authors(load) -> None:
+    goldens = load("unit_geometry_xz", "draw_args", "umich")
+    drawn = np.zeros_like(goldens["umich"])
+    for index, (x, y, radius, peak) in enumerate(goldens["draw_args"]):
+        one = np.zeros_like(drawn[0])
+        draw_gaussian(one, int(x), int(y), int(radius))
+        # The golden spreads its calls over two channels; ours draws no other peak than 1.
+        np.maximum(drawn[index % 2], np.float32(peak) * one, out=drawn[index % 2])
+    np.testing.assert_allclose(drawn, goldens["umich"], atol=1e-6)
+
+
+def encode(boxes: list[list[float]], class_ids: list[int], max_objects: int = 4, **options):
+    return center_targets(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(class_ids, np.int64),
+        num_classes=2,
+        map_height=16,
+        map_width=24,
+        stride=4,
+        max_objects=max_objects,
+        **options,
+    )
+
+
+def test_box_is_recovered_from_its_targets() -> None:
+    targets = encode([[10.0, 20.0, 31.0, 17.0]], [1])
+    x = targets.cells[0] % 24 + targets.offset[0, 0]
+    y = targets.cells[0] // 24 + targets.offset[0, 1]
+    w, h = targets.size[0]
+    np.testing.assert_allclose(
+        np.array([x - w / 2, y - h / 2, w, h]) * 4, [10, 20, 31, 17], atol=1e-5
+    )
+    assert targets.heatmap[1].flat[targets.cells[0]] == 1
+    assert (targets.heatmap == 1).sum() == 1
+    assert targets.heatmap[0].max() == 0
+    assert targets.present.tolist() == [1, 0, 0, 0]
+
+
+def test_overlapping_gaussians_keep_the_larger_value() -> None:
+    alone = encode([[10, 10, 40, 40]], [0]).heatmap[0]
+    both = encode([[10, 10, 40, 40], [18, 10, 40, 40]], [0, 0]).heatmap[0]
+    assert (both >= alone).all()
+    assert both.max() == 1
+
+
+def test_center_on_the_far_edge_stays_inside_the_map() -> None:
+    targets = encode([[96.0, 64.0, 0.5, 0.5]], [0])
+    assert targets.cells[0] == 16 * 24 - 1
+
+
+def test_no_object_gives_an_empty_heatmap() -> None:
+    targets = encode([], [])
+    assert targets.heatmap.max() == 0
+    assert targets.present.sum() == 0
+
+
+def test_too_many_objects_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 objects in one picture; at most 1"):
+        encode([[0, 0, 9, 9], [20, 20, 9, 9]], [0, 0], max_objects=1)
+
+
+def test_joints_are_recovered_from_their_targets() -> None:
+    joints = np.array([[[13, 22, 2], [40, 36, 1], [200, 30, 2], [20, 20, 0]]], np.float32)
+    targets = pose_targets(encode([[10, 20, 31, 17]], [0]), joints, stride=4)
+    assert targets.joint_mask[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    center = np.array([targets.cells[0] % 24, targets.cells[0] // 24])
+    for joint in (0, 1):
+        expected = joints[0, joint, :2] / 4
+        offset = targets.joint_offsets[0, 2 * joint : 2 * joint + 2]
+        np.testing.assert_allclose(center + offset, expected, atol=1e-6)
+        cell = targets.joint_cells[joint]
+        place = np.array([cell % 24, cell // 24]) + targets.joint_heatmap_offset[joint]
+        np.testing.assert_allclose(place, expected, atol=1e-6)
+        assert targets.joint_heatmap[joint].flat[cell] == 1
+    # Outside of the map, and not labelled.
+    assert targets.joint_heatmap[2:].max() == 0
+    assert targets.joint_present[:4].tolist() == [1, 1, 0, 0]
+
+
+def test_an_object_without_joints_stays_in_the_heatmap_only() -> None:
+    joints = np.zeros((1, 3, 3), np.float32)
+    targets = pose_targets(encode([[10, 20, 31, 17]], [0]), joints, stride=4)
+    assert targets.present.sum() == 0
+    assert (targets.heatmap == 1).sum() == 1
+
+
+@pytest.mark.parametrize("alpha", np.linspace(-3.1, 3.1, 41))
+def test_angles_are_recovered_from_their_bins(alpha: float) -> None:
+    space = Space(
+        np.array([12.0], np.float32), np.ones((1, 3), np.float32), np.array([alpha], np.float32)
+    )
+    targets = space_targets(encode([[10, 20, 31, 17]], [0]), space)
+    # The authors' conditions.
+    expected = [
+        alpha < np.pi / 6 or alpha > 5 * np.pi / 6,
+        alpha > -np.pi / 6 or alpha < -5 * np.pi / 6,
+    ]
+    assert targets.rotation_bins[0].tolist() == expected
+    for index, middle in enumerate((-np.pi / 2, np.pi / 2)):
+        residual = targets.rotation_residuals[0, index]
+        if expected[index]:
+            assert np.cos(residual + middle - alpha) == pytest.approx(1, abs=1e-6)
+        else:
+            assert residual == 0
+    assert targets.depth[0] == 12
+    assert targets.measured.tolist() == [1, 0, 0, 0]
+
+
+def test_depth_is_not_learnt_from_enlarged_views() -> None:
+    one = np.ones(1, np.float32)
+    space = Space(one, np.ones((1, 3), np.float32), one, is_measurable=False)
+    targets = space_targets(encode([[10, 20, 31, 17]], [0]), space)
+    assert targets.measured.sum() == 0
+    assert targets.present.sum() == 1
+
+
+def test_ignored_regions_cost_nothing_and_hide_no_object() -> None:
+    heatmap = encode([[10, 20, 31, 17]], [0]).heatmap
+    boxes = np.array([[10, 20, 31, 17], [60, 20, 16, 16]], np.float32)
+    ignore_regions(heatmap, boxes, np.array([ALL_CLASSES, 1]), stride=4)
+    assert (heatmap[0] == 1).sum() == 1
+    assert (heatmap[1] == 1).sum() == 0
+    assert heatmap[1].max() == pytest.approx(0.9999)
+    assert heatmap[0, 7, 17] == 0
+    assert heatmap[1, 7, 17] == pytest.approx(0.9999)
+
+
+@pytest.mark.parametrize("encode_corners", [corner_targets, triplet_targets])
+def test_corners_are_recovered_from_their_targets(encode_corners) -> None:
+    boxes = np.array([[10.5, 20, 31, 17], [60, 0, 67, 127]], np.float32)
+    targets = encode_corners(
+        boxes, np.array([1, 0]), num_classes=2, input_size=(127, 127), max_objects=5
+    )
+    corners = {"top_left": boxes[:, :2], "bottom_right": boxes[:, :2] + boxes[:, 2:]}
+    if encode_corners is triplet_targets:
+        corners["center"] = boxes[:, :2] + boxes[:, 2:] / 2
+    for name, points in corners.items():
+        assert targets[f"{name}_heatmap"].shape == (2, 32, 32)
+        cells = targets[f"{name}_cells"][:2]
+        places = np.stack([cells % 32, cells // 32], axis=1) + targets[f"{name}_offset"][:2]
+        # 32 cells for 127 pixels; the last column of the picture is as far as a corner goes.
+        np.testing.assert_allclose(places, points * 32 / 127, atol=32 / 127)
+        if name == "top_left":
+            np.testing.assert_allclose(places, points * 32 / 127, atol=1e-5)
+        for class_id, cell in zip((1, 0), cells, strict=True):
+            assert targets[f"{name}_heatmap"][class_id].flat[cell] == 1
+    assert targets["present"].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_gaussians_of_centers_are_the_authors(load) -> None:
+    drawn = np.zeros((40, 56), np.float32)
+    draw_gaussian(drawn, 20, 15, 6, sigmas=5)
+    np.testing.assert_allclose(drawn, load("unit_triplet", "draw_delte5")["draw_delte5"], atol=1e-6)

@@ -1,0 +1,266 @@
+"""A training recipe: everything that decides the weights, read from one TOML file."""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from numpy.random import Generator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+
+from model_export.architectures import ARCHITECTURES, Architecture
+from model_export.class_names import COCO_JOINTS, mirrored_pairs
+from model_export.graph.normalization import NORMALIZATIONS
+from model_export.tasks import TASKS, Task
+from training.synthetic import blood_smears
+from training.synthetic import road_scenes
+from training.data.sample import AnnotatedImage
+from training.data.augmentation import AugmentationRanges, Canvas
+from training.synthetic.people import render_figures
+from training.objectives import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A renderer, and what its pictures are labelled with."""
+
+    render: Callable[[Generator], AnnotatedImage]
+    classes: tuple[str, ...]
+    joints: tuple[str, ...] = ()
+    in_space: bool = False
+
+
+RENDERED: Mapping[str, Rendered] = {
+    "blood_smears": Rendered(blood_smears.render_smear, blood_smears.CLASS_NAMES),
+    "figures": Rendered(render_figures, ("person",), joints=COCO_JOINTS),
+    "road_scenes": Rendered(road_scenes.render_road, road_scenes.CLASS_NAMES, in_space=True),
+}
+"""Renderers by name."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be trained; the message names the file and every wrong field."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSection(_Section):
+    """Which pictures are trained on and which choose the best epoch.
+
+    ``train`` and ``validation`` are COCO files, or, for the other formats, lists of the names of
+    pictures whose label files lie in ``labels``. Paths are relative to the directory the training
+    is started in. Without ``validation`` the last epoch is the result. Rendered pictures are added
+    to those of ``train``, new ones in every epoch.
+    """
+
+    format: Literal["coco", "kitti", "voc"] = "coco"
+    images: Path | None = None
+    labels: Path | None = None
+    train: tuple[Path, ...] = ()
+    validation: Path | None = None
+    repeats: int = Field(1, ge=0)
+    rendered_per_epoch: int = Field(0, ge=0)
+    renderer: Literal["blood_smears", "figures", "road_scenes"] = "blood_smears"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that name pictures on disk."""
+        return self.train if self.validation is None else (*self.train, self.validation)
+
+
+class AugmentationSection(_Section):
+    """Ranges of the random views; see :class:`~training.data.augmentation.AugmentationRanges`."""
+
+    scale: tuple[float, float]
+    brightness: float = Field(ge=0, lt=1)
+    contrast: float = Field(ge=0, lt=1)
+    saturation: float = Field(ge=0, le=1)
+    hue_degrees: float = Field(ge=0, le=180)
+    blur_probability: float = Field(ge=0, le=1)
+    mirror: bool = True
+    quarter_turns: bool = False
+    center_border_px: int | None = Field(default=None, ge=1)
+    fixed_probability: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} is not a smallest and a largest factor")
+        return self
+
+    def ranges(self) -> AugmentationRanges:
+        """The same numbers as the augmentation takes them."""
+        return AugmentationRanges(**self.model_dump())
+
+
+class ScheduleSection(_Section):
+    """AdamW with linear warm-up and cosine decay to zero, and the average of the weights."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_steps: int = Field(ge=0)
+    average_decay: float = Field(ge=0, lt=1)
+    gradient_clip: float = Field(gt=0)
+    evaluate_every: int = Field(default=1, ge=1)
+
+
+class Recipe(_Section):
+    """One training run.
+
+    ``train_crop`` is the side of the square windows that are trained on; without it they have the
+    size of the input. ``picture_width`` fixes the scale that objects have at test time where all
+    pictures have that width; without it each picture is scaled by its own size. ``loss_weights``
+    names the terms of the loss that count otherwise than with the authors. ``start`` is a
+    checkpoint, ours or the authors', whose weights the network starts from.
+    """
+
+    architecture: str
+    task: str = "boxes"
+    normalization: str
+    classes: tuple[str, ...] = Field(min_length=1)
+    joints: tuple[str, ...] = ()
+    input_width: int = Field(gt=0)
+    input_height: int = Field(gt=0)
+    resize: Literal["letterbox", "fit_width", "keep_resolution"] | None = None
+    train_crop: int | None = Field(default=None, gt=0)
+    picture_width: int | None = Field(default=None, gt=0)
+    seed: int = Field(ge=0)
+    start: Path | None = None
+    loader_workers: int = Field(ge=0)
+    data: DataSection
+    augmentation: AugmentationSection
+    schedule: ScheduleSection
+    loss_weights: Mapping[str, PositiveFloat] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}")
+        tasks = self.network.tasks
+        if self.task not in tasks:
+            raise ValueError(f"task of {self.architecture} must be one of {sorted(tasks)}")
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization must be one of {sorted(NORMALIZATIONS)}")
+        for name in ("classes", "joints"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} has a name twice")
+        return self
+
+    @model_validator(mode="after")
+    def _terms_exist(self) -> Self:
+        terms = OBJECTIVES[self.task].weights
+        if unknown := sorted(set(self.loss_weights) - set(terms)):
+            raise ValueError(f"loss_weights: {unknown} are no terms of {self.task}: {list(terms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_suit_the_network(self) -> Self:
+        multiple, less = self.network.input_multiple, 1 - self.task_facts.extra_px
+        for name in ("input_width", "input_height", "train_crop"):
+            side = getattr(self, name)
+            if side is not None and (side + less) % multiple:
+                wanted = "one less than a multiple" if less else "a multiple"
+                raise ValueError(f"{name} is {side}, but must be {wanted} of {multiple}")
+        return self
+
+    @model_validator(mode="after")
+    def _data_suit_the_task(self) -> Self:
+        data = self.data
+        if not (data.repeats and data.train) and data.rendered_per_epoch == 0:
+            raise ValueError(
+                "data: neither train and repeats nor rendered_per_epoch: nothing to train on"
+            )
+        if data.files and data.images is None:
+            raise ValueError("data: images is the folder of the pictures in train and validation")
+        if data.files and (data.labels is None) != (data.format == "coco"):
+            raise ValueError("data: labels is the folder of KITTI's and VOC's label files")
+        if bool(self.joints) != (self.task == "poses"):
+            raise ValueError("joints are named for task poses, and for no other")
+        wanted = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
+        if wanted and data.files and data.format not in wanted:
+            raise ValueError(f"data: format {data.format} has no labels for {self.task}")
+        if self.task == "boxes_3d" and self.augmentation.quarter_turns:
+            raise ValueError("augmentation: quarter_turns: a camera on its side sees other angles")
+        if data.rendered_per_epoch:
+            self._check_renderer()
+        return self
+
+    def _check_renderer(self) -> None:
+        drawn = RENDERED[self.data.renderer]
+        if self.classes != drawn.classes or self.joints not in ((), drawn.joints):
+            raise ValueError(
+                f"data: renderer {self.data.renderer} draws {list(drawn.classes)} with the joints "
+                f"{list(drawn.joints)}, which is not what the recipe learns"
+            )
+        if self.joints and not drawn.joints:
+            raise ValueError(f"data: renderer {self.data.renderer} draws no joints")
+        if self.task == "boxes_3d" and not drawn.in_space:
+            raise ValueError(f"data: renderer {self.data.renderer} draws nothing in space")
+
+    @property
+    def network(self) -> Architecture:
+        """What ``architecture`` names."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def task_facts(self) -> Task:
+        """What ``task`` names."""
+        return TASKS[self.task]
+
+    def head_channels(self) -> dict[str, int]:
+        """All heads of the task, optional ones included, and their channels."""
+        heads = self.task_facts.heads
+        return self.task_facts.head_channels(
+            dict.fromkeys(heads, 0), len(self.classes), max(1, len(self.joints))
+        )
+
+    def test_canvas(self, width: int, height: int) -> Canvas:
+        """What a picture of this size becomes at test time."""
+        return self._canvas(self.input_width, self.input_height, width, height)
+
+    def train_canvas(self, width: int, height: int) -> Canvas:
+        """What random views of a picture of this size are drawn onto."""
+        side = self.train_crop
+        return self._canvas(side or self.input_width, side or self.input_height, width, height)
+
+    def _canvas(self, canvas_width: int, canvas_height: int, width: int, height: int) -> Canvas:
+        scales = {
+            "letterbox": self.input_width / (self.picture_width or max(width, height)),
+            "fit_width": self.input_width / (self.picture_width or width),
+            "keep_resolution": 1.0,
+        }
+        scale = scales[self.resize or self.task_facts.resize]
+        return Canvas(canvas_width, canvas_height, scale, mirrored_pairs(self.joints))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; raises :class:`RecipeError` before anything is trained.
+
+    With ``base``, the name of another recipe beside it, a file says only what is different there.
+    """
+    try:
+        values = _read_toml(path)
+        if "base" in values:
+            values = _merged(_read_toml(path.parent / str(values.pop("base"))), values)
+        return Recipe.model_validate(values)
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key; what is no table is replaced."""
+    sections = {
+        key: {**base[key], **section}
+        for key, section in values.items()
+        if isinstance(section, dict) and isinstance(base.get(key), dict)
+    }
+    return {**base, **values, **sections}

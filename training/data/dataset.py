@@ -1,0 +1,184 @@
+"""Training samples: views of pictures as network inputs, with their targets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from model_export.architectures import OUTPUT_STRIDE
+from model_export.graph.normalization import NORMALIZATIONS, Normalization
+from training.data.sample import AnnotatedImage
+from training.data.augmentation import AugmentationRanges, Canvas, fixed_view, random_view
+from training.synthetic.blood_smears import render_smear
+from training.targets.corners import corner_targets, triplet_targets
+from training.data.coco import network_input
+from training.targets.poses import pose_targets
+from training.config import RENDERED, Recipe
+from training.targets.boxes_3d import ignore_regions, space_targets
+from training.targets.centers import CenterTargets, center_targets
+
+MAX_OBJECTS = 128
+
+MAX_OBJECTS_IN_SPACE = 50
+"""As many as the authors have rows; the loss of boxes in space depends on it."""
+
+Encoder = Callable[[AnnotatedImage, int], Mapping[str, NDArray[Any]]]
+"""A view and the number of classes to targets by name."""
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How pictures become training samples.
+
+    ``canvas_for`` gives the canvas for pictures of a width and height.
+    """
+
+    canvas_for: Callable[[int, int], Canvas]
+    ranges: AugmentationRanges
+    normalization: Normalization
+    num_classes: int
+    task: str
+    render: Callable[[Generator], AnnotatedImage] = render_smear
+
+    @classmethod
+    def of_training(cls, recipe: Recipe) -> Self:
+        """What the recipe says of random views."""
+        return cls._of(recipe, recipe.train_canvas)
+
+    @classmethod
+    def of_test(cls, recipe: Recipe) -> Self:
+        """What the recipe says of the fixed view."""
+        return cls._of(recipe, recipe.test_canvas)
+
+    @classmethod
+    def _of(cls, recipe: Recipe, canvas_for: Callable[[int, int], Canvas]) -> Self:
+        return cls(
+            canvas_for=canvas_for,
+            ranges=recipe.augmentation.ranges(),
+            normalization=NORMALIZATIONS[recipe.normalization],
+            num_classes=len(recipe.classes),
+            task=recipe.task,
+            render=RENDERED[recipe.data.renderer].render,
+        )
+
+
+class EpochViews(Dataset[dict[str, Tensor]]):
+    """The samples of one epoch: every real picture some times, then new renders.
+
+    Every sample depends on (seed, epoch, index) alone, so a resumed run sees the same pictures as
+    an uninterrupted one, whatever the number of loader processes.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[AnnotatedImage],
+        *,
+        repeats: int,
+        rendered: int,
+        settings: ViewSettings,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self._images = images
+        self._real = repeats * len(images)
+        self._length = self._real + rendered
+        self._settings = settings
+        self._key = (seed, epoch)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return ``image``, float32 (3, H, W), and the targets of the task, by name."""
+        settings = self._settings
+        rng = np.random.default_rng((*self._key, index))
+        image = (
+            self._images[index % len(self._images)] if index < self._real else settings.render(rng)
+        )
+        height, width = image.pixels.shape[:2]
+        return _sample(
+            random_view(rng, image, settings.canvas_for(width, height), settings.ranges), settings
+        )
+
+
+class FixedViews(Dataset[dict[str, Tensor]]):
+    """Every picture once, as the network is tested: for a loss that can be compared."""
+
+    def __init__(self, images: Sequence[AnnotatedImage], settings: ViewSettings) -> None:
+        self._images = images
+        self._settings = settings
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return ``image``, float32 (3, H, W), and the targets of the task, by name."""
+        image = self._images[index]
+        height, width = image.pixels.shape[:2]
+        return _sample(fixed_view(image, self._settings.canvas_for(width, height)), self._settings)
+
+
+def _sample(view: AnnotatedImage, settings: ViewSettings) -> dict[str, Tensor]:
+    targets = ENCODERS[settings.task](view, settings.num_classes)
+    sample = {name: torch.from_numpy(value) for name, value in targets.items()}
+    return {"image": network_input(view.pixels, settings.normalization), **sample}
+
+
+def _centers(view: AnnotatedImage, classes: int, most: int, *, rounds_up: bool) -> CenterTargets:
+    height, width = view.pixels.shape[:2]
+    return center_targets(
+        view.boxes_xywh,
+        view.class_ids,
+        num_classes=classes,
+        map_height=height // OUTPUT_STRIDE,
+        map_width=width // OUTPUT_STRIDE,
+        stride=OUTPUT_STRIDE,
+        max_objects=most,
+        rounds_up=rounds_up,
+    )
+
+
+def _encode_boxes(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
+    return asdict(_centers(view, classes, MAX_OBJECTS, rounds_up=True))
+
+
+def _encode_poses(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
+    assert view.joints is not None, "the data set was read without joints"
+    centers = _centers(view, classes, MAX_OBJECTS, rounds_up=True)
+    return asdict(pose_targets(centers, view.joints, stride=OUTPUT_STRIDE))
+
+
+def _encode_space(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
+    assert view.space is not None, "the data set was read without depth"
+    centers = _centers(view, classes, MAX_OBJECTS_IN_SPACE, rounds_up=False)
+    ignore_regions(centers.heatmap, view.ignored_xywh, view.ignored_class_ids, stride=OUTPUT_STRIDE)
+    return asdict(space_targets(centers, view.space))
+
+
+def _encode_corners(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:
+    return corner_targets(view.boxes_xywh, view.class_ids, **_corner_options(view, classes))
+
+
+def _encode_triplets(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:
+    return triplet_targets(view.boxes_xywh, view.class_ids, **_corner_options(view, classes))
+
+
+def _corner_options(view: AnnotatedImage, classes: int) -> dict[str, Any]:
+    height, width = view.pixels.shape[:2]
+    return {"num_classes": classes, "input_size": (width, height), "max_objects": MAX_OBJECTS}
+
+
+ENCODERS: Mapping[str, Encoder] = {
+    "boxes": _encode_boxes,
+    "poses": _encode_poses,
+    "boxes_3d": _encode_space,
+    "corner_pairs": _encode_corners,
+    "corner_triplets": _encode_triplets,
+}
+"""Targets by task, a key of :data:`model_export.tasks.TASKS`."""

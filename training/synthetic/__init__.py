@@ -1,0 +1,1 @@
+"""Rendered training images with exact labels."""

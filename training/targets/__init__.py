@@ -1,0 +1,1 @@
+"""Training targets: heatmaps, offsets, sizes, keypoints, 3D boxes, corners."""

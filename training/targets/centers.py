@@ -1,0 +1,127 @@
+"""Training targets of *Objects as Points* (Zhou et al. 2019, sections 3 and 4).
+
+Boxes enter in pixels of the network input and leave in cells of the output maps.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.sample import FloatArray, IntArray
+
+MIN_OVERLAP = 0.7
+"""Overlap that a box with corners off by the radius must keep (section 3, from CornerNet)."""
+
+
+@dataclass(frozen=True)
+class CenterTargets:
+    """What the heads should say about one picture; at most ``max_objects`` objects.
+
+    Attributes:
+        heatmap: float32 (classes, H/4, W/4), 1 at object centers, Gaussian around them.
+        cells: int64 (max_objects,), flat index ``y * W/4 + x`` of each object's center cell.
+        present: float32 (max_objects,), 1 for objects and 0 for the unused rest.
+        size: float32 (max_objects, 2), box width and height in cells.
+        offset: float32 (max_objects, 2), center minus its cell, 0...1.
+    """
+
+    heatmap: FloatArray
+    cells: IntArray
+    present: FloatArray
+    size: FloatArray
+    offset: FloatArray
+
+
+def gaussian_radius(height: float, width: float, min_overlap: float = MIN_OVERLAP) -> float:
+    """Radius in cells around a center within which a box still overlaps the object enough.
+
+    The three cases are those of CornerNet (section 3.2). All roots are ``(b + sqrt(...)) / 2``, as
+    the authors of *Objects as Points* code them; the correct roots would divide by ``2 a``.
+    """
+    total, area = height + width, height * width
+    cases = (
+        (1.0, total, area * (1 - min_overlap) / (1 + min_overlap)),
+        (4.0, 2 * total, (1 - min_overlap) * area),
+        (4 * min_overlap, -2 * min_overlap * total, (min_overlap - 1) * area),
+    )
+    return float(min((b + np.sqrt(b * b - 4 * a * c)) / 2 for a, b, c in cases))
+
+
+def corrected_gaussian_radius(height: float, width: float, min_overlap: float) -> float:
+    """Radius in cells by the same three cases, with the roots that *CornerNet*'s authors take."""
+    total, area = height + width, height * width
+    overlap = min_overlap
+    both_shifted = (total - np.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))) / 2
+    inside = (total - np.sqrt(total**2 - 4 * area * (1 - overlap))) / 4
+    b = -2 * overlap * total
+    outside = (b + np.sqrt(b * b - 16 * overlap * (overlap - 1) * area)) / (8 * overlap)
+    return float(min(both_shifted, inside, outside))
+
+
+def draw_gaussian(
+    heatmap: NDArray[np.float32], x: int, y: int, radius: int, sigmas: int = 6
+) -> None:
+    """Raise ``heatmap``, float32 (H, W), to a Gaussian with peak 1 at (x, y).
+
+    The diameter ``2 radius + 1`` has ``sigmas`` standard deviations; outside the radius it is 0.
+    """
+    height, width = heatmap.shape
+    x0, x1 = max(x - radius, 0), min(x + radius + 1, width)
+    y0, y1 = max(y - radius, 0), min(y + radius + 1, height)
+    sigma = (2 * radius + 1) / sigmas
+    along_x = np.exp(-((np.arange(x0, x1) - x) ** 2) / (2 * sigma * sigma))
+    along_y = np.exp(-((np.arange(y0, y1) - y) ** 2) / (2 * sigma * sigma))
+    region = heatmap[y0:y1, x0:x1]
+    np.maximum(region, np.outer(along_y, along_x).astype(np.float32), out=region)
+
+
+def center_targets(
+    boxes_xywh: FloatArray,
+    class_ids: IntArray,
+    *,
+    num_classes: int,
+    map_height: int,
+    map_width: int,
+    stride: int,
+    max_objects: int,
+    rounds_up: bool = True,
+) -> CenterTargets:
+    """Encode boxes, float32 (N, 4) in network input pixels, as maps of the given size.
+
+    ``rounds_up`` says whether the radius of a Gaussian is that of the next larger whole size in
+    cells; the authors do so except for boxes in space.
+
+    Boxes must lie inside the input. Objects beyond ``max_objects`` raise ``ValueError``, because a
+    dropped object would be trained as background.
+    """
+    check_count(len(boxes_xywh), max_objects)
+    targets = CenterTargets(
+        heatmap=np.zeros((num_classes, map_height, map_width), np.float32),
+        cells=np.zeros(max_objects, np.int64),
+        present=np.zeros(max_objects, np.float32),
+        size=np.zeros((max_objects, 2), np.float32),
+        offset=np.zeros((max_objects, 2), np.float32),
+    )
+    limit = np.array([map_width - 1, map_height - 1])
+    for index, (box, class_id) in enumerate(zip(boxes_xywh / stride, class_ids, strict=True)):
+        center = box[:2] + box[2:] / 2
+        cell = np.clip(center.astype(np.int64), 0, limit)
+        radius = center_radius(np.ceil(box[2:]) if rounds_up else box[2:])
+        draw_gaussian(targets.heatmap[class_id], int(cell[0]), int(cell[1]), radius)
+        targets.cells[index] = cell[1] * map_width + cell[0]
+        targets.present[index] = 1.0
+        targets.size[index] = box[2:]
+        targets.offset[index] = center - cell
+    return targets
+
+
+def check_count(objects: int, most: int) -> None:
+    """Raise ``ValueError`` for more objects than fit, since the rest would become background."""
+    if objects > most:
+        raise ValueError(f"{objects} objects in one picture; at most {most} fit")
+
+
+def center_radius(size: FloatArray) -> int:
+    """Whole radius in cells for a box of this width and height, float32 (2,)."""
+    return max(0, int(gaussian_radius(float(size[1]), float(size[0]))))
