@@ -3,8 +3,8 @@
     python benchmarks/decoding.py
 
 Random outputs of the shapes that the released models have: 100 peaks; for the corner systems 1,000
-pairs each of the picture and its mirror image, of 80 classes or all of one, and 70 centers each.
-Decoding goes from the graph's outputs to detections in the picture's pixels; the answer, printed
+pairs each of the image and its flipped image, of 80 classes or all of one, and 70 centers each.
+Decoding goes from the graph's outputs to detections in the image's pixels; the answer, printed
 apart, from there to JSON. Prints Markdown.
 """
 
@@ -26,11 +26,11 @@ from model_package import (
     CornerTripletsDecoder,
     Decoder,
 )
-from service.decoders import DECODERS, View
+from service.decoders import DECODERS, ModelOutput
 from service.decoders.types import DetectionOptions, Detections
-from service.imaging.geometry import AffineTransform, Placement
-from service.options import TASK_RULES
 from service.http.responses import TASK_FIELDS
+from service.imaging.geometry import AffineTransform, ImageTransform
+from service.options import TASK_RULES
 
 K, PAIRS, CENTERS, CELLS = 100, 1000, 70, 128
 CAMERA = (707.0, 0, 604, 45, 0, 707, 180, 0, 0, 0, 1, 0)
@@ -49,8 +49,8 @@ class Case:
 
 CENTER: dict[str, Any] = {"output_stride": 4, "top_k": K, "score_threshold": 0.0}
 CORNER: dict[str, Any] = {"pairs": PAIRS, "top_k": K, "score_threshold": 0.0}
-JOINTS = tuple(f"joint {index}" for index in range(17))
-BOXES, POSES = CenterBoxesDecoder(**CENTER), CenterPosesDecoder(**CENTER, joints=JOINTS)
+KEYPOINTS = tuple(f"keypoint {index}" for index in range(17))
+BOXES, POSES = CenterBoxesDecoder(**CENTER), CenterPosesDecoder(**CENTER, keypoints=KEYPOINTS)
 PAIR_BOXES = CornerPairsDecoder(**CORNER)
 TRIPLETS = CornerTripletsDecoder(**CORNER, centers=CENTERS)
 CASES = (
@@ -59,7 +59,7 @@ CASES = (
     Case("boxes, 5 scales", BOXES, 80, (0.5, 0.75, 1, 1.25, 1.5), soft_nms=True),
     Case("poses", POSES, 1),
     Case("poses, soft-NMS", POSES, 1, soft_nms=True),
-    Case("boxes in space", CenterBoxes3DDecoder(**CENTER, projection=CAMERA), 3),
+    Case("3D boxes", CenterBoxes3DDecoder(**CENTER, projection=CAMERA), 3),
     Case("corner pairs", PAIR_BOXES, 80, soft_nms=True),
     Case("corner pairs, all of one class", PAIR_BOXES, 1, soft_nms=True),
     Case("corner triplets", TRIPLETS, 80, soft_nms=True),
@@ -88,22 +88,22 @@ def outputs(case: Case, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     return made
 
 
-def views(case: Case, rng: np.random.Generator) -> list[View]:
+def views(case: Case, rng: np.random.Generator) -> list[ModelOutput]:
     """Every view that a request of this case needs."""
-    mirrors = (False, True) if TASK_RULES[case.facts.kind].mirrors else (False,)
-    side_px = 511 if len(mirrors) > 1 else 512
-    placed = Placement(480, 400, side_px, side_px, AffineTransform(1.0, 16.0, 56.0))
+    flips = (False, True) if TASK_RULES[case.facts.kind].adds_flipped_input else (False,)
+    side_px = 511 if len(flips) > 1 else 512
+    placed = ImageTransform(480, 400, side_px, side_px, AffineTransform(1.0, 16.0, 56.0))
     return [
-        View(
+        ModelOutput(
             outputs(case, rng),
-            Placement(
+            ImageTransform(
                 *(placed.resized_width_px, placed.resized_height_px),
                 *(placed.input_width_px, placed.input_height_px),
-                *(placed.to_input, scale, mirrored),
+                *(placed.to_input, scale, flipped),
             ),
         )
         for scale in case.scales
-        for mirrored in mirrors
+        for flipped in flips
     ]
 
 

@@ -23,7 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.imaging.geometry import AffineTransform, Placement
+from service.imaging.geometry import AffineTransform, ImageTransform
 from service.imaging.image_decoding import DecodedImage, open_image
 from service.imaging.warp import choose_reduction, draw_input
 
@@ -122,18 +122,18 @@ def two_thread_gain(work: Callable[[], Any], rounds: int) -> float:
     return statistics.median(2 * seconds(1) / seconds(2) for _ in range(5))
 
 
-def letterbox(width: int, height: int, side: int) -> Placement:
+def letterbox(width: int, height: int, side: int) -> ImageTransform:
     scale = side / max(width, height)
     centers = (width / 2, height / 2), (side / 2, side / 2)
-    return Placement(width, height, side, side, AffineTransform.centered(scale, *centers))
+    return ImageTransform(width, height, side, side, AffineTransform.centered(scale, *centers))
 
 
-def prepare(body: bytes, placed: Placement, scaled: bool) -> NDArray[np.uint8]:
+def prepare(body: bytes, placed: ImageTransform, scaled: bool) -> NDArray[np.uint8]:
     image = open_image(body, 50_000_000)
     return draw_input(image.decode(choose_reduction([placed]) if scaled else 1), placed)
 
 
-def prepare_with_pillow(body: bytes, placed: Placement) -> NDArray[np.uint8]:
+def prepare_with_pillow(body: bytes, placed: ImageTransform) -> NDArray[np.uint8]:
     """What the service did before: Pillow, in full size."""
     return draw_input(DecodedImage(decode_with_pillow(body, 1)), placed)
 

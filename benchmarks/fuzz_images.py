@@ -3,7 +3,7 @@
     centernet-serve --models models/blood_cells --port 8000 &
     python benchmarks/fuzz_images.py --url http://127.0.0.1:8000/detect --seconds 300 --pid $!
 
-Files come from benchmarks/mutants.py, and from the pictures named. What gets another answer, none,
+Files come from benchmarks/mutants.py, and from the images named. What gets another answer, none,
 or one that takes longer than --slow is written to --failures, and the exit status is 1. With --pid
 the memory of the service is read, at the first and at the last answer and at its highest.
 """
@@ -75,7 +75,7 @@ def memory_mib(pid: int, field: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pictures", type=Path, nargs="*")
+    parser.add_argument("images", type=Path, nargs="*")
     parser.add_argument("--url", required=True)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--clients", type=int, default=4)
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--failures", type=Path, default=Path("fuzz_failures"))
     parser.add_argument("--pid", type=int)
     given = parser.parse_args()
-    files = originals() + [path.read_bytes() for path in given.pictures]
+    files = originals() + [path.read_bytes() for path in given.images]
     campaign = Campaign(given.url, given.slow, given.failures)
     campaign.run(mutants(given.seed + given.clients, files), time.perf_counter() + 5)  # warm-up
     first_mib = memory_mib(given.pid, "VmRSS") if given.pid else 0

@@ -3,14 +3,14 @@
     python -m benchmarks.same_detections models/blood_cells/model.onnx \
         models/blood_cells/model_fp16.onnx --images ../shared/data/bccd/images
 
-Both are ONNX files of packages; a package's directory stands for its ``model.onnx``. Pictures go
+Both are ONNX files of packages; a package's directory stands for its ``model.onnx``. Images go
 through the service's own code, and what a client would get is compared: of everything that either
 file finds with at least ``--score`` (the package's threshold), how much does the other find too,
 with the same class, an IoU of at least 0.99 and a score within 0.01? Nothing is excused. Of those
-that match: joints within a pixel or a hundredth of the box's longer side, whichever is more; depth
+that match: keypoints within a pixel or a hundredth of the box's longer side, whichever is more; depth
 and dimensions within 1 %, rotation within 1 degree (for 3D boxes, with the package's own camera).
 
-A file in half precision runs twice: as it is, and with its rounding spelt out, which is what a GPU
+A file in half precision runs twice: as it is, and with its rounding made explicit, which is what a GPU
 does at most (``model_export/verification/fp16_rounding.py``). Prints Markdown; the exit status is 1 where a share is
 below 99 %, or nothing was found.
 """
@@ -28,9 +28,9 @@ import onnx
 from numpy.typing import NDArray
 
 from evaluation.detections import Answer
-from evaluation.metrics.matching import overlaps_of_boxes
+from evaluation.ground_truth import LabelledImage
 from evaluation.local_model import OfflinePackage
-from evaluation.ground_truth import Picture
+from evaluation.metrics.matching import overlaps_of_boxes
 from model_export.pipeline import ONNX_FILE
 from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_package import OnnxArtifact, draft_package, load_package
@@ -53,23 +53,23 @@ class Quantity:
 
 
 def compare(reference: Answer, candidate: Answer, score: float) -> dict[str, Quantity]:
-    """Compare the answers to one picture; a row per thing that either finds with ``score``."""
-    ours, theirs = pair(reference, candidate)
-    scores = reference.scores[ours], candidate.scores[theirs]
+    """Compare the answers to one image; a row per thing that either finds with ``score``."""
+    local, upstream = pair(reference, candidate)
+    scores = reference.scores[local], candidate.scores[upstream]
     wanted = np.maximum(*scores) >= score
-    ours, theirs = ours[wanted], theirs[wanted]
-    iou, _ = overlaps_of_boxes(reference.boxes_xyxy[ours], candidate.boxes_xyxy[theirs])
+    local, upstream = local[wanted], upstream[wanted]
+    iou, _ = overlaps_of_boxes(reference.boxes_xyxy[local], candidate.boxes_xyxy[upstream])
     overlap_errors = 1 - iou.diagonal()
-    score_errors = np.abs(reference.scores[ours] - candidate.scores[theirs])
+    score_errors = np.abs(reference.scores[local] - candidate.scores[upstream])
     same = (overlap_errors <= 1 - SAME_IOU) & (score_errors <= SAME_SCORE)
-    alone = _shown_alone(reference, ours, score) + _shown_alone(candidate, theirs, score)
+    alone = _shown_alone(reference, local, score) + _shown_alone(candidate, upstream, score)
     missing = np.ones(alone)
     return {
         "detections": Quantity(
             np.concatenate([overlap_errors, missing]), np.concatenate([same, missing == 0])
         ),
         "their scores": Quantity(score_errors, score_errors <= SAME_SCORE),
-        **_further(reference[ours[same]], candidate[theirs[same]]),
+        **_further(reference[local[same]], candidate[upstream[same]]),
     }
 
 
@@ -83,8 +83,8 @@ def pair(reference: Answer, candidate: Answer) -> tuple[Rows, Rows]:
         if len(candidate) and iou[row, other] >= SAME_OBJECT_IOU:
             pairs.append((row, other))
             iou[:, other] = 0  # taken
-    ours, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
-    return ours, theirs
+    local, upstream = np.array(pairs, np.int64).reshape(-1, 2).T
+    return local, upstream
 
 
 def _shown_alone(answer: Answer, paired: Rows, score: float) -> int:
@@ -94,14 +94,14 @@ def _shown_alone(answer: Answer, paired: Rows, score: float) -> int:
 
 
 def _further(reference: Answer, candidate: Answer) -> dict[str, Quantity]:
-    """What poses and boxes in space have besides, of detections that are the same."""
+    """What poses and 3D boxes have besides, of detections that are the same."""
     found = {}
     if reference.keypoints.shape[1]:
         apart = np.subtract(reference.keypoints[..., :2], candidate.keypoints[..., :2])
         distances = np.linalg.norm(apart, axis=2)
         sides = (reference.boxes_xyxy[:, 2:] - reference.boxes_xyxy[:, :2]).max(axis=1)
         limits = np.maximum(1.0, sides / 100)[:, None]
-        found["joints, px"] = Quantity(distances.ravel(), (distances <= limits).ravel())
+        found["keypoints, px"] = Quantity(distances.ravel(), (distances <= limits).ravel())
     if reference.space.shape[1]:
         relative = np.abs(candidate.space / reference.space - 1)
         turned = np.degrees(np.abs(candidate.space[:, 6] - reference.space[:, 6]))
@@ -115,7 +115,7 @@ def _further(reference: Answer, candidate: Answer) -> dict[str, Quantity]:
 
 
 def together(parts: Sequence[Mapping[str, Quantity]]) -> dict[str, Quantity]:
-    """All pictures."""
+    """All images."""
     return {
         name: Quantity(
             np.concatenate([part[name].errors for part in parts]),
@@ -125,13 +125,13 @@ def together(parts: Sequence[Mapping[str, Quantity]]) -> dict[str, Quantity]:
     }
 
 
-def detect(file: Path, pictures: Sequence[Picture], rounded: bool) -> list[Answer]:
-    """Everything that ``file`` finds in the pictures; ``rounded``: with its rounding spelt out."""
+def detect(file: Path, images: Sequence[LabelledImage], rounded: bool) -> list[Answer]:
+    """Everything that ``file`` finds in the images; ``rounded``: with its rounding made explicit."""
     with _alone(file, rounded) as package:
         model = OfflinePackage(package)
-        name = f"{file}{', rounding spelt out' if rounded else ''}"
+        name = f"{file}{', rounding made explicit' if rounded else ''}"
         print(f"{name}: {model.model.kind} on {model.model.engine}", file=sys.stderr)
-        return model.detect(pictures, lambda: None).all_answers()
+        return model.detect(images, lambda: None).all_answers()
 
 
 @contextmanager
@@ -179,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("reference", type=Path, help="ONNX file of a package, or the package")
     parser.add_argument("candidate", type=Path, help="the same, to be compared with it")
-    parser.add_argument("--images", type=Path, required=True, help="directory of pictures")
-    parser.add_argument("--pictures", type=int, help="only the first so many, by name")
+    parser.add_argument("--images", type=Path, required=True, help="directory of images")
+    parser.add_argument("--max-images", type=int, help="only the first so many, by name")
     parser.add_argument("--score", type=float, help="the package's threshold unless given")
     given = parser.parse_args(arguments)
     reference, _ = find_file(given.reference)
@@ -188,18 +188,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     decoder = load_package(reference.parent).manifest.decoder
     score = decoder.score_threshold if given.score is None else given.score
     paths = sorted(path for path in given.images.glob("*") if path.suffix.lower() in SUFFIXES)
-    pictures = [Picture(index, path) for index, path in enumerate(paths[: given.pictures])]
-    if not pictures:
-        sys.exit(f"{given.images} holds no picture.")
-    wanted = detect(reference, pictures, rounded=False)
+    images = [LabelledImage(index, path) for index, path in enumerate(paths[: given.max_images])]
+    if not images:
+        sys.exit(f"{given.images} holds no image.")
+    wanted = detect(reference, images, rounded=False)
     enough = True
     for rounded in (False, True) if artifact.precision == "fp16" else (False,):
-        found = detect(candidate, pictures, rounded)
+        found = detect(candidate, images, rounded)
         pairs = zip(wanted, found, strict=True)
         quantities = together([compare(*answers, score) for answers in pairs])
-        how = ", with its rounding spelt out" if rounded else ""
+        how = ", with its rounding made explicit" if rounded else ""
         print(f"\n{decoder.kind}: `{given.candidate}`{how} against `{given.reference}`")
-        print(f"{len(pictures)} pictures, scores from {score:g}\n\n{table(quantities)}", flush=True)
+        print(f"{len(images)} images, scores from {score:g}\n\n{table(quantities)}", flush=True)
         shares = [one.same.mean() for one in quantities.values() if one.same.size]
         enough &= quantities["detections"].same.size > 0 and min(shares) >= ENOUGH
     return 0 if enough else 1

@@ -4,8 +4,8 @@
         --annotations ../shared/data/bccd/test.json --images ../shared/data/bccd/images
 
 Enlarged photos would hold no detail to lose. So photos are laid side by side, pixel for pixel, on
-sheets of N x N, with all their objects: a large picture that is as sharp as the photos. Each sheet
-is judged whole and reduced, and for comparison whole from a JPEG of lower quality, and whole after
+sheets of N x N, with all their objects: a large image that is as sharp as the photos. Each sheet
+is evaluated whole and reduced, and for comparison whole from a JPEG of lower quality, and whole after
 everything in it was moved by one pixel. Prints Markdown: AP (COCO), and the part of the detections
 with a score of 0.3 or more that were also found in the whole sheet (same class, IoU 0.7 or more).
 """
@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 
 from evaluation.detections import Answer, as_coco_rows
+from evaluation.ground_truth import for_classes
+from evaluation.label_readers import read_ground_truth
+from evaluation.local_model import OfflinePackage
 from evaluation.metrics.coco import box_scores
 from evaluation.metrics.matching import overlaps_of_boxes
-from evaluation.local_model import OfflinePackage
-from evaluation.label_readers import read_truth
-from evaluation.ground_truth import for_classes
 
 SHOWN_SCORE, SAME_IOU = 0.3, 0.7
 
@@ -94,11 +94,13 @@ def make_sheets(
 def detect(package: Path, annotations: Path, reduction: int) -> tuple[list[Answer], float, float]:
     """The answers to all sheets, AP and AP50, with JPEGs decoded at 1 / ``reduction``."""
     model = OfflinePackage(package)
-    truth = for_classes(read_truth(annotations, annotations.parent), model.model.classes)
+    ground_truth = for_classes(
+        read_ground_truth(annotations, annotations.parent), model.model.classes
+    )
     with patch("service.detector.choose_reduction", return_value=reduction):
-        answers = model.detect(truth.pictures, lambda: None).all_answers()
-    rows = as_coco_rows(answers, [picture.image_id for picture in truth.pictures])
-    summary = box_scores(truth.coco, rows).summary
+        answers = model.detect(ground_truth.images, lambda: None).all_answers()
+    rows = as_coco_rows(answers, [image.image_id for image in ground_truth.images])
+    summary = box_scores(ground_truth.coco, rows).summary
     return answers, summary["AP"], summary["AP50"]
 
 
@@ -106,10 +108,10 @@ def matched(left: Sequence[Answer], right: Sequence[Answer], moved_px: int) -> f
     """2 x common / (left + right), over detections that would be shown."""
     common = total = 0
     for answers in zip(left, right, strict=True):
-        ours, theirs = (answer.shown(SHOWN_SCORE) for answer in answers)
-        total += len(ours) + len(theirs)
-        iou, _ = overlaps_of_boxes(ours.boxes_xyxy, theirs.boxes_xyxy - moved_px)
-        iou[ours.class_ids[:, None] != theirs.class_ids] = 0
+        local, upstream = (answer.shown(SHOWN_SCORE) for answer in answers)
+        total += len(local) + len(upstream)
+        iou, _ = overlaps_of_boxes(local.boxes_xyxy, upstream.boxes_xyxy - moved_px)
+        iou[local.class_ids[:, None] != upstream.class_ids] = 0
         for row in iou:
             if len(row) and row.max() >= SAME_IOU:
                 iou[:, row.argmax()] = 0

@@ -2,8 +2,8 @@
 
     python -m benchmarks.served_vs_bare models/blood_cells docs/samples/*.jpg
 
-The batcher gets inputs that are ready, so many at all times that every lane has a batch and the
-next; HTTP gets the pictures, from as many connections, with client and service on the same cores.
+The batcher gets inputs that are ready, so many at all times that every worker has a batch and the
+next; HTTP gets the images, from as many connections, with client and service on the same cores.
 All take turns; the ratios are medians over the rounds.
 """
 
@@ -20,19 +20,19 @@ from benchmarks.endurance.service import running
 from benchmarks.load import Target, closed_loop
 from model_package import load_package
 from service.batching.batcher import Batcher, BatchInput, BatchLimits
-from service.warmup import BatchTiming, calibrate
-from service.self_test import draw_canary
+from service.batching.latency_model import LatencyModel
 from service.engines import Engine
-from service.batching.latency_model import LinearEstimate
 from service.model_registry import open_model_engine
+from service.self_test import draw_test_image
 from service.settings import Settings
 from service.tune import BatchSizes, BorrowedEngine
+from service.warmup import BatchTiming, calibrate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", type=Path)
-    parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-batch-size", type=int)
@@ -45,18 +45,18 @@ def main() -> None:
     chosen = max(timings, key=lambda timing: timing.images_per_s)
     size = chosen.batch_size
     waiting = 2 * size * engine.concurrency
-    image = BatchInput(draw_canary(manifest.input.height_px, manifest.input.width_px))
+    image = BatchInput(draw_test_image(manifest.input.height_px, manifest.input.width_px))
     print(f"{manifest.name}, {engine.description}, batches of {size}, {waiting} waiting")
     print("  bare images/s  batcher  of bare  p99 / full run  HTTP  of bare  p50 ms  p99 ms")
     batched, tails, served = [], [], []
     with running("--backend", "onnxruntime-cpu", package=given.package) as service:
-        target = Target(service.port, "/detect", given.pictures)
+        target = Target(service.port, "/detect", given.images)
         for _ in range(given.rounds):
             bare = bare_rate(engine, manifest.input.height_px, manifest.input.width_px, size, given)
             rate, p99_s = asyncio.run(serve(engine, chosen, image, waiting, given.seconds))
             over_http = closed_loop(target, given.seconds, waiting, warmup_s=1)
             if over_http.good is None or over_http.good.count != over_http.answered:
-                raise RuntimeError(f"some pictures were refused: {over_http.statuses}")
+                raise RuntimeError(f"some images were refused: {over_http.statuses}")
             batched.append(rate / bare)
             tails.append(p99_s / (size * engine.concurrency / bare))
             served.append(over_http.images_per_second / bare)
@@ -76,7 +76,7 @@ def bare_rate(
     engine: Engine, height_px: int, width_px: int, size: int, given: argparse.Namespace
 ) -> float:
     """Images per second of as many threads as the engine takes, each in a loop of full batches."""
-    images = np.stack([draw_canary(height_px, width_px)] * size)
+    images = np.stack([draw_test_image(height_px, width_px)] * size)
     began_at = time.perf_counter()
     end_at = began_at + given.seconds
 
@@ -88,8 +88,8 @@ def bare_rate(
         return done
 
     with ThreadPoolExecutor(engine.concurrency) as threads:
-        lanes = [threads.submit(loop) for _ in range(engine.concurrency)]
-        total = sum(lane.result() for lane in lanes)
+        workers = [threads.submit(loop) for _ in range(engine.concurrency)]
+        total = sum(worker.result() for worker in workers)
     return total / (time.perf_counter() - began_at)
 
 
@@ -97,7 +97,7 @@ async def serve(
     engine: Engine, timing: BatchTiming, image: BatchInput, waiting: int, seconds: float
 ) -> tuple[float, float]:
     """Images per second and the 99th percentile from arrival to outputs."""
-    estimate = LinearEstimate([(timing.batch_size, timing.run_s)])
+    estimate = LatencyModel([(timing.batch_size, timing.run_s)])
     batcher = Batcher(
         BorrowedEngine(engine), BatchLimits(timing.batch_size), estimate, BatchSizes()
     )

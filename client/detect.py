@@ -1,4 +1,4 @@
-"""``centernet-detect``: send a picture to a running service, print and draw the answer."""
+"""``centernet-detect``: send an image to a running service, print and draw the answer."""
 
 import argparse
 import json
@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.output is not None:
             _check_output(given.output)
         answer = request_detections(
-            given.url, given.picture.read_bytes(), model=given.model, options=options
+            given.url, given.image.read_bytes(), model=given.model, options=options
         )
         if given.output is not None:
-            _draw(given.picture, answer, _skeleton(given.url, answer), given.output)
+            _draw(given.image, answer, _skeleton(given.url, answer), given.output)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"centernet-detect: error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -49,19 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="centernet-detect", description=__doc__)
-    parser.add_argument("picture", type=Path, help="a JPEG, PNG, WebP or BMP file")
+    parser.add_argument("image", type=Path, help="a JPEG, PNG, WebP or BMP file")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service listens")
     parser.add_argument("--model", help="a model by name; without it, the default one")
-    parser.add_argument("--output", type=Path, help="write the picture with the answer drawn on it")
+    parser.add_argument("--output", type=Path, help="write the image with the answer drawn on it")
     parser.add_argument("--score-threshold", type=float)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--classes", nargs="+", help="show only these")
     parser.add_argument("--scales", type=float, nargs="+", help="join what is found at these")
     switch = argparse.BooleanOptionalAction
-    parser.add_argument("--flip", action=switch, help="average over the mirror image")
+    parser.add_argument("--flip", action=switch, help="average over the flipped image")
     parser.add_argument("--keep-resolution", action=switch, help="pad instead of resizing")
     parser.add_argument("--soft-nms", action=switch, help="lower the scores of overlapping boxes")
-    camera = parser.add_argument_group("camera of a 3D model", "for pixels of the upright picture")
+    camera = parser.add_argument_group("camera of a 3D model", "for pixels of the upright image")
     for name in ("fx", "fy", "cx", "cy"):
         camera.add_argument(f"--{name}", type=float, metavar="PIXELS")
     camera.add_argument("--projection", type=float, nargs=12, help="or its matrix, row by row")
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_output(path: Path) -> None:
-    """Raise ``OSError`` for a picture that cannot be written, before the work of an answer."""
+    """Raise ``OSError`` for an image that cannot be written, before the work of an answer."""
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise OSError(f"--output {path}: the name must end in .png, .jpg or the like")
     if not path.parent.is_dir():
@@ -77,9 +77,9 @@ def _check_output(path: Path) -> None:
 
 
 def _draw(
-    picture: Path, answer: dict[str, Any], skeleton: Sequence[tuple[int, int]], output: Path
+    image: Path, answer: dict[str, Any], skeleton: Sequence[tuple[int, int]], output: Path
 ) -> None:
-    with Image.open(picture) as opened:
+    with Image.open(image) as opened:
         upright = ImageOps.exif_transpose(opened)
         draw_detections(upright, answer["detections"], skeleton).save(output)
 
@@ -87,7 +87,7 @@ def _draw(
 def _print(detections: Sequence[dict[str, Any]]) -> None:
     for detection in detections:
         box = " ".join(f"{coordinate:9.2f}" for coordinate in detection["bbox"])
-        print(f"{detection['score']:.3f}  {box}  {detection['class_name']}{_in_space(detection)}")
+        print(f"{detection['score']:.3f}  {box}  {detection['class_name']}{_is_3d(detection)}")
     sys.stdout.flush()
 
 
@@ -95,8 +95,8 @@ def _in_query(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _in_space(detection: dict[str, Any]) -> str:
-    """What a detection's line says of its box in space."""
+def _is_3d(detection: dict[str, Any]) -> str:
+    """What a detection's line says of its 3D box."""
     if "box3d" not in detection:
         return ""
     box = detection["box3d"]
@@ -106,7 +106,7 @@ def _in_space(detection: dict[str, Any]) -> str:
 
 
 def _skeleton(url: str, answer: dict[str, Any]) -> list[tuple[int, int]]:
-    """Which joints to draw lines between, where the answer has joints."""
+    """Which keypoints to draw lines between, where the answer has keypoints."""
     if not any("keypoints" in detection for detection in answer["detections"]):
         return []
     name = quote(answer["model"]["name"], safe="")
@@ -117,7 +117,7 @@ def _skeleton(url: str, answer: dict[str, Any]) -> list[tuple[int, int]]:
 def request_detections(
     url: str, body: bytes, *, model: str | None = None, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """POST one encoded picture; return the answer's JSON.
+    """POST one encoded image; return the answer's JSON.
 
     Raises ``RuntimeError`` with the service's own words when it refuses, ``OSError`` when it
     cannot be reached, ``ValueError`` when ``url`` is none.

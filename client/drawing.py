@@ -1,4 +1,4 @@
-"""Draw an answer of the service on its picture."""
+"""Draw an answer of the service on its image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _OUTLINE = "#202020"
-# Of a box in space: around the bottom, around the top, and the four edges that stand.
+# Of a 3D box: around the bottom, around the top, and the four edges that stand.
 _EDGES_3D = (
     *((0, 1), (1, 2), (2, 3), (3, 0)),
     *((4, 5), (5, 6), (6, 7), (7, 4)),
@@ -19,16 +19,16 @@ _FRONT_3D = ((0, 5), (1, 4))
 
 
 def draw_detections(
-    picture: Image.Image,
+    image: Image.Image,
     detections: Sequence[Mapping[str, Any]],
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Image.Image:
-    """Return an RGB copy of the upright ``picture`` with the detections of an answer drawn on it.
+    """Return an RGB copy of the upright ``image`` with the detections of an answer drawn on it.
 
-    Each has its class and score, and a box, or the edges of its box in space with a cross on the
-    front; joints are joined as ``skeleton`` says, pairs of indices.
+    Each has its class and score, and a box, or the edges of its 3D box with a cross on the
+    front; keypoints are joined as ``skeleton`` says, pairs of indices.
     """
-    drawn = picture.convert("RGB")
+    drawn = image.convert("RGB")
     pen = _Pen(drawn)
     # The best ones last, so that they lie on top.
     for detection in reversed(detections):
@@ -38,21 +38,21 @@ def draw_detections(
             pen.box(detection["bbox"], colour)
         else:
             pen.lines(corners, (*_EDGES_3D, *_FRONT_3D), colour)
-        joints = [joint[:2] for joint in detection.get("keypoints", ())]
-        pen.lines(joints, skeleton, colour)
-        pen.dots(joints, colour)
+        keypoints = [keypoint[:2] for keypoint in detection.get("keypoints", ())]
+        pen.lines(keypoints, skeleton, colour)
+        pen.dots(keypoints, colour)
         text = f"{detection['class_name']} {detection['score']:.2f}"
         pen.label(text, detection["bbox"], colour)
     return drawn
 
 
 class _Pen:
-    """Draws with lines and letters that suit the size of the picture."""
+    """Draws with lines and letters that suit the size of the image."""
 
-    def __init__(self, picture: Image.Image) -> None:
-        self._draw = ImageDraw.Draw(picture)
-        self._line_px = max(2, round(max(picture.size) / 320))
-        self._font = ImageFont.load_default(max(11, round(max(picture.size) / 48)))
+    def __init__(self, image: Image.Image) -> None:
+        self._draw = ImageDraw.Draw(image)
+        self._line_px = max(2, round(max(image.size) / 320))
+        self._font = ImageFont.load_default(max(11, round(max(image.size) / 48)))
 
     def box(self, bbox: Sequence[float], colour: str) -> None:
         self._draw.rectangle(_ordered(bbox), outline=colour, width=self._line_px)
@@ -74,7 +74,7 @@ class _Pen:
     def label(self, text: str, bbox: Sequence[float], colour: str) -> None:
         left, top, _, _ = _ordered(bbox)
         _, _, width, height = self._draw.textbbox((0, 0), text, font=self._font)
-        # Above the box, or inside it where the picture ends.
+        # Above the box, or inside it where the image ends.
         y = top - height - 2 if top > height + 2 else max(top, 0)
         x = max(left, 0)
         self._draw.rectangle((x, y, x + width + 4, y + height + 2), fill=colour)

@@ -1,1 +1,1 @@
-"""Judging a model package, offline or behind a service, with the papers' metrics."""
+"""Evaluating a model package, offline or behind a service, with the papers' metrics."""

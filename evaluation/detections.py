@@ -1,4 +1,4 @@
-"""What a model says about one picture, as arrays: less than a tenth of the JSON's memory."""
+"""What a model says about one image, as arrays: less than a tenth of the JSON's memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Answer:
-    """The detections of one picture, best score first.
+    """The detections of one image, best score first.
 
-    ``boxes_xyxy``: float64 (n, 4) in pixels of the upright picture; ``scores``: float64 (n,);
-    ``class_ids``: int64 (n,); ``keypoints``: float64 (n, joints, 3) x, y, score; ``space``:
+    ``boxes_xyxy``: float64 (n, 4) in pixels of the upright image; ``scores``: float64 (n,);
+    ``class_ids``: int64 (n,); ``keypoints``: float64 (n, keypoints, 3) x, y, score; ``space``:
     float64 (n, 8) height, width, length, x, y, z (metres), rotation_y, alpha (radians). The last
     two have no columns where the task has none.
     """
@@ -42,22 +42,22 @@ class Answer:
 
 
 def read_answer(
-    detections: Sequence[Mapping[str, Any]], *, joints: int = 0, in_space: bool = False
+    detections: Sequence[Mapping[str, Any]], *, keypoint_count: int = 0, is_3d: bool = False
 ) -> Answer:
-    """Read the ``detections`` of the answer of a model that finds so many joints, or 3D boxes."""
+    """Read the ``detections`` of the answer of a model that finds so many keypoints, or 3D boxes."""
     count = len(detections)
-    keypoints = [found["keypoints"] if joints else () for found in detections]
-    space = [_space(found["box3d"]) if in_space else () for found in detections]
+    keypoints = [found["keypoints"] if keypoint_count else () for found in detections]
+    space = [_boxes_3d(found["box3d"]) if is_3d else () for found in detections]
     return Answer(
         np.array([found["bbox"] for found in detections], np.float64).reshape(count, 4),
         np.array([found["score"] for found in detections], np.float64),
         np.array([found["class_id"] for found in detections], np.int64),
-        np.array(keypoints, np.float64).reshape(count, joints, 3),
-        np.array(space, np.float64).reshape(count, 8 if in_space else 0),
+        np.array(keypoints, np.float64).reshape(count, keypoint_count, 3),
+        np.array(space, np.float64).reshape(count, 8 if is_3d else 0),
     )
 
 
-def _space(box: Mapping[str, Any]) -> tuple[float, ...]:
+def _boxes_3d(box: Mapping[str, Any]) -> tuple[float, ...]:
     return (*box["dimensions_hwl"], *box["location_xyz"], box["rotation_y"], box["alpha"])
 
 

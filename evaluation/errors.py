@@ -2,4 +2,4 @@
 
 
 class EvaluationError(ValueError):
-    """Labels, pictures or options that a model cannot be judged with; the text says what to do."""
+    """Labels, images or options that a model cannot be evaluated with; the text says what to do."""

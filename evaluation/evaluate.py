@@ -8,53 +8,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.detections import Answer, as_coco_rows
-from evaluation.metrics.boxes_3d import as_boxes, space_errors
+from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
+from evaluation.metrics.boxes_3d import as_boxes, box_3d_errors
 from evaluation.metrics.coco import CocoScores, box_scores, false_discovery, pose_scores
 from evaluation.metrics.kitti import DIFFICULTIES, Frame, kitti_scores, official_iou
 from evaluation.metrics.matching import confusion_matrix, match
+from evaluation.metrics.poses import PCK_PARTS, keypoint_errors
 from evaluation.model_under_test import IN_FLIGHT, ModelUnderTest, Run
 from evaluation.plots import confusion, recall_curves, score_histogram
-from evaluation.metrics.poses import PCK_PARTS, joint_errors
 from evaluation.report import Cell, Report, Table
-from evaluation.ground_truth import PictureLabels, Truth, labels_by_picture
-from evaluation.worst_images import worst_pictures
+from evaluation.worst_images import worst_images
 
 _RATES = "1 - AP at IoU 0.05, 0.10 ... 0.50 (Keypoint Triplets, section 3.1), in percent."
 
 
-def judge(
+def evaluate(
     model: ModelUnderTest,
-    truth: Truth,
+    ground_truth: GroundTruth,
     run: Run,
     task: str,
     sigmas: NDArray[np.float64] | None,
 ) -> Report:
     """Measure all that ``task`` has numbers for; see :func:`evaluation.ground_truth.for_classes`."""
     answers = run.all_answers()
-    labels = labels_by_picture(truth)
+    labels = labels_by_image(ground_truth)
     shown = [answer.shown(model.score_threshold) for answer in answers]
-    rows = as_coco_rows(answers, [picture.image_id for picture in truth.pictures])
+    rows = as_coco_rows(answers, [image.image_id for image in ground_truth.images])
     report = Report(
-        f"{model.name} {model.version} on {len(truth.pictures)} pictures",
+        f"{model.name} {model.version} on {len(ground_truth.images)} images",
         [
             f"{task}, {model.reached}, {model.engine}",
             f"{sum(len(one.class_ids) for one in labels)} labels, {len(rows)} detections",
             f"threshold of the model: {model.score_threshold:g}",
         ],
-        numbers={"model": asdict(model), "task": task, "pictures": len(truth.pictures)},
+        numbers={"model": asdict(model), "task": task, "images": len(ground_truth.images)},
         rows=rows,
     )
-    scores = _add_boxes(report, truth, rows)
+    scores = _add_boxes(report, ground_truth, rows)
     measure = "IoU"
     if task == "poses":
-        _add_joints(report, list(zip(labels, shown, strict=True)), model)
+        _add_keypoints(report, list(zip(labels, shown, strict=True)), model)
         if sigmas is None:
             report.parts.append(_NO_SIGMAS)
         else:
-            scores, measure = pose_scores(truth.coco, rows, sigmas), "OKS"
+            scores, measure = pose_scores(ground_truth.coco, rows, sigmas), "OKS"
             _add_summary(report, "poses", "Poses (COCO, object keypoint similarity)", scores)
     if task == "boxes_3d":
-        _add_space(report, truth, labels, answers, model)
+        _add_boxes_3d(report, ground_truth, labels, answers, model)
     _add_speed(report, run)
     report.parts.append(recall_curves(scores.curves, measure))
     report.parts.append(
@@ -65,7 +65,7 @@ def judge(
         )
     )
     report.parts.append(score_histogram(*_right_and_wrong(labels, answers), model.score_threshold))
-    report.parts += worst_pictures(truth.pictures, labels, shown, model)
+    report.parts += worst_images(ground_truth.images, labels, shown, model)
     return report
 
 
@@ -73,15 +73,17 @@ _NO_SIGMAS = Table(
     "Poses (COCO, object keypoint similarity)",
     ["not measured"],
     [],
-    "The labels do not say how exact each joint's label is: give sigmas in the category, or "
+    "The labels do not say how exact each keypoint's label is: give sigmas in the category, or "
     "with --sigmas.",
 )
 
 
-def _add_boxes(report: Report, truth: Truth, rows: Sequence[dict[str, Any]]) -> CocoScores:
-    scores = box_scores(truth.coco, rows)
+def _add_boxes(
+    report: Report, ground_truth: GroundTruth, rows: Sequence[dict[str, Any]]
+) -> CocoScores:
+    scores = box_scores(ground_truth.coco, rows)
     _add_summary(report, "boxes", "Boxes (COCO)", scores)
-    rates = false_discovery(truth.coco, rows)
+    rates = false_discovery(ground_truth.coco, rows)
     report.numbers["false_discovery"] = rates
     percent = [f"{100 * rate:.1f}" if rate == rate else "–" for rate in rates.values()]  # noqa: RUF001
     report.parts.append(Table("False discovery", list(rates), [percent], _RATES))
@@ -95,39 +97,39 @@ def _add_summary(report: Report, key: str, title: str, scores: CocoScores) -> No
     report.parts.append(Table(f"{title}, by class", ["class", "AP", "AP50", "AP75"], rows))
 
 
-def _add_joints(
-    report: Report, pictures: Sequence[tuple[PictureLabels, Answer]], model: ModelUnderTest
+def _add_keypoints(
+    report: Report, images: Sequence[tuple[ImageLabels, Answer]], model: ModelUnderTest
 ) -> None:
-    errors = joint_errors(pictures, len(model.joints))
-    report.numbers["joints"] = {
-        "names": [*model.joints, "all"],
+    errors = keypoint_errors(images, len(model.keypoints))
+    report.numbers["keypoints"] = {
+        "names": [*model.keypoints, "all"],
         "pck": {str(part): row.tolist() for part, row in zip(PCK_PARTS, errors.pck, strict=True)},
         "mean_error_px": errors.mean_error_px.tolist(),
         "objects": errors.objects,
         "found": errors.found,
     }
-    columns = ["joint", *(f"PCK {part:.0%}" for part in PCK_PARTS), "mean error (px)"]
+    columns = ["keypoint", *(f"PCK {part:.0%}" for part in PCK_PARTS), "mean error (px)"]
     values = np.vstack([errors.pck, errors.mean_error_px]).T.tolist()
-    rows = [[name, *row] for name, row in zip([*model.joints, "all"], values, strict=True)]
+    rows = [[name, *row] for name, row in zip([*model.keypoints, "all"], values, strict=True)]
     note = (
-        f"{errors.found} of {errors.objects} objects were found at the model's threshold; joints "
+        f"{errors.found} of {errors.objects} objects were found at the model's threshold; keypoints "
         "of the others are wrong for PCK and have no error in pixels. PCK is within so much of "
-        "the longest distance between two labelled joints of the object."
+        "the longest distance between two labelled keypoints of the object."
     )
-    report.parts.append(Table("Joints", columns, rows, note))
+    report.parts.append(Table("Keypoints", columns, rows, note))
 
 
-def _add_space(
+def _add_boxes_3d(
     report: Report,
-    truth: Truth,
-    labels: Sequence[PictureLabels],
+    ground_truth: GroundTruth,
+    labels: Sequence[ImageLabels],
     answers: Sequence[Answer],
     model: ModelUnderTest,
 ) -> None:
-    space = [(truth.space or {})[picture.image_id] for picture in truth.pictures]
+    space = [(ground_truth.space or {})[image.image_id] for image in ground_truth.images]
     rows: list[list[Cell]] = []
     numbers: dict[str, Any] = {}
-    present = {category["id"] for category in truth.coco["categories"]}
+    present = {category["id"] for category in ground_truth.coco["categories"]}
     for class_id, name in enumerate(model.classes):
         if class_id not in present:
             continue
@@ -151,11 +153,11 @@ def _add_space(
     report.parts.append(Table("KITTI", columns, rows, note))
     boxes = [as_boxes(one)[np.isin(one.types, model.classes)] for one in space]
     shown = [answer.shown(model.score_threshold) for answer in answers]
-    errors = space_errors(list(zip(labels, shown, boxes, strict=True)))
+    errors = box_3d_errors(list(zip(labels, shown, boxes, strict=True)))
     report.numbers["space"] = asdict(errors)
     report.parts.append(
         Table(
-            "Boxes in space",
+            "3D boxes",
             ["", "median"],
             [
                 ["depth error (%)", 100 * errors.depth],
@@ -174,19 +176,19 @@ def _add_space(
 def _add_speed(report: Report, run: Run) -> None:
     speed = run.speed()
     report.numbers["speed"] = {**speed, "in_flight": IN_FLIGHT}
-    note = f"{IN_FLIGHT} pictures at once, after a first one that does not count."
+    note = f"{IN_FLIGHT} images at once, after a first one that does not count."
     columns = ["images/s", "p50 (ms)", "p95 (ms)"]
     row = [f"{value:.1f}" for value in speed.values()]
     report.parts.append(Table("Speed", columns, [row], note))
 
 
 def _right_and_wrong(
-    labels: Sequence[PictureLabels], answers: Sequence[Answer]
+    labels: Sequence[ImageLabels], answers: Sequence[Answer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The scores of all detections with an object (same class, IoU 0.5), and of those without."""
     right, wrong = [], []
-    for truth, answer in zip(labels, answers, strict=True):
-        matches = match(truth, answer, same_class=True)
+    for ground_truth, answer in zip(labels, answers, strict=True):
+        matches = match(ground_truth, answer, same_class=True)
         right.append(answer.scores[matches.pairs[:, 1]])
         wrong.append(answer.scores[matches.invented])
     return np.concatenate(right), np.concatenate(wrong)

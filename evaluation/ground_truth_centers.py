@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
 from evaluation.local_model import OfflinePackage
-from evaluation.ground_truth import PictureLabels, Truth, labels_by_picture
 from service.decoders.corner_triplets import Centers, decode_triplets
-from service.decoders.model_output import View
+from service.decoders.model_output import ModelOutput
 from service.decoders.types import DetectionOptions, Detections
 
 
@@ -25,33 +25,33 @@ class _OptionsWithCenters(DetectionOptions):
 class _GivenCenters:
     """The triplets' decoder with centers that the options bring."""
 
-    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Decode the views of one image."""
         if not isinstance(options, _OptionsWithCenters) or options.centers is None:
             raise TypeError("decoding with given centers needs options that bring them")
         return decode_triplets(views, options.centers, options)
 
 
-def with_truth_centers(package: Path, truth: Truth) -> OfflinePackage:
+def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> OfflinePackage:
     """Load a package of the triplets so that the labels' centers take the place of its own.
 
     A label's center is the middle of its box, with the score 1 that a perfect heatmap has there.
     """
     centers = {
-        picture.image_id: centers_of(labels)
-        for picture, labels in zip(truth.pictures, labels_by_picture(truth), strict=True)
+        image.image_id: centers_of(labels)
+        for image, labels in zip(ground_truth.images, labels_by_image(ground_truth), strict=True)
     }
     return OfflinePackage(
         package,
         _GivenCenters(),
-        lambda picture, options: _OptionsWithCenters(
+        lambda image, options: _OptionsWithCenters(
             **{one.name: getattr(options, one.name) for one in fields(DetectionOptions)},
-            centers=centers[picture.image_id],
+            centers=centers[image.image_id],
         ),
     )
 
 
-def centers_of(labels: PictureLabels) -> Centers:
+def centers_of(labels: ImageLabels) -> Centers:
     """The middles of all boxes but crowds', which stand for no single object."""
     boxes = labels.boxes_xyxy[~labels.is_crowd]
     return Centers(

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
+from client.detect import ask_service, request_detections
 from evaluation.detections import Answer
 from evaluation.errors import EvaluationError
-from evaluation.model_under_test import IN_FLIGHT, ModelUnderTest, Run, Stopwatch, read_picture
-from evaluation.ground_truth import Picture
-from client.detect import ask_service, request_detections
+from evaluation.ground_truth import LabelledImage
+from evaluation.model_under_test import IN_FLIGHT, ModelUnderTest, Run, Stopwatch, read_image
 
 
 class ServedModel:
@@ -36,18 +36,18 @@ class ServedModel:
             top_k=facts["top_k"],
             engine=facts["engine"],
             reached="over HTTP",
-            joints=tuple(facts.get("joints", ())),
+            keypoints=tuple(facts.get("keypoints", ())),
             skeleton=tuple((start, end) for start, end in facts.get("skeleton", ())),
         )
 
-    def detect(self, pictures: Sequence[Picture], answered: Callable[[], object]) -> Run:
-        """Send all pictures, several at a time; the first refusal ends it."""
-        self._ask(pictures[0])
-        run = Run([None] * len(pictures))
+    def detect(self, images: Sequence[LabelledImage], answered: Callable[[], object]) -> Run:
+        """Send all images, several at a time; the first refusal ends it."""
+        self._ask(images[0])
+        run = Run([None] * len(images))
         began = Stopwatch()
         with ThreadPoolExecutor(IN_FLIGHT) as clients:
             try:
-                for index, (answer, seconds) in enumerate(clients.map(self._ask, pictures)):
+                for index, (answer, seconds) in enumerate(clients.map(self._ask, images)):
                     run.answers[index] = answer
                     run.latencies_s.append(seconds)
                     answered()
@@ -57,13 +57,13 @@ class ServedModel:
         run.wall_s = began.seconds
         return run
 
-    def _ask(self, picture: Picture) -> tuple[Answer, float]:
-        body = read_picture(picture)
+    def _ask(self, image: LabelledImage) -> tuple[Answer, float]:
+        body = read_image(image)
         began = Stopwatch()
         try:
             answer = request_detections(
-                self._url, body, model=self.model.name, options=self.model.options(picture)
+                self._url, body, model=self.model.name, options=self.model.options(image)
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise EvaluationError(f"{picture.path}: {error}") from error
+            raise EvaluationError(f"{image.path}: {error}") from error
         return self.model.read(answer["detections"]), began.seconds

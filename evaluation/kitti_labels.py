@@ -7,22 +7,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.errors import EvaluationError
-from evaluation.ground_truth import Picture, SpaceLabels, Truth
+from evaluation.ground_truth import Boxes3DLabels, GroundTruth, LabelledImage
 
 DONT_CARE = "DontCare"
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def read_kitti(directory: Path, images: Path) -> Truth:
-    """Read a directory of label files; a picture has the stem of its label file.
+def read_kitti(directory: Path, image_dir: Path) -> GroundTruth:
+    """Read a directory of label files; an image has the stem of its label file.
 
     For COCO's metrics, regions that nobody labelled are crowds of every class.
     """
-    pictures, space = [], {}
+    images, space = [], {}
     for image_id, path in enumerate(sorted(directory.glob("*.txt")), start=1):
         space[image_id] = _read_labels(path)
-        pictures.append(
-            Picture(image_id, _picture_of(images, path.stem), _projection(directory, path.name))
+        images.append(
+            LabelledImage(
+                image_id, _image_of(image_dir, path.stem), _projection(directory, path.name)
+            )
         )
     names = sorted({name for labels in space.values() for name in labels.types} - {DONT_CARE})
     categories = {name: number for number, name in enumerate(names, start=1)}
@@ -37,11 +39,11 @@ def read_kitti(directory: Path, images: Path) -> Truth:
             start=1,
         )
     ]
-    return Truth(
-        pictures,
+    return GroundTruth(
+        images,
         {
             "info": {},
-            "images": [{"id": one.image_id, "file_name": one.path.name} for one in pictures],
+            "images": [{"id": one.image_id, "file_name": one.path.name} for one in images],
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in categories.items()],
         },
@@ -51,7 +53,7 @@ def read_kitti(directory: Path, images: Path) -> Truth:
 
 
 def _as_coco(
-    image_id: int, labels: SpaceLabels, categories: dict[str, int]
+    image_id: int, labels: Boxes3DLabels, categories: dict[str, int]
 ) -> list[dict[str, Any]]:
     found = []
     for name, (x1, y1, x2, y2) in zip(labels.types, labels.boxes_xyxy.tolist(), strict=True):
@@ -69,13 +71,13 @@ def _as_coco(
     return found
 
 
-def _read_labels(path: Path) -> SpaceLabels:
+def _read_labels(path: Path) -> Boxes3DLabels:
     rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) not in (15, 16):  # some copies carry a score
             raise EvaluationError(f"{path}, line {number}: {len(row)} words, not 15.")
     numbers = np.array([row[1:15] for row in rows], np.float64).reshape(-1, 14)
-    return SpaceLabels(
+    return Boxes3DLabels(
         tuple(row[0] for row in rows),
         numbers[:, 0],
         numbers[:, 1],
@@ -100,8 +102,8 @@ def _projection(labels: Path, name: str) -> tuple[float, ...] | None:
     raise EvaluationError(f"{path} has no line P2 with 12 numbers.")
 
 
-def _picture_of(images: Path, stem: str) -> Path:
+def _image_of(image_dir: Path, stem: str) -> Path:
     for suffix in _SUFFIXES:
-        if (images / f"{stem}{suffix}").is_file():
-            return images / f"{stem}{suffix}"
-    return images / f"{stem}{_SUFFIXES[0]}"
+        if (image_dir / f"{stem}{suffix}").is_file():
+            return image_dir / f"{stem}{suffix}"
+    return image_dir / f"{stem}{_SUFFIXES[0]}"

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import EvaluationError
+from evaluation.ground_truth import GroundTruth, LabelledImage
 from evaluation.kitti_labels import read_kitti
-from evaluation.ground_truth import Picture, Truth
 
 
-def read_truth(annotations: Path, images: Path) -> Truth:
+def read_ground_truth(annotations: Path, image_dir: Path) -> GroundTruth:
     """Read labels: a COCO file, or a directory of VOC's ``.xml`` or KITTI's ``.txt`` files.
 
     Raises :class:`EvaluationError` for labels that cannot be read.
     """
     try:
         if annotations.is_file():
-            return _read_coco(annotations, images)
+            return _read_coco(annotations, image_dir)
         if any(annotations.glob("*.xml")):
-            return _read_voc(annotations, images)
+            return _read_voc(annotations, image_dir)
         if any(annotations.glob("*.txt")):
-            return read_kitti(annotations, images)
+            return read_kitti(annotations, image_dir)
     except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError) as error:
         if isinstance(error, EvaluationError):
             raise
@@ -34,7 +34,7 @@ def read_truth(annotations: Path, images: Path) -> Truth:
     )
 
 
-def _read_coco(path: Path, images: Path) -> Truth:
+def _read_coco(path: Path, image_dir: Path) -> GroundTruth:
     facts = json.loads(path.read_bytes())
     if not isinstance(facts, dict) or not {"images", "annotations", "categories"} <= facts.keys():
         raise EvaluationError(f"{path} is no COCO file: images, annotations or categories lack.")
@@ -47,8 +47,8 @@ def _read_coco(path: Path, images: Path) -> Truth:
         strays = sum(label[f"{what}_id"] not in ids for label in facts["annotations"])
         if strays:
             raise EvaluationError(f"{path}: {strays} annotations belong to no {what} of the file.")
-    return Truth(
-        [Picture(image["id"], images / image["file_name"]) for image in found],
+    return GroundTruth(
+        [LabelledImage(image["id"], image_dir / image["file_name"]) for image in found],
         {
             "info": {},
             "images": found,
@@ -66,7 +66,7 @@ def _complete(labels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for label in labels:
         width, height = label["bbox"][2:]
         full = {"area": width * height, "iscrowd": 0, **label}
-        full.pop("segmentation", None)  # boxes are judged; polygons are most of COCO's memory
+        full.pop("segmentation", None)  # boxes are evaluated; polygons are most of COCO's memory
         if "keypoints" in full:
             full.setdefault("num_keypoints", sum(v > 0 for v in full["keypoints"][2::3]))
         complete.append(full)
@@ -84,17 +84,17 @@ def with_ids(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**label, "id": number} for number, label in enumerate(labels, start=1)]
 
 
-def _read_voc(directory: Path, images: Path) -> Truth:
+def _read_voc(directory: Path, image_dir: Path) -> GroundTruth:
     """Pascal VOC: pixels count from 1 and both ends belong to the box; difficult ones as crowds.
 
     Neither finding nor missing a difficult object counts.
     """
-    pictures, coco_images, labels = [], [], []
+    images, coco_images, labels = [], [], []
     categories: dict[str, int] = {}
     for image_id, path in enumerate(sorted(directory.glob("*.xml")), start=1):
         root = ElementTree.parse(path).getroot()
         file_name = root.findtext("filename") or f"{path.stem}.jpg"
-        pictures.append(Picture(image_id, images / file_name))
+        images.append(LabelledImage(image_id, image_dir / file_name))
         coco_images.append(
             {
                 "id": image_id,
@@ -118,8 +118,8 @@ def _read_voc(directory: Path, images: Path) -> Truth:
                     "iscrowd": int(entry.findtext("difficult", "0")),
                 }
             )
-    return Truth(
-        pictures,
+    return GroundTruth(
+        images,
         {
             "info": {},
             "images": coco_images,

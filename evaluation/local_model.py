@@ -9,28 +9,28 @@ from typing import Any
 
 from evaluation.detections import Answer
 from evaluation.errors import EvaluationError
-from evaluation.model_under_test import IN_FLIGHT, ModelUnderTest, Run, Stopwatch, read_picture
-from evaluation.ground_truth import Picture
+from evaluation.ground_truth import LabelledImage
+from evaluation.model_under_test import IN_FLIGHT, ModelUnderTest, Run, Stopwatch, read_image
 from model_package import ModelManifest, PackageError, load_package
-from service.batching.batcher import Urgency
+from service.batching.batcher import SchedulingOptions
 from service.decoders import Decoder
 from service.decoders.types import DetectionOptions
 from service.engines import EngineUnavailableError
 from service.errors import ServiceError
-from service.observability.metrics import Metrics
-from service.model_registry import load_models
-from service.options import RequestOptions
 from service.http.query_parameters import DetectParameters
 from service.http.schemas import to_json, to_response
+from service.model_registry import load_models
+from service.observability.metrics import Metrics
+from service.options import RequestOptions
 from service.settings import Settings
 
-AskFor = Callable[[Picture, DetectionOptions], DetectionOptions]
+AskFor = Callable[[LabelledImage, DetectionOptions], DetectionOptions]
 
 
 class OfflinePackage:
     """A package as the service would load it here; ``CENTERNET_*`` variables hold as they do there.
 
-    ``decoder`` replaces the package's own; ``ask_for`` then changes what each picture's decoding
+    ``decoder`` replaces the package's own; ``ask_for`` then changes what each image's decoding
     is given. Raises :class:`EvaluationError` for what cannot be loaded.
     """
 
@@ -50,24 +50,24 @@ class OfflinePackage:
         self._ask_for = ask_for
         self.model = _describe(self._predictor.manifest, self._predictor.engine_description)
 
-    def detect(self, pictures: Sequence[Picture], answered: Callable[[], object]) -> Run:
-        """Judge all pictures; this can be done once, because the engine is closed at the end."""
-        return asyncio.run(self._detect(pictures, answered))
+    def detect(self, images: Sequence[LabelledImage], answered: Callable[[], object]) -> Run:
+        """Evaluate all images; this can be done once, because the engine is closed at the end."""
+        return asyncio.run(self._detect(images, answered))
 
-    async def _detect(self, pictures: Sequence[Picture], answered: Callable[[], object]) -> Run:
-        run = Run([None] * len(pictures))
-        waiting = iter(enumerate(pictures))
+    async def _detect(self, images: Sequence[LabelledImage], answered: Callable[[], object]) -> Run:
+        run = Run([None] * len(images))
+        waiting = iter(enumerate(images))
 
         async def work() -> None:
-            for index, picture in waiting:
-                answer, seconds = await self._ask(picture)
+            for index, image in waiting:
+                answer, seconds = await self._ask(image)
                 run.answers[index] = answer
                 run.latencies_s.append(seconds)
                 answered()
 
         self._models.start(None)
         try:
-            await self._ask(pictures[0])
+            await self._ask(images[0])
             began = Stopwatch()
             async with asyncio.TaskGroup() as workers:
                 for _ in range(IN_FLIGHT):
@@ -79,24 +79,24 @@ class OfflinePackage:
             await self._models.stop()
         return run
 
-    async def _ask(self, picture: Picture) -> tuple[Answer, float]:
-        body = read_picture(picture)
-        options = self._options(picture)
+    async def _ask(self, image: LabelledImage) -> tuple[Answer, float]:
+        body = read_image(image)
+        options = self._options(image)
         began = Stopwatch()
         try:
-            prediction = await self._predictor.predict(body, options, Urgency())
+            prediction = await self._predictor.predict(body, options, SchedulingOptions())
         except ServiceError as error:
-            raise EvaluationError(f"{picture.path}: {error}") from error
+            raise EvaluationError(f"{image.path}: {error}") from error
         seconds = began.seconds
         # By way of the wire: the numbers are rounded as a client would get them.
         answer = json.loads(to_json(to_response(self._predictor.manifest, prediction, "")))
         return self.model.read(answer["detections"]), seconds
 
-    def _options(self, picture: Picture) -> RequestOptions:
-        options = self._predictor.options(DetectParameters(**self.model.options(picture)))
+    def _options(self, image: LabelledImage) -> RequestOptions:
+        options = self._predictor.options(DetectParameters(**self.model.options(image)))
         if self._ask_for is None:
             return options
-        return replace(options, detection=self._ask_for(picture, options.detection))
+        return replace(options, detection=self._ask_for(image, options.detection))
 
 
 def _describe(manifest: ModelManifest, engine: str) -> ModelUnderTest:
@@ -110,6 +110,6 @@ def _describe(manifest: ModelManifest, engine: str) -> ModelUnderTest:
         top_k=decoder.top_k,
         engine=engine,
         reached="offline",
-        joints=getattr(decoder, "joints", ()),
+        keypoints=getattr(decoder, "keypoints", ()),
         skeleton=getattr(decoder, "skeleton", ()),
     )

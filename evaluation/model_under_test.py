@@ -1,4 +1,4 @@
-"""The model under test: what it is, and how pictures are put to it."""
+"""The model under test: what it is, and how images are put to it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,19 +9,19 @@ import numpy as np
 
 from evaluation.detections import Answer, read_answer
 from evaluation.errors import EvaluationError
-from evaluation.ground_truth import Picture
+from evaluation.ground_truth import LabelledImage
 
 IN_FLIGHT = 4
-"""Pictures put to the model at once, offline and over HTTP; so many are in memory."""
+"""Images put to the model at once, offline and over HTTP; so many are in memory."""
 TOP_K = 100
-"""Detections per picture that COCO's metrics look at."""
+"""Detections per image that COCO's metrics look at."""
 TASKS: Mapping[str, str] = {"center_poses": "poses", "center_boxes_3d": "boxes_3d"}
 """What decoders find beyond boxes."""
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """What judging needs to know of a model; ``joints`` and ``skeleton`` as in its manifest."""
+    """What evaluating needs to know of a model; ``keypoints`` and ``skeleton`` as in its manifest."""
 
     name: str
     version: str
@@ -31,7 +31,7 @@ class ModelUnderTest:
     top_k: int
     engine: str
     reached: str
-    joints: tuple[str, ...] = ()
+    keypoints: tuple[str, ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -41,27 +41,27 @@ class ModelUnderTest:
 
     def read(self, detections: Sequence[Mapping[str, Any]]) -> Answer:
         """Read the ``detections`` of an answer."""
-        in_space = self.task == "boxes_3d"
-        return read_answer(detections, joints=len(self.joints), in_space=in_space)
+        is_3d = self.task == "boxes_3d"
+        return read_answer(detections, keypoint_count=len(self.keypoints), is_3d=is_3d)
 
-    def options(self, picture: Picture) -> dict[str, Any]:
+    def options(self, image: LabelledImage) -> dict[str, Any]:
         """Ask for everything that metrics look at, whatever its score."""
         options: dict[str, Any] = {"score_threshold": 0.0, "top_k": min(TOP_K, self.top_k)}
-        if picture.projection is not None and self.task == "boxes_3d":
-            options["projection"] = list(picture.projection)
+        if image.projection is not None and self.task == "boxes_3d":
+            options["projection"] = list(image.projection)
         return options
 
 
 @dataclass
 class Run:
-    """The answers to all pictures, in their order, and how long they took."""
+    """The answers to all images, in their order, and how long they took."""
 
     answers: list[Answer | None]
     latencies_s: list[float] = field(default_factory=list)
     wall_s: float = 0.0
 
     def all_answers(self) -> list[Answer]:
-        """The answers, once every picture has one."""
+        """The answers, once every image has one."""
         return [answer for answer in self.answers if answer is not None]
 
     def speed(self) -> dict[str, float]:
@@ -75,24 +75,24 @@ class Run:
 
 
 class Source(Protocol):
-    """A model that pictures can be put to, offline or over HTTP."""
+    """A model that images can be put to, offline or over HTTP."""
 
     model: ModelUnderTest
 
-    def detect(self, pictures: Sequence[Picture], answered: Callable[[], object]) -> Run:
-        """Judge all pictures, calling ``answered`` after each; the first one goes twice.
+    def detect(self, images: Sequence[LabelledImage], answered: Callable[[], object]) -> Run:
+        """Evaluate all images, calling ``answered`` after each; the first one goes twice.
 
-        Raises :class:`EvaluationError` with the picture's name and what was wrong.
+        Raises :class:`EvaluationError` with the image's name and what was wrong.
         """
         ...
 
 
-def read_picture(picture: Picture) -> bytes:
-    """The encoded picture."""
+def read_image(image: LabelledImage) -> bytes:
+    """The encoded image."""
     try:
-        return picture.path.read_bytes()
+        return image.path.read_bytes()
     except OSError as error:
-        raise EvaluationError(f"{picture.path} cannot be read: {error.strerror}.") from error
+        raise EvaluationError(f"{image.path} cannot be read: {error.strerror}.") from error
 
 
 class Stopwatch:

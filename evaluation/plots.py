@@ -35,7 +35,7 @@ def recall_curves(curves: Mapping[str, NDArray[np.float64]], measure: str) -> Fi
     axes.set_title(f"{left_out} classes in the middle are left out" if left_out else "")
     if ordered:
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return _as_figure(canvas, f"Precision and recall at {measure} 0.5", "recall_curves.png")
+    return _as_person(canvas, f"Precision and recall at {measure} 0.5", "recall_curves.png")
 
 
 def confusion(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
@@ -52,7 +52,7 @@ def confusion(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> 
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if parts[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    return _as_figure(canvas, title, "confusion.png")
+    return _as_person(canvas, title, "confusion.png")
 
 
 def score_histogram(
@@ -65,10 +65,10 @@ def score_histogram(
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:g}")
     axes.set(xlabel="score", ylabel="detections", yscale="symlog")
     axes.legend()
-    return _as_figure(canvas, "Scores of right and wrong detections", "scores.png")
+    return _as_person(canvas, "Scores of right and wrong detections", "scores.png")
 
 
-def _as_figure(canvas: Canvas, title: str, file_name: str) -> Figure:
+def _as_person(canvas: Canvas, title: str, file_name: str) -> Figure:
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     pyplot.close(canvas)

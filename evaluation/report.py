@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """An encoded picture; ``file_name`` ends in its format."""
+    """An encoded image; ``file_name`` ends in its format."""
 
     title: str
     file_name: str

@@ -1,4 +1,4 @@
-"""The pictures with the most mistakes, labels beside detections."""
+"""The images with the most mistakes, labels beside detections."""
 
 import io
 from collections.abc import Sequence
@@ -6,55 +6,57 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from client.drawing import draw_detections
 from evaluation.detections import Answer
+from evaluation.ground_truth import ImageLabels, LabelledImage
 from evaluation.metrics.matching import match
 from evaluation.model_under_test import ModelUnderTest
 from evaluation.report import Figure
-from evaluation.ground_truth import Picture, PictureLabels
-from client.drawing import draw_detections
 
 WORST = 6
 _WIDTH_PX = 640
 
 
-def worst_pictures(
-    pictures: Sequence[Picture],
-    labels: Sequence[PictureLabels],
+def worst_images(
+    images: Sequence[LabelledImage],
+    labels: Sequence[ImageLabels],
     answers: Sequence[Answer],
     model: ModelUnderTest,
 ) -> list[Figure]:
-    """The pictures with the lowest F1 at the model's threshold, most mistakes first among equals.
+    """The images with the lowest F1 at the model's threshold, most mistakes first among equals.
 
-    Pictures without a mistake are none of them.
+    Images without a mistake are none of them.
     """
     ranks = []
-    for index, (truth, answer) in enumerate(zip(labels, answers, strict=True)):
-        matches = match(truth, answer, same_class=True)
+    for index, (ground_truth, answer) in enumerate(zip(labels, answers, strict=True)):
+        matches = match(ground_truth, answer, same_class=True)
         if matches.f1 < 1:
             ranks.append((matches.f1, -len(matches.missed) - len(matches.invented), index, matches))
     figures = []
     for number, (f1, _, index, matches) in enumerate(sorted(ranks, key=lambda r: r[:3])[:WORST], 1):
         title = (
-            f"{pictures[index].path.name}: F1 {f1:.2f}, {len(matches.missed)} missed, "
+            f"{images[index].path.name}: F1 {f1:.2f}, {len(matches.missed)} missed, "
             f"{len(matches.invented)} invented (left: labels, right: detections)"
         )
-        content = _draw(pictures[index], labels[index], answers[index], model)
+        content = _draw(images[index], labels[index], answers[index], model)
         figures.append(Figure(title, f"worst_{number}.jpg", content))
     return figures
 
 
-def _draw(picture: Picture, truth: PictureLabels, answer: Answer, model: ModelUnderTest) -> bytes:
-    with Image.open(picture.path) as opened:
+def _draw(
+    image: LabelledImage, ground_truth: ImageLabels, answer: Answer, model: ModelUnderTest
+) -> bytes:
+    with Image.open(image.path) as opened:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
     scale = min(1.0, _WIDTH_PX / upright.width)
     size = round(upright.width * scale), round(upright.height * scale)
     small = upright.resize(size, Image.Resampling.BILINEAR)
     labelled = Answer(
-        truth.boxes_xyxy,
-        np.ones(len(truth.class_ids)),
-        truth.class_ids,
-        truth.keypoints,
-        np.empty((len(truth.class_ids), 0)),
+        ground_truth.boxes_xyxy,
+        np.ones(len(ground_truth.class_ids)),
+        ground_truth.class_ids,
+        ground_truth.keypoints,
+        np.empty((len(ground_truth.class_ids), 0)),
     )
     sheet = Image.new("RGB", (2 * size[0] + 8, size[1]), "white")
     for left, shown in ((0, labelled), (size[0] + 8, answer)):

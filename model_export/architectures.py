@@ -7,26 +7,26 @@ from typing import Literal, Protocol
 from torch import nn
 
 from model_export.checkpoints import objects_as_points
-from model_export.checkpoints.key_mapping import Layout
-from model_export.networks.corner_architecture import CornerArchitecture
+from model_export.checkpoints.key_mapping import KeyMapping
 from model_export.networks import hourglass
 from model_export.networks.aggregation import DeformableNeck, PlainNeck
 from model_export.networks.center_point import CenterPointNetwork
+from model_export.networks.corner_architecture import CornerArchitecture
 from model_export.networks.corner_networks import corner_net_pooling, keypoint_triplets_pooling
-from model_export.networks.dla import DLATrunk
+from model_export.networks.dla import DLABackbone
 from model_export.networks.resnet import (
     BasicBlock,
     Bottleneck,
     DeconvolutionNeck,
     DeformableDeconvolutionNeck,
-    ResNetTrunk,
+    ResNetBackbone,
 )
 
 OUTPUT_STRIDE = 4
 """Input pixels per cell of the output maps (*Objects as Points*, section 3: R = 4)."""
 
 INPUT_MULTIPLE = 32
-"""Height and width of the input must be multiples of the trunk's total stride, at least this."""
+"""Height and width of the input must be multiples of the backbone's total stride, at least this."""
 
 _SLIM_WIDTHS, _SLIM_DEPTHS = (48, 48, 64, 64, 64, 96), (1, 1, 1, 1, 1, 1)
 
@@ -37,8 +37,8 @@ class Architecture(Protocol):
     """One kind of network, and how checkpoints of it name their tensors."""
 
     @property
-    def layout(self) -> Layout:
-        """The authors' names."""
+    def layout(self) -> KeyMapping:
+        """The upstream names."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class ResNetArchitecture:
     neck_channels: tuple[int, int, int] = (256, 256, 256)
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
-    layout: Layout = objects_as_points.RESNET
+    layout: KeyMapping = objects_as_points.RESNET
     tasks: tuple[str, ...] = _CENTER_TASKS
 
     def build(
@@ -80,10 +80,10 @@ class ResNetArchitecture:
         ``head_channels`` gives the channels of each head: ``heatmap`` (number of classes),
         ``size`` (2), ``offset`` (2), and what else the task needs.
         """
-        trunk = ResNetTrunk(self.block, self.depths, self.widths)
-        neck = self.neck(trunk.out_channels, self.neck_channels)
+        backbone = ResNetBackbone(self.block, self.depths, self.widths)
+        neck = self.neck(backbone.out_channels, self.neck_channels)
         return CenterPointNetwork(
-            trunk,
+            backbone,
             neck,
             neck.out_channels,
             head_channels,
@@ -98,7 +98,7 @@ class DLAArchitecture:
     neck: type[PlainNeck] | type[DeformableNeck]
     head_hidden_channels: int = 256
     input_multiple: Literal[32] = 32
-    layout: Layout = objects_as_points.DLA
+    layout: KeyMapping = objects_as_points.DLA
     tasks: tuple[str, ...] = _CENTER_TASKS
 
     def build(
@@ -106,7 +106,7 @@ class DLAArchitecture:
     ) -> CenterPointNetwork:
         """Make the network with freshly initialised weights."""
         return CenterPointNetwork(
-            DLATrunk(),
+            DLABackbone(),
             self.neck(),
             self.neck.out_channels,
             head_channels,
@@ -130,8 +130,8 @@ class HourglassArchitecture:
         return self.widths[0]
 
     @property
-    def layout(self) -> Layout:
-        """The authors' names."""
+    def layout(self) -> KeyMapping:
+        """The upstream names."""
         return objects_as_points.hourglass_layout(self.stacks)
 
     def build(
@@ -181,7 +181,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     # The same for hourglasses: less than a fiftieth of the parameters.
     "hourglass_slim": HourglassArchitecture(2, _SLIM_WIDTHS, _SLIM_DEPTHS),
-    # One stack of them: poses can be learnt with it on two cores.
+    # One stack of them: poses can be learned with it on two cores.
     "hourglass_tiny": HourglassArchitecture(1, (32, 32, 48, 64, 64, 96), _SLIM_DEPTHS),
     "cornernet_slim": CornerArchitecture(
         2, corner_net_pooling, ("corner_pairs",), _SLIM_WIDTHS, _SLIM_DEPTHS

@@ -1,9 +1,9 @@
-"""Names of classes and joints, in the order in which the authors number them."""
+"""Names of classes and keypoints, in the order in which the authors number them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_export.errors import RecipeError
+from model_export.errors import ConfigError
 
 COCO = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -29,18 +29,18 @@ PASCAL = (
 KITTI = ("Pedestrian", "Car", "Cyclist")
 """The classes of KITTI that the authors detect."""
 
-COCO_JOINTS = (
+COCO_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
     "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip",
     "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
-"""The 17 joints of COCO."""
+"""The 17 keypoints of COCO."""
 
 COCO_SKELETON = (
     (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10),
     (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16),
 )  # fmt: skip
-"""Pairs of :data:`COCO_JOINTS` to draw a line between."""
+"""Pairs of :data:`COCO_KEYPOINTS` to draw a line between."""
 
 _KNOWN = {"coco": COCO, "pascal": PASCAL}
 _MAX_FILE_BYTES = 1024 * 1024
@@ -49,7 +49,7 @@ _MAX_FILE_BYTES = 1024 * 1024
 def read_classes(text: str) -> tuple[str, ...]:
     """Class names from ``coco``, ``pascal``, a text file (one per line) or ``name,name,...``.
 
-    Raises :class:`RecipeError` for a file that cannot be read, and for no names at all.
+    Raises :class:`ConfigError` for a file that cannot be read, and for no names at all.
     """
     if text in _KNOWN:
         return _KNOWN[text]
@@ -61,41 +61,41 @@ def _read_names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]
     listed = text.split(",") if "," in text else _read_lines(option, Path(text), known)
     names = tuple(name.strip() for name in listed if name.strip())
     if not names:
-        raise RecipeError(f"{option} {text!r} names nothing. Give at least one name.")
+        raise ConfigError(f"{option} {text!r} names nothing. Give at least one name.")
     return names
 
 
 def _read_lines(option: str, path: Path, known: Sequence[str]) -> list[str]:
     try:
         if not path.is_file():
-            raise RecipeError(
+            raise ConfigError(
                 f"{option} {str(path)!r} is not a file. Accepted: {', '.join(known)}, a text file "
                 "with one name per line, or names separated by commas (a single one: 'car,')."
             )
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
-            raise RecipeError(f"{path} has more than {_MAX_FILE_BYTES} bytes: too long for names.")
+            raise ConfigError(f"{path} has more than {_MAX_FILE_BYTES} bytes: too long for names.")
         return content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
+        raise ConfigError(
             f"names cannot be read from {path}: {error}. "
             "Accepted is UTF-8 text with one name per line."
         ) from error
 
 
-def read_joints(text: str) -> tuple[str, ...]:
-    """Joint names from ``coco``, a text file (one per line) or ``name,name,...``.
+def read_keypoints(text: str) -> tuple[str, ...]:
+    """Keypoint names from ``coco``, a text file (one per line) or ``name,name,...``.
 
-    Raises :class:`RecipeError` as :func:`read_classes` does.
+    Raises :class:`ConfigError` as :func:`read_classes` does.
     """
-    return COCO_JOINTS if text == "coco" else _read_names("--joints", text, ("coco",))
+    return COCO_KEYPOINTS if text == "coco" else _read_names("--keypoints", text, ("coco",))
 
 
-def mirrored_pairs(joints: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of indices of joints that a mirror exchanges: ``left...`` and ``right...``."""
+def flipped_pairs(keypoints: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of indices of keypoints that a flip exchanges: ``left...`` and ``right...``."""
     return [
-        (index, joints.index(opposite))
-        for index, name in enumerate(joints)
-        if (opposite := name.replace("left", "right")) != name and opposite in joints
+        (index, keypoints.index(opposite))
+        for index, name in enumerate(keypoints)
+        if (opposite := name.replace("left", "right")) != name and opposite in keypoints
     ]

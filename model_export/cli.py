@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from model_export.class_names import read_classes, read_joints
+from model_export.class_names import read_classes, read_keypoints
 from model_export.cli_options import make_parser
-from model_export.errors import ExportError, RecipeError
-from model_export.inspect_checkpoint import inspect_checkpoint
+from model_export.config import ExportConfig
+from model_export.errors import ConfigError, ExportError
 from model_export.graph.normalization import Normalization
+from model_export.inspect_checkpoint import inspect_checkpoint
 from model_export.onnx.import_model import import_package
 from model_export.pipeline import HALF_STEPS, STEPS, export_package
-from model_export.config import Recipe
 from model_package import ModelPackage, OnnxArtifact, PackageError, Verification
 
 _EXIT_FAILED = 2
@@ -62,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _package(parsed: argparse.Namespace, steps: _Steps) -> int:
     steps.total += HALF_STEPS if parsed.precision == "fp16" else 0
     package = export_package(
-        _read_recipe(parsed),
+        _read_config(parsed),
         parsed.checkpoint,
         parsed.output,
         progress=steps.begin,
-        pictures=parsed.verify_images,
+        image_dir=parsed.verify_images,
     )
     steps.end()
     print(_report(package))
@@ -75,12 +75,12 @@ def _package(parsed: argparse.Namespace, steps: _Steps) -> int:
 
 def _import(parsed: argparse.Namespace, steps: _Steps) -> int:
     package = import_package(
-        _read_recipe(parsed),
+        _read_config(parsed),
         parsed.onnx,
         Normalization(tuple(parsed.mean), tuple(parsed.std), parsed.order, parsed.scale),
         parsed.output,
         progress=steps.begin,
-        pictures=parsed.verify_images,
+        image_dir=parsed.verify_images,
     )
     steps.end()
     print(_report(package))
@@ -93,17 +93,17 @@ def _inspect(parsed: argparse.Namespace, _: _Steps) -> int:
     return 0 if fits else _EXIT_FAILED
 
 
-def _read_recipe(parsed: argparse.Namespace) -> Recipe:
+def _read_config(parsed: argparse.Namespace) -> ExportConfig:
     width_px, height_px = (None, None)
     if parsed.input_size is not None:
         width_px, height_px = _read_size(parsed.input_size)
-    return Recipe(
+    return ExportConfig(
         name=parsed.output.resolve().name if parsed.name is None else parsed.name,
         version=parsed.model_version,
         architecture=parsed.arch,
         task=parsed.task,
         classes=None if parsed.classes is None else read_classes(parsed.classes),
-        joints=None if parsed.joints is None else read_joints(parsed.joints),
+        keypoints=None if parsed.keypoints is None else read_keypoints(parsed.keypoints),
         projection=tuple(parsed.projection),
         width_px=width_px,
         height_px=height_px,
@@ -123,7 +123,7 @@ def _read_recipe(parsed: argparse.Namespace) -> Recipe:
 def _read_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if match is None:
-        raise RecipeError(
+        raise ConfigError(
             f"--input-size {text!r} is not a size. Give WIDTHxHEIGHT in pixels, like 512x512."
         )
     return int(match[1]), int(match[2])

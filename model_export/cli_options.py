@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import get_args
 
 from model_export.architectures import ARCHITECTURES
+from model_export.config import ExportConfig
 from model_export.engines.command import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
-from model_export.config import Recipe
 from model_export.tasks import TASKS
 from model_package import Precision
 
 _FREE_SIZE_PX = 1536
-"""Longest side where ``--free-size`` names none: 1.5 times COCO's pictures, and KITTI's whole."""
+"""Longest side where ``--free-size`` names none: 1.5 times COCO's images, and KITTI's whole."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,14 +32,14 @@ def make_parser() -> argparse.ArgumentParser:
     _add_names(package)
     add(
         "--flip", action="store_true",
-        help="add a second graph that averages over the picture and its mirror image",
+        help="add a second graph that averages over the image and its flipped image",
     )  # fmt: skip
     add(
         "--free-size", nargs="?", type=int, const=_FREE_SIZE_PX, metavar="MAX",
         help=f"let height and width be free, up to MAX pixels ({_FREE_SIZE_PX})",
     )  # fmt: skip
     add(
-        "--precision", choices=list(get_args(Precision)), default=Recipe.precision,
+        "--precision", choices=list(get_args(Precision)), default=ExportConfig.precision,
         help="fp16 adds files whose network computes in half precision (%(default)s)",
     )  # fmt: skip
     add(
@@ -74,9 +74,13 @@ def _add_names(command: argparse.ArgumentParser) -> None:
         help="coco, pascal, a text file with one name per line, or names separated by commas "
         "(default: the data set of the paper, if the number of classes agrees)",
     )  # fmt: skip
-    add("--joints", metavar="NAMES", help="coco, a text file, or names separated by commas (coco)")
     add(
-        "--projection", nargs=12, type=float, default=Recipe.projection, metavar="P",
+        "--keypoints",
+        metavar="NAMES",
+        help="coco, a text file, or names separated by commas (coco)",
+    )
+    add(
+        "--projection", nargs=12, type=float, default=ExportConfig.projection, metavar="P",
         help="camera matrix (3, 4), row by row, for 3D boxes (KITTI's)",
     )  # fmt: skip
     add("--output", required=True, type=Path, metavar="DIR", help="directory of the new package")
@@ -110,17 +114,17 @@ def _add_details(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--resize", choices=["letterbox", "fit_width", "keep_resolution"],
-        help="how pictures become inputs (letterbox; 3D: fit_width)",
+        help="how images become inputs (letterbox; 3D: fit_width)",
     )  # fmt: skip
     add(
-        "--score-threshold", default=Recipe.score_threshold, type=float, metavar="S",
+        "--score-threshold", default=ExportConfig.score_threshold, type=float, metavar="S",
         help="lowest score that is served unless a request says otherwise (%(default)s)",
     )  # fmt: skip
     add(
-        "--top-k", default=Recipe.top_k, type=int, metavar="K",
-        help="detections per picture at most (%(default)s)",
+        "--top-k", default=ExportConfig.top_k, type=int, metavar="K",
+        help="detections per image at most (%(default)s)",
     )  # fmt: skip
-    add("--source", default=Recipe.source, help="where the weights came from (%(default)s)")
-    add("--license", default=Recipe.license, help="licence of the weights (%(default)s)")
-    add("--description", default=Recipe.description, help="a sentence about the model")
-    add("--verify-images", type=Path, metavar="DIR", help="pictures to verify with as well")
+    add("--source", default=ExportConfig.source, help="where the weights came from (%(default)s)")
+    add("--license", default=ExportConfig.license, help="licence of the weights (%(default)s)")
+    add("--description", default=ExportConfig.description, help="a sentence about the model")
+    add("--verify-images", type=Path, metavar="DIR", help="images to verify with as well")

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 from pydantic import ValidationError
 
 from model_export.architectures import ARCHITECTURES, OUTPUT_STRIDE
+from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
+from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
-from model_export.class_names import COCO_JOINTS, COCO_SKELETON
 from model_export.graph.corner_pairs import PAIRS
-from model_export.errors import CheckpointMismatchError, RecipeError
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
 from model_package import (
@@ -28,7 +28,7 @@ Resize = Literal["letterbox", "fit_width", "keep_resolution"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExportConfig:
     """The facts that a checkpoint does not hold; None is what is usual for what it holds."""
 
     name: str
@@ -39,17 +39,17 @@ class Recipe:
     """A key of :data:`model_export.tasks.TASKS`."""
     classes: tuple[str, ...] | None = None
     """Names in the order that the network was trained with."""
-    joints: tuple[str, ...] | None = None
+    keypoints: tuple[str, ...] | None = None
     """Names in the order that the network was trained with; poses only."""
     projection: tuple[float, ...] = KITTI_PROJECTION
-    """Camera matrix (3, 4), row by row, for pictures that come without one; 3D boxes only."""
+    """Camera matrix (3, 4), row by row, for images that come without one; 3D boxes only."""
     width_px: int | None = None
     height_px: int | None = None
     resize: Resize | None = None
     max_side_px: int | None = None
     """Longest side of inputs of other sizes; None: there are none, unless they are usual."""
     flip: bool = False
-    """Whether to export a second graph that averages over the picture and its mirror image."""
+    """Whether to export a second graph that averages over the image and its flipped image."""
     precision: Precision = "fp32"
     """``fp16``: a file in half precision stands beside each one in float32."""
     normalization: str | None = None
@@ -64,13 +64,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe whose every fact is settled."""
+    """A configuration whose every fact is settled."""
 
-    recipe: Recipe
+    config: ExportConfig
     architecture: str
     task: Task
     classes: tuple[str, ...]
-    joints: tuple[str, ...]
+    keypoints: tuple[str, ...]
     input: InputSpec
     normalization: str
 
@@ -78,13 +78,13 @@ class Plan:
         """How the graph's outputs are to be read."""
         facts = {
             "output_stride": OUTPUT_STRIDE,
-            "top_k": self.recipe.top_k,
-            "score_threshold": self.recipe.score_threshold,
-            "joints": self.joints,
-            "skeleton": COCO_SKELETON if self.joints == COCO_JOINTS else (),
-            "projection": self.recipe.projection,
+            "top_k": self.config.top_k,
+            "score_threshold": self.config.score_threshold,
+            "keypoints": self.keypoints,
+            "skeleton": COCO_SKELETON if self.keypoints == COCO_KEYPOINTS else (),
+            "projection": self.config.projection,
             "pairs": PAIRS,
-            "centers": self.task.keypoints,
+            "centers": self.task.keypoint_peaks,
         }
         kind = self.task.decoder
         return kind.model_validate(
@@ -102,11 +102,11 @@ class Plan:
         tools: dict[str, str],
         verification: Verification,
     ) -> ModelManifest:
-        """Put the recipe and what came out of it together."""
+        """Put the configuration and what came out of it together."""
         return ModelManifest(
-            name=self.recipe.name,
-            version=self.recipe.version,
-            description=self.recipe.description,
+            name=self.config.name,
+            version=self.config.version,
+            description=self.config.description,
             classes=self.classes,
             input=self.input,
             decoder=self.decoder(),
@@ -114,8 +114,8 @@ class Plan:
             provenance=Provenance(
                 architecture=self.architecture,
                 checkpoint_sha256=checkpoint_sha256,
-                source=self.recipe.source,
-                license=self.recipe.license,
+                source=self.config.source,
+                license=self.config.license,
                 normalization=self.normalization,
                 tools=tools,
             ),
@@ -123,120 +123,120 @@ class Plan:
         )
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raise :class:`RecipeError` for what can be known to fail before the checkpoint is read."""
+def check_config(config: ExportConfig) -> None:
+    """Raise :class:`ConfigError` for what can be known to fail before the checkpoint is read."""
     for what, name, known in (
-        ("architecture", recipe.architecture, ARCHITECTURES),
-        ("task", recipe.task, TASKS),
-        ("normalization", recipe.normalization, NORMALIZATIONS),
-        ("precision", recipe.precision, get_args(Precision)),
+        ("architecture", config.architecture, ARCHITECTURES),
+        ("task", config.task, TASKS),
+        ("normalization", config.normalization, NORMALIZATIONS),
+        ("precision", config.precision, get_args(Precision)),
     ):
         if name is not None and name not in known:
-            raise RecipeError(f"there is no {what} {name!r}. Accepted: {', '.join(known)}.")
-    task = recipe.task
+            raise ConfigError(f"there is no {what} {name!r}. Accepted: {', '.join(known)}.")
+    task = config.task
     multiple: Literal[32, 128] = 32
-    if recipe.architecture is not None:
-        architecture = ARCHITECTURES[recipe.architecture]
+    if config.architecture is not None:
+        architecture = ARCHITECTURES[config.architecture]
         multiple = architecture.input_multiple
-        task = recipe.task or architecture.tasks[0]
+        task = config.task or architecture.tasks[0]
         if task not in architecture.tasks:
-            raise RecipeError(
-                f"a {recipe.architecture} is not for {task}. "
+            raise ConfigError(
+                f"a {config.architecture} is not for {task}. "
                 f"Accepted: {', '.join(architecture.tasks)}."
             )
     if task is None:  # only the checkpoint says what it is for, and which sizes suit it
         return
-    classes = recipe.classes if recipe.classes is not None else TASKS[task].classes
-    joints = recipe.joints or TASKS[task].joints
-    make_plan(recipe, "unknown", multiple, task, len(classes), len(joints))
+    classes = config.classes if config.classes is not None else TASKS[task].classes
+    keypoints = config.keypoints or TASKS[task].keypoints
+    make_plan(config, "unknown", multiple, task, len(classes), len(keypoints))
 
 
 def make_plan(
-    recipe: Recipe,
+    config: ExportConfig,
     architecture: str,
     multiple_px: Literal[32, 128],
     task_name: str,
     num_classes: int,
-    num_joints: int,
+    num_keypoints: int,
 ) -> Plan:
-    """Settle what ``recipe`` leaves open, for a network that was found to be so.
+    """Settle what ``config`` leaves open, for a network that was found to be so.
 
-    ``multiple_px`` is what sides of the input must be multiples of. Raises :class:`RecipeError`,
+    ``multiple_px`` is what sides of the input must be multiples of. Raises :class:`ConfigError`,
     and :class:`CheckpointMismatchError` where the names given are not as many as it has.
     """
     task = TASKS[task_name]
-    _check_size(recipe, task, multiple_px)
-    _check_names("classes", recipe.classes, num_classes)
-    _check_names("joints", recipe.joints, num_joints)
-    if recipe.flip and not task.can_flip:
-        raise RecipeError(f"a network for {task_name} cannot be averaged over mirror images.")
+    _check_size(config, task, multiple_px)
+    _check_names("classes", config.classes, num_classes)
+    _check_names("keypoints", config.keypoints, num_keypoints)
+    if config.flip and not task.can_flip:
+        raise ConfigError(f"a network for {task_name} cannot be averaged over flipped images.")
     try:
         plan = Plan(
-            recipe=recipe,
+            config=config,
             architecture=architecture,
             task=task,
-            classes=_names("classes", recipe.classes, task.classes, num_classes),
-            joints=_names("joints", recipe.joints, task.joints, num_joints),
-            input=_input(recipe, task, multiple_px),
-            normalization=recipe.normalization or task.normalization,
+            classes=_names("classes", config.classes, task.classes, num_classes),
+            keypoints=_names("keypoints", config.keypoints, task.keypoints, num_keypoints),
+            input=_input(config, task, multiple_px),
+            normalization=config.normalization or task.normalization,
         )
         plan.manifest(*_made_up_results())
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         problems = "; ".join(_explain(item["loc"], item["msg"], item["input"]) for item in details)
-        raise RecipeError(f"the package cannot be described like this: {problems}.") from error
+        raise ConfigError(f"the package cannot be described like this: {problems}.") from error
     return plan
 
 
-def _input(recipe: Recipe, task: Task, multiple_px: Literal[32, 128]) -> InputSpec:
+def _input(config: ExportConfig, task: Task, multiple_px: Literal[32, 128]) -> InputSpec:
     free_size = None
-    max_side_px = _max_side_px(recipe, task)
+    max_side_px = _max_side_px(config, task)
     if max_side_px is not None:
         free_size = FreeSize(
             multiple_px=multiple_px, extra_px=task.extra_px, max_side_px=max_side_px
         )
-    width_px, height_px = _size(recipe, task)
+    width_px, height_px = _size(config, task)
     return InputSpec(
         width_px=width_px,
         height_px=height_px,
-        resize=recipe.resize or task.resize,
+        resize=config.resize or task.resize,
         free_size=free_size,
     )
 
 
-def _max_side_px(recipe: Recipe, task: Task) -> int | None:
-    return task.max_side_px if recipe.max_side_px is None else recipe.max_side_px
+def _max_side_px(config: ExportConfig, task: Task) -> int | None:
+    return task.max_side_px if config.max_side_px is None else config.max_side_px
 
 
-def _size(recipe: Recipe, task: Task) -> tuple[int, int]:
+def _size(config: ExportConfig, task: Task) -> tuple[int, int]:
     width_px, height_px = task.size_px
     return (
-        width_px if recipe.width_px is None else recipe.width_px,
-        height_px if recipe.height_px is None else recipe.height_px,
+        width_px if config.width_px is None else config.width_px,
+        height_px if config.height_px is None else config.height_px,
     )
 
 
-def _check_size(recipe: Recipe, task: Task, multiple_px: int) -> None:
-    width_px, height_px = _size(recipe, task)
+def _check_size(config: ExportConfig, task: Task, multiple_px: int) -> None:
+    width_px, height_px = _size(config, task)
     size = f"{width_px}x{height_px}"
     less_px = 1 - task.extra_px
     if (width_px + less_px) % multiple_px or (height_px + less_px) % multiple_px:
-        raise RecipeError(
+        raise ConfigError(
             f"the input size {size} does not suit the network: width and height must be "
             f"{'one less than ' * less_px}multiples of {multiple_px}, for instance "
             f"{_nearest(width_px, multiple_px) - less_px}x"
             f"{_nearest(height_px, multiple_px) - less_px}."
         )
-    max_side_px = _max_side_px(recipe, task)
+    max_side_px = _max_side_px(config, task)
     if max_side_px is not None and max_side_px < max(width_px, height_px):
-        raise RecipeError(
+        raise ConfigError(
             f"inputs of up to {max_side_px} px a side are to be free, but the usual one "
             f"has {size}. Allow longer sides, or choose a smaller size."
         )
     cells = width_px * height_px // OUTPUT_STRIDE**2
-    if recipe.top_k > cells > 0:
-        raise RecipeError(
-            f"top-K is {recipe.top_k}, but an input of {size} has only {cells} cells in its "
+    if config.top_k > cells > 0:
+        raise ConfigError(
+            f"top-K is {config.top_k}, but an input of {size} has only {cells} cells in its "
             "output map. Ask for fewer detections or a larger input."
         )
 
@@ -255,7 +255,7 @@ def _names(
     if given is not None:
         return given
     if len(usual) != count:
-        raise RecipeError(
+        raise ConfigError(
             f"the checkpoint detects {count} {what}, whose names nobody can guess. "
             f"Give them with --{what}."
         )

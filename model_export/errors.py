@@ -14,10 +14,10 @@ class ExportError(Exception):
     code: ClassVar[str] = "export_failed"
 
 
-class RecipeError(ExportError):
+class ConfigError(ExportError):
     """What was asked for cannot be exported; found before any work is done."""
 
-    code = "recipe_invalid"
+    code = "config_invalid"
 
 
 class CheckpointError(ExportError):
@@ -50,10 +50,10 @@ class OnnxFileError(ExportError):
     code = "onnx_file_invalid"
 
 
-class PicturesError(ExportError):
-    """The pictures to verify with cannot be read."""
+class ImagesError(ExportError):
+    """The images to verify with cannot be read."""
 
-    code = "pictures_unreadable"
+    code = "images_unreadable"
 
 
 class VerificationError(ExportError):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model_export.architectures import ARCHITECTURES
-from model_export.checkpoints.identify import Contents, examine
+from model_export.checkpoints.identify import CheckpointInfo, examine
 from model_export.checkpoints.safe_load import read_state
 from model_export.tasks import TASKS
 
@@ -23,7 +23,7 @@ def inspect_checkpoint(path: Path) -> tuple[str, bool]:
         f"detects: {_counts(contents)}",
         f"heads: {', '.join(f'{name} {count}' for name, count in contents.head_channels.items())}; "
         f"{contents.head_hidden_channels} channels inside",
-        f"usual input: {_usual_input(contents)}",
+        f"usual input: {_default_input(contents)}",
     ]
     if contents.unused:
         lines.append(f"not needed: {len(contents.unused)} tensors that inference does not use")
@@ -31,12 +31,12 @@ def inspect_checkpoint(path: Path) -> tuple[str, bool]:
     return "\n".join(lines), fits
 
 
-def _counts(contents: Contents) -> str:
+def _counts(contents: CheckpointInfo) -> str:
     classes = f"{contents.num_classes} class{'es' if contents.num_classes > 1 else ''}"
-    return f"{classes}, {contents.num_joints} joints" if contents.num_joints else classes
+    return f"{classes}, {contents.num_keypoints} keypoints" if contents.num_keypoints else classes
 
 
-def _usual_input(contents: Contents) -> str:
+def _default_input(contents: CheckpointInfo) -> str:
     task = TASKS[contents.task]
     width_px, height_px = task.size_px
     return (

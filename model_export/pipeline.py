@@ -6,19 +6,19 @@ from pathlib import Path
 
 from torch import nn
 
-from model_export.verification.detection_agreement import verify_half
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.checkpoints.safe_load import read_state
-from model_export.class_names import mirrored_pairs
+from model_export.class_names import flipped_pairs
+from model_export.config import ExportConfig, Plan, check_config, make_plan
 from model_export.graph.detection_graph import DetectionGraph
-from model_export.onnx.fp16 import HalfNetwork
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx, most_units
-from model_export.config import Plan, Recipe, check_recipe, make_plan
+from model_export.onnx.fp16 import HalfNetwork
+from model_export.verification.detection_agreement import verify_half
+from model_export.verification.images import ImageArray, read_images, synthetic_images
 from model_export.verification.onnx_vs_torch import merge, verify
-from model_export.verification.images import Picture, read_pictures, synthetic_images
 from model_package import (
     ModelPackage,
     OnnxArtifact,
@@ -44,25 +44,25 @@ _TOOLS = ("centernet-serving", "torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def export_package(
-    recipe: Recipe,
+    config: ExportConfig,
     checkpoint: Path,
     output: Path,
     progress: Callable[[str], None],
-    pictures: Path | None = None,
+    image_dir: Path | None = None,
 ) -> ModelPackage:
     """Turn ``checkpoint`` into a package at ``output`` that detects what its network detects.
 
-    ``progress`` is told each step as it begins; ``pictures`` is a directory of more images to
+    ``progress`` is told each step as it begins; ``image_dir`` is a directory of more images to
     verify with. Raises :class:`~model_export.errors.ExportError` and
     :class:`~model_package.PackageError`; whatever is raised, no package and no draft stays behind.
     """
-    check_recipe(recipe)
+    check_config(config)
     with draft_package(output) as draft:
         progress(f"Read {checkpoint}")
-        plan, network = _read(recipe, checkpoint)
-        images = collect_images(plan, pictures)
+        plan, network = _read(config, checkpoint)
+        images = collect_images(plan, image_dir)
         graphs = {ONNX_FILE: _graph(network, plan, flip=False)}
-        if recipe.flip:
+        if config.flip:
             graphs[FLIP_ONNX_FILE] = _graph(network, plan, flip=True)
 
         parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -74,7 +74,7 @@ def export_package(
         verification = _verify(graphs, plan, draft, images)
 
         artifacts = [draft.describe_artifact(file, flip=graphs[file].flip) for file in graphs]
-        if recipe.precision == "fp16":
+        if config.precision == "fp16":
             artifacts += _add_half_precision(network, plan, draft, images, artifacts, progress)
 
         progress(f"Write {output}")
@@ -91,7 +91,7 @@ def _add_half_precision(
     network: nn.Module,
     plan: Plan,
     draft: PackageDraft,
-    images: list[Picture],
+    images: list[ImageArray],
     full: Sequence[OnnxArtifact],
     progress: Callable[[str], None],
 ) -> list[OnnxArtifact]:
@@ -113,17 +113,17 @@ def _add_half_precision(
     return described
 
 
-def _read(recipe: Recipe, checkpoint: Path) -> tuple[Plan, nn.Module]:
+def _read(config: ExportConfig, checkpoint: Path) -> tuple[Plan, nn.Module]:
     """Find out what the checkpoint is, settle what follows from it, and load it."""
     state = read_state(checkpoint)
-    contents = identify(state, recipe.architecture, recipe.task)
+    contents = identify(state, config.architecture, config.task)
     plan = make_plan(
-        recipe,
+        config,
         contents.architecture,
         ARCHITECTURES[contents.architecture].input_multiple,
         contents.task,
         contents.num_classes,
-        contents.num_joints,
+        contents.num_keypoints,
     )
     return plan, load_network(contents, state)
 
@@ -132,10 +132,10 @@ def _graph(network: nn.Module, plan: Plan, flip: bool) -> DetectionGraph:
     graph = DetectionGraph(
         network,
         NORMALIZATIONS[plan.normalization],
-        plan.task.keypoints or plan.recipe.top_k,
+        plan.task.keypoint_peaks or plan.config.top_k,
         plan.task,
         flip,
-        mirrored_pairs(plan.joints),
+        flipped_pairs(plan.keypoints),
     )
     return graph.eval()
 
@@ -147,7 +147,7 @@ def _export(graph: DetectionGraph, plan: Plan, path: Path) -> None:
 
 
 def _verify(
-    graphs: Mapping[str, DetectionGraph], plan: Plan, draft: PackageDraft, images: list[Picture]
+    graphs: Mapping[str, DetectionGraph], plan: Plan, draft: PackageDraft, images: list[ImageArray]
 ) -> Verification:
     names = plan.output_names()
     return merge(
@@ -160,7 +160,7 @@ def tool_versions() -> dict[str, str]:
     return {tool: version(tool) for tool in _TOOLS}
 
 
-def collect_images(plan: Plan, pictures: Path | None) -> list[Picture]:
+def collect_images(plan: Plan, image_dir: Path | None) -> list[ImageArray]:
     """Make and read images to verify with, of the input's size and, if others fit, of another."""
     height_px, width_px = plan.input.height_px, plan.input.width_px
     images = synthetic_images(height_px, width_px)
@@ -169,6 +169,6 @@ def collect_images(plan: Plan, pictures: Path | None) -> list[Picture]:
         unit, less_px = free_size.multiple_px, 1 - free_size.extra_px
         most = most_units(free_size)
         images += synthetic_images(min(2, most) * unit - less_px, min(3, most) * unit - less_px)[:2]
-    if pictures is not None:
-        images += read_pictures(pictures, height_px, width_px)
+    if image_dir is not None:
+        images += read_images(image_dir, height_px, width_px)
     return images

@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from model_export.class_names import COCO, COCO_KEYPOINTS, KITTI
 from model_export.graph.boxes_3d import pick_boxes_3d
-from model_export.class_names import COCO, COCO_JOINTS, KITTI
 from model_export.graph.corner_pairs import (
     PAIR_HEADS,
     TRIPLET_HEADS,
@@ -46,7 +46,7 @@ class Task:
     decoder: DecoderType
     classes: tuple[str, ...]
     """Names, if a checkpoint has as many classes."""
-    joints: tuple[str, ...] = ()
+    keypoints: tuple[str, ...] = ()
     size_px: tuple[int, int] = (512, 512)
     """Width and height of the input."""
     extra_px: Literal[0, 1] = 1
@@ -56,8 +56,8 @@ class Task:
     resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
     normalization: str = "coco"
     can_flip: bool = True
-    """Whether maps can be averaged over the picture and its mirror image."""
-    keypoints: int | None = None
+    """Whether maps can be averaged over the image and its flipped image."""
+    keypoint_peaks: int | None = None
     """Keypoints of each kind that the graph takes; None: as many as objects are wanted."""
 
     @property
@@ -76,11 +76,11 @@ class Task:
         return tuple(name for name, head in self.heads.items() if head.heatmap)
 
     def head_channels(
-        self, present: Mapping[str, int], classes: int, joints: int
+        self, present: Mapping[str, int], classes: int, keypoints: int
     ) -> dict[str, int]:
         """Channels of every head, optional ones only where they are among ``present``."""
         return {
-            name: head.count(classes, joints)
+            name: head.count(classes, keypoints)
             for name, head in self.heads.items()
             if not head.optional or name in present
         }
@@ -89,14 +89,14 @@ class Task:
 _BOX_HEADS = {
     "heatmap": Head(1, per="class", heatmap=True),
     "size": Head(2),
-    "offset": Head(2, optional=True, mirrored=False),
+    "offset": Head(2, optional=True, flipped=False),
 }
 
 
 def _corner_task(
-    heads: Mapping[str, Head], pick: Pick, decoder: DecoderType, keypoints: int
+    heads: Mapping[str, Head], pick: Pick, decoder: DecoderType, keypoint_peaks: int
 ) -> Task:
-    """Make a task with what both groups of authors do: pictures keep their resolution."""
+    """Make a task with what both groups of authors do: images keep their resolution."""
     return Task(
         heads=heads,
         pick=pick,
@@ -106,9 +106,9 @@ def _corner_task(
         extra_px=0,
         max_side_px=1023,
         resize="keep_resolution",
-        # The mirror image is an input of its own; its boxes are merged, not its maps.
+        # The flipped image is an input of its own; its boxes are merged, not its maps.
         can_flip=False,
-        keypoints=keypoints,
+        keypoint_peaks=keypoint_peaks,
     )
 
 
@@ -117,14 +117,14 @@ TASKS: Mapping[str, Task] = {
     "poses": Task(
         heads={
             **_BOX_HEADS,
-            "joint_offsets": Head(2, per="joint"),
-            "joint_heatmap": Head(1, per="joint", optional=True, heatmap=True),
-            "joint_heatmap_offset": Head(2, optional=True, mirrored=False),
+            "keypoint_offsets": Head(2, per="keypoint"),
+            "keypoint_heatmap": Head(1, per="keypoint", optional=True, heatmap=True),
+            "keypoint_heatmap_offset": Head(2, optional=True, flipped=False),
         },
         pick=pick_poses,
         decoder=CenterPosesDecoder,
         classes=("person",),
-        joints=COCO_JOINTS,
+        keypoints=COCO_KEYPOINTS,
     ),
     "boxes_3d": Task(
         heads={
@@ -139,7 +139,7 @@ TASKS: Mapping[str, Task] = {
         size_px=(1280, 384),
         resize="fit_width",
         normalization="imagenet",
-        # A mirrored road has other rotations; the authors' code does not average here either.
+        # A flipped road has other rotations; the reference implementation does not average here either.
         can_flip=False,
     ),
     "corner_pairs": _corner_task(PAIR_HEADS, pick_corner_pairs, CornerPairsDecoder, 100),

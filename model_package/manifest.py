@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -17,9 +17,9 @@ class _Facts(BaseModel):
 
 
 class FreeSize(_Facts):
-    """The graph takes inputs of other sizes than its own, so that pictures keep their resolution.
+    """The graph takes inputs of other sizes than its own, so that images keep their resolution.
 
-    The authors' rule per axis: ``side | (multiple - 1)``, plus 1 where ``extra_px`` is 1; *Objects
+    The upstream rule per axis: ``side | (multiple - 1)``, plus 1 where ``extra_px`` is 1; *Objects
     as Points* adds the 1 (multiples of ``multiple``), the corner systems do not (511, 639, 767...).
     """
 
@@ -38,7 +38,7 @@ class InputSpec(_Facts):
     width_px: int = Field(gt=0, le=8192)
     height_px: int = Field(gt=0, le=8192)
     resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
-    """How a picture becomes the input, black outside: scaled so that its longer side
+    """How an image becomes the input, black outside: scaled so that its longer side
     (``letterbox``) or its width (``fit_width``) fits the input's width, or not at all."""
     free_size: FreeSize | None = None
     """None: only ``width_px`` x ``height_px``."""
@@ -88,21 +88,26 @@ class CenterBoxesDecoder(_CenterDecoder):
 
 
 class CenterPosesDecoder(_CenterDecoder):
-    """Boxes and joints from center points (*Objects as Points*, section 4.2).
+    """Boxes and keypoints from center points (*Objects as Points*, section 4.2).
 
-    Besides the boxes: ``keypoints`` float32 (top_k, joints, 2), already joined with the peaks of
-    the joint heatmaps, in cells; ``keypoint_scores`` float32 (top_k, joints), the score of the
-    peak that was taken, 0 where the joint is the one regressed from the center.
+    Besides the boxes: ``keypoints`` float32 (top_k, keypoints, 2), already joined with the peaks of
+    the keypoint heatmaps, in cells; ``keypoint_scores`` float32 (top_k, keypoints), the score of the
+    peak that was taken, 0 where the keypoint is the one regressed from the center.
     """
 
     kind: Literal["center_poses"] = "center_poses"
-    joints: tuple[ClassName, ...] = Field(min_length=1, max_length=1000)
+    keypoints: tuple[ClassName, ...] = Field(
+        min_length=1,
+        max_length=1000,
+        # Packages that were written before version 0.2 say `joints`.
+        validation_alias=AliasChoices("keypoints", "joints"),
+    )
     skeleton: tuple[tuple[int, int], ...] = ()
-    """Pairs of joint indices to draw a line between."""
+    """Pairs of keypoint indices to draw a line between."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs that this decoder reads."""
-        count = len(self.joints)
+        count = len(self.keypoints)
         return (
             *super().outputs(),
             _floats("keypoints", self.top_k, count, 2),
@@ -111,7 +116,7 @@ class CenterPosesDecoder(_CenterDecoder):
 
 
 class CenterBoxes3DDecoder(_CenterDecoder):
-    """Boxes in space from center points (*Objects as Points*, section 4.1).
+    """3D boxes from center points (*Objects as Points*, section 4.1).
 
     Besides the 2D boxes: ``depths`` float32 (top_k,) in metres, ``dimensions`` float32 (top_k, 3)
     as height, width, length in metres, ``rotations`` float32 (top_k, 8): two bins of
@@ -120,7 +125,7 @@ class CenterBoxes3DDecoder(_CenterDecoder):
 
     kind: Literal["center_boxes_3d"] = "center_boxes_3d"
     projection: tuple[float, ...] = Field(min_length=12, max_length=12)
-    """Camera matrix (3, 4), row by row, of the original pictures when a request has none."""
+    """Camera matrix (3, 4), row by row, of the original images when a request has none."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs that this decoder reads."""
@@ -135,7 +140,7 @@ class CenterBoxes3DDecoder(_CenterDecoder):
 class _CornerDecoder(_Facts):
     """What both corner systems share (*CornerNet*, Law and Deng 2018, section 3).
 
-    Every picture is run with its mirror image. Outputs per image, best score first: ``scores``
+    Every image is run with its flipped image. Outputs per image, best score first: ``scores``
     float32 (pairs,), -1 where a pair is impossible, ``class_ids`` int32 (pairs,), ``boxes``
     float32 (pairs, 4) as x1, y1, x2, y2 in cells, ``corner_scores`` float32 (pairs, 2), top-left
     and bottom-right.
@@ -143,7 +148,7 @@ class _CornerDecoder(_Facts):
 
     pairs: int = Field(gt=0, le=10_000)
     top_k: int = Field(gt=0, le=1000)
-    """Detections per picture at most, after suppression."""
+    """Detections per image at most, after suppression."""
     score_threshold: float = Field(ge=0.0, le=1.0)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -212,7 +217,7 @@ class _File(_Facts):
     precision: Precision
     """``fp16``: the network's body is in half precision, everything before and after it is not."""
     flip: bool = False
-    """Whether the graph averages its maps over the image and its mirror image."""
+    """Whether the graph averages its maps over the image and its flipped image."""
     sha256: Sha256
     size_bytes: int = Field(gt=0)
 

@@ -13,19 +13,19 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
-from service.http.auth import KEY_HEADER, Access, ApiKeys, RateLimiter
-from service.http.request_body import BodyBudget
-from service.http.middleware import RequestContext
-from service.http.image_route import DirectRoutes
+from service.cancellation import CancelSignal
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
-from service.observability.gpu_metrics import watch_gpus
-from service.cancellation import Interruption
-from service.observability.metrics import Metrics
+from service.http.auth import KEY_HEADER, Access, ApiKeys, RateLimiter
+from service.http.image_route import DirectRoutes
+from service.http.middleware import RequestContext
 from service.http.problem_details import install_problem_handlers, problem_responses
+from service.http.request_body import BodyBudget
 from service.http.routes import detection, monitoring, probes, router
-from service.settings import Settings
-from service.model_loader import Startup
+from service.model_loader import ModelLoader
+from service.observability.gpu_metrics import watch_gpus
+from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
+from service.settings import Settings
 
 # They describe the API and refuse nobody: that is done by Access.
 _KEY_SCHEMES = [
@@ -40,7 +40,7 @@ LAST_RUN_S = 2.0
 _LAG_SAMPLES, _LAG_SAMPLE_S = 10, 0.1
 
 
-def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAPI:
+def create_app(startup: ModelLoader, settings: Settings, metrics: Metrics) -> FastAPI:
     """Make the application; it runs ``startup`` and, at the end, drains the models.
 
     ``app.state.draining`` is to be set when the service should not be sent requests any more,
@@ -60,7 +60,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
             yield
         finally:
             app.state.draining.set()
-            app.state.stopping.happen()
+            app.state.stopping.set()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,7 +78,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
         title="CenterNet Serving",
         version=version("centernet-serving"),
         description="Object detection with CenterNet-family models: images in; boxes, poses or "
-        "boxes in space out.",
+        "3D boxes out.",
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
@@ -88,7 +88,7 @@ def create_app(startup: Startup, settings: Settings, metrics: Metrics) -> FastAP
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.draining = asyncio.Event()
-    app.state.stopping = Interruption(_stopped)
+    app.state.stopping = CancelSignal(_stopped)
     bodies = app.state.bodies = BodyBudget(settings.max_upload_bytes)
     metrics.body_bytes.set_function(lambda: bodies.held_bytes)
     install_problem_handlers(app)

@@ -10,43 +10,43 @@ from types import TracebackType
 from typing import Self
 
 
-class Interruption:
-    """Something that happens once, and ends every :class:`Unless` that is open then or later.
+class CancelSignal:
+    """Something that happens once, and ends every :class:`CancelScope` that is open then or later.
 
     ``error`` makes what is raised there.
     """
 
     def __init__(self, error: Callable[[], Exception]) -> None:
-        self.has_happened = False
+        self.is_set = False
         self.error = error
-        self._blocks: set[Unless] = set()
+        self._blocks: set[CancelScope] = set()
 
-    def happen(self) -> None:
+    def set(self) -> None:
         """Let it happen; any thread may, and signal handlers."""
-        self.has_happened = True
+        self.is_set = True
         for block in list(self._blocks):
-            block.interrupt_soon()
+            block.cancel_soon()
 
-    def watch(self, block: "Unless") -> None:
+    def watch(self, block: "CancelScope") -> None:
         """Interrupt ``block`` when it happens, or soon if it has."""
         self._blocks.add(block)
-        if self.has_happened:
+        if self.is_set:
             # After another look at what has arrived: work that needs no more than that is done.
-            asyncio.get_running_loop().call_soon(block.interrupt_soon)
+            asyncio.get_running_loop().call_soon(block.cancel_soon)
 
-    def forget(self, block: "Unless") -> None:
+    def forget(self, block: "CancelScope") -> None:
         """The block has ended."""
         self._blocks.discard(block)
 
 
-class Unless:
+class CancelScope:
     """A block that raises the error of ``interruption`` as soon as that happens.
 
-    ``with Unless(lost): await work``. It cancels what the task waits for, as
+    ``with CancelScope(lost): await work``. It cancels what the task waits for, as
     :func:`asyncio.timeout` does; blocks may be inside each other.
     """
 
-    def __init__(self, interruption: "Interruption | Timeout") -> None:
+    def __init__(self, interruption: "CancelSignal | Timeout") -> None:
         self._interruption = interruption
         self._task: asyncio.Task[object] | None = None
         self._is_interrupted = False
@@ -69,13 +69,13 @@ class Unless:
         if is_ours and kind is asyncio.CancelledError:
             raise self._interruption.error() from None
 
-    def interrupt_soon(self) -> None:
+    def cancel_soon(self) -> None:
         """Have the event loop end the block: a task that is running cannot be cancelled well."""
         task = self._task  # which another thread may take away meanwhile
         if task is not None:
-            task.get_loop().call_soon_threadsafe(self.interrupt)
+            task.get_loop().call_soon_threadsafe(self.cancel_task)
 
-    def interrupt(self) -> None:
+    def cancel_task(self) -> None:
         """End the block, if it has not ended; called by the event loop."""
         if self._task is not None and not self._is_interrupted:
             self._is_interrupted = True
@@ -89,11 +89,11 @@ class Timeout:
         self.error = error
         self._seconds = seconds
 
-    def watch(self, block: Unless) -> None:
+    def watch(self, block: CancelScope) -> None:
         """Interrupt ``block`` when its time is over."""
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, block.interrupt)
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, block.cancel_task)
 
-    def forget(self, block: Unless) -> None:
+    def forget(self, block: CancelScope) -> None:
         """The block has ended."""
         del block
         self._timer.cancel()

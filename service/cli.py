@@ -11,16 +11,16 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from model_package import PackageError
-from service.http.auth import KeyFileError
 from service.app import create_app
 from service.engines import EngineUnavailableError
+from service.http.auth import KeyFileError
+from service.http.uvicorn_server import Server
+from service.model_loader import ModelLoader
+from service.model_registry import ModelRegistry, load_models
 from service.observability.logs import set_up_logging
 from service.observability.metrics import Metrics
-from service.model_registry import Models, load_models
-from service.http.uvicorn_server import Server
-from service.settings import Settings
-from service.model_loader import Startup
 from service.observability.tracing import TracingUnavailableError
+from service.settings import Settings
 from service.tune import TuneSettings, tune
 
 _Settings = TypeVar("_Settings", bound=Settings)
@@ -45,14 +45,14 @@ def _serve(arguments: list[str]) -> None:
     settings = _read(Settings, arguments)
     metrics = Metrics()
 
-    def load(note: Callable[[str], None]) -> Models:
+    def load(note: Callable[[str], None]) -> ModelRegistry:
         models = load_models(settings, metrics, note)
         # What is there by now stays: the collector need not look through it while it serves.
         gc.collect()
         gc.freeze()
         return models
 
-    startup = Startup(load)
+    startup = ModelLoader(load)
     try:
         app = create_app(startup, settings, metrics)
     except (KeyFileError, TracingUnavailableError) as error:

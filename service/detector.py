@@ -15,37 +15,37 @@ from numpy.typing import NDArray
 from model_package import ModelManifest
 from service.batching.admission import Admission
 from service.batching.batcher import (
-    HANDOVER_S,
+    RUN_OVERHEAD_S,
     Batcher,
     BatchInput,
+    BatchItemOutput,
     BatchLimits,
-    BatchRow,
     BatchRun,
+    SchedulingOptions,
     Trigger,
-    Urgency,
 )
+from service.batching.latency_model import LatencyModel
+from service.cancellation import CancelScope, Timeout
+from service.decoders import ModelOutput, make_decoder
+from service.decoders.types import Detections
+from service.engines import Engine, EngineUnavailableError
+from service.errors import DeadlineExceededError, ServiceError
+from service.http.query_parameters import PRIORITY_STEP_S, DetectParameters
+from service.imaging.geometry import ImageTransform
+from service.imaging.image_decoding import open_image
+from service.imaging.resize import InputPlanner
+from service.imaging.warp import choose_reduction, draw_input
+from service.observability.metrics import Metrics, ModelMetrics
+from service.observability.tracing import Tracing
+from service.options import InputOptions, OptionRules, RequestOptions
+from service.self_test import SelfTest
+from service.settings import Settings
 from service.warmup import (
-    USUAL_MAX_BATCH_SIZE,
+    DEFAULT_MAX_BATCH_SIZE,
     BatchTiming,
     calibrate,
     choose_batch_size,
 )
-from service.self_test import Canary
-from service.decoders import View, make_decoder
-from service.decoders.types import Detections
-from service.engines import Engine, EngineUnavailableError
-from service.errors import DeadlineExceededError, ServiceError
-from service.batching.latency_model import LinearEstimate
-from service.imaging.geometry import Placement
-from service.imaging.image_decoding import open_image
-from service.cancellation import Timeout, Unless
-from service.observability.metrics import Metrics, ModelMetrics
-from service.options import InputOptions, OptionRules, RequestOptions
-from service.http.query_parameters import HEAD_START_S, DetectParameters
-from service.imaging.resize import InputPlanner
-from service.imaging.warp import choose_reduction, draw_input
-from service.settings import Settings
-from service.observability.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -58,7 +58,7 @@ _LONGEST_RUN_S = 2.0
 @dataclass(frozen=True)
 class _Prepared:
     inputs: tuple[BatchInput, ...]
-    placements: tuple[Placement, ...]
+    placements: tuple[ImageTransform, ...]
     width_px: int
     height_px: int
     orientation_applied: bool
@@ -94,7 +94,7 @@ class _Listener:
             )
 
 
-class Predictor:
+class Detector:
     """One loaded model: image bytes in, detections in original pixels out."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Predictor:
         cpu_pool: Executor,
         settings: Settings,
         metrics: Metrics,
-        canary: Canary | None = None,
+        self_test: SelfTest | None = None,
     ) -> None:
         self.manifest = manifest
         self.engine_description = engine.description
@@ -114,8 +114,8 @@ class Predictor:
         self._engine = engine
         self._cpu_pool = cpu_pool
         self._settings = settings
-        self._canary = canary
-        self._canary_error: str | None = None
+        self._self_test = self_test
+        self._self_test_error: str | None = None
         self._metrics = ModelMetrics(metrics, manifest.name)
         self._planner = InputPlanner(manifest, settings.max_image_pixels)
         self.decoder = make_decoder(manifest)
@@ -125,7 +125,7 @@ class Predictor:
         """Check and time the engine, and settle the batch size where the settings leave it open.
 
         Raises :class:`EngineUnavailableError` when the outputs are not those of the manifest, or
-        do not agree with the canary's.
+        do not agree with the self-test's.
         """
         chosen = self._settings.max_batch_size
         self.timings = calibrate(
@@ -137,9 +137,9 @@ class Predictor:
         )
         if chosen is None:
             self.max_batch_size = choose_batch_size(self.timings, self._target_s)
-        # The reference has just run the canary's picture; once more would compare it with itself.
-        if self._canary is not None and not self._engine.is_reference:
-            error = self._canary.error_of(self._engine.run(self._canary.pixels[np.newaxis]))
+        # The reference has just run the self-test's image; once more would compare it with itself.
+        if self._self_test is not None and not self._engine.is_reference:
+            error = self._self_test.error_of(self._engine.run(self._self_test.pixels[np.newaxis]))
             if error is not None:
                 raise EngineUnavailableError(
                     f"{self.manifest.name} on {self.engine_description}: {error}"
@@ -153,7 +153,7 @@ class Predictor:
     @property
     def problem(self) -> str | None:
         """Why no requests should be sent here now, if so."""
-        return self.fatal_problem or self._canary_error
+        return self.fatal_problem or self._self_test_error
 
     @property
     def fatal_problem(self) -> str | None:
@@ -163,20 +163,20 @@ class Predictor:
     def start(self, tracing: Tracing | None = None) -> None:
         """Begin to serve; call it inside the running event loop."""
         settings, spec = self._settings, self.manifest.input
-        engine_s = LinearEstimate((one.batch_size, one.run_s) for one in self.timings)
+        engine_s = LatencyModel((one.batch_size, one.run_s) for one in self.timings)
         rate = max((one.images_per_s for one in self.timings), default=0.0)
         self.admission = Admission(
             self.manifest.name,
             settings.max_queue_size,
             self._target_s,
-            LinearEstimate(_answer_seconds(engine_s.seconds(1), rate, settings.max_queue_size)),
+            LatencyModel(_answer_seconds(engine_s.seconds(1), rate, settings.max_queue_size)),
         )
         limits = BatchLimits(
             self.max_batch_size,
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
             # A line that was not measured does not tell images from runs.
-            HANDOVER_S if self.timings else None,
+            RUN_OVERHEAD_S if self.timings else None,
         )
         self._batcher = Batcher(
             self._engine, limits, engine_s, _Listener(self.manifest.name, self._metrics, tracing)
@@ -193,8 +193,8 @@ class Predictor:
             seconds_per_batch=lambda: engine_s.line.base_s,
             is_ready=lambda: self.problem is None,
         )
-        if self._canary is not None and settings.canary_interval_s:
-            self._tasks.append(asyncio.create_task(self._watch_engine(self._canary)))
+        if self._self_test is not None and settings.self_test_interval_s:
+            self._tasks.append(asyncio.create_task(self._watch_engine(self._self_test)))
 
     async def stop(self) -> None:
         """Finish what was admitted and end the engine threads."""
@@ -203,22 +203,22 @@ class Predictor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._batcher.stop()
 
-    async def _watch_engine(self, canary: Canary) -> None:
-        """Run the canary now and then, behind everybody else."""
-        last_in_line = Urgency(head_start_s=-HEAD_START_S)
+    async def _watch_engine(self, self_test: SelfTest) -> None:
+        """Run the self-test now and then, behind everybody else."""
+        last_in_line = SchedulingOptions(priority_offset_s=-PRIORITY_STEP_S)
         while True:
-            await asyncio.sleep(self._settings.canary_interval_s)
+            await asyncio.sleep(self._settings.self_test_interval_s)
             try:
-                (row,) = await self._batcher.submit([BatchInput(canary.pixels)], last_in_line)
+                (row,) = await self._batcher.submit([BatchInput(self_test.pixels)], last_in_line)
             except ServiceError as error:
-                self._canary_error = f"the known picture could not be run: {error}"
-                self._metrics.canary("failed")
+                self._self_test_error = f"the known image could not be run: {error}"
+                self._metrics.self_test("failed")
                 continue
             outputs = {name: values[np.newaxis] for name, values in row.outputs.items()}
-            self._canary_error = canary.error_of(outputs)
-            self._metrics.canary("wrong" if self._canary_error else "ok")
-            if self._canary_error:
-                _log.error("%s: %s", self.manifest.name, self._canary_error)
+            self._self_test_error = self_test.error_of(outputs)
+            self._metrics.self_test("wrong" if self._self_test_error else "ok")
+            if self._self_test_error:
+                _log.error("%s: %s", self.manifest.name, self._self_test_error)
 
     def options(self, given: DetectParameters) -> RequestOptions:
         """Complete a request's options from the manifest.
@@ -227,17 +227,21 @@ class Predictor:
         """
         return self.rules.complete(given)
 
-    async def predict(self, body: bytes, options: RequestOptions, urgency: Urgency) -> Prediction:
+    async def predict(
+        self, body: bytes, options: RequestOptions, scheduling: SchedulingOptions
+    ) -> Prediction:
         """Detect the objects in one encoded image.
 
         Raises the image errors of :mod:`service.imaging.image_decoding`, :class:`ImageSizeError`,
         :class:`DeadlineExceededError`, :class:`StoppingError` and :class:`EngineError`.
         """
-        left_s = urgency.deadline_at - time.perf_counter()
-        with Unless(Timeout(left_s, _too_late)):
-            return await self._predict(body, options, urgency)
+        left_s = scheduling.deadline_at - time.perf_counter()
+        with CancelScope(Timeout(left_s, _too_late)):
+            return await self._predict(body, options, scheduling)
 
-    async def _predict(self, body: bytes, options: RequestOptions, urgency: Urgency) -> Prediction:
+    async def _predict(
+        self, body: bytes, options: RequestOptions, scheduling: SchedulingOptions
+    ) -> Prediction:
         done: tuple[_Prepared, float] | None = None
 
         def prepare() -> Sequence[BatchInput]:
@@ -245,18 +249,19 @@ class Predictor:
             done = _timed(lambda: self._prepare(body, options.inputs))
             return done[0].inputs
 
-        rows = await self._batcher.prepare_and_submit(self._cpu_pool, prepare, urgency)
+        rows = await self._batcher.prepare_and_submit(self._cpu_pool, prepare, scheduling)
         assert done is not None
         prepared, prepare_s = done
         views = [
-            View(row.outputs, placed) for row, placed in zip(rows, prepared.placements, strict=True)
+            ModelOutput(row.outputs, placed)
+            for row, placed in zip(rows, prepared.placements, strict=True)
         ]
 
         def decode() -> Detections:
             return self.decoder.decode(views, options.detection)
 
         # One view is some 0.1 ms of work: here, because in the pool it would wait behind other
-        # pictures. More would hold up the event loop.
+        # images. More would hold up the event loop.
         detections, decode_s = _timed(decode) if len(views) == 1 else await self._in_pool(decode)
         stage_s = {"prepare": prepare_s, **_engine_stages(rows), "postprocess": decode_s}
         for stage, seconds in stage_s.items():
@@ -304,7 +309,7 @@ def _too_late() -> DeadlineExceededError:
 
 def _largest_batch(engine: Engine, settings: Settings) -> int:
     """The batch size that the settings ask for, within what the engine takes."""
-    asked = settings.max_batch_size or USUAL_MAX_BATCH_SIZE
+    asked = settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
     return asked if engine.max_batch_size is None else min(asked, engine.max_batch_size)
 
 
@@ -322,7 +327,7 @@ def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
     return result, time.perf_counter() - started_at
 
 
-def _engine_stages(rows: Sequence[BatchRow]) -> dict[str, float]:
+def _engine_stages(rows: Sequence[BatchItemOutput]) -> dict[str, float]:
     """Until the first input of the request began to run, and from then until the last was done."""
     queue_s = min(row.queue_s for row in rows)
     return {"queue": queue_s, "infer": max(row.queue_s + row.infer_s for row in rows) - queue_s}

@@ -5,31 +5,31 @@ import threading
 from collections.abc import Callable
 
 from service.errors import NotReadyError
-from service.model_registry import Models
+from service.model_registry import ModelRegistry
 from service.observability.tracing import Tracing
 
 RETRY_AFTER_S = 5
 """Nobody knows how long loading takes; a client may ask so often."""
 
 
-class Startup:
+class ModelLoader:
     """The models, once ``load`` has given them.
 
     ``load`` runs in a thread of its own and is handed a function to say what it is doing.
     """
 
-    def __init__(self, load: Callable[[Callable[[str], None]], Models]) -> None:
+    def __init__(self, load: Callable[[Callable[[str], None]], ModelRegistry]) -> None:
         self._load = load
-        self._models: Models | None = None
+        self._models: ModelRegistry | None = None
         self._step = "starting"
         self.error: BaseException | None = None
 
     async def run(self, tracing: Tracing | None) -> None:
         """Load the models and begin to serve; :attr:`error` has what ``load`` raised."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Models] = loop.create_future()
+        done: asyncio.Future[ModelRegistry] = loop.create_future()
 
-        def finish(models: Models | None, error: BaseException | None) -> None:
+        def finish(models: ModelRegistry | None, error: BaseException | None) -> None:
             if done.cancelled():
                 return
             if models is None:
@@ -65,7 +65,7 @@ class Startup:
         return self._models is not None
 
     @property
-    def models(self) -> Models:
+    def models(self) -> ModelRegistry:
         """The loaded models. Raises :class:`NotReadyError` before there are any."""
         if self._models is None:
             raise NotReadyError(

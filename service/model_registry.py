@@ -17,18 +17,18 @@ from model_package import (
     PackageNotFoundError,
     load_package,
 )
-from service.self_test import Canary
-from service.engines.build_engines import build_engines
+from service.detector import Detector
 from service.engines import Engine, open_engine
+from service.engines.build_engines import build_engines
 from service.errors import UnknownModelError
 from service.observability.metrics import Metrics
-from service.detector import Predictor
-from service.settings import Settings, available_cores
 from service.observability.tracing import Tracing
+from service.self_test import SelfTest
+from service.settings import Settings, available_cores
 
 _log = logging.getLogger(__name__)
 
-USUAL_GPU_BATCH_SIZE = 16
+DEFAULT_GPU_BATCH_SIZE = 16
 """Room that engines on GPUs make for a batch where the settings do not say."""
 LONG_RUN_S = 0.25
 """A run that takes longer than this in one thread is given all cores: more images per second in
@@ -36,14 +36,14 @@ the end are no consolation to somebody who waits for one."""
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelRegistry:
     """Every loaded model by name, and the one behind ``/detect``."""
 
-    predictors: Mapping[str, Predictor]
+    predictors: Mapping[str, Detector]
     default_name: str
     cpu_pool: Executor
 
-    def get(self, name: str | None) -> Predictor:
+    def get(self, name: str | None) -> Detector:
         """The predictor of that name; the default one for None.
 
         Raises :class:`UnknownModelError`.
@@ -64,25 +64,25 @@ class Models:
     async def stop(self) -> None:
         """Finish what was admitted and end all threads."""
         await asyncio.gather(*(predictor.stop() for predictor in self.predictors.values()))
-        self.cpu_pool.shutdown(wait=False)  # nobody waits for a picture any more
+        self.cpu_pool.shutdown(wait=False)  # nobody waits for an image any more
 
 
-def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None]) -> Models:
+def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None]) -> ModelRegistry:
     """Load and warm up every package of ``settings.models``, saying to ``note`` what is done.
 
     Raises :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError`:
     a package that cannot be served stops the start, so that nothing is missing silently.
     """
     cpu_pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images")
-    predictors: dict[str, Predictor] = {}
+    predictors: dict[str, Detector] = {}
     for package in find_packages(settings):
         name = package.manifest.name
         if settings.build_engines:
             package = _with_engines(package, settings, metrics, note)
         note(f"{name} is being loaded")
         engine = open_model_engine(package, settings)
-        canary = _make_canary(package, engine)
-        predictor = Predictor(package.manifest, engine, cpu_pool, settings, metrics, canary)
+        self_test = _make_self_test(package, engine)
+        predictor = Detector(package.manifest, engine, cpu_pool, settings, metrics, self_test)
         note(f"{name} is being timed")
         predictor.warm_up()
         predictors[name] = predictor
@@ -90,7 +90,7 @@ def load_models(settings: Settings, metrics: Metrics, note: Callable[[str], None
             "%s is ready: %d classes, batches of up to %d, %s",
             *(name, len(package.manifest.classes), predictor.max_batch_size, package.directory),
         )
-    return Models(predictors, _default_name(settings, predictors), cpu_pool)
+    return ModelRegistry(predictors, _default_name(settings, predictors), cpu_pool)
 
 
 def find_packages(settings: Settings) -> Iterator[ModelPackage]:
@@ -116,7 +116,7 @@ def _with_engines(
         gauge.set(share)
         note(f"an engine of {name} is being built, {100 * share:.0f} % done: {step}")
 
-    largest = settings.max_batch_size or USUAL_GPU_BATCH_SIZE
+    largest = settings.max_batch_size or DEFAULT_GPU_BATCH_SIZE
     package = build_engines(package, settings.backend, largest, tell)
     gauge.set(1)
     return package
@@ -126,7 +126,7 @@ def open_model_engine(package: ModelPackage, settings: Settings) -> Engine:
     """Open the engine; on the CPU, with the number of threads that suits the model."""
     cores = available_cores()
     threads = settings.engine_threads or 1
-    largest = settings.max_batch_size or USUAL_GPU_BATCH_SIZE
+    largest = settings.max_batch_size or DEFAULT_GPU_BATCH_SIZE
     concurrency = max(1, cores // threads)
     engine = open_engine(package, settings.backend, threads, concurrency, largest)
     if settings.engine_threads is None and engine.is_reference and cores > 1:
@@ -139,14 +139,14 @@ def open_model_engine(package: ModelPackage, settings: Settings) -> Engine:
     return engine
 
 
-def _make_canary(package: ModelPackage, engine: Engine) -> Canary:
-    """A canary by the fp32 file on the CPU, which is what the export compared with the network."""
+def _make_self_test(package: ModelPackage, engine: Engine) -> SelfTest:
+    """A self-test by the fp32 file on the CPU, which is what the export compared with the network."""
     if engine.is_reference:
-        return Canary(package.manifest.input, engine)
+        return SelfTest(package.manifest.input, engine)
     reference = open_engine(package, "onnxruntime-cpu", available_cores())
-    canary = Canary(package.manifest.input, reference)
+    self_test = SelfTest(package.manifest.input, reference)
     reference.close()
-    return canary
+    return self_test
 
 
 def _package_directories(models: Path) -> list[Path]:
@@ -164,7 +164,7 @@ def _package_directories(models: Path) -> list[Path]:
     return found
 
 
-def _default_name(settings: Settings, predictors: Mapping[str, Predictor]) -> str:
+def _default_name(settings: Settings, predictors: Mapping[str, Detector]) -> str:
     names = ", ".join(predictors)
     if settings.default_model is None:
         if len(predictors) > 1:

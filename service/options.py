@@ -18,21 +18,21 @@ _CLASSES_SHOWN = 20
 
 @dataclass(frozen=True)
 class InputOptions:
-    """Which network inputs a request wants of its picture.
+    """Which network inputs a request wants of its image.
 
-    ``flip`` chooses the artifact that averages over the mirror image; ``mirror`` asks for the
-    mirror image as an input of its own, which is how the corner systems do it.
+    ``flip`` chooses the artifact that averages over the flipped image; ``add_flipped_input`` asks for the
+    flipped image as an input of its own, which is how the corner systems do it.
     """
 
     flip: bool = False
-    mirror: bool = False
+    add_flipped_input: bool = False
     scales: tuple[float, ...] = (1.0,)
     keep_resolution: bool = False
 
     @property
     def count(self) -> int:
         """Network inputs in all."""
-        return len(self.scales) * (1 + self.mirror)
+        return len(self.scales) * (1 + self.add_flipped_input)
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class RequestOptions:
 
 @dataclass(frozen=True)
 class _TaskRules:
-    """What the authors' code of a task does at test time."""
+    """What the reference implementation of a task does at test time."""
 
     max_scales: int = MAX_SCALES
     needs_scale_1: bool = False
-    mirrors: bool = False
+    adds_flipped_input: bool = False
     soft_nms: tuple[bool, ...] = (False, True)
     has_camera: bool = False
 
@@ -58,9 +58,9 @@ TASK_RULES: Mapping[str, _TaskRules] = {
     "center_boxes": _TaskRules(),
     "center_poses": _TaskRules(),
     "center_boxes_3d": _TaskRules(max_scales=1, has_camera=True),
-    "corner_pairs": _TaskRules(mirrors=True, soft_nms=(True,)),
+    "corner_pairs": _TaskRules(adds_flipped_input=True, soft_nms=(True,)),
     # Centers are taken from scale 1 alone.
-    "corner_triplets": _TaskRules(mirrors=True, soft_nms=(True,), needs_scale_1=True),
+    "corner_triplets": _TaskRules(adds_flipped_input=True, soft_nms=(True,), needs_scale_1=True),
 }
 
 
@@ -100,8 +100,8 @@ class OptionRules:
                 self._projection(given),
             ),
             InputOptions(
-                flip=flip and not self._task.mirrors,
-                mirror=self._task.mirrors,
+                flip=flip and not self._task.adds_flipped_input,
+                add_flipped_input=self._task.adds_flipped_input,
                 scales=scales,
                 keep_resolution=keep_resolution,
             ),
@@ -147,7 +147,7 @@ class OptionRules:
             raise InvalidOptionError(f"scales: received {received}; give each scale once.")
         if self.max_scales == 1 and given != [1.0]:
             raise InvalidOptionError(
-                f"scales: received {received}; model {self._manifest.name} judges pictures at "
+                f"scales: received {received}; model {self._manifest.name} evaluates images at "
                 "the scale 1 only. Leave the option out."
             )
         if self._task.needs_scale_1 and 1.0 not in given:
@@ -180,7 +180,7 @@ class OptionRules:
 
 
 def _rectified(projection: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The camera matrix (3, 4), if it is one that boxes in space can be worked out with."""
+    """The camera matrix (3, 4), if it is one that 3D boxes can be worked out with."""
     focal = projection[(0, 1), (0, 1)]
     if focal.min() < MIN_FOCAL_PX:
         raise InvalidOptionError(
@@ -203,13 +203,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _flips(manifest: ModelManifest, task: _TaskRules) -> tuple[bool, ...]:
-    if task.mirrors:
+    if task.adds_flipped_input:
         return (True,)
     return tuple(sorted({artifact.flip for artifact in manifest.artifacts}))
 
 
 def _resolutions(manifest: ModelManifest) -> tuple[bool, ...]:
-    """False for the manifest's resize, True for a picture that is only padded."""
+    """False for the manifest's resize, True for an image that is only padded."""
     if manifest.input.resize == "keep_resolution":
         return (True,)
     if manifest.input.free_size is not None or manifest.input.resize == "fit_width":

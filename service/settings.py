@@ -96,7 +96,7 @@ class Settings(BaseSettings):
         128,
         ge=1,
         le=65536,
-        description="Network inputs per model (a request has one per scale and mirror image) "
+        description="Network inputs per model (a request has one per scale and flipped image) "
         "before further requests get 429.",
     )
     max_images_per_request: int = Field(
@@ -120,11 +120,11 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Seconds from the whole body to the answer."
     )
-    canary_interval_s: float = Field(
+    self_test_interval_s: float = Field(
         60.0,
         ge=0,
         le=86400,
-        description="Seconds between runs of a known picture, which make a model that goes blind "
+        description="Seconds between runs of a known image, which make a model that goes blind "
         "not ready; 0 for none.",
     )
     drain_delay_s: float = Field(

@@ -12,13 +12,13 @@ import numpy as np
 from pydantic import Field
 
 from model_package import ModelManifest
-from service.batching.batcher import HANDOVER_S, Batcher, BatchInput, BatchLimits, BatchRun
-from service.warmup import BatchTiming, calibrate
-from service.self_test import draw_canary
+from service.batching.batcher import RUN_OVERHEAD_S, Batcher, BatchInput, BatchLimits, BatchRun
+from service.batching.latency_model import LatencyModel
 from service.engines import Engine
-from service.batching.latency_model import LinearEstimate
 from service.model_registry import find_packages, open_model_engine
+from service.self_test import draw_test_image
 from service.settings import Settings
+from service.warmup import BatchTiming, calibrate
 
 LOAD = 0.8
 """Share of the engine's best rate at which latencies are compared: what a busy service has."""
@@ -120,7 +120,7 @@ def _p99_ms(trial: Trial) -> float:
 def _candidates(timings: Sequence[BatchTiming]) -> Iterable[BatchLimits]:
     """Every size without a delay; the largest also with delays of a part of its run."""
     for timing in timings:
-        yield BatchLimits(timing.batch_size, handover_s=HANDOVER_S)
+        yield BatchLimits(timing.batch_size, run_overhead_s=RUN_OVERHEAD_S)
     largest = timings[-1]
     if largest.batch_size > 1:
         for part in (0.1, 0.5):
@@ -164,10 +164,10 @@ async def _try(
 ) -> Trial:
     """Send inputs at times of a Poisson process; latencies count from when they were due."""
     sizes = BatchSizes()
-    estimate = LinearEstimate((timing.batch_size, timing.run_s) for timing in timings)
+    estimate = LatencyModel((timing.batch_size, timing.run_s) for timing in timings)
     batcher = Batcher(BorrowedEngine(engine), limits, estimate, sizes)
     batcher.start()
-    image = BatchInput(draw_canary(manifest.input.height_px, manifest.input.width_px))
+    image = BatchInput(draw_test_image(manifest.input.height_px, manifest.input.width_px))
     latencies: list[float] = []
 
     async def ask(due_at: float) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import ModelManifest
-from service.batching.batcher import HANDOVER_S
+from service.batching.batcher import RUN_OVERHEAD_S
+from service.batching.latency_model import LatencyModel
 from service.engines import Engine, EngineUnavailableError
-from service.batching.latency_model import LinearEstimate
 
 ENOUGH_OF_BEST = 0.9
 """Rates that differ by less cannot be told apart in the time that warm-up has."""
@@ -22,7 +22,7 @@ LITTLE = 0.03
 RUNS_WITHIN_TARGET = 3
 """An answer waits for about one run that has begun and for its own, and for decoding: so many
 runs of the chosen batch size must fit the target."""
-USUAL_MAX_BATCH_SIZE = 8
+DEFAULT_MAX_BATCH_SIZE = 8
 """Where nothing else bounds it."""
 
 
@@ -80,8 +80,8 @@ def _time_runs(
 
     began_at = time.perf_counter()
     end_at = began_at + seconds
-    lanes = [threads.submit(run_for_a_while) for _ in range(engine.concurrency)]
-    durations = [duration for lane in lanes for duration in lane.result()]
+    workers = [threads.submit(run_for_a_while) for _ in range(engine.concurrency)]
+    durations = [duration for worker in workers for duration in worker.result()]
     elapsed_s = time.perf_counter() - began_at
     rate = len(images) * len(durations) / elapsed_s
     return BatchTiming(len(images), float(np.median(durations)), rate)
@@ -102,8 +102,8 @@ def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) ->
     best = max(timing.images_per_s for timing in suitable)
     fast = [timing for timing in suitable if timing.images_per_s >= ENOUGH_OF_BEST * best]
     # By the line through all of them, because a single one is off by more.
-    slope_s, base_s = LinearEstimate((one.batch_size, one.run_s) for one in fast).line
-    enough = (base_s + HANDOVER_S) / (LITTLE * slope_s) if slope_s else math.inf
+    slope_s, base_s = LatencyModel((one.batch_size, one.run_s) for one in fast).line
+    enough = (base_s + RUN_OVERHEAD_S) / (LITTLE * slope_s) if slope_s else math.inf
     sizes = [timing.batch_size for timing in fast]
     return next((size for size in sizes if size >= enough), sizes[-1])
 

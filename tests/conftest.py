@@ -1,10 +1,17 @@
 """Fixtures that every test may use."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.serving import ColourEngine, RunningServer, one_model, run_server
+
+from model_package import ModelManifest
+from service.engines import Engine
+from service.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
 
@@ -17,10 +24,10 @@ def project() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Authors' goldens and labelled pictures that stand beside some checkouts."""
+    """upstream goldens and labelled images that stand beside some checkouts."""
     directory = PROJECT.parent / "shared"
     if not (directory / "upstream").is_dir():
-        pytest.skip("the authors' goldens and data are not beside this checkout (../shared)")
+        pytest.skip("the upstream goldens and data are not beside this checkout (../shared)")
     return directory
 
 
@@ -37,3 +44,30 @@ def logging_as_it_was() -> Iterator[None]:
     for handler in handlers:
         if handler not in root.handlers:
             root.addHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def bundled(project: Path) -> Path:
+    """The bundled package."""
+    return project / "models" / "blood_cells"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """A server over a colour engine, for tests that do not change its state."""
+    with run_server(one_model(ColourEngine()), Settings(max_batch_size=4)) as running:
+        yield running
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., RunningServer]]:
+    """Start servers with engines and settings of the test's own."""
+    with ExitStack() as stack:
+
+        def start(
+            engine: Engine, manifest: ModelManifest | None = None, **given: Any
+        ) -> RunningServer:
+            settings = Settings(**{"max_batch_size": 4} | given)
+            return stack.enter_context(run_server(one_model(engine, manifest), settings))
+
+        yield start

@@ -17,18 +17,18 @@ import pytest
 from support.images import encode
 from support.serving import ask_together
 
-from evaluation.detections import Answer, as_coco_rows, read_answer
-from evaluation.metrics.boxes_3d import SpaceErrors, as_boxes, space_errors
-from evaluation.metrics.coco import COCO_SIGMAS, pose_scores
-from evaluation.kitti_labels import DONT_CARE, read_kitti
-from evaluation.metrics.matching import overlaps_of_boxes
-from evaluation.label_readers import read_truth
-from evaluation.ground_truth import for_classes, labels_by_picture
-from model_export.class_names import COCO_JOINTS
 from client.detect import request_detections
+from evaluation.detections import Answer, as_coco_rows, read_answer
+from evaluation.ground_truth import for_classes, labels_by_image
+from evaluation.kitti_labels import DONT_CARE, read_kitti
+from evaluation.label_readers import read_ground_truth
+from evaluation.metrics.boxes_3d import Box3DErrors, as_boxes, box_3d_errors
+from evaluation.metrics.coco import COCO_SIGMAS, pose_scores
+from evaluation.metrics.matching import overlaps_of_boxes
+from model_export.class_names import COCO_KEYPOINTS
 from training.synthetic.blood_smears import render_smear
-from training.synthetic.road_scenes import main as render_roads
 from training.synthetic.road_background import PROJECTION
+from training.synthetic.road_scenes import main as render_roads
 
 
 def serving_interpreter(project: Path) -> Path:
@@ -84,33 +84,33 @@ def iou(box: list[float], others: np.ndarray) -> np.ndarray:
 
 
 def samples(project: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
-    """Each sample picture with its exact boxes (x1, y1, x2, y2) by class name."""
+    """Each sample image with its exact boxes (x1, y1, x2, y2) by class name."""
     facts = json.loads((project / "docs/samples/blood_smears.json").read_text())
     names = {category["id"]: category["name"] for category in facts["categories"]}
     for image in facts["images"]:
         boxes: dict[str, list[list[float]]] = {}
-        for truth in facts["annotations"]:
-            if truth["image_id"] == image["id"]:
-                x, y, width, height = truth["bbox"]
-                boxes.setdefault(names[truth["category_id"]], []).append(
+        for ground_truth in facts["annotations"]:
+            if ground_truth["image_id"] == image["id"]:
+                x, y, width, height = ground_truth["bbox"]
+                boxes.setdefault(names[ground_truth["category_id"]], []).append(
                     [x, y, x + width, y + height]
                 )
         path = project / "docs/samples" / image["file_name"]
         yield path, {name: np.array(values) for name, values in boxes.items()}
 
 
-def test_the_cells_of_the_sample_pictures_are_found(url: str, project: Path) -> None:
+def test_the_cells_of_the_sample_images_are_found(url: str, project: Path) -> None:
     found, all_cells, right, all_found = 0, 0, 0, 0
-    for path, truth in samples(project):
+    for path, ground_truth in samples(project):
         detections = request_detections(url, path.read_bytes())["detections"]
         assert detections
-        for name, boxes in truth.items():
-            ours = np.array([d["bbox"] for d in detections if d["class_name"] == name])
+        for name, boxes in ground_truth.items():
+            local = np.array([d["bbox"] for d in detections if d["class_name"] == name])
             all_cells += len(boxes)
-            if len(ours):
-                found += sum(iou(box, ours).max() >= 0.5 for box in boxes.tolist())
+            if len(local):
+                found += sum(iou(box, local).max() >= 0.5 for box in boxes.tolist())
         for detection in detections:
-            boxes = truth.get(detection["class_name"], np.empty((0, 4)))
+            boxes = ground_truth.get(detection["class_name"], np.empty((0, 4)))
             right += bool(len(boxes)) and iou(detection["bbox"], boxes).max() >= 0.5
             all_found += 1
     assert all_cells > 20
@@ -118,7 +118,7 @@ def test_the_cells_of_the_sample_pictures_are_found(url: str, project: Path) -> 
     assert right / all_found >= 0.85
 
 
-def test_64_clients_with_64_pictures_get_the_answers_they_get_alone(url: str) -> None:
+def test_64_clients_with_64_images_get_the_answers_they_get_alone(url: str) -> None:
     bodies = [
         encode(render_smear(np.random.default_rng(900 + seed)).pixels, "JPEG", quality=90)
         for seed in range(64)
@@ -153,29 +153,31 @@ def test_the_readme_s_request_gives_the_readme_s_answer(url: str, project: Path)
     assert shown["timing_ms"].keys() == received["timing_ms"].keys()
     assert shown["model"] == received["model"]
     assert shown["image"] == received["image"]
-    for ours, theirs in zip(shown["detections"], received["detections"], strict=True):
-        assert ours["class_name"] == theirs["class_name"]
+    for local, upstream in zip(shown["detections"], received["detections"], strict=True):
+        assert local["class_name"] == upstream["class_name"]
         # Processors with other vector units round their sums differently.
-        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
-        assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=0.02)
+        assert local["score"] == pytest.approx(upstream["score"], abs=1e-4)
+        assert local["bbox"] == pytest.approx(upstream["bbox"], abs=0.02)
 
 
-def ask(url: str, model: str, picture: Path, joints: int = 0, in_space: bool = False) -> Answer:
+def ask(url: str, model: str, image: Path, keypoints: int = 0, is_3d: bool = False) -> Answer:
     """What the model of that name finds, with its own threshold and its own camera."""
-    response = httpx.post(f"{url}/models/{model}/detect", content=picture.read_bytes(), timeout=60)
+    response = httpx.post(f"{url}/models/{model}/detect", content=image.read_bytes(), timeout=60)
     assert response.status_code == 200, response.text
-    return read_answer(response.json()["detections"], joints=joints, in_space=in_space)
+    return read_answer(response.json()["detections"], keypoint_count=keypoints, is_3d=is_3d)
 
 
-def test_the_people_of_the_sample_pictures_are_found(url: str, project: Path) -> None:
+def test_the_people_of_the_sample_images_are_found(url: str, project: Path) -> None:
     facts = httpx.get(f"{url}/models/people").json()
     assert facts["classes"] == ["person"]
-    assert facts["joints"] == list(COCO_JOINTS)
-    directory = project / "docs/samples/figures"
-    truth = read_truth(directory / "figures.json", directory)
-    answers = [ask(url, "people", one.path, joints=len(COCO_JOINTS)) for one in truth.pictures]
-    rows = as_coco_rows(answers, [picture.image_id for picture in truth.pictures])
-    labels = for_classes(truth, ["person"]).coco
+    assert facts["keypoints"] == list(COCO_KEYPOINTS)
+    directory = project / "docs/samples/people"
+    ground_truth = read_ground_truth(directory / "people.json", directory)
+    answers = [
+        ask(url, "people", one.path, keypoints=len(COCO_KEYPOINTS)) for one in ground_truth.images
+    ]
+    rows = as_coco_rows(answers, [image.image_id for image in ground_truth.images])
+    labels = for_classes(ground_truth, ["person"]).coco
     people = len(labels["annotations"])
     assert people >= 5
     assert sum(len(answer) for answer in answers) <= people + 1
@@ -184,27 +186,29 @@ def test_the_people_of_the_sample_pictures_are_found(url: str, project: Path) ->
     assert scores["AP"] >= 0.6
 
 
-def judge_vehicles(url: str, directory: Path) -> tuple[SpaceErrors, int]:
+def evaluate_vehicles(url: str, directory: Path) -> tuple[Box3DErrors, int]:
     """How far the vehicles are off that are found, and how many are where no label is."""
-    truth = for_classes(read_kitti(directory / "label_2", directory / "image_2"), ["Car", "Van"])
-    assert truth.space is not None
-    judged, invented = [], 0
-    for picture, one in zip(truth.pictures, labels_by_picture(truth), strict=True):
-        assert picture.projection == pytest.approx(PROJECTION)
-        labels = truth.space[picture.image_id]
-        found = ask(url, "road_vehicles", picture.path, in_space=True)
+    ground_truth = for_classes(
+        read_kitti(directory / "label_2", directory / "image_2"), ["Car", "Van"]
+    )
+    assert ground_truth.space is not None
+    evaluated, invented = [], 0
+    for image, one in zip(ground_truth.images, labels_by_image(ground_truth), strict=True):
+        assert image.projection == pytest.approx(PROJECTION)
+        labels = ground_truth.space[image.image_id]
+        found = ask(url, "road_vehicles", image.path, is_3d=True)
         # What is near a region without labels may be a vehicle of which little shows.
         shared, _ = overlaps_of_boxes(labels.boxes_xyxy, found.boxes_xyxy)
         invented += int((shared.max(axis=0) < 0.3).sum())
-        judged.append((one, found, as_boxes(labels)[np.array(labels.types) != DONT_CARE]))
-    return space_errors(judged), invented
+        evaluated.append((one, found, as_boxes(labels)[np.array(labels.types) != DONT_CARE]))
+    return box_3d_errors(evaluated), invented
 
 
-def test_the_vehicles_of_the_sample_pictures_are_found(url: str, project: Path) -> None:
+def test_the_vehicles_of_the_sample_images_are_found(url: str, project: Path) -> None:
     facts = httpx.get(f"{url}/models/road_vehicles").json()
     assert facts["classes"] == ["Car", "Van"]
     assert facts["task"] == "center_boxes_3d"
-    errors, invented = judge_vehicles(url, project / "docs/samples/road_scenes")
+    errors, invented = evaluate_vehicles(url, project / "docs/samples/road_scenes")
     assert errors.objects >= 12
     assert errors.found >= 0.85 * errors.objects
     assert invented <= 2
@@ -214,11 +218,11 @@ def test_the_vehicles_of_the_sample_pictures_are_found(url: str, project: Path) 
     assert errors.iou_3d >= 0.5
 
 
-def test_the_vehicles_of_pictures_nobody_has_seen_are_where_they_are(
+def test_the_vehicles_of_images_nobody_has_seen_are_where_they_are(
     url: str, tmp_path: Path
 ) -> None:
     render_roads(["--output", str(tmp_path), "--count", "40", "--seed", "77"])
-    errors, invented = judge_vehicles(url, tmp_path)
+    errors, invented = evaluate_vehicles(url, tmp_path)
     assert errors.objects >= 80
     assert errors.found >= 0.9 * errors.objects
     assert invented <= 0.05 * errors.objects

@@ -28,10 +28,14 @@ def test_serving_without_traces_loads_no_exporter_of_traces() -> None:
     )
     loaded = set(result.stdout.split())
     assert "service.observability.tracing" in loaded
-    assert not loaded & {"service.observability.spans", "opentelemetry.sdk", "opentelemetry.exporter"}
+    assert not loaded & {
+        "service.observability.spans",
+        "opentelemetry.sdk",
+        "opentelemetry.exporter",
+    }
 
 
-def test_judging_loads_no_torch_no_onnx_and_nothing_that_makes_packages() -> None:
+def test_evaluating_loads_no_torch_no_onnx_and_nothing_that_makes_packages() -> None:
     loaded = modules_after(Path(sys.executable), "import evaluation.cli")
     assert {"evaluation", "service"} <= loaded
     assert not loaded & {"torch", "onnx", "onnxscript", "model_export", "training"}

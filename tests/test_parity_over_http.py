@@ -1,8 +1,8 @@
-"""From the authors' photo to their detections, through export, package, server and HTTP.
+"""From the upstream photo to their detections, through export, package, server and HTTP.
 
 The canvas tests (``tests/model_export``) feed the network what the authors fed it. Here the
-picture goes the whole way: decoded, warped, batched, decoded, rounded. What may differ is the
-warp: the authors' numbers were measured with OpenCV 3 and 4, their goldens with OpenCV 5.
+image goes the whole way: decoded, warped, batched, decoded, rounded. What may differ is the
+warp: the upstream numbers were measured with OpenCV 3 and 4, their goldens with OpenCV 5.
 """
 
 import json
@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.matching import match_boxes
 from support.images import encode
+from support.matching import match_boxes
 from support.serving import RunningServer, run_server
 from upstream.weights_rule import make_state
 
 from model_export.class_names import COCO
+from model_export.config import ExportConfig
 from model_export.pipeline import export_package
-from model_export.config import Recipe
 from service.model_registry import load_models
 from service.settings import Settings
 
@@ -50,14 +50,14 @@ def server_of(
             arrays = make_state(manifest["state_dict"], f"ctdet_{architecture}")
             checkpoint = directory / "model.pth"
             torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, checkpoint)
-            recipe = Recipe(
+            config = ExportConfig(
                 name=architecture,
                 version="1",
                 architecture=architecture,
                 classes=COCO,
                 normalization="coco-demo",
             )
-            package = export_package(recipe, checkpoint, directory / "package", lambda _: None)
+            package = export_package(config, checkpoint, directory / "package", lambda _: None)
             settings = Settings(models=package.directory, max_batch_size=2)
             return stack.enter_context(run_server(partial(load_models, note=print), settings))
 
@@ -77,7 +77,7 @@ def detect(server: RunningServer, body: bytes) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(("architecture", "case", "photo"), CASES)
-def test_photos_give_the_authors_detections(
+def test_photos_give_upstream_detections(
     server_of: Callable[[str], RunningServer],
     shared: Path,
     architecture: str,
@@ -87,10 +87,10 @@ def test_photos_give_the_authors_detections(
     upstream = shared / "upstream"
     golden = np.load(upstream / f"goldens/ctdet_{architecture}_{case}.npz")["final"]
     server = server_of(architecture)
-    ours = detect(server, (upstream / f"photos/{photo}.png").read_bytes())
-    error = match_boxes(ours, golden)
+    local = detect(server, (upstream / f"photos/{photo}.png").read_bytes())
+    error = match_boxes(local, golden)
     # What the two OpenCV generations make of the same photo: a canvas of the input's own size
-    # passes the letterbox unchanged, so both can be sent as pictures.
+    # passes the letterbox unchanged, so both can be sent as images.
     canvases = [
         np.load(upstream / f"goldens/preproc_{version}.npz")[f"fix512_{photo}"][..., ::-1].copy()
         for version in ("cv4", "cv5")

@@ -1,4 +1,4 @@
-"""Command line: ``python -m training RECIPE --output DIR``, see ``--help``."""
+"""Command line: ``python -m training CONFIG --output DIR``, see ``--help``."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from training.tensorboard import Curves
-from training.config import read_recipe
+from training.config import read_config
+from training.tensorboard import TensorBoardLogger
 from training.trainer import Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train a recipe; checkpoints and the log go to the output directory."""
+    """Train a configuration; checkpoints and the log go to the output directory."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Train a detector.")
-    parser.add_argument("recipe", type=Path, help="TOML file, see training/recipes")
+    parser.add_argument("config", type=Path, help="TOML file, see training/configs")
     parser.add_argument("--output", type=Path, required=True, help="directory for checkpoints")
     parser.add_argument("--resume", action="store_true", help="continue from last.pth in --output")
     parser.add_argument(
@@ -24,10 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--tensorboard", action="store_true", help="write event files to --output")
     options = parser.parse_args(arguments)
-    recipe = read_recipe(options.recipe)
-    curves = Curves(options.output / "tensorboard") if options.tensorboard else None
+    config = read_config(options.config)
+    curves = TensorBoardLogger(options.output / "tensorboard") if options.tensorboard else None
     Trainer(
-        recipe, options.output, device=options.device, curves=curves, resume=options.resume
+        config, options.output, device=options.device, curves=curves, resume=options.resume
     ).run()
 
 

@@ -15,9 +15,9 @@ from torch.nn.functional import max_pool2d
 
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.graph.normalization import Normalization
-from training.data.sample import AnnotatedImage
 from training.data.augmentation import evaluation_affine, warp_pixels
 from training.data.coco import network_input
+from training.data.sample import AnnotatedImage
 
 TOP_K = 100
 
@@ -38,7 +38,7 @@ def decode_boxes(maps: Mapping[str, Tensor], top_k: int = TOP_K) -> Tensor:
 
     Args:
         maps: ``heatmap`` (N, C, H, W), ``size`` and ``offset`` (N, 2, H, W), float32.
-        top_k: peaks kept per picture, over all classes together.
+        top_k: peaks kept per image, over all classes together.
 
     Returns:
         float32 (N, top_k, 6): x1, y1, x2, y2 in network input pixels, score, class id.
@@ -64,7 +64,7 @@ def detect(
     input_size: tuple[int, int],
     normalization: Normalization,
 ) -> NDArray[np.float64]:
-    """Detections of one picture in its own pixels: float64 (TOP_K, 6) x1, y1, x2, y2, score, class.
+    """Detections of one image in its own pixels: float64 (TOP_K, 6) x1, y1, x2, y2, score, class.
 
     ``input_size`` is the width and height of the network input. Boxes are not clipped.
     """
@@ -84,7 +84,7 @@ def evaluate(
     input_size: tuple[int, int],
     normalization: Normalization,
 ) -> AveragePrecision:
-    """Detect on all pictures and score with pycocotools; the network is left in its mode."""
+    """Detect on all images and score with pycocotools; the network is left in its mode."""
     was_training = network.training
     network.eval()
     detections = [detect(network, image, input_size, normalization) for image in images]
@@ -97,8 +97,8 @@ def average_precision(
     detections: Sequence[NDArray[np.float64]],
     class_names: Sequence[str],
 ) -> AveragePrecision:
-    """Score rows ``x1, y1, x2, y2, score, class`` per picture against the labels."""
-    truth = [
+    """Score rows ``x1, y1, x2, y2, score, class`` per image against the labels."""
+    ground_truth = [
         {
             "image_id": i,
             "category_id": int(class_id),
@@ -125,7 +125,7 @@ def average_precision(
         labels.dataset = {
             "info": {},
             "images": [{"id": i} for i in range(len(images))],
-            "annotations": [{"id": i, **entry} for i, entry in enumerate(truth, start=1)],
+            "annotations": [{"id": i, **entry} for i, entry in enumerate(ground_truth, start=1)],
             "categories": [{"id": i, "name": name} for i, name in enumerate(class_names)],
         }
         labels.createIndex()

@@ -1,4 +1,4 @@
-"""A training recipe: everything that decides the weights, read from one TOML file."""
+"""A training configuration: everything that decides the weights, read from one TOML file."""
 
 import tomllib
 from collections.abc import Callable, Mapping
@@ -10,37 +10,36 @@ from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from model_export.architectures import ARCHITECTURES, Architecture
-from model_export.class_names import COCO_JOINTS, mirrored_pairs
+from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
-from training.synthetic import blood_smears
-from training.synthetic import road_scenes
-from training.data.sample import AnnotatedImage
 from training.data.augmentation import AugmentationRanges, Canvas
-from training.synthetic.people import render_figures
+from training.data.sample import AnnotatedImage
 from training.objectives import OBJECTIVES
+from training.synthetic import blood_smears, road_scenes
+from training.synthetic.people import render_people
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A renderer, and what its pictures are labelled with."""
+    """A renderer, and what its images are labelled with."""
 
     render: Callable[[Generator], AnnotatedImage]
     classes: tuple[str, ...]
-    joints: tuple[str, ...] = ()
-    in_space: bool = False
+    keypoints: tuple[str, ...] = ()
+    is_3d: bool = False
 
 
 RENDERED: Mapping[str, Rendered] = {
     "blood_smears": Rendered(blood_smears.render_smear, blood_smears.CLASS_NAMES),
-    "figures": Rendered(render_figures, ("person",), joints=COCO_JOINTS),
-    "road_scenes": Rendered(road_scenes.render_road, road_scenes.CLASS_NAMES, in_space=True),
+    "people": Rendered(render_people, ("person",), keypoints=COCO_KEYPOINTS),
+    "road_scenes": Rendered(road_scenes.render_road, road_scenes.CLASS_NAMES, is_3d=True),
 }
 """Renderers by name."""
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be trained; the message names the file and every wrong field."""
+class ConfigError(ValueError):
+    """A configuration that cannot be trained; the message names the file and every wrong field."""
 
 
 class _Section(BaseModel):
@@ -48,11 +47,11 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """Which pictures are trained on and which choose the best epoch.
+    """Which images are trained on and which choose the best epoch.
 
     ``train`` and ``validation`` are COCO files, or, for the other formats, lists of the names of
-    pictures whose label files lie in ``labels``. Paths are relative to the directory the training
-    is started in. Without ``validation`` the last epoch is the result. Rendered pictures are added
+    images whose label files lie in ``labels``. Paths are relative to the directory the training
+    is started in. Without ``validation`` the last epoch is the result. Rendered images are added
     to those of ``train``, new ones in every epoch.
     """
 
@@ -63,11 +62,11 @@ class DataSection(_Section):
     validation: Path | None = None
     repeats: int = Field(1, ge=0)
     rendered_per_epoch: int = Field(0, ge=0)
-    renderer: Literal["blood_smears", "figures", "road_scenes"] = "blood_smears"
+    renderer: Literal["blood_smears", "people", "road_scenes"] = "blood_smears"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that name pictures on disk."""
+        """All that name images on disk."""
         return self.train if self.validation is None else (*self.train, self.validation)
 
 
@@ -80,7 +79,7 @@ class AugmentationSection(_Section):
     saturation: float = Field(ge=0, le=1)
     hue_degrees: float = Field(ge=0, le=180)
     blur_probability: float = Field(ge=0, le=1)
-    mirror: bool = True
+    flip: bool = True
     quarter_turns: bool = False
     center_border_px: int | None = Field(default=None, ge=1)
     fixed_probability: float = Field(default=0.0, ge=0, le=1)
@@ -109,26 +108,26 @@ class ScheduleSection(_Section):
     evaluate_every: int = Field(default=1, ge=1)
 
 
-class Recipe(_Section):
+class TrainConfig(_Section):
     """One training run.
 
     ``train_crop`` is the side of the square windows that are trained on; without it they have the
-    size of the input. ``picture_width`` fixes the scale that objects have at test time where all
-    pictures have that width; without it each picture is scaled by its own size. ``loss_weights``
+    size of the input. ``image_width`` fixes the scale that objects have at test time where all
+    images have that width; without it each image is scaled by its own size. ``loss_weights``
     names the terms of the loss that count otherwise than with the authors. ``start`` is a
-    checkpoint, ours or the authors', whose weights the network starts from.
+    checkpoint, ours or the upstream, whose weights the network starts from.
     """
 
     architecture: str
     task: str = "boxes"
     normalization: str
     classes: tuple[str, ...] = Field(min_length=1)
-    joints: tuple[str, ...] = ()
+    keypoints: tuple[str, ...] = ()
     input_width: int = Field(gt=0)
     input_height: int = Field(gt=0)
     resize: Literal["letterbox", "fit_width", "keep_resolution"] | None = None
     train_crop: int | None = Field(default=None, gt=0)
-    picture_width: int | None = Field(default=None, gt=0)
+    image_width: int | None = Field(default=None, gt=0)
     seed: int = Field(ge=0)
     start: Path | None = None
     loader_workers: int = Field(ge=0)
@@ -146,7 +145,7 @@ class Recipe(_Section):
             raise ValueError(f"task of {self.architecture} must be one of {sorted(tasks)}")
         if self.normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {sorted(NORMALIZATIONS)}")
-        for name in ("classes", "joints"):
+        for name in ("classes", "keypoints"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} has a name twice")
         return self
@@ -176,11 +175,11 @@ class Recipe(_Section):
                 "data: neither train and repeats nor rendered_per_epoch: nothing to train on"
             )
         if data.files and data.images is None:
-            raise ValueError("data: images is the folder of the pictures in train and validation")
+            raise ValueError("data: images is the folder of the images in train and validation")
         if data.files and (data.labels is None) != (data.format == "coco"):
             raise ValueError("data: labels is the folder of KITTI's and VOC's label files")
-        if bool(self.joints) != (self.task == "poses"):
-            raise ValueError("joints are named for task poses, and for no other")
+        if bool(self.keypoints) != (self.task == "poses"):
+            raise ValueError("keypoints are named for task poses, and for no other")
         wanted = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
         if wanted and data.files and data.format not in wanted:
             raise ValueError(f"data: format {data.format} has no labels for {self.task}")
@@ -192,14 +191,14 @@ class Recipe(_Section):
 
     def _check_renderer(self) -> None:
         drawn = RENDERED[self.data.renderer]
-        if self.classes != drawn.classes or self.joints not in ((), drawn.joints):
+        if self.classes != drawn.classes or self.keypoints not in ((), drawn.keypoints):
             raise ValueError(
-                f"data: renderer {self.data.renderer} draws {list(drawn.classes)} with the joints "
-                f"{list(drawn.joints)}, which is not what the recipe learns"
+                f"data: renderer {self.data.renderer} draws {list(drawn.classes)} with the keypoints "
+                f"{list(drawn.keypoints)}, which is not what the configuration learns"
             )
-        if self.joints and not drawn.joints:
-            raise ValueError(f"data: renderer {self.data.renderer} draws no joints")
-        if self.task == "boxes_3d" and not drawn.in_space:
+        if self.keypoints and not drawn.keypoints:
+            raise ValueError(f"data: renderer {self.data.renderer} draws no keypoints")
+        if self.task == "boxes_3d" and not drawn.is_3d:
             raise ValueError(f"data: renderer {self.data.renderer} draws nothing in space")
 
     @property
@@ -216,40 +215,40 @@ class Recipe(_Section):
         """All heads of the task, optional ones included, and their channels."""
         heads = self.task_facts.heads
         return self.task_facts.head_channels(
-            dict.fromkeys(heads, 0), len(self.classes), max(1, len(self.joints))
+            dict.fromkeys(heads, 0), len(self.classes), max(1, len(self.keypoints))
         )
 
     def test_canvas(self, width: int, height: int) -> Canvas:
-        """What a picture of this size becomes at test time."""
+        """What an image of this size becomes at test time."""
         return self._canvas(self.input_width, self.input_height, width, height)
 
     def train_canvas(self, width: int, height: int) -> Canvas:
-        """What random views of a picture of this size are drawn onto."""
+        """What random views of an image of this size are drawn onto."""
         side = self.train_crop
         return self._canvas(side or self.input_width, side or self.input_height, width, height)
 
     def _canvas(self, canvas_width: int, canvas_height: int, width: int, height: int) -> Canvas:
         scales = {
-            "letterbox": self.input_width / (self.picture_width or max(width, height)),
-            "fit_width": self.input_width / (self.picture_width or width),
+            "letterbox": self.input_width / (self.image_width or max(width, height)),
+            "fit_width": self.input_width / (self.image_width or width),
             "keep_resolution": 1.0,
         }
         scale = scales[self.resize or self.task_facts.resize]
-        return Canvas(canvas_width, canvas_height, scale, mirrored_pairs(self.joints))
+        return Canvas(canvas_width, canvas_height, scale, flipped_pairs(self.keypoints))
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; raises :class:`RecipeError` before anything is trained.
+def read_config(path: Path) -> TrainConfig:
+    """Read and check a configuration; raises :class:`ConfigError` before anything is trained.
 
-    With ``base``, the name of another recipe beside it, a file says only what is different there.
+    With ``base``, the name of another configuration beside it, a file says only what is different there.
     """
     try:
         values = _read_toml(path)
         if "base" in values:
             values = _merged(_read_toml(path.parent / str(values.pop("base"))), values)
-        return Recipe.model_validate(values)
+        return TrainConfig.model_validate(values)
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Networks as they are trained: a prediction after every stack, in the authors' checkpoints too."""
+"""Networks as they are trained: a prediction after every stack, in the upstream checkpoints too."""
 
 import copy
 import dataclasses
@@ -8,14 +8,14 @@ from typing import cast
 from torch import Tensor, nn
 
 from model_export.architectures import Architecture, HourglassArchitecture
-from model_export.checkpoints.key_mapping import Layout
+from model_export.checkpoints.key_mapping import KeyMapping
 from model_export.networks.corner_architecture import CornerArchitecture
 
 Maps = dict[str, Tensor]
 
 
 class _FeaturesGiven(nn.Module):
-    """Stands where a network has its trunk, when the features have been made already."""
+    """Stands where a network has its backbone, when the features have been made already."""
 
     def forward(self, features: Tensor) -> list[Tensor]:
         return [features]
@@ -31,18 +31,18 @@ class StackedNetwork(nn.Module):
     def __init__(self, network: nn.Module, stacks: int) -> None:
         """``network`` is one that predicts from its last stack; it is taken apart."""
         super().__init__()
-        self.trunk = network.get_submodule("trunk")
-        network.register_module("trunk", _FeaturesGiven())
+        self.backbone = network.get_submodule("backbone")
+        network.register_module("backbone", _FeaturesGiven())
         earlier = [copy.deepcopy(network) for _ in range(stacks - 1)]
         self.predictors = nn.ModuleList([*earlier, network])
 
     def forward(self, images: Tensor) -> Maps:
         """Maps of the last stack: what the exported network returns."""
-        return cast(Maps, self.predictors[-1](self.trunk(images)[-1]))
+        return cast(Maps, self.predictors[-1](self.backbone(images)[-1]))
 
     def predict_all(self, images: Tensor) -> list[Maps]:
         """Maps of every stack, first to last."""
-        pairs = zip(self.predictors, self.trunk(images), strict=True)
+        pairs = zip(self.predictors, self.backbone(images), strict=True)
         return [predictor(features) for predictor, features in pairs]
 
 
@@ -61,22 +61,22 @@ def predict_all(network: nn.Module, images: Tensor) -> list[Maps]:
     return [network(images)]
 
 
-def to_authors(network: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+def to_upstream_state_dict(network: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
     """The weights under the names that ``centernet-export`` reads."""
     state = network.state_dict()
-    names = _authors_names(network, architecture)
+    names = _upstream_names(network, architecture)
     return {names[key]: value.cpu().contiguous() for key, value in state.items()}
 
 
-def load_authors(
+def load_upstream_state_dict(
     network: nn.Module, architecture: Architecture, state: Mapping[str, Tensor]
 ) -> None:
-    """Undo :func:`to_authors`; raises ``RuntimeError`` for weights of another network."""
-    ours = {theirs: key for key, theirs in _authors_names(network, architecture).items()}
-    network.load_state_dict({ours.get(key, key): value for key, value in state.items()})
+    """Undo :func:`to_upstream_state_dict`; raises ``RuntimeError`` for weights of another network."""
+    local = {upstream: key for key, upstream in _upstream_names(network, architecture).items()}
+    network.load_state_dict({local.get(key, key): value for key, value in state.items()})
 
 
-def start_from(
+def load_pretrained(
     network: nn.Module, architecture: Architecture, state: Mapping[str, Tensor]
 ) -> list[str]:
     """Take over what fits of a checkpoint, for a network that is to learn something else.
@@ -84,21 +84,21 @@ def start_from(
     Heads for other classes or another task stay as they are; returns the names of their weights in
     the checkpoint. Raises :class:`ValueError` where anything but a head does not fit.
     """
-    ours = network.state_dict()
+    local = network.state_dict()
     taken, left = {}, []
-    for key, theirs in _authors_names(network, architecture).items():
-        if theirs in state and state[theirs].shape == ours[key].shape:
-            taken[key] = state[theirs]
+    for key, upstream in _upstream_names(network, architecture).items():
+        if upstream in state and state[upstream].shape == local[key].shape:
+            taken[key] = state[upstream]
         elif not key.endswith("num_batches_tracked"):  # old files have no such counts
-            left.append(theirs)
+            left.append(upstream)
             if ".heads." not in f".{key}":
-                found = tuple(state[theirs].shape) if theirs in state else "missing"
-                raise ValueError(f"{theirs} is {found}; these are weights of another network")
+                found = tuple(state[upstream].shape) if upstream in state else "missing"
+                raise ValueError(f"{upstream} is {found}; these are weights of another network")
     network.load_state_dict(taken, strict=False)
     return left
 
 
-def _authors_names(network: nn.Module, architecture: Architecture) -> dict[str, str]:
+def _upstream_names(network: nn.Module, architecture: Architecture) -> dict[str, str]:
     return {
         key: _stack_layout(architecture, stack).to_checkpoint_key(rest)
         for key in network.state_dict()
@@ -114,7 +114,7 @@ def _split(key: str) -> tuple[int | None, str]:
     return int(stack), rest
 
 
-def _stack_layout(architecture: Architecture, stack: int | None) -> Layout:
+def _stack_layout(architecture: Architecture, stack: int | None) -> KeyMapping:
     """Names in which ``stack`` is the last; what is before it, a layout does not name."""
     if stack is None or not isinstance(architecture, HourglassArchitecture | CornerArchitecture):
         return architecture.layout

@@ -1,6 +1,6 @@
 """Command line: average precision of a checkpoint on a COCO-format split, as JSON.
 
-``python -m training.evaluate_checkpoint RECIPE CHECKPOINT --annotations FILE --images DIR``
+``python -m training.evaluate_checkpoint CONFIG CHECKPOINT --annotations FILE --images DIR``
 """
 
 import argparse
@@ -15,17 +15,17 @@ from torch import nn
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_network_key
 from model_export.graph.normalization import NORMALIZATIONS
-from training.data.coco import read_coco_split
 from training.average_precision import evaluate
-from training.config import Recipe, read_recipe
+from training.config import TrainConfig, read_config
+from training.data.coco import read_coco_split
 
 
-def load_trained_network(recipe: Recipe, checkpoint: Path) -> nn.Module:
-    """Build the recipe's network with the weights under ``state_dict``, in evaluation mode.
+def load_trained_network(config: TrainConfig, checkpoint: Path) -> nn.Module:
+    """Build the configuration's network with the weights under ``state_dict``, in evaluation mode.
 
     Raises ``RuntimeError`` listing the keys when the checkpoint does not fit exactly.
     """
-    network = ARCHITECTURES[recipe.architecture].build(box_head_channels(len(recipe.classes)))
+    network = ARCHITECTURES[config.architecture].build(box_head_channels(len(config.classes)))
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict({to_network_key(key): value for key, value in state.items()})
     return network.eval()
@@ -36,18 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate_checkpoint", description="Score a checkpoint."
     )
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("config", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--annotations", type=Path, required=True, help="COCO instances file")
-    parser.add_argument("--images", type=Path, required=True, help="directory of its pictures")
+    parser.add_argument("--images", type=Path, required=True, help="directory of its images")
     options = parser.parse_args(arguments)
-    recipe = read_recipe(options.recipe)
+    config = read_config(options.config)
     result = evaluate(
-        load_trained_network(recipe, options.checkpoint),
-        read_coco_split(options.annotations, options.images, recipe.classes).images,
-        recipe.classes,
-        (recipe.input_width, recipe.input_height),
-        NORMALIZATIONS[recipe.normalization],
+        load_trained_network(config, options.checkpoint),
+        read_coco_split(options.annotations, options.images, config.classes).images,
+        config.classes,
+        (config.input_width, config.input_height),
+        NORMALIZATIONS[config.normalization],
     )
     print(json.dumps(dataclasses.asdict(result), indent=1))
 

@@ -1,4 +1,4 @@
-"""Starting weights for training without a pretrained trunk."""
+"""Starting weights for training without a pretrained backbone."""
 
 import math
 
@@ -8,13 +8,13 @@ from torch import nn
 CENTER_PRIOR = 0.01
 """Probability the heatmap starts with everywhere, as in *RetinaNet* (section 4.1).
 
-The authors start with 0.1 and pretrained trunks. From nothing, the first thing learnt is then that
+The authors start with 0.1 and pretrained backbones. From nothing, the first thing learned is then that
 all is too high: every weight of the last layer turns negative, and no score can exceed the bias.
 """
 
 
 def initialize(network: nn.Module) -> None:
-    """Initialise a network in place: He et al. for trunk and neck, small heads."""
+    """Initialise a network in place: He et al. for backbone and neck, small heads."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             _initialize_convolution(name, module)

@@ -14,7 +14,7 @@ PUSH_MARGIN = 1.0
 """Distance that embeddings of two objects should keep (*CornerNet*, section 3.3: Delta)."""
 
 _PROBABILITY_MARGIN = 1e-4
-_EPSILON = 1e-4  # the authors', against a division by zero
+_EPSILON = 1e-4  # the upstream, against a division by zero
 
 
 def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
@@ -41,10 +41,12 @@ def center_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tenso
     return l1_loss(values, cells, present[..., None].expand_as(target), target)
 
 
-def diluted_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
+def l1_loss_over_all_slots(
+    values: Tensor, cells: Tensor, present: Tensor, target: Tensor
+) -> Tensor:
     """Absolute error at objects, summed, over the number of all rows, unused ones as well.
 
-    What the authors take for boxes in space. It depends on how many rows there are, and they have
+    What the authors take for 3D boxes. It depends on how many rows there are, and they have
     50 of them.
     """
     errors = (gather(values, cells) - target).abs() * present[..., None]

@@ -13,9 +13,9 @@ from model_export.graph.boxes_3d import depth_from_raw
 from model_export.graph.peaks import gather
 from training.losses import (
     center_l1_loss,
-    diluted_l1_loss,
     focal_loss,
     l1_loss,
+    l1_loss_over_all_slots,
     pull_push_losses,
     rotation_loss,
     smooth_l1_loss,
@@ -55,32 +55,34 @@ def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
     """Section 4.2; targets are :class:`~training.targets.poses.PoseTargets`, centers included."""
     return {
         **box_terms(maps, targets),
-        "joint_offsets": l1_loss(
-            maps["joint_offsets"],
+        "keypoint_offsets": l1_loss(
+            maps["keypoint_offsets"],
             targets["cells"],
-            targets["joint_mask"],
-            targets["joint_offsets"],
+            targets["keypoint_mask"],
+            targets["keypoint_offsets"],
         ),
-        "joint_heatmap": focal_loss(maps["joint_heatmap"], targets["joint_heatmap"]),
-        "joint_heatmap_offset": center_l1_loss(
-            maps["joint_heatmap_offset"],
-            targets["joint_cells"],
-            targets["joint_present"],
-            targets["joint_heatmap_offset"],
+        "keypoint_heatmap": focal_loss(maps["keypoint_heatmap"], targets["keypoint_heatmap"]),
+        "keypoint_heatmap_offset": center_l1_loss(
+            maps["keypoint_heatmap_offset"],
+            targets["keypoint_cells"],
+            targets["keypoint_present"],
+            targets["keypoint_heatmap_offset"],
         ),
     }
 
 
 def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Section 4.1; targets are :class:`~training.targets.boxes_3d.SpaceTargets`, centers included."""
+    """Section 4.1; targets are :class:`~training.targets.boxes_3d.Box3DTargets`, centers included."""
     cells, present, measured = targets["cells"], targets["present"], targets["measured"]
     depth = depth_from_raw(maps["depth"])
     return {
         "heatmap": focal_loss(maps["heatmap"], targets["heatmap"]),
-        "offset": diluted_l1_loss(maps["offset"], cells, present, targets["offset"]),
-        "size": diluted_l1_loss(maps["size"], cells, present, targets["size"]),
-        "depth": diluted_l1_loss(depth, cells, measured, targets["depth"]),
-        "dimensions": diluted_l1_loss(maps["dimensions"], cells, measured, targets["dimensions"]),
+        "offset": l1_loss_over_all_slots(maps["offset"], cells, present, targets["offset"]),
+        "size": l1_loss_over_all_slots(maps["size"], cells, present, targets["size"]),
+        "depth": l1_loss_over_all_slots(depth, cells, measured, targets["depth"]),
+        "dimensions": l1_loss_over_all_slots(
+            maps["dimensions"], cells, measured, targets["dimensions"]
+        ),
         "rotation": rotation_loss(
             maps["rotation"],
             cells,
@@ -133,9 +135,9 @@ OBJECTIVES: Mapping[str, Objective] = {
         pose_terms,
         {
             **_BOX_WEIGHTS,
-            "joint_offsets": 1.0,
-            "joint_heatmap": 1.0,
-            "joint_heatmap_offset": 1.0,
+            "keypoint_offsets": 1.0,
+            "keypoint_heatmap": 1.0,
+            "keypoint_heatmap_offset": 1.0,
         },
     ),
     "boxes_3d": Objective(
@@ -146,4 +148,4 @@ OBJECTIVES: Mapping[str, Objective] = {
         triplet_terms, {**_CORNER_WEIGHTS, "center_heatmap": 1.0, "center_offset": 1.0}
     ),
 }
-"""Weights of the authors' code by task, a key of :data:`model_export.tasks.TASKS`."""
+"""Weights of the reference implementation by task, a key of :data:`model_export.tasks.TASKS`."""

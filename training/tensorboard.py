@@ -9,7 +9,7 @@ class CurvesUnavailableError(ImportError):
     """TensorBoard's writer was asked for and is not installed."""
 
 
-class Curves:
+class TensorBoardLogger:
     """Event files for ``tensorboard --logdir DIR``, a curve per number."""
 
     def __init__(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: recipe in, checkpoints in the authors' layout out."""
+"""The training loop: configuration in, checkpoints in the upstream layout out."""
 
 import json
 import math
@@ -16,16 +16,22 @@ from tqdm import tqdm
 from model_export.checkpoints.safe_load import read_state
 from model_export.errors import CheckpointUnreadableError
 from model_export.graph.normalization import NORMALIZATIONS
-from training.data.sample import AnnotatedImage
-from training.ema import WeightAverage
-from training.tensorboard import Curves
-from training.data.loading import read_pictures
 from training.average_precision import evaluate
+from training.config import ConfigError, TrainConfig
+from training.data.dataset import EpochViews, FixedViews, ViewSettings
+from training.data.loading import read_images
+from training.data.sample import AnnotatedImage
+from training.deep_supervision import (
+    build_network,
+    load_pretrained,
+    load_upstream_state_dict,
+    predict_all,
+    to_upstream_state_dict,
+)
+from training.ema import WeightAverage
 from training.initialization import initialize
 from training.objectives import OBJECTIVES
-from training.config import Recipe, RecipeError
-from training.deep_supervision import build_network, load_authors, predict_all, start_from, to_authors
-from training.data.dataset import EpochViews, FixedViews, ViewSettings
+from training.tensorboard import TensorBoardLogger
 
 LAST_CHECKPOINT, BEST_CHECKPOINT, LOG_FILE = "last.pth", "best.pth", "epochs.jsonl"
 
@@ -33,50 +39,50 @@ Batch = Mapping[str, Tensor]
 
 
 class ResumeError(ValueError):
-    """A checkpoint that does not belong to the recipe it should continue."""
+    """A checkpoint that does not belong to the configuration it should continue."""
 
 
 class Trainer:
     """One run: network, optimizer, average of the weights, and where it stands.
 
     With ``resume`` it continues from ``last.pth`` in ``output``. Raises :class:`ResumeError` when
-    that was written by a different recipe, because the mixture could not be reproduced, and
-    :class:`RecipeError` when the recipe's pictures or its ``start`` cannot be used.
+    that was written by a different configuration, because the mixture could not be reproduced, and
+    :class:`ConfigError` when the configuration's images or its ``start`` cannot be used.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        config: TrainConfig,
         output: Path,
         *,
         device: str = "cpu",
-        curves: Curves | None = None,
+        curves: TensorBoardLogger | None = None,
         resume: bool = False,
     ) -> None:
         # Loader processes are forked: with OpenCV's threads started before, they would hang.
         cv2.setNumThreads(0)
-        self._recipe = recipe
+        self._config = config
         self._output = output
         self._device = torch.device(device)
         self._curves = curves
-        self._objective = OBJECTIVES[recipe.task].reweighted(recipe.loss_weights)
-        self._images = read_pictures(recipe, recipe.data.train)
+        self._objective = OBJECTIVES[config.task].reweighted(config.loss_weights)
+        self._images = read_images(config, config.data.train)
         self._validation: Sequence[AnnotatedImage] = ()
-        if recipe.data.validation is not None:
-            self._validation = read_pictures(recipe, [recipe.data.validation])
-        torch.manual_seed(recipe.seed)
-        self.network = build_network(recipe.network, recipe.head_channels())
+        if config.data.validation is not None:
+            self._validation = read_images(config, [config.data.validation])
+        torch.manual_seed(config.seed)
+        self.network = build_network(config.network, config.head_channels())
         initialize(self.network)
-        if recipe.start is not None and not resume:
-            self._take_over(recipe.start)
+        if config.start is not None and not resume:
+            self._take_over(config.start)
         # torch declares this argument only together with a tensor or a dtype.
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(self._device)
-        self.average = WeightAverage(self.network, recipe.schedule.average_decay)
+        self.average = WeightAverage(self.network, config.schedule.average_decay)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(),
-            lr=recipe.schedule.learning_rate,
-            weight_decay=recipe.schedule.weight_decay,
+            lr=config.schedule.learning_rate,
+            weight_decay=config.schedule.weight_decay,
         )
         # Half precision pays on GPUs only; disabled, the scaler passes everything through.
         self._scaler = torch.amp.GradScaler(enabled=self._device.type == "cuda")
@@ -87,15 +93,15 @@ class Trainer:
 
     def _take_over(self, checkpoint: Path) -> None:
         try:
-            left = start_from(self.network, self._recipe.network, read_state(checkpoint))
+            left = load_pretrained(self.network, self._config.network, read_state(checkpoint))
         except (CheckpointUnreadableError, ValueError) as error:
-            raise RecipeError(f"start: {checkpoint}: {error}") from error
+            raise ConfigError(f"start: {checkpoint}: {error}") from error
         print(f"Start from {checkpoint}; {', '.join(left) or 'no weight'} anew", flush=True)
 
     def run(self) -> None:
         """Train the epochs that are left; writes checkpoints and a log line after each."""
         self._output.mkdir(parents=True, exist_ok=True)
-        schedule = self._recipe.schedule
+        schedule = self._config.schedule
         while self._epoch < schedule.epochs:
             started = time.monotonic()
             entry: dict[str, Any] = {"epoch": self._epoch + 1, **self._train_epoch()}
@@ -134,7 +140,7 @@ class Trainer:
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(
             self.network.parameters(),
-            self._recipe.schedule.gradient_clip,
+            self._config.schedule.gradient_clip,
             # A step taken on NaN would spoil every later checkpoint, so stop at once. In half
             # precision gradients overflow now and then; the scaler leaves such a step out.
             error_if_nonfinite=not self._scaler.is_enabled(),
@@ -162,7 +168,7 @@ class Trainer:
 
     def _learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """Linear warm-up, then half a cosine down to zero at the last step."""
-        schedule = self._recipe.schedule
+        schedule = self._config.schedule
         if step < schedule.warmup_steps:
             return schedule.learning_rate * (step + 1) / schedule.warmup_steps
         total = schedule.epochs * steps_per_epoch
@@ -170,23 +176,23 @@ class Trainer:
         return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def _loader(self) -> DataLoader[dict[str, Tensor]]:
-        recipe = self._recipe
+        config = self._config
         views = EpochViews(
             self._images,
-            repeats=recipe.data.repeats,
-            rendered=recipe.data.rendered_per_epoch,
-            settings=ViewSettings.of_training(recipe),
-            seed=recipe.seed,
+            repeats=config.data.repeats,
+            rendered=config.data.rendered_per_epoch,
+            settings=ViewSettings.of_training(config),
+            seed=config.seed,
             epoch=self._epoch,
         )
-        order = torch.Generator().manual_seed(recipe.seed * 100_003 + self._epoch)
+        order = torch.Generator().manual_seed(config.seed * 100_003 + self._epoch)
         return DataLoader(
             views,
-            batch_size=recipe.schedule.batch_size,
+            batch_size=config.schedule.batch_size,
             shuffle=True,
             generator=order,
-            num_workers=recipe.loader_workers,
-            drop_last=len(views) > recipe.schedule.batch_size,
+            num_workers=config.loader_workers,
+            drop_last=len(views) > config.schedule.batch_size,
         )
 
     def _validate(self) -> dict[str, Any]:
@@ -194,7 +200,7 @@ class Trainer:
         if not self._validation:
             self._save(self._output / BEST_CHECKPOINT, with_optimizer=False)
             return {}
-        entry = self._average_precision() if self._recipe.task == "boxes" else self._fixed_losses()
+        entry = self._average_precision() if self._config.task == "boxes" else self._fixed_losses()
         score = entry.get("ap", -entry.get("validation_loss", math.inf))
         if score > self._best_score:
             self._best_score = score
@@ -202,24 +208,24 @@ class Trainer:
         return entry
 
     def _average_precision(self) -> dict[str, Any]:
-        recipe = self._recipe
+        config = self._config
         result = evaluate(
             _FromAnywhere(self.average.network, self._device),
             self._validation,
-            recipe.classes,
-            (recipe.input_width, recipe.input_height),
-            NORMALIZATIONS[recipe.normalization],
+            config.classes,
+            (config.input_width, config.input_height),
+            NORMALIZATIONS[config.normalization],
         )
         per_class = {"ap50_per_class": dict(result.ap50_per_class)}
         return {"ap": result.ap, "ap50": result.ap50, **per_class}
 
     @torch.inference_mode()
     def _fixed_losses(self) -> dict[str, Any]:
-        """The loss of pictures as they are at test time; lower is better."""
+        """The loss of images as they are at test time; lower is better."""
         views: Dataset[dict[str, Tensor]] = FixedViews(
-            self._validation, ViewSettings.of_test(self._recipe)
+            self._validation, ViewSettings.of_test(self._config)
         )
-        loader = DataLoader(views, batch_size=self._recipe.schedule.batch_size)
+        loader = DataLoader(views, batch_size=self._config.schedule.batch_size)
         totals = [
             float(self._objective.total(self._terms(self.average.network, batch)))
             for batch in loader
@@ -228,16 +234,16 @@ class Trainer:
 
     def _save(self, path: Path, *, with_optimizer: bool) -> None:
         """Write tensors, numbers and strings only, so that a safe loader can read them."""
-        architecture = self._recipe.network
+        architecture = self._config.network
         checkpoint: dict[str, Any] = {
             "epoch": self._epoch,
-            "state_dict": to_authors(self.average.network, architecture),
-            "recipe": self._recipe.model_dump_json(),
+            "state_dict": to_upstream_state_dict(self.average.network, architecture),
+            "config": self._config.model_dump_json(),
         }
         if with_optimizer:
             checkpoint["optimizer"] = self._optimizer.state_dict()
             checkpoint["scaler"] = self._scaler.state_dict()
-            checkpoint["unaveraged_state_dict"] = to_authors(self.network, architecture)
+            checkpoint["unaveraged_state_dict"] = to_upstream_state_dict(self.network, architecture)
             checkpoint["average_updates"] = self.average.updates
             checkpoint["best_score"] = self._best_score
         partial = path.with_suffix(".partial")
@@ -247,11 +253,13 @@ class Trainer:
     def _resume(self) -> None:
         path = self._output / LAST_CHECKPOINT
         checkpoint = torch.load(path, map_location=self._device, weights_only=True)
-        if checkpoint["recipe"] != self._recipe.model_dump_json():
-            raise ResumeError(f"{path} was trained with another recipe; choose another --output")
-        architecture = self._recipe.network
-        load_authors(self.network, architecture, checkpoint["unaveraged_state_dict"])
-        load_authors(self.average.network, architecture, checkpoint["state_dict"])
+        if checkpoint["config"] != self._config.model_dump_json():
+            raise ResumeError(
+                f"{path} was trained with another configuration; choose another --output"
+            )
+        architecture = self._config.network
+        load_upstream_state_dict(self.network, architecture, checkpoint["unaveraged_state_dict"])
+        load_upstream_state_dict(self.average.network, architecture, checkpoint["state_dict"])
         self.average.updates = checkpoint["average_updates"]
         self._optimizer.load_state_dict(checkpoint["optimizer"])
         self._scaler.load_state_dict(checkpoint["scaler"])

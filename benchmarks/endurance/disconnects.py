@@ -13,7 +13,7 @@ import argparse
 import time
 
 from benchmarks.endurance.report import Check, conclude
-from benchmarks.endurance.service import PICTURES, running
+from benchmarks.endurance.service import IMAGES, running
 from benchmarks.load import Target, closed_loop, open_loop
 
 SHARE, TIMES_CAPACITY = 0.5, 1.4
@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--after-ms", type=float, default=50.0, help="when a client hangs up")
     given = parser.parse_args()
-    with running("--canary-interval-s", "0") as service:
-        target = Target(service.port, "/detect", PICTURES)
+    with running("--self-test-interval-s", "0") as service:
+        target = Target(service.port, "/detect", IMAGES)
         rate = closed_loop(target, 10, 16, warmup_s=2).images_per_second
         time.sleep(2)
         first = service.observability.metrics()

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.endurance.report import Check, conclude
-from benchmarks.endurance.service import PICTURES, Service, running
+from benchmarks.endurance.service import IMAGES, Service, running
 
 CLIENTS = 24
 SHUTDOWN_S, BEYOND_S = 20, 5
@@ -42,15 +42,15 @@ class Request:
 
 
 class Client:
-    """Sends pictures one after the other until it cannot connect."""
+    """Sends images one after the other until it cannot connect."""
 
     def __init__(
-        self, port: int, numbers: Iterator[int], keeps_connection: bool, sends_pictures: bool
+        self, port: int, numbers: Iterator[int], keeps_connection: bool, sends_images: bool
     ) -> None:
         self._port = port
         self._numbers = numbers
         self._keeps_connection = keeps_connection
-        self._sends_pictures = sends_pictures
+        self._sends_images = sends_images
         self.requests: list[Request] = []
         self.surplus_bytes = 0
         self.foreign = 0
@@ -77,8 +77,8 @@ class Client:
         """Ask once; say whether the connection can be used again."""
         request = Request(next(self._numbers))
         self.requests.append(request)
-        picture = PICTURES[request.number % len(PICTURES)]
-        body = picture.read_bytes() if self._sends_pictures else b"no picture"
+        image = IMAGES[request.number % len(IMAGES)]
+        body = image.read_bytes() if self._sends_images else b"no image"
         connection = "" if self._keeps_connection else "Connection: close\r\n"
         head = (
             f"POST /detect HTTP/1.1\r\nHost: x\r\nX-Request-ID: {request.number}\r\n{connection}"

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.endurance.report import Check, conclude
-from benchmarks.endurance.service import BUNDLED, PICTURES, Service, running
+from benchmarks.endurance.service import BUNDLED, IMAGES, Service, running
 from benchmarks.load import Load, Target, closed_loop, open_loop
 
 CONNECTIONS = 8
 """Enough to keep the engine busy, few enough to be admitted: who is refused asks again at once."""
-TARGET_TIMES_P99, TIMES_CAPACITY, USUAL_SHARE = 1.6, 3.0, 0.8
+TARGET_TIMES_P99, TIMES_CAPACITY, DEFAULT_SHARE = 1.6, 3.0, 0.8
 
 
 @contextmanager
@@ -66,31 +66,31 @@ def show(name: str, load: Load) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pictures", type=Path, nargs="*", default=PICTURES)
+    parser.add_argument("images", type=Path, nargs="*", default=IMAGES)
     parser.add_argument("--package", type=Path, default=BUNDLED)
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload")
-    parser.add_argument("--usual-seconds", type=float, default=20.0, help="of all else")
+    parser.add_argument("--default-seconds", type=float, default=20.0, help="of all else")
     given = parser.parse_args()
     print(
         "| load | asked/s | answered/s | p50 ms | p99 ms | 429 | p50 ms | others | generator CPU |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     with running(package=given.package) as service:
-        target = Target(service.port, "/detect", given.pictures)
-        rate = capacity(target, given.usual_seconds).images_per_second
-        usual = open_loop(target, given.usual_seconds, USUAL_SHARE * rate, warmup_s=2)
+        target = Target(service.port, "/detect", given.images)
+        rate = capacity(target, given.default_seconds).images_per_second
+        usual = open_loop(target, given.default_seconds, DEFAULT_SHARE * rate, warmup_s=2)
         show("80 %", usual)
     assert usual.good is not None
-    usual_p99_ms = usual.good.latency_ms.p99
-    options = ("--target-latency-ms", f"{TARGET_TIMES_P99 * usual_p99_ms:.0f}")
+    default_p99_ms = usual.good.latency_ms.p99
+    options = ("--target-latency-ms", f"{TARGET_TIMES_P99 * default_p99_ms:.0f}")
     with running(*options, package=given.package) as service:
-        target = Target(service.port, "/detect", given.pictures)
-        before = capacity(target, given.usual_seconds)
+        target = Target(service.port, "/detect", given.images)
+        before = capacity(target, given.default_seconds)
         with memory_of(service) as memory_mib:
             over = open_loop(target, given.seconds, TIMES_CAPACITY * rate, seed=1, warmup_s=5)
         show("overload", over)
         time.sleep(2)
-        after = capacity(target, given.usual_seconds)
+        after = capacity(target, given.default_seconds)
     good, refused = over.good, over.statuses.get(429)
     assert good is not None
     assert refused is not None
@@ -98,10 +98,10 @@ def main() -> None:
     half = len(memory_mib) // 2
     growth_mib = max(memory_mib[half:]) - max(memory_mib[:half])
     print(f"\n{os.cpu_count()} cores; {given.seconds:g} s of overload")
-    ratio = good.latency_ms.p99 / usual_p99_ms
+    ratio = good.latency_ms.p99 / default_p99_ms
     conclude(
         [
-            Check(f"p99 / p99 at 80 % ({usual_p99_ms:.0f} ms)", ratio, most=2),
+            Check(f"p99 / p99 at 80 % ({default_p99_ms:.0f} ms)", ratio, most=2),
             Check("goodput / capacity", over.images_per_second / full, least=0.95),
             Check("429: median, ms", refused.latency_ms.p50, most=20),
             Check("peak memory of the second half above the first's, MiB", growth_mib, -1e6, 16),

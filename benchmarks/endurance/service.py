@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 BUNDLED = PROJECT / "models" / "blood_cells"
-PICTURES = sorted((PROJECT / "docs" / "samples").glob("*.jpg"))
+IMAGES = sorted((PROJECT / "docs" / "samples").glob("*.jpg"))
 
 _READY_S = 120.0
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)

@@ -1,9 +1,9 @@
-"""Good and bad pictures, hang-ups and deadlines, for long: nothing may grow.
+"""Good and bad images, hang-ups and deadlines, for long: nothing may grow.
 
     python -m benchmarks.endurance.soak --minutes 60
 
-Three streams of Poisson arrivals at once: pictures, of whose clients a tenth hang up; damaged files
-of benchmarks/mutants.py; and pictures with deadlines that cannot always be met. Memory is fitted
+Three streams of Poisson arrivals at once: images, of whose clients a tenth hang up; damaged files
+of benchmarks/mutants.py; and images with deadlines that cannot always be met. Memory is fitted
 with a line after the first quarter, the warm-up. Prints Markdown; the exit status is 1 if something
 grew, or somebody got an answer with a status that was not meant.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.endurance.report import Check, conclude
-from benchmarks.endurance.service import PICTURES, ProcessState, Service, running
+from benchmarks.endurance.service import IMAGES, ProcessState, Service, running
 from benchmarks.load import Load, Target, closed_loop, open_loop
 from benchmarks.mutants import mutants, originals
 
@@ -45,12 +45,12 @@ def streams(
     service: Service, bad: list[Path], rate: float, seconds: float
 ) -> list[Callable[[], Load]]:
     """The three streams; ``rate`` is the capacity, of which they ask for three quarters."""
-    pictures = Target(service.port, "/detect", PICTURES)
+    images = Target(service.port, "/detect", IMAGES)
     damaged = Target(service.port, "/detect", bad, ())
     deadline = (f"X-Deadline-Ms: {DEADLINE_MS}", "Content-Type: image/jpeg")
-    hurried = Target(service.port, "/detect", PICTURES, deadline)
+    hurried = Target(service.port, "/detect", IMAGES, deadline)
     return [
-        lambda: open_loop(pictures, seconds, 0.35 * rate, seed=1, disconnect_fraction=0.1),
+        lambda: open_loop(images, seconds, 0.35 * rate, seed=1, disconnect_fraction=0.1),
         lambda: open_loop(damaged, seconds, 0.6 * rate, seed=2),
         lambda: open_loop(hurried, seconds, 0.3 * rate, seed=3),
     ]
@@ -61,9 +61,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     given = parser.parse_args()
     seconds = 60 * given.minutes
-    with tempfile.TemporaryDirectory() as folder, running("--canary-interval-s", "5") as service:
+    with tempfile.TemporaryDirectory() as folder, running("--self-test-interval-s", "5") as service:
         bad = write_mutants(Path(folder))
-        target = Target(service.port, "/detect", PICTURES)
+        target = Target(service.port, "/detect", IMAGES)
         rate = closed_loop(target, 10, 32, warmup_s=2).images_per_second
         time.sleep(SETTLE_S)
         idle_first = service.state()
@@ -92,7 +92,7 @@ def report(
     last: ProcessState,
     unscraped: int,
 ) -> None:
-    names = ("pictures, a tenth hang up", "damaged files", f"deadlines of {DEADLINE_MS} ms")
+    names = ("images, a tenth hang up", "damaged files", f"deadlines of {DEADLINE_MS} ms")
     print("| stream | sent | answers | hung up | no answer |\n|---|---|---|---|---|")
     for name, load in zip(names, loads, strict=True):
         answers = ", ".join(f"{code}: {one.count}" for code, one in sorted(load.statuses.items()))

@@ -19,9 +19,9 @@ from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.checkpoints.objects_as_points import to_checkpoint_key
+from model_export.config import ExportConfig, Plan, make_plan
 from model_export.graph.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
-from model_export.config import Plan, Recipe, make_plan
 from model_package import ModelPackage
 
 UPSTREAM = Path(__file__).parents[2] / "tests" / "upstream"
@@ -29,28 +29,28 @@ UPSTREAM = Path(__file__).parents[2] / "tests" / "upstream"
 
 @dataclass(frozen=True)
 class Case:
-    """One network. ``weights``: one of the authors' lists; None for the bundled small one."""
+    """One network. ``weights``: one of the upstream lists; None for the bundled small one."""
 
-    recipe: Recipe
+    config: ExportConfig
     weights: str | None
     timed: bool = False
 
     @property
     def name(self) -> str:
         """What the report calls it."""
-        return self.recipe.name
+        return self.config.name
 
 
 CASES = (
-    Case(Recipe(name="res_18-boxes", version="1"), "ctdet_res_18", timed=True),
-    Case(Recipe(name="dla_34-boxes", version="1"), "ctdet_dla_34", timed=True),
-    Case(Recipe(name="res_50-poses", version="1"), "multi_pose_res_50"),
-    Case(Recipe(name="dla_34-boxes-3d", version="1"), "ddd_dla_34"),
-    Case(Recipe(name="centernet52-triplets", version="1"), "triplet_centernet52"),
+    Case(ExportConfig(name="res_18-boxes", version="1"), "ctdet_res_18", timed=True),
+    Case(ExportConfig(name="dla_34-boxes", version="1"), "ctdet_dla_34", timed=True),
+    Case(ExportConfig(name="res_50-poses", version="1"), "multi_pose_res_50"),
+    Case(ExportConfig(name="dla_34-boxes-3d", version="1"), "ddd_dla_34"),
+    Case(ExportConfig(name="centernet52-triplets", version="1"), "triplet_centernet52"),
 )
 SMOKE_CASES = (
     Case(
-        Recipe(
+        ExportConfig(
             name="slim",
             version="1",
             architecture="res_18_slim",
@@ -66,7 +66,7 @@ SMOKE_CASES = (
 
 
 def read_weights(case: Case) -> dict[str, Tensor]:
-    """Make the weights of a case, under the authors' names."""
+    """Make the weights of a case, under the upstream names."""
     rule = _rule()
     if case.weights is None:
         with torch.device("meta"):
@@ -88,17 +88,17 @@ def make_graph(
     """The graph that is exported, in PyTorch; ``wrap`` may change the network's precision."""
     # What the reading of a checkpoint keeps of it.
     state = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
-    contents = identify(state, case.recipe.architecture, case.recipe.task)
+    contents = identify(state, case.config.architecture, case.config.task)
     plan = make_plan(
-        case.recipe,
+        case.config,
         contents.architecture,
         ARCHITECTURES[contents.architecture].input_multiple,
         contents.task,
         contents.num_classes,
-        contents.num_joints,
+        contents.num_keypoints,
     )
     network = wrap(load_network(contents, state), plan)
-    count = plan.task.keypoints or plan.recipe.top_k
+    count = plan.task.keypoint_peaks or plan.config.top_k
     graph = DetectionGraph(network, NORMALIZATIONS[plan.normalization], count, plan.task)
     return graph.eval(), plan
 
@@ -113,14 +113,14 @@ def make_package(
     checkpoint = directory / f"{case.name}.pth"
     torch.save(weights, checkpoint)
 
-    def export(recipe: Recipe) -> ModelPackage:
-        return export_package(recipe, checkpoint, directory / case.name, lambda _: None)
+    def export(config: ExportConfig) -> ModelPackage:
+        return export_package(config, checkpoint, directory / case.name, lambda _: None)
 
     try:
-        return export(replace(case.recipe, precision="fp16"))
+        return export(replace(case.config, precision="fp16"))
     except ExportError as error:
         notes.skip(f"{case.name} in half precision", str(error))
-        return export(case.recipe)
+        return export(case.config)
     finally:
         checkpoint.unlink()
 

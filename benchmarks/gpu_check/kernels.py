@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES, SUM_OP_TYPES
 from model_export.engines.corner_pooling_kernels import (
     FORMATS,
     WARPS_PER_BLOCK,
@@ -31,6 +30,7 @@ from model_export.networks.corner_pooling import (
     right_pool,
     top_pool,
 )
+from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES, SUM_OP_TYPES
 
 Row = dict[str, Any]
 Run = Callable[[str, Launch, list[Tensor], Tensor], None]

@@ -45,7 +45,7 @@ def _targets(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "PyTorch computes deformable convolutions (dla_34) with tensor operations, as this project "
-        "defines them; the authors' CUDA extension is faster."
+        "defines them; the upstream CUDA extension is faster."
     )
 
 

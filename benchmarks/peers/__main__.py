@@ -36,7 +36,7 @@ from benchmarks.peers.servers import (
     prepare_environment,
     running,
 )
-from benchmarks.peers.workload import CASES, Case, make_package, make_pictures
+from benchmarks.peers.workload import CASES, Case, make_images, make_package
 from model_package import load_package
 
 CONNECTIONS = 32
@@ -50,15 +50,15 @@ WARMUP_S = 1.0
 
 
 class Comparison:
-    """One case: its network, pictures and what was measured."""
+    """One case: its network, images and what was measured."""
 
     def __init__(self, case: Case, given: argparse.Namespace) -> None:
         self._given = given
         self.case = case
         self.package = make_package(case.side_px, given.work)
-        self.pictures = make_pictures(case, given.work)
+        self.images = make_images(case, given.work)
         self._pipeline = Pipeline(self.package)
-        bodies = [picture.read_bytes() for picture in self.pictures]
+        bodies = [image.read_bytes() for image in self.images]
         self._bodies = bodies
         self._expected = [self._pipeline.detect(body) for body in bodies]
         self._batch_size = self._pipeline.best_batch_size(bodies, 4 * CEILING_S)
@@ -73,8 +73,8 @@ class Comparison:
     @contextmanager
     def serve(self, server: Server, tuning: Tuning) -> Iterator[Running]:
         """Run ``server``, and see to it that it finds what it should before anything is timed."""
-        folder = self._given.work / "forms" / server.name / self.pictures[0].parent.name
-        bodies = bodies_for(server, self.pictures, folder)
+        folder = self._given.work / "forms" / server.name / self.images[0].parent.name
+        bodies = bodies_for(server, self.images, folder)
         python = prepare_environment(server, self._given.environments)
         logs = self._given.work / "logs"
         with running(server, tuning, python, self.package, bodies, logs) as started:
@@ -96,7 +96,7 @@ class Comparison:
         if min(shares) < server.least_match:
             raise ServerError(
                 f"{server.name} finds other things than the pipeline without a server: "
-                f"{min(shares):.0%} of the detections of one picture match."
+                f"{min(shares):.0%} of the detections of one image match."
             )
 
     def tune(self, server: Server) -> None:
@@ -305,7 +305,7 @@ def _parse() -> argparse.Namespace:
         "--environments", type=Path, required=True, help="where peers are installed"
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--work", type=Path, help="networks, pictures and logs; default: in output")
+    parser.add_argument("--work", type=Path, help="networks, images and logs; default: in output")
     parser.add_argument("--only", type=names(everyone), default=everyone)
     parser.add_argument("--cases", type=names(cases), default=cases)
     parser.add_argument("--rounds", type=int, default=9)

@@ -1,4 +1,4 @@
-"""The most images per second that the CPU allows, and what a picture's answer should be.
+"""The most images per second that the CPU allows, and what an image's answer should be.
 
 The ceiling is cores / (decode + warp + engine CPU seconds per image), each measured on one thread
 with the service's own code and the best batch size: a server that reaches it spends nothing on
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.shared.detector import Preparer
 from model_package import load_package
-from service.decoders import View, make_decoder
-from service.imaging.geometry import Placement
-from service.imaging.image_decoding import open_image
-from service.options import OptionRules
+from service.decoders import ModelOutput, make_decoder
 from service.http.query_parameters import DetectParameters
+from service.imaging.geometry import ImageTransform
+from service.imaging.image_decoding import open_image
 from service.imaging.resize import InputPlanner
 from service.imaging.warp import draw_input
+from service.options import OptionRules
 
 BATCH_SIZES = (1, 2, 4, 8)
 _MAX_PIXELS = 50_000_000
@@ -87,8 +87,8 @@ class Pipeline:
             loaded.path_of(manifest.artifacts[0]), options, providers=["CPUExecutionProvider"]
         )
 
-    def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], Placement]:
-        """The network's input for one picture, and where the picture lies in it."""
+    def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], ImageTransform]:
+        """The network's input for one image, and where the image lies in it."""
         image = open_image(body, _MAX_PIXELS)
         placed = self._planner.place(image.width_px, image.height_px, self._options.inputs)[0]
         return draw_input(image.decode(), placed), placed
@@ -99,14 +99,14 @@ class Pipeline:
         return dict(zip(self._names, values, strict=True))
 
     def detect(self, body: bytes) -> list[dict[str, Any]]:
-        """What a server should answer: class id, score and box in the picture."""
+        """What a server should answer: class id, score and box in the image."""
         pixels, placed = self.prepare(body)
         rows = {name: values[0] for name, values in self.run(pixels[None]).items()}
         return self.decode(rows, placed)
 
-    def decode(self, rows: dict[str, NDArray[Any]], placed: Placement) -> list[dict[str, Any]]:
-        """Class id, score and box in the picture of what one row of each output says."""
-        found = self._decoder.decode([View(rows, placed)], self._options.detection)
+    def decode(self, rows: dict[str, NDArray[Any]], placed: ImageTransform) -> list[dict[str, Any]]:
+        """Class id, score and box in the image of what one row of each output says."""
+        found = self._decoder.decode([ModelOutput(rows, placed)], self._options.detection)
         columns = (found.class_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist())
         return [
             {"class_id": class_id, "score": score, "bbox": box}

@@ -4,7 +4,7 @@
 
 An event loop, a pool that decodes, one queue, a thread with a one-thread session for each core, and
 the service's own decoding and warp. It trusts its clients, counts nothing, refuses nothing and has
-no deadlines; a picture that cannot be decoded is never answered. What it reaches of the ceiling is
+no deadlines; an image that cannot be decoded is never answered. What it reaches of the ceiling is
 what the machine, Python and the client on the same cores leave to anybody.
 """
 
@@ -25,15 +25,15 @@ import uvloop
 from numpy.typing import NDArray
 
 from benchmarks.peers.ceiling import Pipeline
-from service.imaging.geometry import Placement
+from service.imaging.geometry import ImageTransform
 
 
 class Waiting(NamedTuple):
-    """One picture in the queue."""
+    """One image in the queue."""
 
     client: "Client"
     pixels: NDArray[np.uint8]
-    placement: Placement
+    placement: ImageTransform
 
 
 class Least:
@@ -56,7 +56,7 @@ class Least:
         await server.serve_forever()
 
     def take(self, client: "Client", body: bytes) -> None:
-        """Have a picture decoded and queued."""
+        """Have an image decoded and queued."""
         self._pool.submit(self._prepare, client, body)
 
     def _prepare(self, client: "Client", body: bytes) -> None:

@@ -1,7 +1,7 @@
 """Starting and pausing each server, and asking it one question.
 
 A peer is a directory with ``server.py`` and ``requirements.txt``. It runs in an environment of its
-own; the tunings that are tried are listed here, so that they can be judged in one place.
+own; the tunings that are tried are listed here, so that they can be evaluated in one place.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _FORM = "field-that-no-jpeg-contains"
 
 
 LEAST = "least"
-OWN = ("ours", "ours_scaled", LEAST)
+OWN = ("local", "ours_scaled", LEAST)
 """What runs from this checkout, in its environment."""
 
 
@@ -75,7 +75,7 @@ class Server:
     score_tolerance: float = SCORE_TOLERANCE
     environment: Mapping[str, str] | None = None
     least_match: float = 0.95
-    """Share of the detections of each picture that must be those of the pipeline alone."""
+    """Share of the detections of each image that must be those of the pipeline alone."""
     can_pause: bool = True
     """One that takes a pause for a fault is left idle between its turns."""
 
@@ -99,10 +99,10 @@ def _triton_detections(body: bytes) -> list[dict[str, Any]]:
 SERVERS = {
     server.name: server
     for server in (
-        # No tuning: what the settings are by default, but for whole pictures, like everybody else.
-        Server("ours", [Tuning(0, 0, 0, 0, "whole pictures")], "/detect", lambda _: []),
-        # Pictures of which the network needs a part of the pixels only. Random networks find other
-        # things in them; docs/measurements/image_decoding.md judges that with trained ones.
+        # No tuning: what the settings are by default, but for whole images, like everybody else.
+        Server("local", [Tuning(0, 0, 0, 0, "whole images")], "/detect", lambda _: []),
+        # Images of which the network needs a part of the pixels only. Random networks find other
+        # things in them; docs/measurements/image_decoding.md evaluates that with trained ones.
         Server(
             "ours_scaled",
             [Tuning(0, 0, 0, 0, "defaults")],
@@ -197,20 +197,20 @@ def prepare_environment(server: Server, environments: Path) -> Path:
     return python
 
 
-def bodies_for(server: Server, pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Files with what is sent for each picture: the picture, or a form around it."""
+def bodies_for(server: Server, images: Sequence[Path], folder: Path) -> list[Path]:
+    """Files with what is sent for each image: the image, or a form around it."""
     if server.form_field is None:
-        return list(pictures)
+        return list(images)
     folder.mkdir(parents=True, exist_ok=True)
     bodies = []
-    for picture in pictures:
+    for image in images:
         head = (
             f"--{_FORM}\r\nContent-Disposition: form-data; "
-            f'name="{server.form_field}"; filename="{picture.name}"\r\n'
+            f'name="{server.form_field}"; filename="{image.name}"\r\n'
             "Content-Type: image/jpeg\r\n\r\n"
         )
-        body = folder / f"{picture.stem}.form"
-        body.write_bytes(head.encode() + picture.read_bytes() + f"\r\n--{_FORM}--\r\n".encode())
+        body = folder / f"{image.stem}.form"
+        body.write_bytes(head.encode() + image.read_bytes() + f"\r\n--{_FORM}--\r\n".encode())
         bodies.append(body)
     return bodies
 

@@ -1,4 +1,4 @@
-"""The networks and pictures of the comparison, made from seeds."""
+"""The networks and images of the comparison, made from seeds."""
 
 import hashlib
 import math
@@ -11,25 +11,25 @@ import torch
 from torch import nn
 
 from model_export.architectures import ResNetArchitecture, box_head_channels
+from model_export.config import ExportConfig, make_plan
 from model_export.graph.detection_graph import DetectionGraph
-from model_export.networks.resnet import BasicBlock
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.networks.resnet import BasicBlock
 from model_export.onnx.export import export_onnx
 from model_export.pipeline import ONNX_FILE, tool_versions
-from model_export.config import Recipe, make_plan
-from model_export.verification.onnx_vs_torch import verify
 from model_export.verification.images import synthetic_images
+from model_export.verification.onnx_vs_torch import verify
 from model_package import draft_package, load_package
-from training.synthetic.blood_smears import CLASS_NAMES, render_smear
 from training.initialization import initialize
+from training.synthetic.blood_smears import CLASS_NAMES, render_smear
 from training.synthetic.output import JPEG_QUALITY
 
-PICTURES = 8
+IMAGES = 8
 TOP_K = 100
 _SEED = 20
 _THRESHOLD = 0.3
 _FOUND = 20
-"""Detections per picture on which the heatmap's bias is set: as many as a smear has cells."""
+"""Detections per image on which the heatmap's bias is set: as many as a smear has cells."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ _ARCHITECTURES = {
 def make_package(side_px: int, directory: Path) -> Path:
     """Export a network with random weights, unless that was done; return its package.
 
-    Its speed is what is measured. Its heads are set so that a picture has about as many detections
+    Its speed is what is measured. Its heads are set so that an image has about as many detections
     as a real one: the answers should be of a realistic size.
     """
     output = directory / f"random_{side_px}"
@@ -86,7 +86,7 @@ def make_package(side_px: int, directory: Path) -> Path:
     initialize(network)
     graph = DetectionGraph(network, NORMALIZATIONS["coco"], TOP_K).eval()
     _set_heads(graph, side_px)
-    recipe = Recipe(
+    config = ExportConfig(
         name=f"random_{side_px}",
         version="1",
         classes=CLASS_NAMES,
@@ -97,7 +97,7 @@ def make_package(side_px: int, directory: Path) -> Path:
         source="random weights, for benchmarks",
         license="Apache-2.0",
     )
-    plan = make_plan(recipe, "slim ResNet-18", 32, "boxes", len(CLASS_NAMES), 0)
+    plan = make_plan(config, "slim ResNet-18", 32, "boxes", len(CLASS_NAMES), 0)
     with draft_package(output) as draft:
         path = draft.directory / ONNX_FILE
         names = plan.output_names()
@@ -110,8 +110,8 @@ def make_package(side_px: int, directory: Path) -> Path:
 
 
 def _set_heads(graph: DetectionGraph, side_px: int) -> None:
-    """Spread the heatmap's logits and shift them to ``_FOUND`` detections per picture."""
-    images = np.zeros((PICTURES, side_px, side_px, 3), np.uint8)
+    """Spread the heatmap's logits and shift them to ``_FOUND`` detections per image."""
+    images = np.zeros((IMAGES, side_px, side_px, 3), np.uint8)
     height_px = side_px * 3 // 4
     top = (side_px - height_px) // 2
     for index, image in enumerate(images):
@@ -126,7 +126,7 @@ def _set_heads(graph: DetectionGraph, side_px: int) -> None:
     with torch.no_grad():
         logits = graph.network(graph.normalize(pixels))["heatmap"]
         means = logits.mean((0, 2, 3))
-        # The bars beside a letterboxed picture are all alike, so each of their cells is a "peak":
+        # The bars beside a letterboxed image are all alike, so each of their cells is a "peak":
         # they must lie low, or they fill the list with ties.
         bars = logits[0, :, 1, logits.shape[3] // 2]
         sign = torch.where(bars > means, -1.0, 1.0)
@@ -138,11 +138,11 @@ def _set_heads(graph: DetectionGraph, side_px: int) -> None:
         heatmap.bias += math.log(_THRESHOLD / (1 - _THRESHOLD)) - at_rank
 
 
-def make_pictures(case: Case, directory: Path) -> list[Path]:
+def make_images(case: Case, directory: Path) -> list[Path]:
     """Render JPEG files of the size of ``case``, unless that was done."""
     folder = directory / f"{case.width_px}x{case.height_px}"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{index}.jpg" for index in range(PICTURES)]
+    paths = [folder / f"{index}.jpg" for index in range(IMAGES)]
     for index, path in enumerate(paths):
         if not path.exists():
             pixels = _photograph(index, case.width_px, case.height_px)

@@ -1,4 +1,4 @@
-"""How much boxes in space overlap, and how far they are off."""
+"""How much 3D boxes overlap, and how far they are off."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,29 +7,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.detections import Answer
+from evaluation.ground_truth import Boxes3DLabels, ImageLabels
 from evaluation.metrics.matching import match
-from evaluation.ground_truth import PictureLabels, SpaceLabels
 
 Box = NDArray[np.float64]
 """float64 (7,): height, width, length, x, y, z of the bottom's middle (metres), rotation_y."""
 
 
-def as_boxes(labels: SpaceLabels) -> NDArray[np.float64]:
+def as_boxes(labels: Boxes3DLabels) -> NDArray[np.float64]:
     """The labels' boxes (n, 7)."""
     return np.hstack([labels.dimensions_hwl, labels.locations, labels.rotations_y[:, None]])
 
 
-def overlaps_in_space(
-    truth: NDArray[np.float64], found: NDArray[np.float64]
+def overlaps_3d(
+    ground_truth: NDArray[np.float64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """IoU (labels, detections) seen from above, and of the whole boxes; both inputs (n, 7)."""
-    above = np.zeros((len(truth), len(found)))
+    above = np.zeros((len(ground_truth), len(found)))
     whole = np.zeros_like(above)
-    reach = [np.hypot(boxes[:, 1], boxes[:, 2]) / 2 for boxes in (truth, found)]
-    apart = np.hypot(*(truth[:, None, (3, 5)] - found[None, :, (3, 5)]).transpose(2, 0, 1))
+    reach = [np.hypot(boxes[:, 1], boxes[:, 2]) / 2 for boxes in (ground_truth, found)]
+    apart = np.hypot(*(ground_truth[:, None, (3, 5)] - found[None, :, (3, 5)]).transpose(2, 0, 1))
     near = apart < reach[0][:, None] + reach[1]
     for i, j in zip(*np.nonzero(near), strict=True):
-        one, other = truth[i], found[j]
+        one, other = ground_truth[i], found[j]
         shared = _polygon_area(_clip(_footprint(one), _footprint(other)))
         areas = one[1] * one[2], other[1] * other[2]
         above[i, j] = _ratio(shared, *areas)
@@ -79,11 +79,11 @@ def _polygon_area(polygon: NDArray[np.float64]) -> float:
 
 
 @dataclass(frozen=True)
-class SpaceErrors:
+class Box3DErrors:
     """Median errors over the objects that were found (same class, 2D IoU >= 0.5).
 
     Depth and dimensions relative to the label's, the rotation in degrees (0 to 180), and the IoU
-    of the boxes in space.
+    of the 3D boxes.
     """
 
     depth: float
@@ -96,24 +96,27 @@ class SpaceErrors:
     found: int
 
 
-def space_errors(
-    pictures: Sequence[tuple[PictureLabels, Answer, NDArray[np.float64]]],
-) -> SpaceErrors:
-    """Errors at the model's threshold; per picture labels, detections and label boxes (n, 7).
+def box_3d_errors(
+    images: Sequence[tuple[ImageLabels, Answer, NDArray[np.float64]]],
+) -> Box3DErrors:
+    """Errors at the model's threshold; per image labels, detections and label boxes (n, 7).
 
     The boxes belong to the labels that are no crowd, in their order.
     """
     rows: list[tuple[float, ...]] = []
     objects = 0
-    for labels, answer, boxes in pictures:
+    for labels, answer, boxes in images:
         box_row = np.cumsum(~labels.is_crowd) - 1
         objects += len(boxes)
         for row, column in match(labels, answer, same_class=True).pairs:
-            truth, found = boxes[box_row[row]], answer.space[column, :7]
-            turned = abs((found[6] - truth[6] + np.pi) % (2 * np.pi) - np.pi)
-            _, whole = overlaps_in_space(truth[None], found[None])
-            off = np.abs(found[[5, 0, 1, 2]] - truth[[5, 0, 1, 2]]) / truth[[5, 0, 1, 2]]
+            ground_truth, found = boxes[box_row[row]], answer.space[column, :7]
+            turned = abs((found[6] - ground_truth[6] + np.pi) % (2 * np.pi) - np.pi)
+            _, whole = overlaps_3d(ground_truth[None], found[None])
+            off = (
+                np.abs(found[[5, 0, 1, 2]] - ground_truth[[5, 0, 1, 2]])
+                / ground_truth[[5, 0, 1, 2]]
+            )
             rows.append((*off.tolist(), float(np.degrees(turned)), float(whole[0, 0])))
     medians = np.median(rows, axis=0).tolist() if rows else [float("nan")] * 6
     depth, height, width, length, turned, iou = medians
-    return SpaceErrors(depth, height, width, length, turned, iou, objects, len(rows))
+    return Box3DErrors(depth, height, width, length, turned, iou, objects, len(rows))

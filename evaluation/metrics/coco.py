@@ -24,7 +24,7 @@ FALSE_DISCOVERY_IOUS = np.linspace(0.05, 0.5, 10)
 COCO_SIGMAS: NDArray[np.float64] = (
     np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 )
-"""COCO's per-joint constants, nose to ankles."""
+"""COCO's per-keypoint constants, nose to ankles."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def box_scores(coco: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Co
 def pose_scores(
     coco: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sigmas: NDArray[np.float64]
 ) -> CocoScores:
-    """AP and AR by object keypoint similarity; ``sigmas`` (joints,) says how exact labels are."""
+    """AP and AR by object keypoint similarity; ``sigmas`` (keypoints,) says how exact labels are."""
     # With a box, pycocotools would take the rows for boxes.
     rows = [{name: value for name, value in row.items() if name != "bbox"} for row in rows]
-    # It needs joints in every label; those without any are ignored, as in COCO's own files.
+    # It needs keypoints in every label; those without any are ignored, as in COCO's own files.
     nothing = {"keypoints": [0] * 3 * len(sigmas), "num_keypoints": 0}
     coco = {**coco, "annotations": [nothing | label for label in coco["annotations"]]}
     return _scores(_evaluate(coco, rows, "keypoints", sigmas=sigmas), coco, POSE_NAMES)
@@ -61,7 +61,7 @@ def pose_scores(
 def false_discovery(coco: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """FD = 1 - AP at IoU 0.05, 0.10 ... 0.50, FD at three of them, and by the objects' size.
 
-    *CenterNet: Keypoint Triplets*, section 3.1, footnote 1: the sizes are judged at all ten IoUs.
+    *CenterNet: Keypoint Triplets*, section 3.1, footnote 1: the sizes are evaluated at all ten IoUs.
     """
     evaluation = _evaluate(coco, rows, "bbox", ious=FALSE_DISCOVERY_IOUS)
     # (IoUs, recalls, classes, sizes, limits); sizes: all, small, medium, large; limit 100.
@@ -89,16 +89,19 @@ def _evaluate(
 ) -> Any:
     """Run pycocotools, which prints; it adds fields to what it is given, hence the copies."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {**coco, "annotations": [dict(label) for label in coco["annotations"]]}
-        truth.createIndex()
+        ground_truth = COCO()
+        ground_truth.dataset = {
+            **coco,
+            "annotations": [dict(label) for label in coco["annotations"]],
+        }
+        ground_truth.createIndex()
         if rows:
-            found = truth.loadRes([dict(row) for row in rows])
+            found = ground_truth.loadRes([dict(row) for row in rows])
         else:  # loadRes looks at the first
             found = COCO()
             found.dataset = {**coco, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(truth, found, kind)
+        evaluation = COCOeval(ground_truth, found, kind)
         if ious is not None:
             evaluation.params.iouThrs = ious
         if sigmas is not None:

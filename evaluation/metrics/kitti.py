@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.detections import Answer
-from evaluation.metrics.boxes_3d import as_boxes, overlaps_in_space
+from evaluation.ground_truth import Boxes3DLabels
 from evaluation.kitti_labels import DONT_CARE
+from evaluation.metrics.boxes_3d import as_boxes, overlaps_3d
 from evaluation.metrics.matching import overlaps_of_boxes
-from evaluation.ground_truth import SpaceLabels
 
 DIFFICULTIES = ("easy", "moderate", "hard")
 _MIN_HEIGHT_PX = (40, 25, 25)
@@ -34,9 +34,9 @@ def official_iou(class_name: str) -> float:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture: its labels, and the detections of one class with any score."""
+    """One image: its labels, and the detections of one class with any score."""
 
-    labels: SpaceLabels
+    labels: Boxes3DLabels
     found: Answer
 
 
@@ -54,10 +54,10 @@ class KittiScores:
 def kitti_scores(
     frames: Sequence[Frame], class_name: str, min_iou: float, *, min_iou_2d: float | None = None
 ) -> KittiScores:
-    """Judge one class; ``min_iou_2d`` is that of the 2D boxes and of AOS where it differs."""
+    """Evaluate one class; ``min_iou_2d`` is that of the 2D boxes and of AOS where it differs."""
     overlaps: dict[str, list[NDArray[np.float64]]] = {way: [] for way in WAYS}
     for frame in frames:
-        above, whole = overlaps_in_space(as_boxes(frame.labels), frame.found.space[:, :7])
+        above, whole = overlaps_3d(as_boxes(frame.labels), frame.found.space[:, :7])
         flat, _ = overlaps_of_boxes(frame.labels.boxes_xyxy, frame.found.boxes_xyxy)
         for way, values in zip(WAYS, (flat, above, whole), strict=True):
             overlaps[way].append(values)
@@ -143,17 +143,17 @@ def _as_task(
         & (labels.truncations <= _MAX_TRUNCATION[level])
         & (heights > _MIN_HEIGHT_PX[level])
     )
-    judged = own | (types == NEIGHBOURS.get(class_name, ""))
+    evaluated = own | (types == NEIGHBOURS.get(class_name, ""))
     in_dont_care: NDArray[np.bool_] = np.zeros(len(found), np.bool_)
     if in_image:  # regions without labels have no place in space
         regions = labels.boxes_xyxy[types == DONT_CARE]
         _, inside = overlaps_of_boxes(regions, found.boxes_xyxy)
         in_dont_care = np.asarray((inside > min_iou).any(axis=0))
-    angles = labels.alphas[judged][:, None] - found.space[:, 7]
+    angles = labels.alphas[evaluated][:, None] - found.space[:, 7]
     found_heights = np.abs(found.boxes_xyxy[:, 3] - found.boxes_xyxy[:, 1])
     return _Task(
-        overlaps[judged],
-        counts[judged],
+        overlaps[evaluated],
+        counts[evaluated],
         found.scores,
         found_heights < _MIN_HEIGHT_PX[level],
         in_dont_care,
@@ -178,7 +178,7 @@ def _scores_of_found(task: _Task, min_iou: float) -> list[float]:
 def _count(task: _Task, min_iou: float, threshold: float) -> tuple[int, int, float]:
     """Right and wrong detections of at least that score, and the sum of orientation similarity."""
     free = task.scores >= threshold
-    judged = free & ~task.small
+    evaluated = free & ~task.small
     right, alike = 0, 0.0
     for row, counts in enumerate(task.counts):
         overlaps = task.overlaps[row]
@@ -192,7 +192,7 @@ def _count(task: _Task, min_iou: float, threshold: float) -> tuple[int, int, flo
         if counts and not task.small[best]:
             right += 1
             alike += float(task.similarity[row, best])
-    wrong = int((free & judged & ~task.in_dont_care).sum())
+    wrong = int((free & evaluated & ~task.in_dont_care).sum())
     return right, wrong, alike
 
 

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.detections import Answer
-from evaluation.ground_truth import PictureLabels
+from evaluation.ground_truth import ImageLabels
 
 SAME_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of the objects and the detections of one picture.
+    """What became of the objects and the detections of one image.
 
     ``pairs``: int64 (n, 2), rows of the labels and of the detections; ``missed``: rows of labels
     without a detection; ``invented``: rows of detections without an object.
@@ -32,7 +32,7 @@ class Matches:
         return right / (right + mistakes) if right + mistakes else 1.0
 
 
-def match(labels: PictureLabels, answer: Answer, *, same_class: bool) -> Matches:
+def match(labels: ImageLabels, answer: Answer, *, same_class: bool) -> Matches:
     """Give each detection, best score first, the free object it overlaps most, with IoU >= 0.5.
 
     Detections that lie in a crowd by half are neither right nor invented.
@@ -58,11 +58,11 @@ def match(labels: PictureLabels, answer: Answer, *, same_class: bool) -> Matches
 
 
 def confusion_matrix(
-    pictures: Sequence[tuple[PictureLabels, Answer]], classes: int
+    images: Sequence[tuple[ImageLabels, Answer]], classes: int
 ) -> NDArray[np.int64]:
     """Objects of a class (row) found as a class (column); the last of each is nothing at all."""
     counts = np.zeros((classes + 1, classes + 1), np.int64)
-    for labels, answer in pictures:
+    for labels, answer in images:
         matches = match(labels, answer, same_class=False)
         rows, columns = matches.pairs.T
         np.add.at(counts, (labels.class_ids[rows], answer.class_ids[columns]), 1)
@@ -72,17 +72,19 @@ def confusion_matrix(
 
 
 def overlaps_of_boxes(
-    truth: NDArray[np.float64], found: NDArray[np.float64]
+    ground_truth: NDArray[np.float64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """IoU (labels, detections), and the part of each detection that lies in the label's box.
 
     Both inputs (n, 4), x1, y1, x2, y2.
     """
-    first = np.maximum(truth[:, None, :2], found[None, :, :2])
-    last = np.minimum(truth[:, None, 2:], found[None, :, 2:])
+    first = np.maximum(ground_truth[:, None, :2], found[None, :, :2])
+    last = np.minimum(ground_truth[:, None, 2:], found[None, :, 2:])
     shared = np.clip(last - first, 0, None).prod(axis=2)
-    truth_area = np.clip(truth[:, 2:] - truth[:, :2], 0, None).prod(axis=1)[:, None]
+    ground_truth_area = np.clip(ground_truth[:, 2:] - ground_truth[:, :2], 0, None).prod(axis=1)[
+        :, None
+    ]
     found_area = np.clip(found[:, 2:] - found[:, :2], 0, None).prod(axis=1)[None]
     tiny = np.finfo(np.float64).tiny
-    iou = shared / np.maximum(truth_area + found_area - shared, tiny)
+    iou = shared / np.maximum(ground_truth_area + found_area - shared, tiny)
     return iou, shared / np.maximum(found_area, tiny)

@@ -1,6 +1,6 @@
-"""Parameter names of the authors' *CornerNet* and *Keypoint Triplets* checkpoints.
+"""Parameter names of the upstream *CornerNet* and *Keypoint Triplets* checkpoints.
 
-The only place where their names stand, besides the trunk's (princeton-vl/CornerNet,
+The only place where their names stand, besides the backbone's (princeton-vl/CornerNet,
 Duankaiwen/CenterNet). For ``tl``, ``br`` and ``ct`` they keep pooling under
 ``<keypoint>_cnvs.<stack>`` and heads under ``<keypoint>_<head>.<stack>``.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from model_export.checkpoints import hourglass
-from model_export.checkpoints.key_mapping import Layout
+from model_export.checkpoints.key_mapping import KeyMapping
 
 _KEYPOINTS: Mapping[str, str] = {"tl": "top_left", "br": "bottom_right", "ct": "center"}
 _HEADS: Mapping[str, str] = {"heats": "heatmap", "tags": "embedding", "regrs": "offset"}
@@ -30,23 +30,23 @@ _POOLING_LAYERS: Mapping[str, str] = {
 
 
 @cache
-def layout(stacks: int) -> Layout:
+def layout(stacks: int) -> KeyMapping:
     """Names of a network on ``stacks`` hourglasses, which predicts from the last one."""
     last = stacks - 1
     pooling = {
-        f"{theirs}_cnvs.{last}.{their_layer}": f"pooling.{ours}.{our_layer}"
-        for theirs, ours in _KEYPOINTS.items()
+        f"{upstream}_cnvs.{last}.{their_layer}": f"pooling.{local}.{our_layer}"
+        for upstream, local in _KEYPOINTS.items()
         for their_layer, our_layer in _POOLING_LAYERS.items()
     }
     heads = {
-        f"{theirs}_{their_head}.{last}.{their_layer}": f"heads.{ours}_{our_head}.{our_layer}"
-        for theirs, ours in _KEYPOINTS.items()
+        f"{upstream}_{their_head}.{last}.{their_layer}": f"heads.{local}_{our_head}.{our_layer}"
+        for upstream, local in _KEYPOINTS.items()
         for their_head, our_head in _HEADS.items()
         for their_layer, our_layer in _HEAD_LAYERS.items()
     }
-    return Layout(
+    return KeyMapping(
         names={
-            **{theirs: f"trunk.{ours}" for theirs, ours in hourglass.ROOMS.items()},
+            **{upstream: f"backbone.{local}" for upstream, local in hourglass.KEY_PREFIXES.items()},
             **pooling,
             **heads,
         },

@@ -1,11 +1,11 @@
-"""Parameter names of the hourglass trunk, which three groups of authors share.
+"""Parameter names of the hourglass backbone, which three groups of authors share.
 
-*CornerNet* named them; *Objects as Points* and *Keypoint Triplets* took the trunk with its names.
+*CornerNet* named them; *Objects as Points* and *Keypoint Triplets* took the backbone with its names.
 """
 
 from collections.abc import Mapping
 
-ROOMS: Mapping[str, str] = {
+KEY_PREFIXES: Mapping[str, str] = {
     "pre": "stem",
     "kps": "hourglasses",
     "cnvs": "outputs",
@@ -13,7 +13,7 @@ ROOMS: Mapping[str, str] = {
     "cnvs_": "merge_outputs",
     "inters": "merged",
 }
-"""First part of the authors' names, and of ours."""
+"""First part of the upstream names, and of ours."""
 
 PARTS: Mapping[str, str] = {
     "up1": "across",
@@ -22,9 +22,9 @@ PARTS: Mapping[str, str] = {
     "low3": "up",
     "skip": "shortcut",
 }
-"""Later parts of the authors' names, and of ours; for a ``Layout``."""
+"""Later parts of the upstream names, and of ours; for a ``KeyMapping``."""
 
 
 def before(stack: int) -> str:
-    """Pattern of the numbers of the stacks before ``stack``, for :attr:`Layout.unused`."""
+    """Pattern of the numbers of the stacks before ``stack``, for :attr:`KeyMapping.unused`."""
     return f"({'|'.join(str(number) for number in range(stack))})" if stack else r"(?!)"

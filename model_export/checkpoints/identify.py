@@ -19,7 +19,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Differences:
-    """What separates a checkpoint from a network, in the authors' names."""
+    """What separates a checkpoint from a network, in the upstream names."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -45,7 +45,7 @@ class Differences:
 
 
 @dataclass(frozen=True)
-class Contents:
+class CheckpointInfo:
     """The network that a checkpoint holds, or comes closest to."""
 
     architecture: str
@@ -64,15 +64,15 @@ class Contents:
         return self.head_channels[TASKS[self.task].classes_head]
 
     @property
-    def num_joints(self) -> int:
-        """How many joints a pose has; 0 for other tasks."""
-        return self.head_channels.get("joint_offsets", 0) // 2
+    def num_keypoints(self) -> int:
+        """How many keypoints a pose has; 0 for other tasks."""
+        return self.head_channels.get("keypoint_offsets", 0) // 2
 
 
 def identify(
     state: Mapping[str, Tensor], architecture: str | None = None, task: str | None = None
-) -> Contents:
-    """Find the network that ``state`` (the authors' names) fits exactly.
+) -> CheckpointInfo:
+    """Find the network that ``state`` (the upstream names) fits exactly.
 
     ``architecture`` and ``task`` are what the user says it is, if anything. Raises
     :class:`CheckpointMismatchError`, once, with everything that does not fit.
@@ -84,15 +84,15 @@ def identify(
     raise CheckpointMismatchError(_describe(contents, closest, architecture, len(state)))
 
 
-def recognise(state: Mapping[str, Tensor]) -> Contents | None:
-    """Find the network that ``state`` (the authors' names) fits exactly, if there is one."""
+def recognise(state: Mapping[str, Tensor]) -> CheckpointInfo | None:
+    """Find the network that ``state`` (the upstream names) fits exactly, if there is one."""
     contents = examine(state)
     return contents if contents.differences.count() == 0 else None
 
 
 def examine(
     state: Mapping[str, Tensor], architecture: str | None = None, task: str | None = None
-) -> Contents:
+) -> CheckpointInfo:
     """Find the network that ``state`` comes closest to, among those that are not ruled out."""
     candidates = [
         _examine_as(state, name, task)
@@ -106,7 +106,7 @@ def _closeness(differences: Differences) -> tuple[bool, int, int]:
     return differences.count() == 0, differences.agreeing, -differences.count()
 
 
-def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -> Contents:
+def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -> CheckpointInfo:
     architecture = ARCHITECTURES[name]
     heads = architecture.layout.find_heads(state)
     task_name = task_name or closest_task(heads.channels, architecture.tasks)
@@ -114,13 +114,15 @@ def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -
     channels = task.head_channels(
         heads.channels,
         classes=heads.channels.get(task.classes_head, 1),
-        joints=max(1, heads.channels.get("joint_offsets", 2) // 2),
+        keypoints=max(1, heads.channels.get("keypoint_offsets", 2) // 2),
     )
     hidden_channels = heads.hidden_channels or architecture.head_hidden_channels
     unused = tuple(key for key in state if architecture.layout.is_unused(key))
     needed = {key: weight for key, weight in state.items() if key not in unused}
     expected = expected_shapes(architecture, channels, hidden_channels)
-    return Contents(name, task_name, channels, hidden_channels, unused, compare(expected, needed))
+    return CheckpointInfo(
+        name, task_name, channels, hidden_channels, unused, compare(expected, needed)
+    )
 
 
 def closest_task(found: Collection[str], among: Sequence[str]) -> str:
@@ -159,7 +161,9 @@ def compare(expected: Shapes, state: Mapping[str, Tensor]) -> Differences:
     )
 
 
-def _describe(contents: Contents, closest: Contents, architecture: str | None, tensors: int) -> str:
+def _describe(
+    contents: CheckpointInfo, closest: CheckpointInfo, architecture: str | None, tensors: int
+) -> str:
     problems = ", ".join(contents.differences.lines())
     if architecture is None:
         found = f"the checkpoint is no network that is known here: {problems}."

@@ -20,8 +20,8 @@ class HeadShapes:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Two-way translation between the authors' names and a network's."""
+class KeyMapping:
+    """Two-way translation between the upstream names and a network's."""
 
     names: Mapping[str, str]
     """How their keys begin, up to a dot, and what stands there in the network."""
@@ -45,9 +45,9 @@ class Layout:
     def find_heads(self, state: Mapping[str, Tensor]) -> HeadShapes:
         """Read from the shapes in ``state`` which heads there are."""
         found: dict[str, dict[str, int]] = {"0": {}, "2": {}}
-        for theirs, ours in self.names.items():
-            weight = state.get(f"{theirs}.weight")
-            if (match := _HEAD.fullmatch(ours)) and weight is not None and weight.ndim == 4:
+        for upstream, local in self.names.items():
+            weight = state.get(f"{upstream}.weight")
+            if (match := _HEAD.fullmatch(local)) and weight is not None and weight.ndim == 4:
                 found[match["layer"]][match["head"]] = weight.shape[0]
         return HeadShapes(found["2"], next(iter(found["0"].values()), None))
 
@@ -62,4 +62,4 @@ def _translate(key: str, names: Mapping[str, str], parts: Mapping[str, str]) -> 
 
 
 def _inverse(names: Mapping[str, str]) -> dict[str, str]:
-    return {ours: theirs for theirs, ours in names.items()}
+    return {local: upstream for upstream, local in names.items()}

@@ -1,6 +1,6 @@
 """Weights into a network, all or nothing: no tensor is left out and none keeps its random start.
 
-The authors' loader skips what does not fit, which shows later as boxes in the wrong place.
+The upstream loader skips what does not fit, which shows later as boxes in the wrong place.
 """
 
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from model_export.architectures import ARCHITECTURES
-from model_export.checkpoints.identify import Contents
+from model_export.checkpoints.identify import CheckpointInfo
 
 
-def load_network(contents: Contents, state: Mapping[str, Tensor]) -> nn.Module:
+def load_network(contents: CheckpointInfo, state: Mapping[str, Tensor]) -> nn.Module:
     """Build the network that ``state`` was found to hold and give it the weights; for inference.
 
     ``contents`` is what :func:`~model_export.checkpoints.identify.identify` says of ``state``,
-    which has the authors' names, as :func:`~model_export.checkpoints.safe_load.read_state` returns
+    which has the upstream names, as :func:`~model_export.checkpoints.safe_load.read_state` returns
     them.
     """
     architecture = ARCHITECTURES[contents.architecture]

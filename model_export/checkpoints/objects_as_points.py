@@ -1,33 +1,33 @@
-"""Parameter names of the authors' *Objects as Points* checkpoints (xingyizhou/CenterNet).
+"""Parameter names of the upstream *Objects as Points* checkpoints (xingyizhou/CenterNet).
 
-The only place where their names stand, besides the hourglass trunk's.
+The only place where their names stand, besides the hourglass backbone's.
 """
 
 from collections.abc import Mapping
 from functools import cache
 
 from model_export.checkpoints import hourglass
-from model_export.checkpoints.key_mapping import Layout
+from model_export.checkpoints.key_mapping import KeyMapping
 
 HEADS: Mapping[str, str] = {
     "hm": "heatmap",
     "wh": "size",
     "reg": "offset",
-    "hps": "joint_offsets",
-    "hm_hp": "joint_heatmap",
-    "hp_offset": "joint_heatmap_offset",
+    "hps": "keypoint_offsets",
+    "hm_hp": "keypoint_heatmap",
+    "hp_offset": "keypoint_heatmap_offset",
     "dep": "depth",
     "dim": "dimensions",
     "rot": "rotation",
 }
-"""The authors' head names and ours."""
+"""The upstream head names and ours."""
 
 
 def _heads(first: str, second: str) -> dict[str, str]:
     """Where the two convolutions of every head stand: after its name, ``first`` and ``second``."""
     return {
-        f"{theirs}.{place}": f"heads.{ours}.{layer}"
-        for theirs, ours in HEADS.items()
+        f"{upstream}.{place}": f"heads.{local}.{layer}"
+        for upstream, local in HEADS.items()
         for place, layer in ((first, "0"), (second, "2"))
     }
 
@@ -35,9 +35,9 @@ def _heads(first: str, second: str) -> dict[str, str]:
 _RESNET_ROOMS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 _PARTS = {"conv_offset_mask": "offsets_and_mask"}
 
-RESNET = Layout(
+RESNET = KeyMapping(
     names={
-        **{room: f"trunk.{room}" for room in _RESNET_ROOMS},
+        **{room: f"backbone.{room}" for room in _RESNET_ROOMS},
         "deconv_layers": "neck",
         **_heads("0", "2"),
     },
@@ -45,8 +45,8 @@ RESNET = Layout(
 )
 """``res_*`` and ``resdcn_*``."""
 
-DLA = Layout(
-    names={"base": "trunk", "dla_up": "neck", "ida_up": "neck.final", **_heads("0", "2")},
+DLA = KeyMapping(
+    names={"base": "backbone", "dla_up": "neck", "ida_up": "neck.final", **_heads("0", "2")},
     parts={
         **_PARTS,
         "base_layer": "stem",
@@ -60,12 +60,12 @@ DLA = Layout(
 
 
 @cache
-def hourglass_layout(stacks: int) -> Layout:
+def hourglass_layout(stacks: int) -> KeyMapping:
     """``hourglass``: every stack has heads of its own, and the last one's are used."""
     last = stacks - 1
-    return Layout(
+    return KeyMapping(
         names={
-            **{theirs: f"trunk.{ours}" for theirs, ours in hourglass.ROOMS.items()},
+            **{upstream: f"backbone.{local}" for upstream, local in hourglass.KEY_PREFIXES.items()},
             **_heads(f"{last}.0.conv", f"{last}.1"),
         },
         parts=hourglass.PARTS,

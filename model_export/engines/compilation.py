@@ -12,13 +12,13 @@ from typing import Any
 
 import onnx
 
-from model_export.onnx.corner_pool_ops import DOMAIN
 from model_export.engines.corner_pooling_plugin import register_corner_pooling
 from model_export.engines.deform_conv_lowering import lower_deform_convs
 from model_export.engines.errors import EngineBuildError, EngineError
 from model_export.engines.libraries import Library, find_target, import_library
 from model_export.engines.profiles import Profile
 from model_export.engines.progress import PhaseProgress, Progress
+from model_export.onnx.corner_pool_ops import DOMAIN
 
 INPUT = "images"
 _MESSAGES = 5

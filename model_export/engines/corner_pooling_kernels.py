@@ -16,7 +16,7 @@ FORMATS = ("fp32", "fp16", "bf16")
 WARPS_PER_BLOCK = (4, 8, 16)
 """Choices that differ in speed alone; the largest is ``MOST_WARPS`` in the source."""
 
-_LANES = 32
+_WORKERS = 32
 _VECTOR = 4
 _ROWS_AT_ONCE = 4
 
@@ -46,14 +46,14 @@ def launch(op_type: str, shape: tuple[Any, Any, Any, Any], warps: int) -> Launch
     planes = batch * channels
     if op_type in (OP_TYPES["top"], OP_TYPES["bottom"]):
         vectors = width // _VECTOR
-        # 0 if rows are whole vectors, else 1: then lanes take one column each.
+        # 0 if rows are whole vectors, else 1: then workers take one column each.
         ragged = (width + (_VECTOR - 1)) // _VECTOR - vectors
-        blocks = _ceil_divide(planes * (vectors + ragged * (width - vectors)), _LANES)
+        blocks = _ceil_divide(planes * (vectors + ragged * (width - vectors)), _WORKERS)
     elif op_type in (OP_TYPES["left"], OP_TYPES["right"]):
         blocks = _ceil_divide(planes * height, warps * _ROWS_AT_ONCE)
     else:
         blocks = planes
-    return Launch(blocks, (_LANES, warps), (planes, height, width))
+    return Launch(blocks, (_WORKERS, warps), (planes, height, width))
 
 
 @cache

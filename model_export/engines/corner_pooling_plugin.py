@@ -14,13 +14,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from model_export.onnx.corner_pool_ops import DOMAIN, INPUTS, PLUGIN_ATTRIBUTES
 from model_export.engines.corner_pooling_kernels import (
     WARPS_PER_BLOCK,
     kernel_name,
     kernel_ptx,
     launch,
 )
+from model_export.onnx.corner_pool_ops import DOMAIN, INPUTS, PLUGIN_ATTRIBUTES
 
 
 def register_corner_pooling(trt: Any) -> None:

@@ -1,4 +1,4 @@
-"""Boxes in space: *Objects as Points*, section 4.1."""
+"""3D boxes: *Objects as Points*, section 4.1."""
 
 from collections.abc import Mapping
 
@@ -12,9 +12,9 @@ KITTI_PROJECTION = (
     0.0, 707.0493, 180.5066, -0.3454157,
     0.0, 0.0, 1.0, 0.004981016,
 )  # fmt: skip
-"""Camera matrix (3, 4) that the authors' code takes when none is given."""
+"""Camera matrix (3, 4) that the reference implementation takes when none is given."""
 
-_EPSILON = 1e-6  # the authors', against a division by zero
+_EPSILON = 1e-6  # the upstream, against a division by zero
 
 
 def pick_boxes_3d(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:

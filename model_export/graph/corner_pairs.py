@@ -1,6 +1,6 @@
 """Corners into boxes (*CornerNet*, Law and Deng 2018, sections 3.1 and 4.2), inside the graph.
 
-One row per image: whoever wants the mirror image looked at too, as the authors always do, gives
+One row per image: whoever wants the flipped image looked at too, as the authors always do, gives
 it as a row of its own and merges the boxes of both.
 """
 
@@ -64,7 +64,7 @@ def pick_corner_pairs(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, .
 def pick_corner_triplets(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
     """Find pairs and centers: the outputs of :class:`model_package.CornerTripletsDecoder`.
 
-    Which center belongs to which pair is decided later, in pixels of the picture, where small
+    Which center belongs to which pair is decided later, in pixels of the image, where small
     and large boxes are told apart (*Keypoint Triplets*, Duan et al. 2019, section 3.2).
     """
     peaks, points = _find_peaks(maps, "center", top_k)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_export.graph.heads import activate, average_with_mirror
+from model_export.graph.heads import activate, average_with_flip
 from model_export.graph.normalization import Normalization
 from model_export.tasks import TASKS, Task
 
@@ -48,8 +48,8 @@ class DetectionGraph(nn.Module):
     and sizes float32 (N, K, 2), x before y, in cells of the output map (*Objects as Points*,
     section 4).
 
-    With ``flip``, the network also sees the mirror images, and what it says of both is averaged
-    before the peaks are taken; ``joint_pairs`` are the joints that a mirror exchanges.
+    With ``flip``, the network also sees the flipped images, and what it says of both is averaged
+    before the peaks are taken; ``keypoint_pairs`` are the keypoints that a flip exchanges.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DetectionGraph(nn.Module):
         top_k: int,
         task: Task = TASKS["boxes"],
         flip: bool = False,
-        joint_pairs: Sequence[tuple[int, int]] = (),
+        keypoint_pairs: Sequence[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
         self.normalize = PixelNormalization(normalization)
@@ -67,7 +67,7 @@ class DetectionGraph(nn.Module):
         self.top_k = top_k
         self.task = task
         self.flip = flip
-        self.joint_pairs = tuple(joint_pairs)
+        self.keypoint_pairs = tuple(keypoint_pairs)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Detect; K peaks per image."""
@@ -89,5 +89,5 @@ class DetectionGraph(nn.Module):
         count = pixels.shape[0]
         both = self._maps(torch.cat((pixels, pixels.flip(3))))
         maps = {name: values[:count] for name, values in both.items()}
-        mirror = {name: values[count:] for name, values in both.items()}
-        return average_with_mirror(maps, mirror, self.task.heads, self.joint_pairs)
+        flip = {name: values[count:] for name, values in both.items()}
+        return average_with_flip(maps, flip, self.task.heads, self.keypoint_pairs)

@@ -13,18 +13,18 @@ class Head:
     """One dense map of a network."""
 
     channels: int
-    per: Literal["map", "class", "joint"] = "map"
+    per: Literal["map", "class", "keypoint"] = "map"
     """What ``channels`` counts for."""
     optional: bool = False
     """Whether the authors also train networks without it."""
     heatmap: bool = False
     """Whether its values are logits."""
-    mirrored: bool = True
-    """Whether the mirror image's prediction is of use; offsets inside a cell are not comparable."""
+    flipped: bool = True
+    """Whether the flipped image's prediction is of use; offsets inside a cell are not comparable."""
 
-    def count(self, classes: int, joints: int) -> int:
-        """Channels of the map for so many classes and joints."""
-        return self.channels * {"map": 1, "class": classes, "joint": joints}[self.per]
+    def count(self, classes: int, keypoints: int) -> int:
+        """Channels of the map for so many classes and keypoints."""
+        return self.channels * {"map": 1, "class": classes, "keypoint": keypoints}[self.per]
 
 
 def activate(maps: Mapping[str, Tensor], heads: Mapping[str, Head]) -> dict[str, Tensor]:
@@ -35,34 +35,34 @@ def activate(maps: Mapping[str, Tensor], heads: Mapping[str, Head]) -> dict[str,
     }
 
 
-def average_with_mirror(
+def average_with_flip(
     maps: Mapping[str, Tensor],
-    mirror: Mapping[str, Tensor],
+    flip: Mapping[str, Tensor],
     heads: Mapping[str, Head],
-    joint_pairs: Sequence[tuple[int, int]],
+    keypoint_pairs: Sequence[tuple[int, int]],
 ) -> dict[str, Tensor]:
-    """Average activated ``maps`` with those of the mirrored images, both (N, C, H, W) by head.
+    """Average activated ``maps`` with those of the flipped images, both (N, C, H, W) by head.
 
-    ``joint_pairs`` are the joints that change places in a mirror: left and right.
+    ``keypoint_pairs`` are the keypoints that change places in a flip: left and right.
     """
     return {
-        name: (values + unmirror(mirror[name], heads[name], joint_pairs)) / 2
-        if heads[name].mirrored
+        name: (values + unflip(flip[name], heads[name], keypoint_pairs)) / 2
+        if heads[name].flipped
         else values
         for name, values in maps.items()
     }
 
 
-def unmirror(values: Tensor, head: Head, joint_pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Undo the mirror in one map (N, C, H, W): columns, left and right joints, x offsets."""
+def unflip(values: Tensor, head: Head, keypoint_pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Undo the flip in one map (N, C, H, W): columns, left and right keypoints, x offsets."""
     values = values.flip(3)
-    if head.per != "joint":
+    if head.per != "keypoint":
         return values
-    joints = values.shape[1] // head.channels
-    order = list(range(joints))
-    for left, right in joint_pairs:
+    keypoints = values.shape[1] // head.channels
+    order = list(range(keypoints))
+    for left, right in keypoint_pairs:
         order[left], order[right] = right, left
-    values = values.reshape(-1, joints, head.channels, *values.shape[2:])[:, order]
+    values = values.reshape(-1, keypoints, head.channels, *values.shape[2:])[:, order]
     if head.channels == 2:  # x and y of a way to go
         values = values * values.new_tensor((-1.0, 1.0)).reshape(1, 1, 2, 1, 1)
     return values.flatten(1, 2)

@@ -1,4 +1,4 @@
-"""How pixel values are scaled before the first convolution, as the authors' test code does it."""
+"""How pixel values are scaled before the first convolution, as the upstream test code does it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ class Normalization:
 
 
 NORMALIZATIONS: Mapping[str, Normalization] = {
-    # Data set classes of the authors' test.py; the published accuracies come from these numbers.
+    # Data set classes of the upstream test.py; the published accuracies come from these numbers.
     "coco": Normalization(
         mean=(0.40789654, 0.44719302, 0.47026115), std=(0.28863828, 0.27408164, 0.27809835)
     ),
-    # The authors' demo.py uses the same numbers rounded.
+    # The upstream demo.py uses the same numbers rounded.
     "coco-demo": Normalization(mean=(0.408, 0.447, 0.470), std=(0.289, 0.274, 0.278)),
-    # ImageNet's RGB numbers applied to BGR pixels: the authors' mistake, and what the Pascal VOC
+    # ImageNet's RGB numbers applied to BGR pixels: the upstream mistake, and what the Pascal VOC
     # and KITTI weights were trained with.
     "imagenet": Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }

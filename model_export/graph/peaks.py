@@ -1,6 +1,6 @@
 """Peaks of a heatmap: the part of *Objects as Points*, section 4, that stands in for suppression.
 
-Runs inside the exported graph, so that a few hundred numbers per picture leave it and no maps do.
+Runs inside the exported graph, so that a few hundred numbers per image leave it and no maps do.
 """
 
 from collections.abc import Mapping

@@ -17,21 +17,21 @@ class PredictionHead(nn.Sequential):
 
 
 class CenterPointNetwork(nn.Module):
-    """Trunk, neck and heads; float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4) per head.
+    """Backbone, neck and heads; float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4) per head.
 
     The maps are raw: the sigmoid of the heatmap belongs to the loss and to the exported graph.
     """
 
     def __init__(
         self,
-        trunk: nn.Module,
+        backbone: nn.Module,
         neck: nn.Module,
         neck_channels: int,
         head_channels: Mapping[str, int],
         head_hidden_channels: int,
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.neck = neck
         self.heads = nn.ModuleDict(
             {
@@ -41,5 +41,5 @@ class CenterPointNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.neck(self.trunk(images))
+        features = self.neck(self.backbone(images))
         return {name: head(features) for name, head in self.heads.items()}

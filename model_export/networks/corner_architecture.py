@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from model_export.checkpoints import corner_nets
-from model_export.checkpoints.key_mapping import Layout
+from model_export.checkpoints.key_mapping import KeyMapping
 from model_export.networks import hourglass
 from model_export.networks.corner_networks import KeypointNetwork
 
@@ -30,8 +30,8 @@ class CornerArchitecture:
         return self.widths[0]
 
     @property
-    def layout(self) -> Layout:
-        """The authors' names."""
+    def layout(self) -> KeyMapping:
+        """The upstream names."""
         return corner_nets.layout(self.stacks)
 
     def build(

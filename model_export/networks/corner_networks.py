@@ -11,24 +11,24 @@ from model_export.networks.hourglass import StackedHourglass
 
 
 class KeypointNetwork(nn.Module):
-    """Trunk, a pooling block per kind of keypoint, heads on each of them.
+    """Backbone, a pooling block per kind of keypoint, heads on each of them.
 
     float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4), rounded up, per head; sides must be
     multiples of 128 or one less. Heads are called ``<keypoint>_<quantity>``, like
-    ``top_left_heatmap``. In training every stack of the trunk has blocks and heads; here are
+    ``top_left_heatmap``. In training every stack of the backbone has blocks and heads; here are
     those of the last one.
     """
 
     def __init__(
         self,
-        trunk: StackedHourglass,
+        backbone: StackedHourglass,
         pooling: Mapping[str, nn.Module],
         channels: int,
         head_channels: Mapping[str, int],
         head_hidden_channels: int,
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.pooling = nn.ModuleDict(pooling)
         self.heads = nn.ModuleDict(
             {
@@ -38,7 +38,7 @@ class KeypointNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.trunk(images)[-1]  # (N, channels, H/4, W/4)
+        features = self.backbone(images)[-1]  # (N, channels, H/4, W/4)
         pooled = {keypoint: block(features) for keypoint, block in self.pooling.items()}
         return {name: head(pooled[_keypoint(name)]) for name, head in self.heads.items()}
 

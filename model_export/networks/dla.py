@@ -1,4 +1,4 @@
-"""Deep layer aggregation (Yu et al. 2018): the DLA-34 trunk."""
+"""Deep layer aggregation (Yu et al. 2018): the DLA-34 backbone."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS = (16, 32, 64, 128, 256, 512)
-"""Channels of the trunk's six levels; level i has stride 2**i."""
+"""Channels of the backbone's six levels; level i has stride 2**i."""
 
 
 def convolution_block(
@@ -107,7 +107,7 @@ class DeepTree(nn.Module):
         return cast(Tensor, self.tree2(first, [self.pool(x), first]))
 
 
-class DLATrunk(nn.Module):
+class DLABackbone(nn.Module):
     """DLA-34; float32 (N, 3, H, W) to its six levels, level i (N, CHANNELS[i], H/2**i, W/2**i)."""
 
     def __init__(self) -> None:

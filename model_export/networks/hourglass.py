@@ -1,6 +1,6 @@
 """Stacked hourglasses (Newell et al. 2016), as *CornerNet* (Law and Deng 2018) has them (sec. 3.5).
 
-Two stacks make Hourglass-104, the trunk of *Objects as Points* (its section 5) and of *CornerNet*;
+Two stacks make Hourglass-104, the backbone of *Objects as Points* (its section 5) and of *CornerNet*;
 one makes the Hourglass-52 of *Keypoint Triplets*. Unlike Newell's, they halve the resolution by
 strided residual blocks, never by pooling, and add what comes back up to what stayed.
 """

@@ -1,4 +1,4 @@
-"""Residual trunk (He et al. 2016, *Deep Residual Learning*) and the transposed-convolution neck.
+"""Residual backbone (He et al. 2016, *Deep Residual Learning*) and the transposed-convolution neck.
 
 *Objects as Points* takes the neck from *Simple Baselines for Human Pose Estimation*
 (Xiao et al. 2018): three 4x4 stride-2 transposed convolutions, so that stride 32 becomes stride 4.
@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.relu(x + shortcut))
 
 
-class ResNetTrunk(nn.Module):
+class ResNetBackbone(nn.Module):
     """Stem and four stages; float32 (N, 3, H, W) to (N, out_channels, H/32, W/32)."""
 
     def __init__(

@@ -56,7 +56,7 @@ def read_foreign_onnx(path: Path) -> ForeignNetwork:
     heads = {HEADS[name]: name for name in outputs if name in HEADS}
     if "heatmap" not in heads:
         raise OnnxFileError(
-            f"{path} has the outputs {_shown(outputs)}; wanted are raw heads under the authors' "
+            f"{path} has the outputs {_shown(outputs)}; wanted are raw heads under the upstream "
             f"names: {', '.join(HEADS)}. Rename the outputs, or export the heads before decoding."
         )
     return ForeignNetwork(model, inputs[0].name, layout, height_px, width_px, heads)

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.checkpoints.identify import closest_task
-from model_export.errors import OnnxFileError, RecipeError
-from model_export.onnx.external_model import ForeignNetwork, Layout, read_foreign_onnx
+from model_export.config import ExportConfig, Plan, make_plan
+from model_export.errors import ConfigError, OnnxFileError
 from model_export.graph.detection_graph import DetectionGraph, PixelNormalization
 from model_export.graph.heads import activate
 from model_export.graph.normalization import Normalization
 from model_export.onnx.export import OPSET, free_batch, to_onnx, write_onnx
+from model_export.onnx.external_model import ForeignNetwork, Layout, read_foreign_onnx
 from model_export.pipeline import ONNX_FILE, collect_images, tool_versions
-from model_export.config import Plan, Recipe, make_plan
 from model_export.tasks import TASKS, Task
 from model_export.verification.onnx_vs_torch import verify
 from model_package import ModelPackage, draft_package
 from model_package.directory import sha256_of
 
 IMPORTED_TASKS = ("boxes", "poses", "boxes_3d")
-"""What a network with raw heads under the authors' names can be for."""
+"""What a network with raw heads under the upstream names can be for."""
 
 _EXAMPLE_BATCH = 2
 _PREPARE, _NETWORK, _PICK = "prepare/", "network/", "pick/"
@@ -35,12 +35,12 @@ _PREPARE, _NETWORK, _PICK = "prepare/", "network/", "pick/"
 
 
 def import_package(
-    recipe: Recipe,
+    config: ExportConfig,
     onnx_file: Path,
     normalization: Normalization,
     output: Path,
     progress: Callable[[str], None],
-    pictures: Path | None = None,
+    image_dir: Path | None = None,
 ) -> ModelPackage:
     """Put pixel preparation before the network in ``onnx_file``, and peaks after it; package that.
 
@@ -49,17 +49,17 @@ def import_package(
     :class:`~model_export.errors.ExportError` and :class:`~model_package.PackageError`; whatever is
     raised, no package and no draft stays behind.
     """
-    if recipe.precision != "fp32":
-        raise RecipeError(
-            f"an imported file cannot be brought to {recipe.precision}: half precision is made of "
+    if config.precision != "fp32":
+        raise ConfigError(
+            f"an imported file cannot be brought to {config.precision}: half precision is made of "
             "a network's own layers. Import it in fp32, or export its checkpoint."
         )
     with draft_package(output) as draft:
         progress(f"Read {onnx_file}")
         foreign = read_foreign_onnx(onnx_file)
         network = OnnxNetwork(onnx_file, foreign)
-        plan, maps = _make_plan(recipe, foreign, network, normalization)
-        images = collect_images(plan, pictures)
+        plan, maps = _make_plan(config, foreign, network, normalization)
+        images = collect_images(plan, image_dir)
 
         progress("Put pixel preparation before the network and peaks after it")
         model = _compose(foreign, plan, normalization, maps)
@@ -67,7 +67,7 @@ def import_package(
         _check_batches(draft.directory / ONNX_FILE, plan)
 
         progress(f"Compare the given file with the new one on {len(images)} images")
-        reference = DetectionGraph(network, normalization, recipe.top_k, plan.task).eval()
+        reference = DetectionGraph(network, normalization, config.top_k, plan.task).eval()
         names = plan.output_names()
         verification = verify(reference, draft.directory / ONNX_FILE, names, images)
 
@@ -145,13 +145,16 @@ class _Picking(nn.Module):
 
 
 def _make_plan(
-    recipe: Recipe, foreign: ForeignNetwork, network: OnnxNetwork, normalization: Normalization
+    config: ExportConfig,
+    foreign: ForeignNetwork,
+    network: OnnxNetwork,
+    normalization: Normalization,
 ) -> tuple[Plan, dict[str, Tensor]]:
     """Find out by running it what the network gives; its maps for a black image come along."""
-    task_name = recipe.task or closest_task(foreign.heads, IMPORTED_TASKS)
+    task_name = config.task or closest_task(foreign.heads, IMPORTED_TASKS)
     width_px, height_px = TASKS[task_name].size_px
-    width_px = foreign.width_px or recipe.width_px or width_px
-    height_px = foreign.height_px or recipe.height_px or height_px
+    width_px = foreign.width_px or config.width_px or width_px
+    height_px = foreign.height_px or config.height_px or height_px
     try:
         with torch.inference_mode():
             maps = network(torch.zeros(1, 3, height_px, width_px))
@@ -161,23 +164,25 @@ def _make_plan(
         ) from error
     channels = {name: values.shape[1] for name, values in maps.items()}
     plan = make_plan(
-        _settled(recipe, width_px, height_px, normalization),
+        _settled(config, width_px, height_px, normalization),
         "imported",
         32,
         task_name,
         channels["heatmap"],
-        channels.get("joint_offsets", 0) // 2,
+        channels.get("keypoint_offsets", 0) // 2,
     )
-    expected = plan.task.head_channels(channels, len(plan.classes), len(plan.joints))
+    expected = plan.task.head_channels(channels, len(plan.classes), len(plan.keypoints))
     cells = (height_px // OUTPUT_STRIDE, width_px // OUTPUT_STRIDE)
     _check_maps(maps, expected, cells)
     return plan, {name: maps[name] for name in expected}
 
 
-def _settled(recipe: Recipe, width_px: int, height_px: int, normalization: Normalization) -> Recipe:
+def _settled(
+    config: ExportConfig, width_px: int, height_px: int, normalization: Normalization
+) -> ExportConfig:
     mean, std = (" ".join(f"{v:g}" for v in v3) for v3 in (normalization.mean, normalization.std))
     return replace(
-        recipe,
+        config,
         width_px=width_px,
         height_px=height_px,
         normalization=f"{normalization.channel_order}, pixel * {normalization.scale:g}, "
@@ -213,7 +218,7 @@ def _compose(
     )
     batch = free_batch()
     pick = to_onnx(
-        _Picking(plan.task, list(maps), plan.recipe.top_k),
+        _Picking(plan.task, list(maps), plan.config.top_k),
         ([values.expand(_EXAMPLE_BATCH, -1, -1, -1).clone() for values in maps.values()],),
         list(maps),
         plan.output_names(),

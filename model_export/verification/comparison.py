@@ -41,9 +41,9 @@ MAX_NEIGHBOUR_TIES = 0.05
 """Share of an image's detections that may be peaks on one side only, for the last bit's sake."""
 
 _MAX_REJOINED = 0.01
-"""Share of an image's joints that may have gone to another peak, or to none.
+"""Share of an image's keypoints that may have gone to another peak, or to none.
 
-The authors' rule for joints is made of thresholds, and some joint always stands on one.
+The upstream rule for keypoints is made of thresholds, and some keypoint always stands on one.
 """
 
 _MAX_ON_THRESHOLD = 0.05
@@ -136,13 +136,15 @@ def _compare_kind(
     tolerances: Mapping[str, float],
     heatmap: Heatmap | None,
 ) -> Comparison:
-    ours, theirs = match(reference, candidate, tolerances["centers"])
+    local, upstream = match(reference, candidate, tolerances["centers"])
     finds = f"{where}: ONNX Runtime"
-    _check_unmatched(reference, ours, candidate, f"{finds} does not find", tolerances, heatmap)
-    _check_unmatched(candidate, theirs, reference, f"{finds} alone finds", tolerances, heatmap)
+    _check_unmatched(reference, local, candidate, f"{finds} does not find", tolerances, heatmap)
+    _check_unmatched(candidate, upstream, reference, f"{finds} alone finds", tolerances, heatmap)
     worst_errors = {
         name: float(values.max(initial=0.0))
-        for name, values in _errors(reference, ours, candidate, theirs, where, tolerances).items()
+        for name, values in _errors(
+            reference, local, candidate, upstream, where, tolerances
+        ).items()
     }
     for name, error in worst_errors.items():
         if error > tolerances[name]:
@@ -150,7 +152,7 @@ def _compare_kind(
                 f"{where}: {name} differ by {error:.2g}, accepted is {tolerances[name]:.2g}. "
                 "The exported file does not compute what the network computes."
             )
-    return Comparison(worst_errors, matched=len(ours), total=int((reference["scores"] > 0).sum()))
+    return Comparison(worst_errors, matched=len(local), total=int((reference["scores"] > 0).sum()))
 
 
 def match(
@@ -161,55 +163,55 @@ def match(
     distances[reference["scores"] == 0] = np.inf  # empty places
     distances[:, candidate["scores"] == 0] = np.inf
     pairs = []
-    for ours in range(len(distances)):
-        theirs = int(distances[ours].argmin())
-        if distances[ours, theirs] <= radius_cells:
-            distances[:, theirs] = np.inf  # taken
-            pairs.append((ours, theirs))
+    for local in range(len(distances)):
+        upstream = int(distances[local].argmin())
+        if distances[local, upstream] <= radius_cells:
+            distances[:, upstream] = np.inf  # taken
+            pairs.append((local, upstream))
     indices = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return indices[:, 0], indices[:, 1]
 
 
 def measure(
-    reference: Detections, ours: _Indices, candidate: Detections, theirs: _Indices
+    reference: Detections, local: _Indices, candidate: Detections, upstream: _Indices
 ) -> dict[str, NDArray[np.float64]]:
     """Difference of each output over the pairs, in the terms of :data:`TOLERANCES`."""
     return {
-        name: _differences(name, reference, ours, candidate, theirs)
+        name: _differences(name, reference, local, candidate, upstream)
         for name in reference
         if name in TOLERANCES
     }
 
 
 def _differences(
-    name: str, reference: Detections, ours: _Indices, candidate: Detections, theirs: _Indices
+    name: str, reference: Detections, local: _Indices, candidate: Detections, upstream: _Indices
 ) -> NDArray[np.float64]:
-    values = reference[name][ours].astype(np.float64)
-    differences: NDArray[np.float64] = np.abs(candidate[name][theirs] - values)
+    values = reference[name][local].astype(np.float64)
+    differences: NDArray[np.float64] = np.abs(candidate[name][upstream] - values)
     if name in ("scores", "centers", "keypoint_scores", "boxes", "corner_scores"):
         return differences
     if name == "keypoints":
-        values = values - reference["centers"][ours][:, np.newaxis]
+        values = values - reference["centers"][local][:, np.newaxis]
     return differences / np.maximum(np.abs(values), 1.0)
 
 
 def _errors(
     reference: Detections,
-    ours: _Indices,
+    local: _Indices,
     candidate: Detections,
-    theirs: _Indices,
+    upstream: _Indices,
     where: str,
     tolerances: Mapping[str, float],
 ) -> dict[str, NDArray[np.float64]]:
-    """As :func:`measure`, without the few joints that went elsewhere."""
-    errors = measure(reference, ours, candidate, theirs)
+    """As :func:`measure`, without the few keypoints that went elsewhere."""
+    errors = measure(reference, local, candidate, upstream)
     if "keypoints" not in errors:
         return errors
     moved = (errors["keypoints"] > tolerances["keypoints"]).any(axis=2)
     moved |= errors["keypoint_scores"] > tolerances["keypoint_scores"]
     if moved.sum() > max(1, _MAX_REJOINED * moved.size):
         raise VerificationError(
-            f"{where}: {moved.sum()} of {moved.size} joints are elsewhere. "
+            f"{where}: {moved.sum()} of {moved.size} keypoints are elsewhere. "
             "The exported file does not compute what the network computes."
         )
     errors["keypoints"][moved] = 0.0

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from model_export.errors import HalfPrecisionError
 from model_export.verification.comparison import (
     MAX_NEIGHBOUR_TIES,
     NEIGHBOUR_CELLS,
@@ -21,7 +22,6 @@ from model_export.verification.comparison import (
     measure,
     split_kinds,
 )
-from model_export.errors import HalfPrecisionError
 from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_export.verification.onnx_vs_torch import Image, Run, candidates, onnx_runner
 from model_package import Verification
@@ -49,7 +49,7 @@ SAME_SIDES_CELLS = 0.02
 lowers the IoU of a box that is 16 pixels wide to 0.99, and that of a sliver to nothing."""
 
 MIN_MATCHED_FRACTION = 0.99
-"""Of the detections, and of the joints of those that match."""
+"""Of the detections, and of the keypoints of those that match."""
 
 MIN_COMPARED_FRACTION = 0.5
 """Share of the float32 file's detections that must match: near-ties alone prove nothing."""
@@ -67,16 +67,16 @@ class Agreement:
     matched: int
     lost: int
     """Detections of one side, the one with more of them, that the other should have."""
-    joints: int
-    joints_matched: int
+    keypoints: int
+    keypoints_matched: int
     worst_errors: Mapping[str, float]
-    """Between matched detections and joints, by the names in :data:`TOLERANCES`."""
+    """Between matched detections and keypoints, by the names in :data:`TOLERANCES`."""
 
     @property
     def matched_fraction(self) -> float:
-        """Of detections or joints, the smaller one."""
+        """Of detections or keypoints, the smaller one."""
         detections = self.matched / max(1, self.matched + self.lost)
-        return min(detections, self.joints_matched / self.joints if self.joints else 1.0)
+        return min(detections, self.keypoints_matched / self.keypoints if self.keypoints else 1.0)
 
 
 def verify_half(
@@ -84,7 +84,7 @@ def verify_half(
 ) -> Verification:
     """Compare the detections of both files in ONNX Runtime on ``images``.
 
-    The half file runs twice: as it is, and with its rounding spelt out, which is what a GPU does
+    The half file runs twice: as it is, and with its rounding made explicit, which is what a GPU does
     at most (see :mod:`model_export.verification.fp16_rounding`). Raises :class:`HalfPrecisionError` when too few
     detections match in either run.
     """
@@ -146,38 +146,40 @@ def together(agreements: Sequence[Agreement]) -> Agreement:
         found=sum(one.found for one in agreements),
         matched=sum(one.matched for one in agreements),
         lost=sum(one.lost for one in agreements),
-        joints=sum(one.joints for one in agreements),
-        joints_matched=sum(one.joints_matched for one in agreements),
+        keypoints=sum(one.keypoints for one in agreements),
+        keypoints_matched=sum(one.keypoints_matched for one in agreements),
         worst_errors=worst_errors,
     )
 
 
 def _agree_on_kind(reference: Detections, candidate: Detections) -> Agreement:
     place, apart = _places_apart(reference, candidate)
-    ours, theirs = _pair(apart, TOLERANCES[place])
-    errors = {place: apart[ours, theirs], **_value_errors(reference, ours, candidate, theirs)}
-    joint_errors = [errors.pop(name) for name in ("keypoints", "keypoint_scores") if name in errors]
-    same = np.ones(len(ours), dtype=bool)
+    local, upstream = _pair(apart, TOLERANCES[place])
+    errors = {place: apart[local, upstream], **_value_errors(reference, local, candidate, upstream)}
+    keypoint_errors = [
+        errors.pop(name) for name in ("keypoints", "keypoint_scores") if name in errors
+    ]
+    same = np.ones(len(local), dtype=bool)
     for name, values in errors.items():
         same &= _worst_per_row(values) <= TOLERANCES[name]
     worst_errors = {name: float(values[same].max(initial=0.0)) for name, values in errors.items()}
-    joints = joints_matched = 0
-    if joint_errors:
-        distances, score_errors = (values[same] for values in joint_errors)
+    keypoints = keypoints_matched = 0
+    if keypoint_errors:
+        distances, score_errors = (values[same] for values in keypoint_errors)
         stayed = (distances <= TOLERANCES["keypoints"]) & (
             score_errors <= TOLERANCES["keypoint_scores"]
         )
-        joints, joints_matched = stayed.size, int(stayed.sum())
+        keypoints, keypoints_matched = stayed.size, int(stayed.sum())
         worst_errors["keypoints"] = float(distances[stayed].max(initial=0.0))
         worst_errors["keypoint_scores"] = float(score_errors[stayed].max(initial=0.0))
     return Agreement(
         found=int((reference["scores"] > 0).sum()),
         matched=int(same.sum()),
         lost=max(
-            _lost(reference, ours[same], candidate), _lost(candidate, theirs[same], reference)
+            _lost(reference, local[same], candidate), _lost(candidate, upstream[same], reference)
         ),
-        joints=joints,
-        joints_matched=joints_matched,
+        keypoints=keypoints,
+        keypoints_matched=keypoints_matched,
         worst_errors=worst_errors,
     )
 
@@ -226,28 +228,28 @@ def _overlaps(a: _Errors, b: _Errors) -> _Errors:
 def _pair(apart: _Errors, tolerance: float) -> tuple[_Indices, _Indices]:
     """Give each row the nearest free column within ``tolerance``: two equally long arrays."""
     pairs = []
-    for ours in range(len(apart)):
-        theirs = int(apart[ours].argmin())
-        if apart[ours, theirs] <= tolerance:
-            pairs.append((ours, theirs))
-            apart[ours + 1 :, theirs] = np.inf  # taken
+    for local in range(len(apart)):
+        upstream = int(apart[local].argmin())
+        if apart[local, upstream] <= tolerance:
+            pairs.append((local, upstream))
+            apart[local + 1 :, upstream] = np.inf  # taken
     indices = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return indices[:, 0], indices[:, 1]
 
 
 def _value_errors(
-    reference: Detections, ours: _Indices, candidate: Detections, theirs: _Indices
+    reference: Detections, local: _Indices, candidate: Detections, upstream: _Indices
 ) -> dict[str, _Errors]:
     """Differences of everything but the place, in the terms of :data:`TOLERANCES`."""
-    errors = measure(reference, ours, candidate, theirs)
+    errors = measure(reference, local, candidate, upstream)
     for place in ("boxes", "centers", "sizes"):
         errors.pop(place, None)
     if "keypoints" in errors:
-        joints = (
-            side["keypoints"][rows] for side, rows in ((reference, ours), (candidate, theirs))
+        keypoints = (
+            side["keypoints"][rows] for side, rows in ((reference, local), (candidate, upstream))
         )
-        longer_sides = reference["sizes"][ours].max(axis=1)[:, np.newaxis]
-        difference = np.subtract(*joints).astype(np.float64)
+        longer_sides = reference["sizes"][local].max(axis=1)[:, np.newaxis]
+        difference = np.subtract(*keypoints).astype(np.float64)
         errors["keypoints"] = np.abs(difference).max(axis=2) / longer_sides
     return errors
 
@@ -279,12 +281,12 @@ def _check(agreement: Agreement) -> None:
     if agreement.matched < MIN_COMPARED_FRACTION * max(1, agreement.found):
         raise HalfPrecisionError(
             f"only {agreement.matched} of {agreement.found} detections in half precision could be "
-            "matched with those in float32. Verify with pictures that hold what the network "
+            "matched with those in float32. Verify with images that hold what the network "
             "finds (--verify-images), or export with --precision fp32."
         )
     if agreement.matched_fraction < MIN_MATCHED_FRACTION:
         raise HalfPrecisionError(
-            f"only {agreement.matched_fraction:.1%} of the detections or joints in half precision "
+            f"only {agreement.matched_fraction:.1%} of the detections or keypoints in half precision "
             f"are those in float32, accepted are {MIN_MATCHED_FRACTION:.0%}: this network is too "
             "sensitive to rounding. Export with --precision fp32."
         )

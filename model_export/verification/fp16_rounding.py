@@ -2,7 +2,7 @@
 
 ONNX Runtime's CPU provider computes half layers in float32 and, where one follows another, leaves
 out the rounding in between: values that half cannot hold would pass unseen. So the file is also
-run with its rounding spelt out: all layers in float32, each result cast to half and back.
+run with its rounding made explicit: all layers in float32, each result cast to half and back.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Inputs to verify with: made-up ones that need no data, and pictures where there are some."""
+"""Inputs to verify with: made-up ones that need no data, and images where there are some."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.errors import PicturesError
+from model_export.errors import ImagesError
 
-MAX_PICTURES = 16
+MAX_IMAGES = 16
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 _BLOB_CELLS = 8
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 """RGB, (height, width, 3)."""
 
 
-def synthetic_images(height_px: int, width_px: int) -> list[Picture]:
+def synthetic_images(height_px: int, width_px: int) -> list[ImageArray]:
     """Make noise, two images of soft blobs and a black image; the same ones every time."""
     random = np.random.default_rng(20190425)
     noise = random.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
@@ -24,35 +24,35 @@ def synthetic_images(height_px: int, width_px: int) -> list[Picture]:
     return [noise, *blobs, np.zeros_like(noise)]
 
 
-def _blobs(random: np.random.Generator, height_px: int, width_px: int) -> Picture:
+def _blobs(random: np.random.Generator, height_px: int, width_px: int) -> ImageArray:
     coarse = random.integers(0, 256, (_BLOB_CELLS, _BLOB_CELLS, 3), dtype=np.uint8)
     return _resized(Image.fromarray(coarse), height_px, width_px)
 
 
-def read_pictures(directory: Path, height_px: int, width_px: int) -> list[Picture]:
-    """Read the first pictures of ``directory`` by name, stretched to the input's size.
+def read_images(directory: Path, height_px: int, width_px: int) -> list[ImageArray]:
+    """Read the first images of ``directory`` by name, stretched to the input's size.
 
     Stretching is good enough here: both sides of the comparison get the same pixels. Raises
-    :class:`PicturesError`.
+    :class:`ImagesError`.
     """
     if not directory.is_dir():
-        raise PicturesError(f"{directory} is not a directory. Name one that holds pictures.")
+        raise ImagesError(f"{directory} is not a directory. Name one that holds images.")
     paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise PicturesError(
-            f"{directory} holds no picture. Accepted are {', '.join(sorted(_SUFFIXES))}."
+        raise ImagesError(
+            f"{directory} holds no image. Accepted are {', '.join(sorted(_SUFFIXES))}."
         )
-    return [_read_picture(path, height_px, width_px) for path in paths[:MAX_PICTURES]]
+    return [_read_image(path, height_px, width_px) for path in paths[:MAX_IMAGES]]
 
 
-def _read_picture(path: Path, height_px: int, width_px: int) -> Picture:
+def _read_image(path: Path, height_px: int, width_px: int) -> ImageArray:
     try:
-        with Image.open(path) as picture:
-            return _resized(picture.convert("RGB"), height_px, width_px)
+        with Image.open(path) as image:
+            return _resized(image.convert("RGB"), height_px, width_px)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise PicturesError(f"{path} cannot be read as a picture: {error}. Remove it.") from error
+        raise ImagesError(f"{path} cannot be read as an image: {error}. Remove it.") from error
 
 
-def _resized(picture: Image.Image, height_px: int, width_px: int) -> Picture:
-    resized = picture.resize((width_px, height_px), Image.Resampling.BICUBIC)
+def _resized(image: Image.Image, height_px: int, width_px: int) -> ImageArray:
+    resized = image.resize((width_px, height_px), Image.Resampling.BICUBIC)
     return np.array(resized, dtype=np.uint8)

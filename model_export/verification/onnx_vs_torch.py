@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model_export.errors import VerificationError
+from model_export.graph.detection_graph import DetectionGraph
 from model_export.verification.comparison import (
     TOLERANCES,
     Comparison,
@@ -21,8 +23,6 @@ from model_export.verification.comparison import (
     measure,
     split_kinds,
 )
-from model_export.errors import VerificationError
-from model_export.graph.detection_graph import DetectionGraph
 from model_package import Verification
 
 MIN_MATCHED_FRACTION = 0.5
@@ -212,7 +212,7 @@ def _rounding_errors(exact: Detections, reference: Detections) -> dict[str, floa
     pairs = match(exact, reference, _ROUNDING_RADIUS_CELLS)
     worst = {}
     for name, errors in measure(exact, pairs[0], reference, pairs[1]).items():
-        # Joints that went elsewhere are no rounding errors.
+        # Keypoints that went elsewhere are no rounding errors.
         quantile = 0.99 if name.startswith("keypoint") else 1.0
         worst[name] = float(np.quantile(errors, quantile)) if errors.size else 0.0
     return worst

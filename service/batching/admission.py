@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from service.batching.latency_model import LatencyModel
 from service.errors import DeadlineUnreachableError, QueueFullError
-from service.batching.latency_model import LinearEstimate
 
 MAX_RETRY_AFTER_S = 60
 
@@ -26,7 +26,7 @@ class Admission:
     """
 
     def __init__(
-        self, model: str, limit: int, target_s: float | None, estimate: LinearEstimate
+        self, model: str, limit: int, target_s: float | None, estimate: LatencyModel
     ) -> None:
         self.limit = limit
         self.admitted = 0
@@ -34,7 +34,7 @@ class Admission:
         self._target_s = math.inf if target_s is None else target_s
         self._estimate = estimate
         self._lateness: deque[float] = deque(maxlen=_ANSWERS)
-        self._usual_worst = 1.0
+        self._default_worst = 1.0
 
     def check(self, places: int, deadline_at: float) -> None:
         """Refuse who could not be served now, before the body is read.
@@ -52,7 +52,7 @@ class Admission:
                 f"this request needs {places}. Send it again after the time in Retry-After.",
                 retry_after_s=_retry_after_s(excess * self._estimate.line.slope_s),
             )
-        worst_s = expected_s * self._usual_worst
+        worst_s = expected_s * self._default_worst
         if worst_s > self._target_s:
             raise QueueFullError(
                 f"Model {self._model} has {self.admitted} inputs waiting: the answer could take "
@@ -89,7 +89,7 @@ class Admission:
     def _note_lateness(self, ratio: float) -> None:
         self._lateness.append(ratio)
         ranked = sorted(self._lateness, reverse=True)
-        self._usual_worst = max(1.0, ranked[_EXCEPTIONS] if len(ranked) > _EXCEPTIONS else 1.0)
+        self._default_worst = max(1.0, ranked[_EXCEPTIONS] if len(ranked) > _EXCEPTIONS else 1.0)
 
 
 def _retry_after_s(wait_s: float) -> int:

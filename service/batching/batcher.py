@@ -1,9 +1,9 @@
 """Dynamic batching: requests that arrive while the engine is busy share its next run.
 
-As many threads as the engine takes calls at a time, its lanes, share one queue. Each takes a batch
+As many threads as the engine takes calls at a time, its workers, share one queue. Each takes a batch
 from it, runs it and comes back for the next, without waiting for the event loop, which is busy
 with other people's requests; only the outputs go there. Nothing here decodes or allocates per
-request: what comes in is ready to be stacked, so one bad picture cannot spoil its neighbours.
+request: what comes in is ready to be stacked, so one bad image cannot spoil its neighbours.
 
 A batch leaves when it is full, when its time to wait is over, when nobody else is expected within
 that time, or when its tightest deadline would be missed otherwise. What nobody waits for any
@@ -29,10 +29,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batching.latency_model import LatencyModel
 from service.engines import Engine
 from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
-from service.batching.latency_model import LinearEstimate
 from service.observability.request_record import RequestRecord, current_record
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ STUCK_AFTER_S = 30.0
 STUCK_FACTOR = 10.0
 """A run is taken for stuck after both this time and so many times what it should have taken."""
 
-HANDOVER_S = 0.003
+RUN_OVERHEAD_S = 0.003
 """What a run costs a busy service beside its own time, however many images share it: the thread
 gets Python's lock back, takes the next batch, and the event loop wakes up. 2 to 4 ms were measured,
 with the little that the engine itself adds to a run (docs/adr/0012-the-ceiling.md)."""
@@ -58,7 +58,7 @@ _MARGIN_S = 0.01
 
 
 @dataclass(frozen=True)
-class BatchRow:
+class BatchItemOutput:
     """One image's share of a batch: its outputs without the batch axis, and how it got there."""
 
     outputs: Mapping[str, NDArray[Any]]
@@ -79,12 +79,12 @@ class BatchInput:
 
 
 @dataclass(frozen=True)
-class Urgency:
+class SchedulingOptions:
     """How long a request can wait, and what it may overtake."""
 
     deadline_at: float = math.inf
     """When nobody wants the answer any more, on the clock of :func:`time.perf_counter`."""
-    head_start_s: float = 0.0
+    priority_offset_s: float = 0.0
     """It is queued as if it had arrived so much earlier. Being bounded, it starves nobody."""
 
 
@@ -97,7 +97,7 @@ class BatchLimits:
     """How long the first input of a batch may wait for company while the engine could run it."""
     pixels: float = math.inf
     """Bounds the memory of a run where inputs may be larger than usual; one always runs."""
-    handover_s: float | None = None
+    run_overhead_s: float | None = None
     """What a run costs the service beside its own time. With it, batches are of the size with which
     answers come soonest, as far as the estimate knows; without it, as large as they can be."""
 
@@ -112,7 +112,7 @@ class BatchRun:
     requests: Sequence[RequestRecord | None]
 
 
-class BatchEvents(Protocol):
+class BatchObserver(Protocol):
     """Hears what becomes of inputs."""
 
     def batch_done(self, run: BatchRun) -> None:
@@ -125,14 +125,16 @@ class BatchEvents(Protocol):
 class _Request:
     """One request's inputs; ``future`` gets all their rows.
 
-    Only the event loop changes the future; ``failed`` is for the lanes, until it has done so.
+    Only the event loop changes the future; ``failed`` is for the workers, until it has done so.
     """
 
-    def __init__(self, future: "asyncio.Future[list[BatchRow]]", urgency: Urgency) -> None:
+    def __init__(
+        self, future: "asyncio.Future[list[BatchItemOutput]]", scheduling: SchedulingOptions
+    ) -> None:
         self.future = future
-        self.urgency = urgency
+        self.scheduling = scheduling
         self.record = current_record.get()
-        self.inputs: list[_Waiting] = []
+        self.inputs: list[QueueEntry] = []
         self.failed = False
 
     @property
@@ -141,7 +143,7 @@ class _Request:
         return self.failed or self.future.done()
 
 
-class _Waiting:
+class QueueEntry:
     """One input of a request."""
 
     __slots__ = ("arrived_at", "input", "kind", "place", "request", "row")
@@ -153,8 +155,8 @@ class _Waiting:
         # What all inputs of a batch have in common.
         self.kind = one.flip, one.pixels.shape
         # Where it stands in the queue: the lowest is served first.
-        self.place = self.arrived_at - request.urgency.head_start_s
-        self.row: BatchRow | None = None
+        self.place = self.arrived_at - request.scheduling.priority_offset_s
+        self.row: BatchItemOutput | None = None
 
 
 class Batcher:
@@ -164,40 +166,42 @@ class Batcher:
     """
 
     def __init__(
-        self, engine: Engine, limits: BatchLimits, estimate: LinearEstimate, events: BatchEvents
+        self, engine: Engine, limits: BatchLimits, estimate: LatencyModel, events: BatchObserver
     ) -> None:
         self._engine = engine
         self._limits = limits
         self._estimate = estimate
         self._events = events
-        self._queue: list[_Waiting] = []
-        # Guards the queue and what follows; those who wait for it are lanes without work.
+        self._queue: list[QueueEntry] = []
+        # Guards the queue and what follows; those who wait for it are workers without work.
         self._changed = threading.Condition()
         self._stopping = False
         self._broken: EngineBrokenError | None = None
         self._arrivals = _ArrivalRate()
-        self._runs: dict[int, tuple[float, list[_Waiting]]] = {}
-        self._lanes: list[threading.Thread] = []
+        self._runs: dict[int, tuple[float, list[QueueEntry]]] = {}
+        self._workers: list[threading.Thread] = []
         self._ended = asyncio.Event()
 
     def start(self) -> None:
         """Begin to serve; call it inside the running event loop."""
         self._loop = asyncio.get_running_loop()
         # Daemons: a run that hangs must not keep the process alive.
-        self._lanes = [
-            threading.Thread(target=self._serve, args=(lane,), name=f"engine_{lane}", daemon=True)
-            for lane in range(self._engine.concurrency)
+        self._workers = [
+            threading.Thread(
+                target=self._serve, args=(worker,), name=f"engine_{worker}", daemon=True
+            )
+            for worker in range(self._engine.concurrency)
         ]
-        self._at_work = len(self._lanes)
-        for lane in self._lanes:
-            lane.start()
+        self._at_work = len(self._workers)
+        for worker in self._workers:
+            worker.start()
 
     async def stop(self) -> None:
         """Refuse new work, finish what is queued, end the engine and its threads."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._lanes:
+        if self._workers:
             await self._ended.wait()
         self._engine.close()
 
@@ -206,15 +210,15 @@ class Batcher:
         """Why no request can be served any more until the process is started again, if so."""
         if self._broken is not None:
             return f"the engine is broken: {self._broken}"
-        if not all(lane.is_alive() for lane in self._lanes):
+        if not all(worker.is_alive() for worker in self._workers):
             return "a thread that takes requests from the queue has ended"
         now = time.perf_counter()
         for started_at, batch in list(self._runs.values()):
-            usual_s = self._estimate.seconds(_work(batch))
-            if now - started_at > max(STUCK_AFTER_S, STUCK_FACTOR * usual_s):
+            default_s = self._estimate.seconds(_work(batch))
+            if now - started_at > max(STUCK_AFTER_S, STUCK_FACTOR * default_s):
                 return (
                     f"a run of {len(batch)} images began {now - started_at:.0f} s ago and has not "
-                    f"ended; {usual_s:.2g} s are usual"
+                    f"ended; {default_s:.2g} s are usual"
                 )
         return None
 
@@ -230,28 +234,31 @@ class Batcher:
         return time.perf_counter() - min(arrivals) if arrivals else 0.0
 
     async def submit(
-        self, inputs: Sequence[BatchInput], urgency: Urgency | None = None
-    ) -> list[BatchRow]:
+        self, inputs: Sequence[BatchInput], scheduling: SchedulingOptions | None = None
+    ) -> list[BatchItemOutput]:
         """Wait for the outputs of all inputs of one request.
 
         Cancelling the call, or the failure of one of them, takes the rest out of the queue.
         Raises :class:`StoppingError`, :class:`DeadlineExceededError` and :class:`EngineError`.
         """
-        request = _Request(self._loop.create_future(), urgency or Urgency())
+        request = _Request(self._loop.create_future(), scheduling or SchedulingOptions())
         self._put(request, inputs)
         return await self._answer(request)
 
     async def prepare_and_submit(
-        self, pool: Executor, prepare: Callable[[], Sequence[BatchInput]], urgency: Urgency
-    ) -> list[BatchRow]:
+        self,
+        pool: Executor,
+        prepare: Callable[[], Sequence[BatchInput]],
+        scheduling: SchedulingOptions,
+    ) -> list[BatchItemOutput]:
         """As :meth:`submit`, of what ``prepare`` gives when it is called in ``pool``.
 
         From there it goes into the queue, and not through the event loop. Raises what ``prepare``
         does, too.
         """
-        request = _Request(self._loop.create_future(), urgency)
+        request = _Request(self._loop.create_future(), scheduling)
         # The traceback of an error leads to all that the pool was given, and the request to the
-        # error: that circle is opened below, so that no picture waits for the garbage collector.
+        # error: that circle is opened below, so that no image waits for the garbage collector.
         handed = [request]
         working = pool.submit(self._prepare_and_put, handed, prepare)
         try:
@@ -272,7 +279,7 @@ class Batcher:
             finally:
                 del request
 
-    async def _answer(self, request: _Request) -> list[BatchRow]:
+    async def _answer(self, request: _Request) -> list[BatchItemOutput]:
         try:
             return await request.future
         except BaseException:
@@ -288,7 +295,7 @@ class Batcher:
             for one in left:
                 self._queue.remove(one)
             if left:
-                self._changed.notify_all()  # at the end, lanes wait for an empty queue
+                self._changed.notify_all()  # at the end, workers wait for an empty queue
         for _ in left:
             self._events.cancelled("queue")
 
@@ -303,7 +310,7 @@ class Batcher:
                 raise _engine_error(self._broken)
             if request.future.done():
                 return  # it was given up before it got here
-            request.inputs = [_Waiting(one, request) for one in inputs]
+            request.inputs = [QueueEntry(one, request) for one in inputs]
             for one in request.inputs:
                 insort(self._queue, one, key=_place)
                 self._arrivals.observe(one.arrived_at)
@@ -314,23 +321,23 @@ class Batcher:
         with suppress(RuntimeError):  # the loop has ended, and with it all that waited
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _serve(self, lane: int) -> None:
+    def _serve(self, worker: int) -> None:
         """Take batches and run them: what a thread of the engine does all its life."""
         try:
-            while (taken := self._take(lane)) is not None:
+            while (taken := self._take(worker)) is not None:
                 outcome = self._run(*taken)
-                del self._runs[lane]
+                del self._runs[worker]
                 self._call(*outcome)
-                del taken, outcome  # an idle lane holds no pictures
+                del taken, outcome  # an idle worker holds no images
         finally:
-            self._call(self._end_lane)
+            self._call(self._end_worker)
 
-    def _end_lane(self) -> None:
+    def _end_worker(self) -> None:
         self._at_work -= 1
         if not self._at_work:
             self._ended.set()
 
-    def _take(self, lane: int) -> tuple[list[_Waiting], Trigger] | None:
+    def _take(self, worker: int) -> tuple[list[QueueEntry], Trigger] | None:
         """Wait for a batch that should leave, and take it; None when there will be none."""
         idle = False
         with self._changed:
@@ -341,29 +348,31 @@ class Batcher:
                     batch, trigger = self._soonest(now, batch, trigger)
                     for waiting in batch:
                         self._queue.remove(waiting)
-                    self._runs[lane] = now, batch
+                    self._runs[worker] = now, batch
                     if self._queue:
-                        self._changed.notify()  # what is left may be another lane's batch
+                        self._changed.notify()  # what is left may be another worker's batch
                     return batch, trigger
                 if self._stopping and not self._queue:
                     return None
                 idle = True
                 self._changed.wait(wait_s)
 
-    def _form(self, now: float, idle: bool) -> tuple[list[_Waiting], Trigger | None, float | None]:
+    def _form(
+        self, now: float, idle: bool
+    ) -> tuple[list[QueueEntry], Trigger | None, float | None]:
         """Choose the next batch: its inputs, why it leaves now or None, seconds it may still wait.
 
-        ``idle``: the lane had nothing to do. What cannot be done in time any more is taken out and
+        ``idle``: the worker had nothing to do. What cannot be done in time any more is taken out and
         answered.
         """
-        batch: list[_Waiting] = []
+        batch: list[QueueEntry] = []
         work = 0.0
         tightest = math.inf
         trigger: Trigger | None = None
         for waiting in list(self._queue):
             if waiting.request.is_over:
                 continue  # who waited takes it out
-            deadline_at = waiting.request.urgency.deadline_at
+            deadline_at = waiting.request.scheduling.deadline_at
             alone_s = self._estimate.seconds(waiting.input.work)
             # An idle engine tries whatever has time left: a run that once took too long would
             # otherwise be believed for ever.
@@ -398,41 +407,41 @@ class Batcher:
         return batch, None, min(left_s, spare_s)
 
     def _soonest(
-        self, now: float, batch: list[_Waiting], trigger: Trigger
-    ) -> tuple[list[_Waiting], Trigger]:
+        self, now: float, batch: list[QueueEntry], trigger: Trigger
+    ) -> tuple[list[QueueEntry], Trigger]:
         """Cut a batch to about the size with which all are answered soonest on average.
 
         Everybody in a batch waits for its end, and everybody behind it for what the run costs
-        beside its images. Those behind are the m that wait, and who will come before the lane is
+        beside its images. Those behind are the m that wait, and who will come before the worker is
         free of them: m / (1 - load) in all. In batches of n, one after the other, M inputs are
         done after (slope * n + base) * (M / n + 1) / 2 on average, which is least for
-        n = sqrt(M * base / slope). Where so many wait that all lanes could be full, images per
+        n = sqrt(M * base / slope). Where so many wait that all workers could be full, images per
         second count instead; and who asks for a delay wants company, not haste.
         """
-        (slope_s, base_s), limits, lanes = self._estimate.line, self._limits, len(self._lanes)
-        if trigger == "deadline" or limits.delay_s or limits.handover_s is None or not slope_s:
+        (slope_s, base_s), limits, workers = self._estimate.line, self._limits, len(self._workers)
+        if trigger == "deadline" or limits.delay_s or limits.run_overhead_s is None or not slope_s:
             return batch, trigger
-        if len(self._queue) >= lanes * limits.size:
+        if len(self._queue) >= workers * limits.size:
             return batch, trigger
         slope_s *= _work(batch) / len(batch)
-        base_s += limits.handover_s
-        load = self._arrivals.expected(slope_s + base_s / limits.size) / lanes
-        behind = len(self._queue) / lanes / (1 - min(load, _FULL_LOAD))
+        base_s += limits.run_overhead_s
+        load = self._arrivals.expected(slope_s + base_s / limits.size) / workers
+        behind = len(self._queue) / workers / (1 - min(load, _FULL_LOAD))
         best = math.sqrt(behind * base_s / slope_s)
         # Powers of two: engines on a GPU pad to them, and half a step beside the best costs little.
         size: int = 2 ** round(math.log2(max(1.0, best)))
         # Those who are left come after a run more.
         late = now + slope_s * len(batch) + 2 * base_s
-        if any(waiting.request.urgency.deadline_at < late for waiting in batch[size:]):
+        if any(waiting.request.scheduling.deadline_at < late for waiting in batch[size:]):
             return batch, trigger
         return batch[:size], trigger if size >= len(batch) else "idle"
 
-    def _fits(self, waiting: _Waiting, size: int) -> bool:
+    def _fits(self, waiting: QueueEntry, size: int) -> bool:
         height_px, width_px, _ = waiting.input.pixels.shape
         pixels = (size + 1) * height_px * width_px
         return size < self._limits.size and pixels <= self._limits.pixels
 
-    def _expire(self, waiting: _Waiting) -> None:
+    def _expire(self, waiting: QueueEntry) -> None:
         self._queue.remove(waiting)
         self._events.cancelled("queue")
         waiting.request.failed = True
@@ -442,7 +451,7 @@ class Batcher:
         )
         self._call(_fail, waiting.request, error)
 
-    def _run(self, batch: list[_Waiting], trigger: Trigger) -> tuple[Any, ...]:
+    def _run(self, batch: list[QueueEntry], trigger: Trigger) -> tuple[Any, ...]:
         """Run the engine; return what the event loop is to call then, and with what."""
         began_at = time.perf_counter()
         try:
@@ -466,12 +475,12 @@ class Batcher:
         run = BatchRun(trigger, began_at, seconds, [one.request.record for one in batch])
         return self._deliver, batch, outputs, run
 
-    def _fail_all(self, batch: list[_Waiting], error: Exception) -> None:
+    def _fail_all(self, batch: list[QueueEntry], error: Exception) -> None:
         for waiting in batch:
             _fail(waiting.request, _engine_error(error))
 
     def _deliver(
-        self, batch: list[_Waiting], outputs: Mapping[str, NDArray[Any]], run: BatchRun
+        self, batch: list[QueueEntry], outputs: Mapping[str, NDArray[Any]], run: BatchRun
     ) -> None:
         """Give each request its rows, on the event loop."""
         self._estimate.observe(_work(batch), run.infer_s)
@@ -490,17 +499,17 @@ class Batcher:
             else:
                 row = {name: values[index] for name, values in outputs.items()}
                 queue_s = run.started_at - waiting.arrived_at
-                waiting.row = BatchRow(row, len(batch), run.trigger, queue_s, run.infer_s)
+                waiting.row = BatchItemOutput(row, len(batch), run.trigger, queue_s, run.infer_s)
                 rows = [one.row for one in request.inputs if one.row is not None]
                 if len(rows) == len(request.inputs):
                     request.future.set_result(rows)
 
 
-def _place(waiting: _Waiting) -> float:
+def _place(waiting: QueueEntry) -> float:
     return waiting.place
 
 
-def _work(batch: Sequence[_Waiting]) -> float:
+def _work(batch: Sequence[QueueEntry]) -> float:
     return sum(waiting.input.work for waiting in batch)
 
 

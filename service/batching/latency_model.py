@@ -9,7 +9,7 @@ WINDOW = 50
 """Observations that count: some seconds of work, so that a change of load is soon believed."""
 
 
-class Line(NamedTuple):
+class LinearModel(NamedTuple):
     """``seconds(n) = slope_s * n + base_s``."""
 
     slope_s: float
@@ -20,7 +20,7 @@ class Line(NamedTuple):
         return self.slope_s * n + self.base_s
 
 
-class LinearEstimate:
+class LatencyModel:
     """Learns a line from what is observed, neither part below zero.
 
     ``n`` counts items, or is any measure of work. ``known`` are pairs (n, seconds) to begin with,
@@ -34,7 +34,7 @@ class LinearEstimate:
         self._sums = _Sums()
         self._known: list[tuple[float, float]] = []
         # One object: other threads never see the slope of one line with the base of another.
-        self.line = Line(0.0, 0.0)
+        self.line = LinearModel(0.0, 0.0)
         """Read by any thread, changed by one."""
         pairs = list(known)
         for pair in pairs:
@@ -78,7 +78,7 @@ class LinearEstimate:
             slope_s, base_s = mean_s / mean_n, 0.0
         elif slope_s < 0:
             slope_s, base_s = 0.0, mean_s
-        self.line = Line(slope_s, base_s)
+        self.line = LinearModel(slope_s, base_s)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Decoders: the outputs for one image to its detections; one file per task.
 
-Where the authors' code has a plain mistake that only hurts, the decoder's docstring says what is
+Where the reference implementation has a plain mistake that only hurts, the decoder's docstring says what is
 done instead.
 """
 
@@ -13,16 +13,16 @@ from service.decoders.center_boxes_3d import CenterBoxes3D
 from service.decoders.center_poses import CenterPoses
 from service.decoders.corner_pairs import CornerPairs
 from service.decoders.corner_triplets import CornerTriplets
-from service.decoders.model_output import View
+from service.decoders.model_output import ModelOutput
 from service.decoders.types import DetectionOptions, Detections
 
-__all__ = ["DECODERS", "Decoder", "View", "make_decoder"]
+__all__ = ["DECODERS", "Decoder", "ModelOutput", "make_decoder"]
 
 
 class Decoder(Protocol):
     """Turns the outputs for one image into detections in its own pixels."""
 
-    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Decode one image from all its views; see the decoder's class for what it reads."""
         ...
 

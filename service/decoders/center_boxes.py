@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import CenterBoxesDecoder
+from service.decoders.model_output import ModelOutput
 from service.decoders.selection import choose
-from service.decoders.model_output import View
 from service.decoders.types import DetectionOptions, Detections
 
 
@@ -18,7 +18,7 @@ class CenterBoxes:
     def __init__(self, facts: CenterBoxesDecoder) -> None:
         self._stride = facts.output_stride
 
-    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Decode the views of one image (see :class:`CenterBoxesDecoder` for their outputs)."""
         boxes = np.concatenate([boxes_in_image(view, self._stride) for view in views])
         class_ids = join(views, "class_ids")
@@ -26,10 +26,10 @@ class CenterBoxes:
         return Detections(boxes[chosen], scores, class_ids[chosen])
 
 
-def boxes_in_image(view: View, stride: int) -> NDArray[np.float64]:
+def boxes_in_image(view: ModelOutput, stride: int) -> NDArray[np.float64]:
     """Boxes (top_k, 4) in pixels of the image: centers -/+ half the sizes.
 
-    Like the authors' code, they are not clipped to the picture.
+    Like the reference implementation, they are not clipped to the image.
     """
     centers = view.outputs["centers"].astype(np.float64) * stride
     half_sizes = view.outputs["sizes"].astype(np.float64) * (stride / 2)
@@ -37,6 +37,6 @@ def boxes_in_image(view: View, stride: int) -> NDArray[np.float64]:
     return view.placement.to_image(corners).reshape(-1, 4)
 
 
-def join(views: Sequence[View], output: str) -> NDArray[Any]:
+def join(views: Sequence[ModelOutput], output: str) -> NDArray[Any]:
     """One output of all views, row after row."""
     return np.concatenate([view.outputs[output] for view in views])

@@ -1,4 +1,4 @@
-"""Boxes in space from center points (*Objects as Points*, section 4.1)."""
+"""3D boxes from center points (*Objects as Points*, section 4.1)."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from model_package import CenterBoxes3DDecoder
 from service.decoders.center_boxes import boxes_in_image
+from service.decoders.model_output import ModelOutput
 from service.decoders.selection import choose
-from service.decoders.model_output import View
 from service.decoders.types import DetectionOptions, Detections3D
 
 # A box's corners as multiples of its length, height and width: x, y, z. Bottom face first, each
@@ -24,7 +24,7 @@ _CORNERS = np.array(
 class CenterBoxes3D:
     """Decodes the peaks of one image with the request's camera or the manifest's.
 
-    Differs from the authors' code, which sends the size of the 2D box through the whole affine
+    Differs from the reference implementation, which sends the size of the 2D box through the whole affine
     transform, translation included, as if it were a point: here it is only scaled.
     """
 
@@ -32,7 +32,7 @@ class CenterBoxes3D:
         self._stride = facts.output_stride
         self._projection = np.array(facts.projection, np.float64).reshape(3, 4)
 
-    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections3D:
+    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections3D:
         """Decode the one view of an image (see :class:`CenterBoxes3DDecoder` for its outputs)."""
         (view,) = views
         boxes = boxes_in_image(view, self._stride)

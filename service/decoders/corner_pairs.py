@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import CornerPairsDecoder
+from service.decoders.model_output import ModelOutput
 from service.decoders.selection import wanted
-from service.decoders.model_output import View
+from service.decoders.soft_nms import soft_nms, soft_nms_merge
 from service.decoders.types import DetectionOptions, Detections
 from service.imaging.geometry import CORNER_STRIDE
-from service.decoders.soft_nms import soft_nms, soft_nms_merge
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Pairs:
 
 
 class CornerPairs:
-    """Joins the pairs found in a picture, its mirror image, and both at other scales.
+    """Joins the pairs found in an image, its flipped image, and both at other scales.
 
-    Differs from the authors' code where :mod:`service.decoders.soft_nms` says so, and in never returning
+    Differs from the reference implementation where :mod:`service.decoders.soft_nms` says so, and in never returning
     more than ``top_k`` boxes when several share the last score.
     """
 
     def __init__(self, _facts: CornerPairsDecoder) -> None:
         """Need nothing of the manifest: the outputs say everything."""
 
-    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Decode the views of one image (see :class:`CornerPairsDecoder` for their outputs)."""
         pairs = concatenate([read_pairs(view) for view in views])
         return suppress(pairs, options, merge=several_scales(views))
@@ -62,16 +62,16 @@ def concatenate(parts: Sequence[Pairs]) -> Pairs:
     )
 
 
-def read_pairs(view: View, margin_px: float = np.inf) -> Pairs:
-    """Read the possible pairs of one view, clipped to the picture.
+def read_pairs(view: ModelOutput, margin_px: float = np.inf) -> Pairs:
+    """Read the possible pairs of one view, clipped to the image.
 
-    Leaves out boxes that reach ``margin_px`` or more out of the resized picture.
+    Leaves out boxes that reach ``margin_px`` or more out of the resized image.
     """
     outputs, placed = view.outputs, view.placement
     possible = outputs["scores"] > -1
     cells = outputs["boxes"][possible].astype(np.float64).reshape(-1, 2, 2)
     corners = to_resized(cells, view)
-    if placed.mirrored:  # left and right have changed places
+    if placed.flipped:  # left and right have changed places
         corners[..., 0] = corners[:, ::-1, 0]
     size = np.array([placed.resized_width_px, placed.resized_height_px])
     inside = ((corners[:, 0] > -margin_px) & (corners[:, 1] < size + margin_px)).all(axis=1)
@@ -84,17 +84,17 @@ def read_pairs(view: View, margin_px: float = np.inf) -> Pairs:
     )
 
 
-def to_resized(points: NDArray[np.float64], view: View) -> NDArray[np.float64]:
-    """Points (..., 2) in cells to pixels of the resized picture, mirrored ones turned back.
+def to_resized(points: NDArray[np.float64], view: ModelOutput) -> NDArray[np.float64]:
+    """Points (..., 2) in cells to pixels of the resized image, flipped ones turned back.
 
     The network's inputs have odd sides: 511 pixels make 128 cells, so a cell is a little less
-    than 4 pixels. Mirror images are turned at the map's width itself (not at its last cell),
+    than 4 pixels. Flipped images are turned at the map's width itself (not at its last cell),
     which is how the authors do it.
     """
     placed = view.placement
     input_size = np.array([placed.input_width_px, placed.input_height_px])
     map_size = (input_size + 1) // CORNER_STRIDE
-    if placed.mirrored:
+    if placed.flipped:
         points = np.stack([map_size[0] - points[..., 0], points[..., 1]], axis=-1)
     return placed.to_input.inverse(points * (input_size / map_size))
 
@@ -122,6 +122,6 @@ def suppress(pairs: Pairs, options: DetectionOptions, *, merge: bool) -> Detecti
     )
 
 
-def several_scales(views: Sequence[View]) -> bool:
-    """Whether the picture was looked at in more than one size."""
+def several_scales(views: Sequence[ModelOutput]) -> bool:
+    """Whether the image was looked at in more than one size."""
     return len({view.placement.test_scale for view in views}) > 1

@@ -15,11 +15,11 @@ from service.decoders.corner_pairs import (
     suppress,
     to_resized,
 )
-from service.decoders.model_output import View
+from service.decoders.model_output import ModelOutput
 from service.decoders.types import DetectionOptions, Detections
 
 _MARGIN_PX = 5.0
-"""Boxes that reach this far out of the picture are dropped."""
+"""Boxes that reach this far out of the image are dropped."""
 _LARGE_AREA = 150.0**2
 """Larger boxes have their central region a fifth as wide, others a third (section 3.1)."""
 
@@ -39,28 +39,28 @@ class Centers:
 class CornerTriplets:
     """Keeps the pairs of corners with a center keypoint of their class in the middle.
 
-    Differs from the authors' code as :class:`service.decoders.corner_pairs.CornerPairs` does.
+    Differs from the reference implementation as :class:`service.decoders.corner_pairs.CornerPairs` does.
     """
 
     def __init__(self, _facts: CornerTripletsDecoder) -> None:
         """Need nothing of the manifest: the outputs say everything."""
 
-    def decode(self, views: Sequence[View], options: DetectionOptions) -> Detections:
+    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Decode the views of one image (see :class:`CornerTripletsDecoder` for their outputs)."""
-        # As in the authors' code, the centers come from the picture at its own scale alone.
+        # As in the reference implementation, the centers come from the image at its own scale alone.
         centers = _read_centers([view for view in views if view.placement.test_scale == 1])
         return decode_triplets(views, centers, options)
 
 
 def decode_triplets(
-    views: Sequence[View], centers: Centers, options: DetectionOptions
+    views: Sequence[ModelOutput], centers: Centers, options: DetectionOptions
 ) -> Detections:
     """Join the views' pairs of corners with ``centers``, wherever those come from."""
     pairs = concatenate([read_pairs(view, _MARGIN_PX) for view in views])
     return suppress(confirm(pairs, centers), options, merge=several_scales(views))
 
 
-def _read_centers(views: Sequence[View]) -> Centers:
+def _read_centers(views: Sequence[ModelOutput]) -> Centers:
     points = [to_resized(view.outputs["centers"].astype(np.float64), view) for view in views]
     return Centers(
         np.concatenate(points),
@@ -72,8 +72,8 @@ def _read_centers(views: Sequence[View]) -> Centers:
 def confirm(pairs: Pairs, centers: Centers) -> Pairs:
     """Keep the pairs with a center inside their central region; score = mean of the three.
 
-    The first center that fits counts, as in the authors' code: the picture's own by descending
-    score, then the mirror image's.
+    The first center that fits counts, as in the reference implementation: the image's own by descending
+    score, then the flipped image's.
     """
     low, high = central_regions(pairs.boxes_xyxy)
     # One row per pair, so that its first center is found in adjacent memory.

@@ -6,12 +6,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.imaging.geometry import Placement
+from service.imaging.geometry import ImageTransform
 
 
 @dataclass(frozen=True)
-class View:
-    """One network input's row of outputs, without the batch axis, and where the picture lay."""
+class ModelOutput:
+    """One network input's row of outputs, without the batch axis, and where the image lay."""
 
     outputs: Mapping[str, NDArray[Any]]
-    placement: Placement
+    placement: ImageTransform

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decoders.types import DetectionOptions
 from service.decoders.soft_nms import soft_nms
+from service.decoders.types import DetectionOptions
 
 
 def wanted(
@@ -26,7 +26,7 @@ def choose(
     """Return the rows to show, best first, and their scores, which soft-NMS may have lowered.
 
     Takes boxes (n, 4) in the image, scores (n,) and class ids (n,). Never more than ``top_k``
-    rows, also where several share the last score (the authors' cut keeps all of those).
+    rows, also where several share the last score (the upstream cut keeps all of those).
     """
     # A row influences lower ones only, so what is below the threshold can go first.
     rows = np.flatnonzero(wanted(scores, class_ids, options))

@@ -1,6 +1,6 @@
-"""Soft-NMS (*Soft-NMS*, Bodla et al. 2017), in float32 like the authors' code.
+"""Soft-NMS (*Soft-NMS*, Bodla et al. 2017), in float32 like the reference implementation.
 
-Sides and overlaps count both end pixels (+1). What differs from the authors' code:
+Sides and overlaps count both end pixels (+1). What differs from the reference implementation:
 
 * It overwrites a box that falls below the threshold by the last one and keeps the stale copies at
   the end of the array in its results; here only survivors are returned.

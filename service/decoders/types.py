@@ -25,10 +25,10 @@ class Detections:
 
 @dataclass(frozen=True)
 class PoseDetections(Detections):
-    """Boxes with joints.
+    """Boxes with keypoints.
 
-    ``keypoints``: float64 (n, joints, 2) in pixels of the upright original image;
-    ``keypoint_scores``: float32 (n, joints), 0 where the joint is regressed from the center
+    ``keypoints``: float64 (n, keypoints, 2) in pixels of the upright original image;
+    ``keypoint_scores``: float32 (n, keypoints), 0 where the keypoint is regressed from the center
     because no peak of its heatmap fitted.
     """
 
@@ -38,7 +38,7 @@ class PoseDetections(Detections):
 
 @dataclass(frozen=True)
 class Detections3D(Detections):
-    """Boxes with a box in space, in the camera's frame: x right, y down, z forward.
+    """Boxes with a 3D box, in the camera's frame: x right, y down, z forward.
 
     ``dimensions_hwl_m``: float64 (n, 3), height, width, length; ``locations_m``: float64 (n, 3),
     middle of the *bottom* face; ``rotations_y_rad``: float64 (n,) about the y axis, 0 when the

@@ -126,7 +126,7 @@ class Stream:
         self._handle = cuda.make(
             "cudaStreamCreateWithFlags", "cudaStreamDestroy", api.cudaStreamNonBlocking
         )
-        # A thread that spins until the event comes would take a core from decoding pictures.
+        # A thread that spins until the event comes would take a core from decoding images.
         self._event = cuda.make(
             "cudaEventCreateWithFlags",
             "cudaEventDestroy",

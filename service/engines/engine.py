@@ -39,7 +39,7 @@ class Engine(Protocol):
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         """Run one batch; every output is a new array with n rows in the order of the images.
 
-        ``flip`` takes the artifact that averages over the mirror images, of which the manifest
+        ``flip`` takes the artifact that averages over the flipped images, of which the manifest
         says whether the package has it. Raises :class:`EngineBrokenError` when no later run can
         succeed; after any other exception the engine can go on.
         """

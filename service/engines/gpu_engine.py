@@ -57,7 +57,7 @@ class Slot:
     images: Buffer
     outputs: Buffer
     programs: Mapping[bool, Program] = field(default_factory=dict)
-    """By whether they average over the mirror images."""
+    """By whether they average over the flipped images."""
     graphs: dict[tuple[bool, int], Any] = field(default_factory=dict)
     """Captured work by flip and batch size."""
 
@@ -87,7 +87,7 @@ class GpuEngine:
         self.max_batch_size: int | None = max_batch_size
         self._cuda = cuda
         self._specs = manifest.decoder.outputs()
-        self._usual = (manifest.input.height_px, manifest.input.width_px, 3)
+        self._default = (manifest.input.height_px, manifest.input.width_px, 3)
         self._sizes = batch_sizes(smallest, max_batch_size)
         self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         for index in range(SLOTS):
@@ -115,7 +115,7 @@ class GpuEngine:
         places, outputs_bytes = layout(self._specs, size)
         size_bytes = _put_images(slot.images, images)
         slot.stream.to_device(slot.images, size_bytes)
-        graph = slot.graphs.get((flip, size)) if shape == self._usual else None
+        graph = slot.graphs.get((flip, size)) if shape == self._default else None
         if graph is None:
             self._enqueue(slot, flip, (size, *shape))
         else:
@@ -132,7 +132,7 @@ class GpuEngine:
         """Batch size to run ``count`` images with."""
         if not 0 < count <= self._sizes[-1]:
             raise ValueError(f"a batch of {count} images; {self._sizes[-1]} are the most")
-        if shape == self._usual:
+        if shape == self._default:
             return next(size for size in self._sizes if size >= count)
         return max(count, self._sizes[0])
 
@@ -169,7 +169,7 @@ class GpuEngine:
         """Run a batch size once, which settles what is settled late, then capture it."""
 
         def put_work() -> None:
-            self._enqueue(slot, flip, (size, *self._usual))
+            self._enqueue(slot, flip, (size, *self._default))
 
         put_work()
         slot.stream.finish()

@@ -39,7 +39,7 @@ class OnnxRuntimeEngine:
         onnxruntime = _import("CPUExecutionProvider")
         session_options = _session_options(onnxruntime)
         session_options.intra_op_num_threads = options.threads
-        # Idle engine threads that spin would take the cores that decode the next pictures.
+        # Idle engine threads that spin would take the cores that decode the next images.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         artifacts = _choose(package.manifest, ON_CPU)
         self._session_by_flip = {

@@ -165,7 +165,7 @@ def _choose(
     if not artifacts:
         listed = ", ".join(artifact.file for artifact in fitting)
         raise EngineUnavailableError(
-            f"the package has ONNX files with and without averaging over mirror images, but "
+            f"the package has ONNX files with and without averaging over flipped images, but "
             f"{library.title} engines for this machine only of some: {listed}. {remedy}"
         )
     return trt, artifacts

@@ -1,4 +1,4 @@
-"""Who may ask, and how often: judged from a request's head, before its body is read."""
+"""Who may ask, and how often: evaluated from a request's head, before its body is read."""
 
 import hashlib
 import hmac

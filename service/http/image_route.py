@@ -1,4 +1,4 @@
-"""The routes that pictures come in by, without the framework's detours."""
+"""The routes that images come in by, without the framework's detours."""
 
 from collections.abc import Awaitable, Callable, Collection
 

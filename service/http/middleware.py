@@ -10,9 +10,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.problem_details import bug_response, cut_off_response
 from service.observability.logs import log_request
 from service.observability.metrics import Metrics
-from service.http.problem_details import bug_response, cut_off_response
 from service.observability.request_record import RequestRecord, current_record, new_request_id
 from service.observability.tracing import Tracing, read_traceparent
 

@@ -35,8 +35,12 @@ _Matrix = Annotated[
 
 
 Priority = Literal["high", "normal", "low"]
-HEAD_START_S = 1.0
-HEAD_STARTS: Mapping[Priority, float] = {"high": HEAD_START_S, "normal": 0.0, "low": -HEAD_START_S}
+PRIORITY_STEP_S = 1.0
+PRIORITY_OFFSETS_S: Mapping[Priority, float] = {
+    "high": PRIORITY_STEP_S,
+    "normal": 0.0,
+    "low": -PRIORITY_STEP_S,
+}
 """A priority is worth so many seconds in the queue: bounded, so that nobody starves."""
 
 
@@ -60,16 +64,16 @@ class DetectParameters(BaseModel):
     )
     flip: bool | None = Field(
         None,
-        description="Average over the picture and its mirror image: better, at twice the cost.",
+        description="Average over the image and its flipped image: better, at twice the cost.",
     )
     scales: _Scales | None = Field(
         None,
-        description="Detect at each of these scales of the picture and join the results; repeat "
-        "the option or separate by commas. Each scale costs as much as a picture.",
+        description="Detect at each of these scales of the image and join the results; repeat "
+        "the option or separate by commas. Each scale costs as much as an image.",
         examples=[[0.5, 1, 1.5]],
     )
     keep_resolution: bool | None = Field(
-        None, description="Pad the picture instead of resizing it to the model's input."
+        None, description="Pad the image instead of resizing it to the model's input."
     )
     soft_nms: bool | None = Field(
         None,
@@ -83,7 +87,7 @@ class DetectParameters(BaseModel):
     projection: _Matrix | None = Field(
         None,
         description="3D models: the camera's 3 x 4 matrix for pixels of the upright original "
-        "picture, row by row: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z, as rectified cameras have "
+        "image, row by row: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z, as rectified cameras have "
         "it, instead of fx, fy, cx and cy; repeat or separate by commas.",
     )
 
@@ -91,7 +95,7 @@ class DetectParameters(BaseModel):
 MAX_DEADLINE_MS = 3_600_000
 
 
-class UrgencyHeaders(BaseModel):
+class SchedulingHeaders(BaseModel):
     """How long a request can wait, and what it may overtake."""
 
     deadline_ms: int | None = Field(
@@ -105,7 +109,7 @@ class UrgencyHeaders(BaseModel):
     priority: Priority = Field(
         "normal",
         alias="X-Priority",
-        description=f"Whom to serve first: a step is worth {HEAD_START_S:g} s in the queue.",
+        description=f"Whom to serve first: a step is worth {PRIORITY_STEP_S:g} s in the queue.",
     )
 
 
@@ -132,18 +136,18 @@ def read_parameters(request: Request) -> DetectParameters:
     return _validate(DetectParameters, given)
 
 
-def read_urgency(headers: Headers) -> UrgencyHeaders:
+def read_scheduling_headers(headers: Headers) -> SchedulingHeaders:
     """Read the headers that say how urgent a request is. Raises :class:`InvalidOptionError`."""
     given = {
         field.alias: headers[field.alias]
-        for field in UrgencyHeaders.model_fields.values()
+        for field in SchedulingHeaders.model_fields.values()
         if field.alias and field.alias in headers
     }
-    return _validate(UrgencyHeaders, given) if given else _NO_HURRY
+    return _validate(SchedulingHeaders, given) if given else _NO_HURRY
 
 
 _NO_PARAMETERS = DetectParameters.model_validate({})
-_NO_HURRY = UrgencyHeaders.model_validate({})
+_NO_HURRY = SchedulingHeaders.model_validate({})
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -162,7 +166,7 @@ def _validate(model: type[_Model], given: Mapping[str, Any]) -> _Model:
 
 
 def describe_parameters() -> list[dict[str, Any]]:
-    """OpenAPI's description of what :func:`read_parameters` and :func:`read_urgency` read."""
+    """OpenAPI's description of what :func:`read_parameters` and :func:`read_scheduling_headers` read."""
     return [
         {
             "name": name,
@@ -171,6 +175,6 @@ def describe_parameters() -> list[dict[str, Any]]:
             "description": schema.pop("description"),
             "schema": {key: value for key, value in schema.items() if key != "title"},
         }
-        for place, model in (("query", DetectParameters), ("header", UrgencyHeaders))
+        for place, model in (("query", DetectParameters), ("header", SchedulingHeaders))
         for name, schema in model.model_json_schema()["properties"].items()
     ]

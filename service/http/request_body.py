@@ -7,6 +7,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from service.cancellation import CancelScope, Timeout
 from service.errors import (
     BadFormError,
     BodyTooLargeError,
@@ -15,7 +16,6 @@ from service.errors import (
     SlowBodyError,
     UnsupportedMediaTypeError,
 )
-from service.cancellation import Timeout, Unless
 
 IMAGE_FIELD = "image"
 _MULTIPART = "multipart/form-data"
@@ -88,12 +88,12 @@ async def _receive(
             f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
         )
 
-    with Unless(Timeout(timeout_s, too_slow)):
+    with CancelScope(Timeout(timeout_s, too_slow)):
         body = await _read(request, max_bytes, claim)
     if not body:
         raise EmptyBodyError(
             "The request body is empty. Send the bytes of an image, for example with "
-            "curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg'."
+            "curl --data-binary @image.jpg -H 'Content-Type: image/jpeg'."
         )
     return body
 
@@ -158,7 +158,7 @@ async def _images_of_form(headers: Headers, body: bytes, most: int) -> list[byte
         if not files:
             raise EmptyBodyError(
                 f"The form has no file field named {IMAGE_FIELD!r}, only {sorted(form)!r:.200}. "
-                "With curl: -F 'image=@picture.jpg'."
+                "With curl: -F 'image=@image.jpg'."
             )
         return [await file.read() for file in files]
     finally:

@@ -17,7 +17,7 @@ Keypoint = Annotated[
         min_length=3,
         max_length=3,
         description="x, y in pixels of the upright original image, to 0.001, and the score (0 to "
-        "1) of the peak in the joint's heatmap; 0 where the joint is only inferred from the box.",
+        "1) of the peak in the keypoint's heatmap; 0 where the keypoint is only inferred from the box.",
         examples=[[120.25, 44.5, 0.83]],
     ),
 ]
@@ -28,7 +28,7 @@ _Corners = Annotated[list[_Point], Field(min_length=8, max_length=8)]
 
 @dataclass(slots=True)
 class Box3D:
-    """A box in space, in the camera's frame (x right, y down, z forward), as KITTI has it."""
+    """A 3D box, in the camera's frame (x right, y down, z forward), as KITTI has it."""
 
     dimensions_hwl: Annotated[_Triple, Field(description="Height, width, length in metres.")]
     location_xyz: Annotated[_Triple, Field(description="Middle of the bottom face, in metres.")]
@@ -60,7 +60,7 @@ def _nothing(found: Detections) -> Iterator[dict[str, Any]]:
 
 def _keypoints(found: PoseDetections) -> Iterator[dict[str, Any]]:
     scored = np.dstack([found.keypoints.round(3), found.keypoint_scores.astype(float).round(6)])
-    return ({"keypoints": joints} for joints in scored.tolist())
+    return ({"keypoints": keypoints} for keypoints in scored.tolist())
 
 
 def _boxes_3d(found: Detections3D) -> Iterator[dict[str, Any]]:

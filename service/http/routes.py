@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from service import errors
-from service.http.request_body import IMAGE_FIELD
-from service.http.accept_request import Admitted, admit, models_of
-from service.cancellation import Unless
-from service.http.query_parameters import describe_parameters
+from service.cancellation import CancelScope
+from service.http.accept_request import AcceptedRequest, accept_request, models_of
 from service.http.problem_details import REQUEST_ID_FIELD, problem_of, problem_responses
+from service.http.query_parameters import describe_parameters
+from service.http.request_body import IMAGE_FIELD
 from service.http.schemas import (
     BatchResponse,
     DetectResponse,
@@ -24,10 +24,10 @@ from service.http.schemas import (
     to_json,
     to_response,
 )
-from service.model_loader import RETRY_AFTER_S, Startup
+from service.model_loader import RETRY_AFTER_S, ModelLoader
 
 detection = APIRouter()
-"""What pictures are sent to: as ``router``, and answered by :mod:`service.http.image_route`."""
+"""What images are sent to: as ``router``, and answered by :mod:`service.http.image_route`."""
 router = APIRouter()
 """What clients use: behind the API keys and the rate limit, where there are any."""
 probes = APIRouter()
@@ -137,13 +137,13 @@ async def detect_with_model(
 
 async def _detect(request: Request, name: str | None) -> Response:
     record = request.scope["record"]
-    async with admit(request, name, 1) as given:
-        with Unless(request.scope["connection_lost"]):
+    async with accept_request(request, name, 1) as given:
+        with CancelScope(request.scope["connection_lost"]):
             prediction = await given.predictor.predict(
-                given.images[0], given.options, given.urgency
+                given.images[0], given.options, given.scheduling
             )
     manifest = given.predictor.manifest
-    record.note_prediction(manifest.name, prediction.batch_size, prediction.stage_s)
+    record.record_prediction(manifest.name, prediction.batch_size, prediction.stage_s)
     answer = to_response(manifest, prediction, record.request_id)
     timing = [f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
@@ -169,19 +169,19 @@ async def detect_batch_with_model(
 
 async def _detect_batch(request: Request, name: str | None) -> Response:
     most = request.app.state.settings.max_images_per_request
-    async with admit(request, name, most) as given:
-        with Unless(request.scope["connection_lost"]):
+    async with accept_request(request, name, most) as given:
+        with CancelScope(request.scope["connection_lost"]):
             results = await _answer_all(request, given)
     return Response(to_json(BatchResponse(results)), 200, None, "application/json")
 
 
-async def _answer_all(request: Request, given: Admitted) -> list[DetectResponse | Problem]:
+async def _answer_all(request: Request, given: AcceptedRequest) -> list[DetectResponse | Problem]:
     """Answer each image; what is wrong with one is its own problem."""
     request_id = request.scope["record"].request_id
 
     async def answer(image: bytes) -> DetectResponse | Problem:
         try:
-            prediction = await given.predictor.predict(image, given.options, given.urgency)
+            prediction = await given.predictor.predict(image, given.options, given.scheduling)
         except errors.ServiceError as error:
             request.app.state.metrics.errors.labels(error.code).inc()
             return problem_of(error, request.scope["path"], request_id)
@@ -227,7 +227,7 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
 )
 async def live(request: Request) -> Health:
     """Say whether the process can still serve; if not, restart it. Uses no queue, no engine."""
-    startup: Startup = request.app.state.startup
+    startup: ModelLoader = request.app.state.startup
     if startup.is_done:
         for name, predictor in startup.models.predictors.items():
             if predictor.fatal_problem is not None:

@@ -9,7 +9,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from model_package import CenterPosesDecoder, ModelManifest
 from service.decoders.types import Detections
-from service.detector import Prediction, Predictor
+from service.detector import Detector, Prediction
 from service.http.responses import TASK_FIELDS, Box3D, Keypoint
 
 Box = Annotated[
@@ -40,12 +40,12 @@ class ModelReference:
 
 @dataclass(slots=True)
 class ImageFacts:
-    """The image as it was judged."""
+    """The image as it was evaluated."""
 
     width: _UprightPixels
     height: _UprightPixels
     orientation_applied: Annotated[
-        bool, Field(description="Whether EXIF turned or mirrored the image.")
+        bool, Field(description="Whether EXIF turned or flipped the image.")
     ]
 
 
@@ -60,13 +60,13 @@ class Detection:
     keypoints: Annotated[
         list[Keypoint] | SkipJsonSchema[None],
         Field(
-            description="Pose models: the joints in the order of the model's `joints`, see "
+            description="Pose models: the keypoints in the order of the model's `keypoints`, see "
             "GET /models/{name}."
         ),
     ] = None
-    box3d: Annotated[
-        Box3D | SkipJsonSchema[None], Field(description="3D models: the box in space.")
-    ] = None
+    box3d: Annotated[Box3D | SkipJsonSchema[None], Field(description="3D models: the 3D box.")] = (
+        None
+    )
 
 
 @dataclass(slots=True)
@@ -124,9 +124,9 @@ class ModelDetails(ModelFacts):
 class PoseModelDetails(ModelDetails):
     """A loaded pose model with its whole manifest."""
 
-    joints: tuple[str, ...] = Field(description="Names, in the order of `keypoints`.")
+    keypoints: tuple[str, ...] = Field(description="Names, in the order of `keypoints`.")
     skeleton: tuple[tuple[int, int], ...] = Field(
-        description="Pairs of indices into `joints` to draw a line between."
+        description="Pairs of indices into `keypoints` to draw a line between."
     )
 
 
@@ -207,7 +207,7 @@ def _detections(manifest: ModelManifest, found: Detections) -> list[Detection]:
     ]
 
 
-def model_facts(predictor: Predictor, *, is_default: bool) -> ModelFacts:
+def model_facts(predictor: Detector, *, is_default: bool) -> ModelFacts:
     """What a list of models says of one."""
     manifest, rules = predictor.manifest, predictor.rules
     return ModelFacts(
@@ -232,11 +232,11 @@ def model_facts(predictor: Predictor, *, is_default: bool) -> ModelFacts:
     )
 
 
-def model_details(predictor: Predictor, *, is_default: bool) -> ModelDetails:
+def model_details(predictor: Detector, *, is_default: bool) -> ModelDetails:
     """Everything there is to say of a model."""
     facts = model_facts(predictor, is_default=is_default)
     decoder = predictor.manifest.decoder
     every = {**dict(facts), "manifest": predictor.manifest}
     if isinstance(decoder, CenterPosesDecoder):
-        return PoseModelDetails(**every, joints=decoder.joints, skeleton=decoder.skeleton)
+        return PoseModelDetails(**every, keypoints=decoder.keypoints, skeleton=decoder.skeleton)
     return ModelDetails(**every)

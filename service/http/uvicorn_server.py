@@ -12,11 +12,11 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.cancellation import CancelSignal
 from service.errors import MalformedRequestError, ServiceError, SlowHeadError
-from service.cancellation import Interruption
 from service.http.problem_details import PROBLEM_JSON, problem_of
-from service.observability.request_record import new_request_id
 from service.http.schemas import to_json
+from service.observability.request_record import new_request_id
 from service.settings import Settings
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -66,7 +66,7 @@ class _Outbox:
 class BoundedHeadProtocol(HttpToolsProtocol):
     """Refuses a head that goes on and on, or does not come, or is none, and hangs up.
 
-    ``scope["connection_lost"]`` is an :class:`Interruption` for the application.
+    ``scope["connection_lost"]`` is an :class:`CancelSignal` for the application.
     """
 
     _in_head = True
@@ -76,14 +76,14 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(_Outbox(transport, self.loop))  # type: ignore[arg-type]
-        self._lost = Interruption(ClientDisconnect)
+        self._lost = CancelSignal(ClientDisconnect)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting, and the work that nobody waits for any more."""
         self._stop_waiting()
         super().connection_lost(exc)
-        self._lost.happen()
+        self._lost.set()
 
     def on_message_begin(self) -> None:
         """Begin to count."""
@@ -105,7 +105,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, then judge what still is a head; most come in one piece."""
+        """Parse, then evaluate what still is a head; most come in one piece."""
         super().data_received(data)
         if self._in_head:
             if not self._head_bytes:
@@ -224,5 +224,5 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0)  # asyncio's own loop needs a turn more for those it has taken
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
-        self.app.state.stopping.happen()
+        self.app.state.stopping.set()
         super().handle_exit(sig, frame)

@@ -1,9 +1,9 @@
 """Coordinates, stated once.
 
 * Points are (x, y), x to the right and y down; boxes are (x1, y1, x2, y2).
-* Integer coordinates are pixel *centers*, as in the authors' code: there is no half-pixel shift
-  between the picture, the network input and the output map.
-* Frames: *image* is the upright original picture, *resized* the picture after a test scale,
+* Integer coordinates are pixel *centers*, as in the reference implementation: there is no half-pixel shift
+  between the image, the network input and the output map.
+* Frames: *image* is the upright original image, *resized* the image after a test scale,
   *input* the network's input (all in pixels), *map* the output map in cells.
 """
 
@@ -53,11 +53,11 @@ class AffineTransform:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a picture lies in one network input.
+class ImageTransform:
+    """Where an image lies in one network input.
 
-    The picture is resized by ``test_scale`` (its sides cut to whole pixels), then moved by
-    ``to_input`` into a black input; ``mirrored`` inputs are turned left to right after that.
+    The image is resized by ``test_scale`` (its sides cut to whole pixels), then moved by
+    ``to_input`` into a black input; ``flipped`` inputs are turned left to right after that.
     """
 
     resized_width_px: int
@@ -67,7 +67,7 @@ class Placement:
     to_input: AffineTransform
     """Resized to (unmirrored) input."""
     test_scale: float = 1.0
-    mirrored: bool = False
+    flipped: bool = False
 
     def to_image(self, points_in_input: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map float64 points (..., 2) from the unmirrored input to the image.

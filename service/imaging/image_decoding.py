@@ -1,8 +1,8 @@
 """Bytes of a stranger to upright RGB pixels, with every size checked before memory is spent.
 
 Rules, as ``cv2.imread`` has them where it has any: EXIF orientation is applied; alpha is dropped;
-grey and palette pictures become RGB; CMYK is converted; 16-bit greys keep their high byte.
-Moving pictures (animated PNG or WebP) are refused, since no one frame is what was meant.
+grey and palette images become RGB; CMYK is converted; 16-bit greys keep their high byte.
+Moving images (animated PNG or WebP) are refused, since no one frame is what was meant.
 """
 
 import io
@@ -25,12 +25,12 @@ from service.imaging.png import has_all_rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MIN_SIDE_PX = 16
-"""Below this a picture shows nothing that a detector of stride 4 could find."""
+"""Below this an image shows nothing that a detector of stride 4 could find."""
 MAX_SIDE_PX = 16_384
 """The warp addresses source pixels with 16-bit signed integers; this stays clear of its end."""
 MAX_SCANNED_PIXELS = 600_000_000
 """A progressive JPEG may repeat scans at almost no cost in bytes, and each one costs a pass over
-the whole picture: this bounds scans times pixels. Encoders write about ten scans."""
+the whole image: this bounds scans times pixels. Encoders write about ten scans."""
 
 # Pillow warns of every oddity in a file with a text of its own, which Python would remember and
 # print: strangers could fill the log and the memory. What matters is refused here.
@@ -53,14 +53,14 @@ _TURNS: Mapping[int, _Turn] = {
     7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-# Orientations whose upright left (upper) edge is a right or lower edge of the stored picture.
+# Orientations whose upright left (upper) edge is a right or lower edge of the stored image.
 _LEFT_IS_STORED_LAST, _TOP_IS_STORED_LAST = frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8})
 _SIDES_SWAPPED = frozenset({5, 6, 7, 8})
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """How a picture that was decoded at a fraction of its size lies in the full-size one."""
+    """How an image that was decoded at a fraction of its size lies in the full-size one."""
 
     full_width_px: int
     full_height_px: int
@@ -70,14 +70,14 @@ class Reduction:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """``pixels``: uint8 RGB (height, width, 3) of the upright picture; full size or reduced."""
+    """``pixels``: uint8 RGB (height, width, 3) of the upright image; full size or reduced."""
 
     pixels: NDArray[np.uint8]
     reduction: Reduction | None = None
 
 
 class OpenedImage:
-    """A picture whose header was read and whose size is acceptable."""
+    """An image whose header was read and whose size is acceptable."""
 
     def __init__(self, image: Image.Image, body: bytes, max_pixels: int) -> None:
         self._image = image
@@ -90,11 +90,11 @@ class OpenedImage:
         self._orientation = _orientation_of(image)
         sides = (image.width, image.height)
         self.width_px, self.height_px = sides[::-1] if self._is_turned else sides
-        """Sides of the full-size upright picture."""
+        """Sides of the full-size upright image."""
 
     @property
     def orientation_applied(self) -> bool:
-        """Whether EXIF asks for a turn or a mirror image."""
+        """Whether EXIF asks for a turn or a flipped image."""
         return self._orientation != 1
 
     @property
@@ -135,7 +135,7 @@ class OpenedImage:
     def _describe(self, reduction: int) -> Reduction:
         """A reduced pixel is the mean of a block; blocks begin at the stored left and top.
 
-        The last ones reach beyond the picture, which a turn may bring to the upright left or top.
+        The last ones reach beyond the image, which a turn may bring to the upright left or top.
         """
         x = y = (reduction - 1) / 2
         if self._orientation in _LEFT_IS_STORED_LAST:
@@ -146,7 +146,7 @@ class OpenedImage:
 
 
 def open_image(body: bytes, max_pixels: int) -> OpenedImage:
-    """Read the header of one picture, and for other formats than JPEG its pixels.
+    """Read the header of one image, and for other formats than JPEG its pixels.
 
     Raises :class:`EmptyBodyError`, :class:`UnsupportedImageError`, :class:`ImageSizeError` and
     :class:`BadImageError`.
@@ -169,41 +169,41 @@ def _refusals(body: bytes, max_pixels: int) -> Iterator[None]:
         yield
     except UnidentifiedImageError:
         raise UnsupportedImageError(
-            f"The {len(body)} bytes received, which start with {body[:12]!r}, are not a picture "
+            f"The {len(body)} bytes received, which start with {body[:12]!r}, are not an image "
             "in a format that this service decodes. Send one JPEG, PNG, WebP or BMP file."
         ) from None
     except Image.DecompressionBombError as error:
         raise ImageSizeError(
-            f"The picture is too large: {error} At most {max_pixels} pixels are accepted."
+            f"The image is too large: {error} At most {max_pixels} pixels are accepted."
         ) from None
     except _DECODING_ERRORS as error:
         raise BadImageError(
-            f"The picture of {len(body)} bytes is damaged or cut off: {error}. "
+            f"The image of {len(body)} bytes is damaged or cut off: {error}. "
             "Check that the whole file was sent."
         ) from None
 
 
 def _check_size(width_px: int, height_px: int, max_pixels: int) -> None:
-    received = f"The picture is {width_px} x {height_px} pixels"
+    received = f"The image is {width_px} x {height_px} pixels"
     if min(width_px, height_px) < MIN_SIDE_PX:
         raise ImageSizeError(f"{received}; each side must have at least {MIN_SIDE_PX}.")
     if max(width_px, height_px) > MAX_SIDE_PX:
         raise ImageSizeError(
-            f"{received}; a side may have at most {MAX_SIDE_PX}. Scale or cut the picture."
+            f"{received}; a side may have at most {MAX_SIDE_PX}. Scale or cut the image."
         )
     if width_px * height_px > max_pixels:
         raise ImageSizeError(
             f"{received}, {width_px * height_px} in all; at most {max_pixels} are accepted. "
-            "Scale the picture down before sending it."
+            "Scale the image down before sending it."
         )
 
 
 def _check_kind(image: Image.Image, body: bytes) -> None:
-    # A JPEG with several pictures (MPO, from phones and stereo cameras) has one main picture.
+    # A JPEG with several images (MPO, from phones and stereo cameras) has one main image.
     if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
         raise UnsupportedImageError(
             f"The {image.format} is animated ({getattr(image, 'n_frames', 2)} frames). "
-            "Send each frame that you want judged as a picture of its own."
+            "Send each frame that you want evaluated as an image of its own."
         )
     if image.format in _JPEG_FORMATS:
         most = MAX_SCANNED_PIXELS // (image.width * image.height)
@@ -227,7 +227,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
     elif image.mode in {"I", "F"}:
         raise UnsupportedImageError(
-            f"The picture has 32-bit samples (mode {image.mode}), at most 16 bits are accepted. "
+            f"The image has 32-bit samples (mode {image.mode}), at most 16 bits are accepted. "
             "Convert it to 8 bits per channel."
         )
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -237,6 +237,6 @@ def _orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 (upright) when there is none that can be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block must not cost a picture that decodes
+    except Exception:  # a broken EXIF block must not cost an image that decodes
         return 1
     return orientation if orientation in range(1, 9) else 1

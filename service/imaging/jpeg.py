@@ -12,7 +12,7 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def count_scans(body: bytes) -> int:
-    """Scans of the first picture in a JPEG file; what is appended to it does not count."""
+    """Scans of the first image in a JPEG file; what is appended to it does not count."""
     scans, position = 0, 2
     while marker := _NEXT_MARKER.search(body, position):
         kind, position = body[marker.end() - 1], marker.end()

@@ -100,8 +100,8 @@ class Metrics:
             "How far the building of engines is that the start waits for.",
             "model",
         )
-        self.canary_runs = self._counter(
-            "canary_runs", "Runs of a known picture, by what came out.", "model", "result"
+        self.self_test_runs = self._counter(
+            "self_test_runs", "Runs of a known image, by what came out.", "model", "result"
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -141,7 +141,7 @@ class ModelMetrics:
         for stage in ("queue", "infer"):
             metrics.cancelled.labels(model, stage)
         for result in ("ok", "wrong", "failed"):
-            metrics.canary_runs.labels(model, result)
+            metrics.self_test_runs.labels(model, result)
 
     def batch(self, size: int, trigger: str) -> None:
         """Count a run that succeeded."""
@@ -157,9 +157,9 @@ class ModelMetrics:
         """Record what one image spent in a stage."""
         self._metrics.stage_seconds.labels(self._model, stage).observe(seconds)
 
-    def canary(self, result: Literal["ok", "wrong", "failed"]) -> None:
-        """Count a run of the known picture."""
-        self._metrics.canary_runs.labels(self._model, result).inc()
+    def self_test(self, result: Literal["ok", "wrong", "failed"]) -> None:
+        """Count a run of the known image."""
+        self._metrics.self_test_runs.labels(self._model, result).inc()
 
     def watch(
         self,

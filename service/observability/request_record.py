@@ -51,12 +51,12 @@ class RequestRecord:
             return format(self.span.get_span_context().trace_id, "032x")
         return self.parent.trace_id if self.parent else None
 
-    def note_body(self, size: int) -> None:
+    def record_body(self, size: int) -> None:
         """The whole body is here."""
         self.body_bytes = size
         self.stages.append(Stage("read", self.started_at, time.perf_counter() - self.started_at))
 
-    def note_prediction(self, model: str, batch_size: int, stage_s: Mapping[str, float]) -> None:
+    def record_prediction(self, model: str, batch_size: int, stage_s: Mapping[str, float]) -> None:
         """The answer is known, just now; ``stage_s`` is in the order of the stages."""
         self.model, self.batch_size = model, batch_size
         # Laid out from the end: what no stage accounts for is the wait for the image pool, and

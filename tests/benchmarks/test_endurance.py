@@ -63,7 +63,7 @@ def test_the_clients_notice_what_goes_wrong(
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        client = Client(port, count(), keeps_connection=False, sends_pictures=True)
+        client = Client(port, count(), keeps_connection=False, sends_images=True)
         async with asyncio.timeout(20):
             await client.run()
         return client
@@ -74,7 +74,7 @@ def test_the_clients_notice_what_goes_wrong(
 
 
 class SleepyEngine(ColourEngine):
-    """Takes 20 ms per picture."""
+    """Takes 20 ms per image."""
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         time.sleep(0.02 * len(images))
@@ -83,10 +83,10 @@ class SleepyEngine(ColourEngine):
 
 @with_compiler
 def test_overload_is_answered_or_refused_and_half_of_it_may_hang_up(tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(encode(plain(1, 2)))
+    image = tmp_path / "image.png"
+    image.write_bytes(encode(plain(1, 2)))
     with run_server(one_model(SleepyEngine()), Settings(target_latency_ms=200)) as server:
-        target = Target(int(server.url.rsplit(":", 1)[1]), "/detect", [picture])
+        target = Target(int(server.url.rsplit(":", 1)[1]), "/detect", [image])
         overload = open_loop(target, 3, 150)
         assert set(overload.statuses) == {200, 429}
         assert overload.sent == overload.answered
@@ -109,10 +109,10 @@ def test_overload_is_answered_or_refused_and_half_of_it_may_hang_up(tmp_path: Pa
 
 
 @with_compiler
-def test_nothing_stays_open_after_good_and_bad_pictures(tmp_path: Path) -> None:
-    with running("--canary-interval-s", "1") as service:
-        pictures = Target(service.port, "/detect", write_mutants(tmp_path), ())
-        open_loop(pictures, 2, 50)  # all threads have begun
+def test_nothing_stays_open_after_good_and_bad_images(tmp_path: Path) -> None:
+    with running("--self-test-interval-s", "1") as service:
+        images = Target(service.port, "/detect", write_mutants(tmp_path), ())
+        open_loop(images, 2, 50)  # all threads have begun
         first = service.state()
         with ThreadPoolExecutor(3) as threads:
             asked = streams(service, write_mutants(tmp_path), 20, 4)

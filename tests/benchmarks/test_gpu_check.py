@@ -45,7 +45,7 @@ def test_without_a_gpu_it_says_what_it_did_not_run(project: Path, tmp_path: Path
 
 
 class SlightlyWrongEngine(OnnxRuntimeEngine):
-    """The last picture of larger batches gets the first one's scores."""
+    """The last image of larger batches gets the first one's scores."""
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         outputs = {name: np.array(values) for name, values in super().run(images, flip).items()}

@@ -8,17 +8,17 @@ import pytest
 from benchmarks.same_detections import compare, find_file, main
 from evaluation.detections import Answer
 
-JOINTS = 2
+KEYPOINTS = 2
 
 
 def _answer(**changes: object) -> Answer:
-    """Three boxes of two classes, the last below the threshold of 0.3, with joints and 3D."""
+    """Three boxes of two classes, the last below the threshold of 0.3, with keypoints and 3D."""
     boxes = np.array([[0, 0, 100, 50], [200, 0, 300, 50], [0, 200, 100, 250]], np.float64)
     facts = {
         "boxes_xyxy": boxes,
         "scores": np.array([0.9, 0.5, 0.2]),
         "class_ids": np.array([0, 1, 0]),
-        "keypoints": np.full((3, JOINTS, 3), 20.0),
+        "keypoints": np.full((3, KEYPOINTS, 3), 20.0),
         "space": np.tile([1.5, 1.6, 4.0, 3.0, 1.0, 20.0, 3.14, 0.1], (3, 1)),
     }
     return Answer(**(facts | changes))  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def test_the_same_is_the_same() -> None:
     assert _shares(_answer()) == {
         "detections": (2, 2),
         "their scores": (2, 2),
-        "joints, px": (4, 4),
+        "keypoints, px": (4, 4),
         "depth, relative": (2, 2),
         "dimensions, relative": (6, 6),
         "rotation, degrees": (2, 2),
@@ -79,11 +79,11 @@ def test_nothing_found_is_nothing_compared() -> None:
     assert compare(nothing, nothing, 0.3)["detections"].same.size == 0
 
 
-def test_joints_may_be_a_hundredth_of_the_side_away() -> None:
-    joints = _answer().keypoints
-    joints[0, 0, 0] += 0.9
-    joints[0, 1, 1] += 1.1  # the sides are 100 long
-    assert _shares(_answer(keypoints=joints))["joints, px"] == (3, 4)
+def test_keypoints_may_be_a_hundredth_of_the_side_away() -> None:
+    keypoints = _answer().keypoints
+    keypoints[0, 0, 0] += 0.9
+    keypoints[0, 1, 1] += 1.1  # the sides are 100 long
+    assert _shares(_answer(keypoints=keypoints))["keypoints, px"] == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_joints_may_be_a_hundredth_of_the_side_away() -> None:
         (6, 3.1, "rotation, degrees", (1, 2)),
     ],
 )
-def test_boxes_in_space(column: int, to: float, what: str, same: tuple[int, int]) -> None:
+def test_boxes_3d(column: int, to: float, what: str, same: tuple[int, int]) -> None:
     space = _answer().space
     space[0, column] = to
     shares = _shares(_answer(space=space))
@@ -108,11 +108,11 @@ def test_the_bundled_half_file_against_its_float32_file(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     package = project / "models" / "blood_cells"
-    arguments = [str(package), str(package / "model_fp16.onnx"), "--pictures", "2"]
+    arguments = [str(package), str(package / "model_fp16.onnx"), "--max-images", "2"]
     assert main([*arguments, "--images", str(project / "docs" / "samples")]) == 0
     printed = capsys.readouterr()
     assert printed.out.count("| detections |") == 2
-    assert "rounding spelt out" in printed.err
+    assert "rounding made explicit" in printed.err
     compared = int(printed.out.partition("| detections | ")[2].split(" ")[0])
     assert compared > 10
 

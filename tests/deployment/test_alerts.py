@@ -44,8 +44,8 @@ def seconds(route: str, **buckets: str) -> dict[str, str]:
     }
 
 
-def canary(result: str) -> str:
-    return f'centernet_canary_runs_total{{{MODEL}, result="{result}"}}'
+def self_test(result: str) -> str:
+    return f'centernet_self_test_runs_total{{{MODEL}, result="{result}"}}'
 
 
 FIRES: dict[str, list[tuple[Case, Alert]]] = {
@@ -85,12 +85,12 @@ FIRES: dict[str, list[tuple[Case, Alert]]] = {
             Alert(FROM_A, "a:8000 answered 500 for no foreseen reason; the log has the cause."),
         )
     ],
-    "CenternetCanaryWrong": [
+    "CenternetSelfTestFailed": [
         (
-            Case({canary(result): "0x8 1x8", canary("ok"): "0+1x16"}, "3m"),
+            Case({self_test(result): "0x8 1x8", self_test("ok"): "0+1x16"}, "3m"),
             Alert(
                 {**FROM_A, "model": "cells"},
-                "a:8000: model cells does not find what it should in a known picture.",
+                "a:8000: model cells does not find what it should in a known image.",
             ),
         )
         for result in ("wrong", "failed")
@@ -172,8 +172,8 @@ SILENT: dict[str, dict[str, Case]] = {
         "another error": Case({errors("bad_image"): "0+9x16"}, "3m"),
     },
     "CenternetBugs": {"the engine's": Case({errors("engine_failed"): "0+9x16"}, "3m")},
-    "CenternetCanaryWrong": {
-        "finds everything": Case({canary("ok"): "0+1x16", canary("wrong"): "0x16"}, "3m")
+    "CenternetSelfTestFailed": {
+        "finds everything": Case({self_test("ok"): "0+1x16", self_test("wrong"): "0x16"}, "3m")
     },
     "CenternetSlowAnswers": {
         "fast": Case(seconds("/detect", fast="0+100x80", slow="0+100x80", all="0+100x80"), "16m"),

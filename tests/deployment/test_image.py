@@ -1,4 +1,4 @@
-"""docker/Dockerfile, as far as it can be judged without building it."""
+"""docker/Dockerfile, as far as it can be evaluated without building it."""
 
 import fnmatch
 import subprocess

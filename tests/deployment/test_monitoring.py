@@ -30,7 +30,7 @@ SERVICE_SETTINGS = {
     "CENTERNET_DEFAULT_MODEL": "blood_cells",
     "CENTERNET_BACKEND": "onnxruntime-cpu",
     "CENTERNET_MAX_QUEUE_SIZE": "8",
-    "CENTERNET_CANARY_INTERVAL_S": "1",
+    "CENTERNET_SELF_TEST_INTERVAL_S": "1",
 }
 CLIENTS = 12
 
@@ -76,9 +76,9 @@ def running(command: list[str], log: Path, **environment: str) -> Iterator[subpr
 class Load:
     """More than the service can do, from clients of all kinds, until it is stopped."""
 
-    def __init__(self, port: int, picture: bytes) -> None:
+    def __init__(self, port: int, image: bytes) -> None:
         self._port = port
-        self._picture = picture
+        self._image = image
         self._stopped = threading.Event()
         self.failures: list[Exception] = []
         kinds = [self._ask] * CLIENTS + [self._ask_badly, self._leave]
@@ -106,22 +106,20 @@ class Load:
             self.failures.append(error)
 
     def _ask(self, client: httpx.Client) -> None:
-        response = client.post("/detect", content=self._picture)
+        response = client.post("/detect", content=self._image)
         assert response.status_code in (200, 429), response.text
         if response.status_code == 429:
             self._stopped.wait(0.02)
 
     def _ask_badly(self, client: httpx.Client) -> None:
-        assert client.post("/detect", content=b"no picture").status_code in (400, 415, 429)
-        assert client.post("/models/none/detect", content=self._picture).status_code == 404
+        assert client.post("/detect", content=b"no image").status_code in (400, 415, 429)
+        assert client.post("/models/none/detect", content=self._image).status_code == 404
         self._stopped.wait(0.2)
 
     def _leave(self, _: httpx.Client) -> None:
-        head = (
-            f"POST /detect HTTP/1.1\r\nHost: here\r\nContent-Length: {len(self._picture)}\r\n\r\n"
-        )
+        head = f"POST /detect HTTP/1.1\r\nHost: here\r\nContent-Length: {len(self._image)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", self._port)) as connection:
-            connection.sendall(head.encode() + self._picture)
+            connection.sendall(head.encode() + self._image)
             self._stopped.wait(0.03)
 
 
@@ -176,7 +174,7 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         config = config.replace(given, wanted)
     (directory / "prometheus.yml").write_text(config)
     (directory / "alerts.yml").write_bytes((project / "docker/prometheus/alerts.yml").read_bytes())
-    picture = (project / "docs/samples/blood_smear_1.jpg").read_bytes()
+    image = (project / "docs/samples/blood_smear_1.jpg").read_bytes()
     with ExitStack() as stack:
         service = stack.enter_context(
             running(
@@ -208,7 +206,7 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         url = f"http://127.0.0.1:{prometheus_port}"
         wait_for("Prometheus is ready", lambda: answers(f"{url}/-/ready"))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=30))
-        load = stack.enter_context(Load(port, picture))
+        load = stack.enter_context(Load(port, image))
         yield Monitored(service, port, Prometheus(client), load)
         assert not load.failures, load.failures
 
@@ -232,7 +230,7 @@ def test_the_query_of_a_panel_has_data(monitored: Monitored, query: Query) -> No
         'sum(centernet_request_errors_total{code="unknown_model"})',
         'sum(centernet_cancelled_inputs_total{stage="queue"})',
         "sum(centernet_images_total)",
-        'sum(centernet_canary_runs_total{result="ok"})',
+        'sum(centernet_self_test_runs_total{result="ok"})',
         "max(max_over_time(centernet_queue_oldest_age_seconds[1m]))",
         "max(max_over_time(centernet_queue_inputs[1m]))",
     ],
@@ -266,7 +264,7 @@ def test_alerts_tell_overload_from_faults(monitored: Monitored) -> None:
     wait_for("overload is noticed", lambda: states()["CenternetRejecting"] != "inactive")
     faults = {
         *("CenternetDown", "CenternetNotReady", "CenternetEngineFailing", "CenternetBugs"),
-        *("CenternetCanaryWrong", "CenternetMemoryGrowing", "CenternetGpuMemoryFull"),
+        *("CenternetSelfTestFailed", "CenternetMemoryGrowing", "CenternetGpuMemoryFull"),
     }
     assert {states()[name] for name in faults} == {"inactive"}
 

@@ -13,7 +13,7 @@ import pytest
 from support.constant_model import write_constant_package
 from support.images import encode, plain
 from support.serving import FixedEngine, make_manifest, one_model, run_server
-from support.tasks import CANVAS_3D, CORNER_CANVAS, POSE_ROWS, POSES, SPACE, SPACE_ROWS
+from support.tasks import BOXES_3D, BOXES_3D_ROWS, CANVAS_3D, CORNER_CANVAS, POSE_ROWS, POSES
 
 from evaluation.cli import main
 from model_package import CornerTripletsDecoder
@@ -37,7 +37,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def blood_cells(project: Path) -> Iterator[str]:
-    chosen = Settings(models=project / "models/blood_cells", canary_interval_s=0)
+    chosen = Settings(models=project / "models/blood_cells", self_test_interval_s=0)
 
     with run_server(lambda settings, metrics: load_models(settings, metrics, print), chosen) as one:
         yield one.url
@@ -49,7 +49,7 @@ def smears(project: Path) -> list[object]:
     return ["--annotations", samples / "blood_smears.json", "--images", samples]
 
 
-def test_a_package_is_judged_offline_as_over_http(
+def test_a_package_is_evaluated_offline_as_over_http(
     blood_cells: str, smears: list[object], project: Path, tmp_path: Path
 ) -> None:
     package = project / "models/blood_cells"
@@ -70,12 +70,12 @@ def test_the_report_is_whole(smears: list[object], project: Path, tmp_path: Path
     output = tmp_path / "report"
     run(*smears, "--package", project / "models/blood_cells", "--output", output)
     markdown, page = (output / "report.md").read_text(), (output / "report.html").read_text()
-    pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
-    assert {"recall_curves.png", "confusion.png", "scores.png", "worst_1.jpg"} <= set(pictures)
-    for name in pictures:
+    images = re.findall(r"!\[.*\]\((.*)\)", markdown)
+    assert {"recall_curves.png", "confusion.png", "scores.png", "worst_1.jpg"} <= set(images)
+    for name in images:
         assert (output / name).stat().st_size > 1000
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == len(pictures)
+    assert len(sources) == len(images)
     assert all(source.startswith("data:image/") for source in sources)
     for title in ("Boxes (COCO)", "False discovery", "Speed"):
         assert f"## {title}" in markdown
@@ -101,12 +101,12 @@ def test_the_bundled_model_is_as_good_as_the_docs_say(
         assert [scale * value for value in found.values()] == pytest.approx(shown, abs=digit)
 
 
-def write_picture(directory: Path) -> None:
+def write_image(directory: Path) -> None:
     (directory / "a.png").write_bytes(encode(plain(1, 2, 3)))
 
 
 def coco_file(directory: Path, *labels: dict[str, Any], **category: Any) -> list[object]:
-    write_picture(directory)
+    write_image(directory)
     path = directory / "labels.json"
     facts = {
         "images": [{"id": 1, "file_name": "a.png"}],
@@ -117,20 +117,20 @@ def coco_file(directory: Path, *labels: dict[str, Any], **category: Any) -> list
     return ["--annotations", path, "--images", directory]
 
 
-JOINTS = {"bbox": [24, 16, 16, 32], "keypoints": [32, 20, 2, 32, 56, 2]}
+KEYPOINTS = {"bbox": [24, 16, 16, 32], "keypoints": [32, 20, 2, 32, 56, 2]}
 """What :data:`support.tasks.POSE_ROWS` finds first, but the tail 10 pixels further down."""
 
 
-def test_poses_of_any_number_of_joints(tmp_path: Path) -> None:
+def test_poses_of_any_number_of_keypoints(tmp_path: Path) -> None:
     manifest = make_manifest(POSES)
     with run_server(one_model(FixedEngine(POSE_ROWS), manifest), Settings()) as server:
-        labelled = coco_file(tmp_path, JOINTS, keypoints=["nose", "tail"])
+        labelled = coco_file(tmp_path, KEYPOINTS, keypoints=["nose", "tail"])
         where = [*labelled, "--url", server.url]
-        joints = run(*where, "--output", tmp_path / "pck")["joints"]
-        assert joints["names"] == ["nose", "tail", "all"]
-        assert joints["mean_error_px"] == pytest.approx([0, 10, 5])
+        keypoints = run(*where, "--output", tmp_path / "pck")["keypoints"]
+        assert keypoints["names"] == ["nose", "tail", "all"]
+        assert keypoints["mean_error_px"] == pytest.approx([0, 10, 5])
         # The body is 36 pixels long.
-        assert joints["pck"] == {"0.05": [1, 0, 0.5], "0.1": [1, 0, 0.5], "0.2": [1, 0, 0.5]}
+        assert keypoints["pck"] == {"0.05": [1, 0, 0.5], "0.1": [1, 0, 0.5], "0.2": [1, 0, 0.5]}
         assert "give sigmas" in (tmp_path / "pck/report.md").read_text()
         strict = run(*where, "--sigmas", 0.05, 0.05, "--output", tmp_path / "strict")["poses"]
         loose = run(*where, "--sigmas", 1, 1, "--output", tmp_path / "loose")["poses"]
@@ -139,10 +139,10 @@ def test_poses_of_any_number_of_joints(tmp_path: Path) -> None:
         assert run(*where, "--task", "boxes", "--output", tmp_path / "boxes")["task"] == "boxes"
 
 
-def test_boxes_in_space_over_http(tmp_path: Path) -> None:
+def test_boxes_3d_over_http(tmp_path: Path) -> None:
     (tmp_path / "label_2").mkdir()
     (tmp_path / "calib").mkdir()
-    write_picture(tmp_path)
+    write_image(tmp_path)
     (tmp_path / "a.png").rename(tmp_path / "000001.png")
     # What the engine finds first, seen by the file's camera. It must reach the service: with the
     # model's own, the box would be a metre higher.
@@ -151,8 +151,8 @@ def test_boxes_in_space_over_http(tmp_path: Path) -> None:
     (tmp_path / "label_2/000001.txt").write_text(label)
     (tmp_path / "calib/000001.txt").write_text(f"P2: {projection}\n")
     where = ["--annotations", tmp_path / "label_2", "--images", tmp_path]
-    manifest = make_manifest(SPACE, CANVAS_3D)
-    with run_server(one_model(FixedEngine(SPACE_ROWS), manifest), Settings()) as server:
+    manifest = make_manifest(BOXES_3D, CANVAS_3D)
+    with run_server(one_model(FixedEngine(BOXES_3D_ROWS), manifest), Settings()) as server:
         numbers = run(*where, "--url", server.url, "--output", tmp_path / "report")
     assert numbers["space"]["found"] == 1
     assert numbers["space"]["depth"] == 0
@@ -177,7 +177,7 @@ def test_centers_of_the_labels_replace_the_model_s(tmp_path: Path) -> None:
     decoder = CornerTripletsDecoder(pairs=3, top_k=5, score_threshold=0.1, centers=2)
     package = tmp_path / "package"
     write_constant_package(package, rows, decoder, CORNER_CANVAS)
-    # An input of 127 pixels has 32 cells; the picture of 64 pixels begins at pixel 31.
+    # An input of 127 pixels has 32 cells; the image of 64 pixels begins at pixel 31.
     boxes = [[cell * 127 / 32 - 31 for cell in box] for box in rows["boxes"][:2].tolist()]
     labels = [{"bbox": [x1, y1, x2 - x1, y2 - y1]} for x1, y1, x2, y2 in boxes]
     where = [*coco_file(tmp_path, *labels, name="a"), "--package", package]
@@ -198,24 +198,24 @@ def test_refusals(
     package, output = project / "models/blood_cells", tmp_path / "report"
     end = ["--output", output]
     where = [*smears, "--package", package]
-    flat = coco_file(tmp_path, JOINTS, keypoints=["nose", "tail"])
+    flat = coco_file(tmp_path, KEYPOINTS, keypoints=["nose", "tail"])
     served = ["--url", blood_cells, *end]
     assert "does not know" in refusal(capsys, *flat, *served)
-    assert "finds boxes. Judge it with" in refusal(capsys, *smears, *served, "--task", "poses")
+    assert "finds boxes. Evaluate it with" in refusal(capsys, *smears, *served, "--task", "poses")
     assert "only corner_triplets" in refusal(capsys, *where, "--ground-truth-centers", *end)
     assert "give --url" in refusal(capsys, *where, "--model", "x", *end)
     assert "is not a model package" in refusal(capsys, *smears, "--package", tmp_path, *end)
     assert "no model 'x'" in refusal(capsys, *smears, "--url", blood_cells, "--model", "x", *end)
     assert "cannot be reached" in refusal(capsys, *smears, "--url", "http://127.0.0.1:1", *end)
     (tmp_path / "a.png").unlink()
-    assert "pictures are missing" in refusal(capsys, *flat, "--package", package, *end)
+    assert "images are missing" in refusal(capsys, *flat, "--package", package, *end)
     assert not output.exists()
     output.mkdir()
     assert "there already" in refusal(capsys, *where, *end)
     assert "no directory" in refusal(capsys, *where, "--output", tmp_path / "no/report")
 
 
-def test_a_damaged_picture_is_named_and_nothing_is_written(
+def test_a_damaged_image_is_named_and_nothing_is_written(
     blood_cells: str,
     smears: list[object],
     project: Path,
@@ -225,7 +225,7 @@ def test_a_damaged_picture_is_named_and_nothing_is_written(
     samples = project / "docs/samples"
     for path in samples.glob("*.jpg"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "blood_smear_3.jpg").write_bytes(b"no picture")
+    (tmp_path / "blood_smear_3.jpg").write_bytes(b"no image")
     for way in (["--package", project / "models/blood_cells"], ["--url", blood_cells]):
         error = refusal(
             *(capsys, *smears[:2], "--images", tmp_path, *way, "--output", tmp_path / "report")
@@ -240,13 +240,13 @@ def test_wrong_labels_for_poses_and_space(
     end = ["--output", tmp_path / "report"]
     flat = coco_file(tmp_path, {"bbox": [1, 1, 9, 9]})
     with run_server(one_model(FixedEngine(POSE_ROWS), make_manifest(POSES)), Settings()) as server:
-        assert "labels have no joints" in refusal(capsys, *flat, "--url", server.url, *end)
-        three = coco_file(tmp_path, JOINTS | {"keypoints": [1, 1, 2] * 3})
-        assert "labels have [3] joints" in refusal(capsys, *three, "--url", server.url, *end)
-        two = coco_file(tmp_path, JOINTS)
+        assert "labels have no keypoints" in refusal(capsys, *flat, "--url", server.url, *end)
+        three = coco_file(tmp_path, KEYPOINTS | {"keypoints": [1, 1, 2] * 3})
+        assert "labels have [3] keypoints" in refusal(capsys, *three, "--url", server.url, *end)
+        two = coco_file(tmp_path, KEYPOINTS)
         error = refusal(capsys, *two, "--url", server.url, *end, "--sigmas", "0.1")
-        assert "received 1; painted has 2 joints" in error
-    space = one_model(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+        assert "received 1; painted has 2 keypoints" in error
+    space = one_model(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     with run_server(space, Settings()) as server:
         assert "these labels are flat" in refusal(capsys, *flat, "--url", server.url, *end)
 

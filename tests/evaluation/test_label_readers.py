@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from evaluation.errors import EvaluationError
-from evaluation.label_readers import read_truth
-from evaluation.ground_truth import check_pictures, for_classes, labels_by_picture
+from evaluation.ground_truth import check_images, for_classes, labels_by_image
+from evaluation.label_readers import read_ground_truth
 
 VOC = """<annotation><filename>{name}.jpg</filename>
 <size><width>50</width><height>40</height><depth>3</depth></size>
@@ -27,9 +27,11 @@ DONT_CARE = "DontCare -1 -1 -10 5.00 6.00 7.00 8.00 -1 -1 -1 -1000 -1000 -1000 -
 def test_voc(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.xml").write_text(VOC.format(name=name))
-    truth = for_classes(read_truth(tmp_path, tmp_path / "images"), ("dog", "cat", "owl"))
-    assert [picture.path.name for picture in truth.pictures] == ["a.jpg", "b.jpg"]
-    (labels, _) = labels_by_picture(truth)
+    ground_truth = for_classes(
+        read_ground_truth(tmp_path, tmp_path / "images"), ("dog", "cat", "owl")
+    )
+    assert [image.path.name for image in ground_truth.images] == ["a.jpg", "b.jpg"]
+    (labels, _) = labels_by_image(ground_truth)
     # VOC counts pixels from 1, and its last pixel belongs to the box. Parts are no objects.
     assert labels.boxes_xyxy.tolist() == [[0, 0, 10, 20], [10, 0, 20, 20]]
     assert labels.class_ids.tolist() == [1, 0]
@@ -45,17 +47,17 @@ def test_kitti(tmp_path: Path) -> None:
     calibration = f"P0: 1\nP2: {' '.join(map(str, matrix))}\n"
     for name in ("000003", "000007"):
         (tmp_path / f"calib/{name}.txt").write_text(calibration)
-    truth = read_truth(tmp_path / "label_2", tmp_path)
-    assert [picture.path.name for picture in truth.pictures] == ["000003.png", "000007.png"]
-    assert truth.pictures[0].projection == tuple(matrix)
-    assert truth.space is not None
-    labels = truth.space[1]
+    ground_truth = read_ground_truth(tmp_path / "label_2", tmp_path)
+    assert [image.path.name for image in ground_truth.images] == ["000003.png", "000007.png"]
+    assert ground_truth.images[0].projection == tuple(matrix)
+    assert ground_truth.space is not None
+    labels = ground_truth.space[1]
     assert labels.types == ("Car", "DontCare")
     assert (labels.truncations[0], labels.occlusions[0], labels.alphas[0]) == (0.1, 1, -1.57)
     assert labels.dimensions_hwl[0].tolist() == [1.5, 1.6, 4]
     assert labels.locations[0].tolist() == [1, 1.7, 20]
     assert labels.rotations_y[0] == -1.5
-    flat, empty = labels_by_picture(for_classes(truth, ("Pedestrian", "Car")))
+    flat, empty = labels_by_image(for_classes(ground_truth, ("Pedestrian", "Car")))
     assert flat.boxes_xyxy.tolist() == [[10, 20, 60, 70], [5, 6, 7, 8]]
     assert flat.is_crowd.tolist() == [False, True]
     assert len(empty.class_ids) == 0
@@ -73,30 +75,30 @@ def coco(**new: Any) -> dict[str, Any]:
 
 def read(path: Path, facts: Any) -> Any:
     path.write_text(facts if isinstance(facts, str) else json.dumps(facts))
-    return read_truth(path, path.parent)
+    return read_ground_truth(path, path.parent)
 
 
 def test_coco_files_may_leave_out_what_follows_from_the_rest(tmp_path: Path) -> None:
-    truth = read(tmp_path / "labels.json", coco())
-    assert [picture.image_id for picture in truth.pictures] == [2, 4]
-    (label,) = truth.coco["annotations"]
+    ground_truth = read(tmp_path / "labels.json", coco())
+    assert [image.image_id for image in ground_truth.images] == [2, 4]
+    (label,) = ground_truth.coco["annotations"]
     assert (label["id"], label["area"], label["iscrowd"], label["num_keypoints"]) == (1, 12, 0, 1)
-    empty, full = labels_by_picture(for_classes(truth, ("cat",)))
+    empty, full = labels_by_image(for_classes(ground_truth, ("cat",)))
     assert full.keypoints.tolist() == [[[5, 6, 2], [0, 0, 0]]]
     assert empty.keypoints.shape == (0, 2, 3)
 
 
 def test_a_number_names_a_class_by_its_index(tmp_path: Path) -> None:
-    truth = read(tmp_path / "labels.json", coco(categories=[{"id": 7, "name": 1}]))
-    renamed = for_classes(truth, ("dog", "cat")).coco
+    ground_truth = read(tmp_path / "labels.json", coco(categories=[{"id": 7, "name": 1}]))
+    renamed = for_classes(ground_truth, ("dog", "cat")).coco
     assert renamed["categories"] == [{"id": 1, "name": "cat"}]
     assert [label["category_id"] for label in renamed["annotations"]] == [1]
 
 
 def test_categories_without_labels_need_no_class(tmp_path: Path) -> None:
     two = [{"id": 7, "name": "cat"}, {"id": 8, "name": "unicorn"}]
-    truth = for_classes(read(tmp_path / "labels.json", coco(categories=two)), ("cat", "dog"))
-    assert [category["name"] for category in truth.coco["categories"]] == ["cat"]
+    ground_truth = for_classes(read(tmp_path / "labels.json", coco(categories=two)), ("cat", "dog"))
+    assert [category["name"] for category in ground_truth.coco["categories"]] == ["cat"]
 
 
 @pytest.mark.parametrize(
@@ -129,24 +131,24 @@ def test_bad_coco_files(facts: Any, words: str, tmp_path: Path) -> None:
 def test_bad_directories(name: str, text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(EvaluationError, match=words):
-        read_truth(tmp_path, tmp_path)
+        read_ground_truth(tmp_path, tmp_path)
 
 
-def test_unknown_classes_and_missing_pictures_are_named(tmp_path: Path) -> None:
-    truth = read(tmp_path / "labels.json", coco())
+def test_unknown_classes_and_missing_images_are_named(tmp_path: Path) -> None:
+    ground_truth = read(tmp_path / "labels.json", coco())
     with pytest.raises(EvaluationError, match=r"classes cat, which .* it knows dog, owl"):
-        for_classes(truth, ("dog", "owl"))
+        for_classes(ground_truth, ("dog", "owl"))
     (tmp_path / "a.png").touch()
-    with pytest.raises(EvaluationError, match=r"1 of 2 pictures are missing: .*b\.png"):
-        check_pictures(truth)
-    with pytest.raises(EvaluationError, match="nothing to judge"):
-        check_pictures(read(tmp_path / "labels.json", coco(images=[], annotations=[])))
+    with pytest.raises(EvaluationError, match=r"1 of 2 images are missing: .*b\.png"):
+        check_images(ground_truth)
+    with pytest.raises(EvaluationError, match="nothing to evaluate"):
+        check_images(read(tmp_path / "labels.json", coco(images=[], annotations=[])))
 
 
 def test_kitti_classes_that_the_model_lacks_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text(f"{CAR}\n{CAR.replace('Car', 'Tram')}\n")
-    truth = for_classes(read_truth(tmp_path, tmp_path), ("Car",))
-    assert [category["name"] for category in truth.coco["categories"]] == ["Car"]
-    assert np.array([one.class_ids for one in labels_by_picture(truth)]).tolist() == [[0]]
+    ground_truth = for_classes(read_ground_truth(tmp_path, tmp_path), ("Car",))
+    assert [category["name"] for category in ground_truth.coco["categories"]] == ["Car"]
+    assert np.array([one.class_ids for one in labels_by_image(ground_truth)]).tolist() == [[0]]
     with pytest.raises(EvaluationError, match="does not know"):
-        for_classes(truth, ("Boat",))
+        for_classes(ground_truth, ("Boat",))

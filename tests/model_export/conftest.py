@@ -13,8 +13,8 @@ from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_checkpoint_key
+from model_export.config import ExportConfig
 from model_export.pipeline import export_package
-from model_export.config import Recipe
 from model_package import ModelPackage
 
 CLASSES = ("circle", "square", "triangle")
@@ -37,7 +37,7 @@ def weights_rule(upstream: Path) -> types.ModuleType:
 
 @pytest.fixture(scope="session")
 def manifest_of(upstream: Path) -> Callable[[str], dict]:
-    """Read what one of the authors' checkpoints consists of, like ``ctdet_res_18``."""
+    """Read what one of the upstream checkpoints consists of, like ``ctdet_res_18``."""
 
     def read(name: str) -> dict:
         return json.loads((upstream / "manifests" / f"{name}.json").read_text())
@@ -46,10 +46,10 @@ def manifest_of(upstream: Path) -> Callable[[str], dict]:
 
 
 @pytest.fixture(scope="session")
-def authors_state(
+def upstream_state(
     weights_rule: types.ModuleType, manifest_of: Callable[[str], dict]
 ) -> Callable[[str], State]:
-    """Weights of one of the authors' networks, by the rule, under the authors' names."""
+    """Weights of one of the upstream networks, by the rule, under the upstream names."""
 
     @lru_cache(maxsize=2)  # an hourglass has 800 MB
     def make(name: str) -> State:
@@ -80,9 +80,9 @@ def slim_checkpoint(slim_state: State, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def slim_recipe() -> Recipe:
+def slim_config() -> ExportConfig:
     """A small input that is not square, so that swapped axes show."""
-    return Recipe(
+    return ExportConfig(
         name="slim",
         version="1",
         architecture="res_18_slim",
@@ -95,9 +95,9 @@ def slim_recipe() -> Recipe:
 
 @pytest.fixture(scope="session")
 def slim_package(
-    slim_state: State, slim_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+    slim_state: State, slim_config: ExportConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> ModelPackage:
     directory = tmp_path_factory.mktemp("slim")
     checkpoint = directory / "slim.pth"
     torch.save(slim_state, checkpoint)
-    return export_package(slim_recipe, checkpoint, directory / "package", lambda _: None)
+    return export_package(slim_config, checkpoint, directory / "package", lambda _: None)

@@ -1,11 +1,11 @@
-"""Class names in the authors' order, and from what a user writes."""
+"""Class names in the upstream order, and from what a user writes."""
 
 from pathlib import Path
 
 import pytest
 
 from model_export.class_names import COCO, PASCAL, read_classes
-from model_export.errors import RecipeError
+from model_export.errors import ConfigError
 
 
 def test_the_known_lists() -> None:
@@ -45,11 +45,11 @@ def test_a_file_with_a_name_per_line(tmp_path: Path) -> None:
 def test_a_bad_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes(content)
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_classes(str(path))
 
 
 @pytest.mark.parametrize("text", ["", ",", "cocoo", "/"])
 def test_no_names_are_refused(text: str) -> None:
-    with pytest.raises(RecipeError):
+    with pytest.raises(ConfigError):
         read_classes(text)

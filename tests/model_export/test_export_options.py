@@ -1,4 +1,4 @@
-"""Packages for every task, with mirrors and with free sizes."""
+"""Packages for every task, with flips and with free sizes."""
 
 import types
 from collections.abc import Callable
@@ -13,26 +13,26 @@ from numpy.typing import NDArray
 from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES
-from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.checkpoints.objects_as_points import to_checkpoint_key
-from model_export.errors import RecipeError
+from model_export.config import ExportConfig, check_config
+from model_export.errors import ConfigError
+from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.pipeline import FLIP_ONNX_FILE, ONNX_FILE, export_package
-from model_export.config import Recipe, check_recipe
 from model_export.tasks import TASKS
 from model_export.verification.images import synthetic_images
 from model_package import FreeSize, ModelPackage
 
-JOINTS = ("snout", "left ear", "right ear", "tail")
+KEYPOINTS = ("snout", "left ear", "right ear", "tail")
 MULTI_POSE, DDD = "multi_pose_dla_34", "ddd_dla_34"  # whose gains make detections differ
 
 
 @pytest.fixture(scope="module")
 def slim_state_for(weights_rule: types.ModuleType) -> Callable[[str, int, int, str], State]:
-    def make(task: str, classes: int, joints: int, table: str) -> State:
+    def make(task: str, classes: int, keypoints: int, table: str) -> State:
         heads = TASKS[task].heads
         with torch.device("meta"):
             network = ARCHITECTURES["res_18_slim"].build(
-                {name: head.count(classes, joints) for name, head in heads.items()}
+                {name: head.count(classes, keypoints) for name, head in heads.items()}
             )
         manifest = {
             to_checkpoint_key(key): [list(weight.shape), str(weight.dtype)]
@@ -52,19 +52,19 @@ def pose_package(
 ) -> ModelPackage:
     directory = tmp_path_factory.mktemp("poses")
     checkpoint = directory / "poses.pth"
-    torch.save(slim_state_for("poses", 1, len(JOINTS), MULTI_POSE), checkpoint)
-    recipe = Recipe(
+    torch.save(slim_state_for("poses", 1, len(KEYPOINTS), MULTI_POSE), checkpoint)
+    config = ExportConfig(
         name="mice",
         version="1",
         classes=("mouse",),
-        joints=JOINTS,
+        keypoints=KEYPOINTS,
         width_px=160,
         height_px=96,
         top_k=50,
         max_side_px=320,
         flip=True,
     )
-    return export_package(recipe, checkpoint, directory / "package", lambda _: None)
+    return export_package(config, checkpoint, directory / "package", lambda _: None)
 
 
 def _run(package: ModelPackage, file: str, image: NDArray[np.uint8]) -> dict[str, NDArray]:
@@ -84,7 +84,7 @@ def test_a_pose_package_says_what_it_can(pose_package: ModelPackage) -> None:
     manifest = pose_package.manifest
     assert manifest.provenance.architecture == "res_18_slim"  # recognised
     assert manifest.decoder.kind == "center_poses"
-    assert manifest.decoder.joints == JOINTS
+    assert manifest.decoder.keypoints == KEYPOINTS
     assert manifest.decoder.skeleton == ()
     assert manifest.input.resize == "letterbox"
     assert manifest.input.free_size == FreeSize(multiple_px=32, extra_px=1, max_side_px=320)
@@ -106,22 +106,22 @@ def test_every_size_gives_all_outputs(pose_package: ModelPackage, size: tuple[in
             assert outputs[spec.name].dtype == spec.dtype
 
 
-def test_the_average_does_not_depend_on_the_mirror(pose_package: ModelPackage) -> None:
+def test_the_average_does_not_depend_on_the_flip(pose_package: ModelPackage) -> None:
     image = synthetic_images(96, 160)[1]
-    mirrored = np.ascontiguousarray(image[:, ::-1])
-    one, other = (_run(pose_package, FLIP_ONNX_FILE, picture) for picture in (image, mirrored))
+    flipped = np.ascontiguousarray(image[:, ::-1])
+    one, other = (_run(pose_package, FLIP_ONNX_FILE, one_image) for one_image in (image, flipped))
     np.testing.assert_allclose(one["scores"], other["scores"], rtol=0, atol=1e-5)
     plain = _run(pose_package, ONNX_FILE, image)
     assert np.abs(one["scores"] - plain["scores"]).max() > 1e-3
 
 
-def test_boxes_in_space_have_the_usual_facts(
+def test_boxes_3d_have_the_default_facts(
     slim_state_for: Callable[[str, int, int, str], State], tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "road.pth"
     torch.save(slim_state_for("boxes_3d", 3, 0, DDD), checkpoint)
-    recipe = Recipe(name="road", version="1", top_k=20, width_px=320)
-    package = export_package(recipe, checkpoint, tmp_path / "package", lambda _: None)
+    config = ExportConfig(name="road", version="1", top_k=20, width_px=320)
+    package = export_package(config, checkpoint, tmp_path / "package", lambda _: None)
     manifest = package.manifest
     assert manifest.classes == ("Pedestrian", "Car", "Cyclist")
     assert (manifest.input.width_px, manifest.input.height_px) == (320, 384)
@@ -137,7 +137,7 @@ def test_boxes_in_space_have_the_usual_facts(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "boxes_3d", "flip": True}, "cannot be averaged over mirror images"),
+        ({"task": "boxes_3d", "flip": True}, "cannot be averaged over flipped images"),
         ({"task": "segments"}, "there is no task 'segments'. Accepted: boxes, poses, boxes_3d"),
         ({"architecture": "hourglass"}, "multiples of 128, for instance 128x128"),
         ({"max_side_px": 128}, "up to 128 px a side are to be free, but .* 160x96"),
@@ -146,15 +146,15 @@ def test_boxes_in_space_have_the_usual_facts(
     ],
 )
 def test_what_does_not_go_together_is_refused(
-    slim_recipe: Recipe, change: dict[str, object], message: str
+    slim_config: ExportConfig, change: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(RecipeError, match=message):
-        check_recipe(replace(slim_recipe, **change))
+    with pytest.raises(ConfigError, match=message):
+        check_config(replace(slim_config, **change))
 
 
 def test_names_that_nobody_can_guess_are_asked_for(
-    slim_checkpoint: Path, slim_recipe: Recipe, tmp_path: Path
+    slim_checkpoint: Path, slim_config: ExportConfig, tmp_path: Path
 ) -> None:
-    recipe = replace(slim_recipe, classes=None)
-    with pytest.raises(RecipeError, match=r"detects 3 classes, .* Give them with --classes"):
-        export_package(recipe, slim_checkpoint, tmp_path / "out", lambda _: None)
+    config = replace(slim_config, classes=None)
+    with pytest.raises(ConfigError, match=r"detects 3 classes, .* Give them with --classes"):
+        export_package(config, slim_checkpoint, tmp_path / "out", lambda _: None)

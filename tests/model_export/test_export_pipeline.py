@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from model_export import pipeline
-from model_export.errors import CheckpointError, ExportError, RecipeError, VerificationError
+from model_export.config import ExportConfig, check_config
+from model_export.errors import CheckpointError, ConfigError, ExportError, VerificationError
 from model_export.graph.detection_graph import DetectionGraph
 from model_export.pipeline import STEPS, export_package
-from model_export.config import Recipe, check_recipe
 from model_package import ModelPackage, PackageExistsError, load_package
 from model_package.directory import sha256_of
 
@@ -21,11 +21,13 @@ def _ignore(_: str) -> None:
     """Progress that nobody watches."""
 
 
-def test_the_package_states_what_was_done(slim_package: ModelPackage, slim_recipe: Recipe) -> None:
+def test_the_package_states_what_was_done(
+    slim_package: ModelPackage, slim_config: ExportConfig
+) -> None:
     assert load_package(slim_package.directory) == slim_package
     manifest = slim_package.manifest
-    assert manifest.name == slim_recipe.name
-    assert manifest.classes == slim_recipe.classes
+    assert manifest.name == slim_config.name
+    assert manifest.classes == slim_config.classes
     assert (manifest.input.width_px, manifest.input.height_px) == (160, 96)
     assert manifest.decoder.output_stride == 4
     assert manifest.provenance.architecture == "res_18_slim"
@@ -55,27 +57,27 @@ def test_the_package_states_what_was_done(slim_package: ModelPackage, slim_recip
     ],
 )
 def test_what_cannot_be_exported_is_refused_at_once(
-    slim_recipe: Recipe, tmp_path: Path, change: dict[str, object], message: str
+    slim_config: ExportConfig, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         export_package(
-            replace(slim_recipe, **change), tmp_path / "absent.pth", tmp_path / "out", _ignore
+            replace(slim_config, **change), tmp_path / "absent.pth", tmp_path / "out", _ignore
         )
-    assert caught.value.code == "recipe_invalid"
+    assert caught.value.code == "config_invalid"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_as_many_detections_as_cells_are_accepted(slim_recipe: Recipe) -> None:
-    check_recipe(replace(slim_recipe, width_px=32, height_px=32, top_k=64))
+def test_as_many_detections_as_cells_are_accepted(slim_config: ExportConfig) -> None:
+    check_config(replace(slim_config, width_px=32, height_px=32, top_k=64))
 
 
 def test_an_existing_output_is_left_alone(
-    slim_recipe: Recipe, slim_checkpoint: Path, tmp_path: Path
+    slim_config: ExportConfig, slim_checkpoint: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
     with pytest.raises(PackageExistsError, match="exists already"):
-        export_package(slim_recipe, slim_checkpoint, output, _ignore)
+        export_package(slim_config, slim_checkpoint, output, _ignore)
     assert list(output.iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"out", "slim.pth"}
 
@@ -90,12 +92,12 @@ class _Bomb:
 
 @pytest.mark.parametrize("kind", ["absent", "bomb", "text", "other network", "other classes"])
 def test_a_refused_checkpoint_leaves_nothing(
-    slim_recipe: Recipe, slim_state: dict[str, Tensor], tmp_path: Path, kind: str
+    slim_config: ExportConfig, slim_state: dict[str, Tensor], tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "packages"
     folder.mkdir()
     checkpoint, planted = tmp_path / "model.pth", tmp_path / "planted"
-    recipe = slim_recipe
+    config = slim_config
     if kind == "bomb":
         torch.save({"state_dict": _Bomb(planted)}, checkpoint)
     elif kind == "text":
@@ -103,11 +105,11 @@ def test_a_refused_checkpoint_leaves_nothing(
     elif kind != "absent":
         torch.save(slim_state, checkpoint)
     if kind == "other network":
-        recipe = replace(recipe, architecture="res_34")
+        config = replace(config, architecture="res_34")
     if kind == "other classes":
-        recipe = replace(recipe, classes=("cat", "dog"))
+        config = replace(config, classes=("cat", "dog"))
     with pytest.raises(CheckpointError):
-        export_package(recipe, checkpoint, folder / "out", _ignore)
+        export_package(config, checkpoint, folder / "out", _ignore)
     assert list(folder.iterdir()) == []
     assert not planted.exists()
 
@@ -115,7 +117,7 @@ def test_a_refused_checkpoint_leaves_nothing(
 @pytest.mark.parametrize("error", [VerificationError("differs"), KeyboardInterrupt(), OSError(28)])
 @pytest.mark.parametrize("stage", ["export_onnx", "verify"])
 def test_a_failure_on_the_way_leaves_nothing(
-    slim_recipe: Recipe,
+    slim_config: ExportConfig,
     slim_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,12 +137,12 @@ def test_a_failure_on_the_way_leaves_nothing(
     folder = tmp_path / "packages"
     folder.mkdir()
     with pytest.raises(type(error)):
-        export_package(slim_recipe, slim_checkpoint, folder / "out", _ignore)
+        export_package(slim_config, slim_checkpoint, folder / "out", _ignore)
     assert list(folder.iterdir()) == []
 
 
 def test_a_file_that_computes_something_else_becomes_no_package(
-    slim_recipe: Recipe,
+    slim_config: ExportConfig,
     slim_checkpoint: Path,
     slim_package: ModelPackage,
     tmp_path: Path,
@@ -158,6 +160,6 @@ def test_a_file_that_computes_something_else_becomes_no_package(
     monkeypatch.setattr(pipeline, "export_onnx", export)
     steps: list[str] = []
     with pytest.raises(ExportError, match="scores differ by"):
-        export_package(slim_recipe, slim_checkpoint, tmp_path / "out", steps.append)
+        export_package(slim_config, slim_checkpoint, tmp_path / "out", steps.append)
     assert len(steps) == STEPS - 1  # stopped before the package was written
     assert {path.name for path in tmp_path.iterdir()} == {"slim.pth"}

@@ -18,15 +18,15 @@ def _inspect(state: State, directory: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_pose_network_is_told(
-    authors_state: Callable[[str], State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    upstream_state: Callable[[str], State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = _inspect(authors_state("multi_pose_dla_34"), tmp_path, capsys)
+    code, told = _inspect(upstream_state("multi_pose_dla_34"), tmp_path, capsys)
     assert code == 0
     for fact in (
         "unknown.pth: dla_34 for poses, 3",
-        "detects: 1 class, 17 joints",
-        "heads: heatmap 1, size 2, offset 2, joint_offsets 34, joint_heatmap 17, "
-        "joint_heatmap_offset 2; 256 channels inside",
+        "detects: 1 class, 17 keypoints",
+        "heads: heatmap 1, size 2, offset 2, keypoint_offsets 34, keypoint_heatmap 17, "
+        "keypoint_heatmap_offset 2; 256 channels inside",
         "usual input: 512x512, sides multiples of 32, normalization coco",
         "not needed: 12 tensors",
         "nothing is missing or left over",

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.cancellation import Interruption, Timeout, Unless
+from service.cancellation import CancelScope, CancelSignal, Timeout
 
 
 class LostError(Exception):
@@ -24,8 +24,8 @@ async def for_ever() -> None:
     await asyncio.Event().wait()
 
 
-async def wait_unless(lost: Interruption) -> None:
-    with Unless(lost):
+async def wait_unless(lost: CancelSignal) -> None:
+    with CancelScope(lost):
         await for_ever()
 
 
@@ -39,10 +39,10 @@ def run(work) -> None:
 
 def test_work_that_ends_in_time_is_left_alone() -> None:
     async def work() -> None:
-        lost = Interruption(LostError)
-        with Unless(lost), Unless(Timeout(0.01, LateError)):
+        lost = CancelSignal(LostError)
+        with CancelScope(lost), CancelScope(Timeout(0.01, LateError)):
             await asyncio.sleep(0)
-        lost.happen()
+        lost.set()
         await asyncio.sleep(0.05)
 
     run(work)
@@ -50,11 +50,11 @@ def test_work_that_ends_in_time_is_left_alone() -> None:
 
 def test_what_happens_ends_every_open_block_and_later_ones() -> None:
     async def work() -> None:
-        lost = Interruption(LostError)
+        lost = CancelSignal(LostError)
         waiting = [asyncio.create_task(wait_unless(lost)) for _ in range(2)]
         await asyncio.sleep(0)
-        lost.happen()
-        assert lost.has_happened
+        lost.set()
+        assert lost.is_set
         for one in (*waiting, wait_unless(lost)):
             with pytest.raises(LostError):
                 await one
@@ -64,9 +64,9 @@ def test_what_happens_ends_every_open_block_and_later_ones() -> None:
 
 def test_another_thread_may_let_it_happen() -> None:
     async def work() -> None:
-        lost = Interruption(LostError)
-        asyncio.get_running_loop().call_later(0.01, threading.Thread(target=lost.happen).start)
-        with pytest.raises(LostError), Unless(lost):
+        lost = CancelSignal(LostError)
+        asyncio.get_running_loop().call_later(0.01, threading.Thread(target=lost.set).start)
+        with pytest.raises(LostError), CancelScope(lost):
             await for_ever()
 
     run(work)
@@ -75,7 +75,7 @@ def test_another_thread_may_let_it_happen() -> None:
 def test_time_runs_out() -> None:
     async def work() -> None:
         for seconds in (0.01, -1.0):
-            with pytest.raises(LateError), Unless(Timeout(seconds, LateError)):
+            with pytest.raises(LateError), CancelScope(Timeout(seconds, LateError)):
                 await for_ever()
         assert asyncio.current_task().cancelling() == 0
 
@@ -84,10 +84,10 @@ def test_time_runs_out() -> None:
 
 def test_the_outer_block_wins_when_both_are_interrupted() -> None:
     async def work() -> None:
-        outer, inner = Interruption(LostError), Interruption(LateError)
-        inner.happen()
-        outer.happen()
-        with pytest.raises(LostError), Unless(outer), Unless(inner):
+        outer, inner = CancelSignal(LostError), CancelSignal(LateError)
+        inner.set()
+        outer.set()
+        with pytest.raises(LostError), CancelScope(outer), CancelScope(inner):
             await for_ever()
         assert asyncio.current_task().cancelling() == 0
 
@@ -98,8 +98,8 @@ def test_the_error_of_an_inner_block_passes_the_outer_one() -> None:
     async def work() -> None:
         with (
             pytest.raises(LateError),
-            Unless(Interruption(LostError)),
-            Unless(Timeout(0.01, LateError)),
+            CancelScope(CancelSignal(LostError)),
+            CancelScope(Timeout(0.01, LateError)),
         ):
             await for_ever()
 
@@ -108,13 +108,13 @@ def test_the_error_of_an_inner_block_passes_the_outer_one() -> None:
 
 def test_somebody_else_s_cancellation_stays_theirs() -> None:
     async def work() -> None:
-        lost = Interruption(LostError)
+        lost = CancelSignal(LostError)
         for also_lost in (False, True):
             task = asyncio.create_task(wait_unless(lost))
             await asyncio.sleep(0)
             task.cancel()
             if also_lost:
-                lost.happen()
+                lost.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
@@ -123,7 +123,7 @@ def test_somebody_else_s_cancellation_stays_theirs() -> None:
 
 def test_an_error_of_the_work_is_not_hidden() -> None:
     async def work() -> None:
-        lost = Interruption(LostError)
+        lost = CancelSignal(LostError)
 
         async def fails_when_cancelled() -> None:
             try:
@@ -131,8 +131,8 @@ def test_an_error_of_the_work_is_not_hidden() -> None:
             finally:
                 raise OwnError
 
-        lost.happen()
-        with pytest.raises(OwnError), Unless(lost):
+        lost.set()
+        with pytest.raises(OwnError), CancelScope(lost):
             await fails_when_cancelled()
         assert asyncio.current_task().cancelling() == 0
         await asyncio.sleep(0)

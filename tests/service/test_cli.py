@@ -9,15 +9,15 @@ import onnxruntime
 import pytest
 from pydantic_settings import CliApp
 
+from docs.generate_settings_table import with_table
 from model_package import Decoder, PackageInvalidError, load_package
 from service.cli import main
 from service.decoders import DECODERS
 from service.engines import BACKENDS, EngineUnavailableError, open_engine
-from service.observability.metrics import Metrics
 from service.model_registry import load_models
+from service.observability.metrics import Metrics
 from service.options import TASK_RULES
 from service.settings import Settings
-from docs.generate_settings_table import with_table
 
 
 def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -22,11 +22,11 @@ from support.serving import (
     wait_until,
 )
 
+from service.detector import Detector
 from service.engines import Images
 from service.engines.errors import EngineBrokenError
+from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
-from service.model_registry import Models
-from service.detector import Predictor
 from service.settings import Settings
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -153,16 +153,16 @@ def test_an_engine_that_hangs_harms_nobody_else(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("service.batching.batcher.STUCK_AFTER_S", 0.5)
     hanging = GatedEngine()
 
-    def load(settings: Settings, metrics: Metrics) -> Models:
+    def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
         pool = ThreadPoolExecutor(2)
         engines = {"painted": hanging, "other": ColourEngine()}
         predictors = {
-            name: Predictor(
+            name: Detector(
                 make_manifest().model_copy(update={"name": name}), engine, pool, settings, metrics
             )
             for name, engine in engines.items()
         }
-        return Models(predictors, "painted", pool)
+        return ModelRegistry(predictors, "painted", pool)
 
     with run_server(load, Settings(request_timeout_s=0.3, max_batch_size=1)) as server:
         with ThreadPoolExecutor(3) as clients:

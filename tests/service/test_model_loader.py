@@ -10,10 +10,10 @@ from support.images import encode, plain
 from support.processes import SERVE, serve_process, serving
 from support.serving import ColourEngine, one_model, run_startup, wait_until
 
+from service.model_loader import RETRY_AFTER_S, ModelLoader
+from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
-from service.model_registry import Models
 from service.settings import Settings
-from service.model_loader import RETRY_AFTER_S, Startup
 
 STILL_LOADING = serving("    threading.Event().wait()")
 LOADING_IN_A_POOL = serving(
@@ -27,21 +27,21 @@ LOADING_IN_A_POOL = serving(
 def test_probes_tell_what_is_being_done_until_the_models_are_there() -> None:
     settings, metrics, loaded = Settings(), Metrics(), threading.Event()
 
-    def load(note: Callable[[str], None]) -> Models:
+    def load(note: Callable[[str], None]) -> ModelRegistry:
         note("painted is being timed")
         assert loaded.wait(20)
         return one_model(ColourEngine())(settings, metrics)
 
-    startup = Startup(load)
+    startup = ModelLoader(load)
     with run_startup(startup, settings, metrics) as running:
         assert running.client.get("/livez").status_code == 200
         wait_until(lambda: "timed" in running.client.get("/startupz").text)
-        picture = encode(plain(1, 2))
+        image = encode(plain(1, 2))
         for answer in (
             running.client.get("/startupz"),
             running.client.get("/readyz"),
             running.client.get("/models"),
-            running.client.post("/detect", content=picture),
+            running.client.post("/detect", content=image),
         ):
             problem = answer.json()
             assert (answer.status_code, problem["code"]) == (503, "not_ready")
@@ -51,7 +51,7 @@ def test_probes_tell_what_is_being_done_until_the_models_are_there() -> None:
         loaded.set()
         wait_until(lambda: running.client.get("/startupz").status_code == 200)
         assert running.client.get("/readyz").status_code == 200
-        assert running.client.post("/detect", content=picture).status_code == 200
+        assert running.client.post("/detect", content=image).status_code == 200
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path: object) -> None:

@@ -1,4 +1,4 @@
-"""The known picture: an engine that goes blind is found out, at the start and later."""
+"""The known image: an engine that goes blind is found out, at the start and later."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from support.serving import ColourEngine, RunningServer, make_manifest, run_server, wait_until
 
-from service.self_test import Canary, draw_canary
+from service.detector import Detector
 from service.engines import EngineUnavailableError, Images
+from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
-from service.model_registry import Models
-from service.detector import Predictor
+from service.self_test import SelfTest, draw_test_image
 from service.settings import Settings
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -30,12 +30,12 @@ class FadingEngine(ColourEngine):
         return self.fault(super().run(images, flip))
 
 
-def load(settings: Settings, metrics: Metrics) -> Models:
+def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
     manifest, engine = make_manifest(), FadingEngine()
-    canary = Canary(manifest.input, engine)
+    self_test = SelfTest(manifest.input, engine)
     pool = ThreadPoolExecutor(1)
-    predictor = Predictor(manifest, engine, pool, settings, metrics, canary)
-    return Models({"painted": predictor}, "painted", pool)
+    predictor = Detector(manifest, engine, pool, settings, metrics, self_test)
+    return ModelRegistry({"painted": predictor}, "painted", pool)
 
 
 def engine_of(server: RunningServer) -> FadingEngine:
@@ -67,10 +67,10 @@ def raising(_: Outputs) -> Outputs:
 def test_a_wrong_engine_is_not_ready_until_it_recovers(
     fault: Callable[[Outputs], Outputs], result: str, reason: str
 ) -> None:
-    with run_server(load, Settings(canary_interval_s=0.05)) as server:
+    with run_server(load, Settings(self_test_interval_s=0.05)) as server:
 
         def runs(of: str) -> float:
-            return server.metric("centernet_canary_runs_total", model="painted", result=of)
+            return server.metric("centernet_self_test_runs_total", model="painted", result=of)
 
         wait_until(lambda: runs("ok") >= 1)
         assert server.client.get("/readyz").status_code == 200
@@ -95,24 +95,24 @@ def test_the_reference_is_not_compared_with_itself_at_the_start(
     manifest, engine = make_manifest(), FadingEngine()
     engine.is_reference = is_reference
     spec = manifest.input
-    picture, seen = draw_canary(spec.height_px, spec.width_px), []
+    image, seen = draw_test_image(spec.height_px, spec.width_px), []
     original = engine.run
 
     def run(images: Images, flip: bool = False) -> Outputs:
-        seen.append(np.array_equal(images[0], picture))
+        seen.append(np.array_equal(images[0], image))
         return original(images, flip)
 
     engine.run = run  # type: ignore[method-assign]
-    canary = Canary(spec, engine)
-    Predictor(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), canary).warm_up()
+    self_test = SelfTest(spec, engine)
+    Detector(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test).warm_up()
     assert sum(seen) == runs
 
 
 def test_disagreement_at_the_start_stops_it() -> None:
     manifest, engine = make_manifest(), FadingEngine()
     engine.is_reference = False
-    canary = Canary(manifest.input, engine)
-    predictor = Predictor(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), canary)
+    self_test = SelfTest(manifest.input, engine)
+    predictor = Detector(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test)
     predictor.warm_up()
     engine.fault = blind
     with pytest.raises(EngineUnavailableError, match=r"painted on colour engine: .* differs by"):
@@ -120,12 +120,12 @@ def test_disagreement_at_the_start_stops_it() -> None:
 
 
 def test_no_interval_means_no_runs() -> None:
-    with run_server(load, Settings(canary_interval_s=0)) as server:
+    with run_server(load, Settings(self_test_interval_s=0)) as server:
         assert engine_of(server).batch_sizes == [1], "the reference alone"
 
 
-def test_the_picture_is_the_same_for_everybody_and_has_something_in_it() -> None:
-    picture = draw_canary(64, 96)
-    assert (picture.shape, picture.dtype) == ((64, 96, 3), np.uint8)
-    assert np.array_equal(picture, draw_canary(64, 96))
-    assert picture.std(axis=(0, 1)).min() > 20
+def test_the_image_is_the_same_for_everybody_and_has_something_in_it() -> None:
+    image = draw_test_image(64, 96)
+    assert (image.shape, image.dtype) == ((64, 96, 3), np.uint8)
+    assert np.array_equal(image, draw_test_image(64, 96))
+    assert image.std(axis=(0, 1)).min() > 20

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from support.serving import ColourEngine, make_manifest
 
-from service.warmup import BatchTiming, batch_sizes_up_to, calibrate, choose_batch_size
 from service.cli import main
 from service.engines import EngineUnavailableError, Images
+from service.warmup import BatchTiming, batch_sizes_up_to, calibrate, choose_batch_size
 
 
 def test_every_size_is_checked_and_timed() -> None:

@@ -1,4 +1,4 @@
-"""Training recipes for the tiny data sets, one per system."""
+"""Training configurations for the tiny data sets, one per system."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from support.scenes import CLASSES, JOINTS, SPACE_SIZE, write_boxes, write_poses, write_space
-from training.config import Recipe, RecipeError, read_recipe
+from support.scenes import (
+    BOXES_3D_SIZE,
+    CLASSES,
+    KEYPOINTS,
+    write_boxes,
+    write_boxes_3d,
+    write_poses,
+)
+from training.config import ConfigError, TrainConfig, read_config
 
 STILL = {
     "scale": (1.0, 1.0),
@@ -16,37 +23,41 @@ STILL = {
     "saturation": 0.0,
     "hue_degrees": 0.0,
     "blur_probability": 0.0,
-    "mirror": False,
+    "flip": False,
     "fixed_probability": 1.0,
 }
 """No augmentation at all."""
 
 
-def write_recipe(
+def write_config(
     directory: Path,
     architecture: str,
     task: str,
     *,
-    pictures: int = 2,
+    images: int = 2,
     schedule: Mapping[str, Any] | None = None,
     augmentation: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """Write the data set of ``task`` into ``directory`` and make a recipe to learn it by heart."""
+) -> TrainConfig:
+    """Write the data set of ``task`` into ``directory`` and make a configuration to learn it by heart."""
     facts: dict[str, Any] = {"classes": CLASSES, "input_width": 128, "input_height": 128}
     data: dict[str, Any] = {"images": directory}
     if task == "boxes_3d":
-        write_space(directory, pictures)
-        facts |= {"classes": ("Car",), "input_width": SPACE_SIZE[0], "input_height": SPACE_SIZE[1]}
+        write_boxes_3d(directory, images)
+        facts |= {
+            "classes": ("Car",),
+            "input_width": BOXES_3D_SIZE[0],
+            "input_height": BOXES_3D_SIZE[1],
+        }
         data |= {"format": "kitti", "labels": directory, "train": (directory / "names.txt",)}
     elif task == "poses":
-        facts |= {"classes": ("figure",), "joints": JOINTS}
-        data["train"] = (write_poses(directory, pictures),)
+        facts |= {"classes": ("figure",), "keypoints": KEYPOINTS}
+        data["train"] = (write_poses(directory, images),)
     elif task == "boxes":
-        data["train"] = (write_boxes(directory, pictures),)
+        data["train"] = (write_boxes(directory, images),)
     else:
         facts |= {"input_width": 127, "input_height": 127}
-        data["train"] = (write_boxes(directory, pictures, side=127),)
-    return Recipe(
+        data["train"] = (write_boxes(directory, images, side=127),)
+    return TrainConfig(
         architecture=architecture,
         task=task,
         normalization="coco",
@@ -68,10 +79,10 @@ def write_recipe(
     )
 
 
-def assert_refused(recipe: Path, old: str, new: str, message: str) -> None:
+def assert_refused(config: Path, old: str, new: str, message: str) -> None:
     """With ``new`` in the place of ``old`` the file is refused, for the reason ``message``."""
-    text = recipe.read_text()
+    text = config.read_text()
     assert old in text
-    recipe.write_text(text.replace(old, new, 1))
-    with pytest.raises(RecipeError, match=message):
-        read_recipe(recipe)
+    config.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message):
+        read_config(config)

@@ -58,10 +58,10 @@ static unsigned exchange(unsigned value, int source) {
 }
 
 #define threadIdx (running->thread)
-static unsigned __shfl_sync(unsigned, unsigned value, int lane) { return exchange(value, lane); }
+static unsigned __shfl_sync(unsigned, unsigned value, int worker) { return exchange(value, worker); }
 static unsigned __shfl_up_sync(unsigned, unsigned value, int distance) {
-  const int lane = threadIdx.x;
-  return exchange(value, lane < distance ? lane : lane - distance);
+  const int worker = threadIdx.x;
+  return exchange(value, worker < distance ? worker : worker - distance);
 }
 static void __syncthreads() { wait(block_barrier, blockDim.x * blockDim.y); }
 static float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }

@@ -1,4 +1,4 @@
-"""Packages whose every output is the mean of the picture times a factor, for every backend."""
+"""Packages whose every output is the mean of the image times a factor, for every backend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ DIGEST = "0" * 64
 
 
 def mean_graph(factor: float) -> onnx.ModelProto:
-    """Every output is the picture's mean times ``factor``; any size of picture."""
+    """Every output is the image's mean times ``factor``; any size of image."""
     inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", "h", "w", 3])]
     outputs, nodes = [], [helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT)]
     nodes.append(helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0))
@@ -98,7 +98,7 @@ def make_package(
 ) -> ModelPackage:
     """A package of fp32 ONNX files and ``more``; ``facts`` go into the plans of its engines.
 
-    The factor is -1 for averages over mirror images and doubled in half precision, to tell which
+    The factor is -1 for averages over flipped images and doubled in half precision, to tell which
     file was run.
     """
     manifest = make_manifest(DECODER, input_spec, flips)
@@ -115,6 +115,6 @@ def make_package(
     return ModelPackage(directory, manifest)
 
 
-def pictures(*values: int, height_px: int = 64, width_px: int = 64) -> NDArray[np.uint8]:
-    """Pictures of one value each."""
+def make_images(*values: int, height_px: int = 64, width_px: int = 64) -> NDArray[np.uint8]:
+    """Images of one value each."""
     return np.stack([np.full((height_px, width_px, 3), value, np.uint8) for value in values])

@@ -1,4 +1,4 @@
-"""Pictures that tests send, made here."""
+"""Images that tests send, made here."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ def plain(red: int, green: int, blue: int = 0, size: tuple[int, int] = (64, 64))
 
 
 def quadrants(width: int = 96, height: int = 64) -> np.ndarray:
-    """Four colours, so that every turn and mirror image differs."""
+    """Four colours, so that every turn and flipped image differs."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (200, 30, 30)
     pixels[: height // 2, width // 2 :] = (30, 200, 30)

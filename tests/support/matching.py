@@ -22,18 +22,18 @@ class MatchError:
         )
 
 
-def match_boxes(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> MatchError:
+def match_boxes(local: NDArray[np.float64], upstream: NDArray[np.float64]) -> MatchError:
     """Match rows of (x1, y1, x2, y2, score, class): same class, nearest corners within 8 px."""
-    distance = np.abs(ours[:, None, :4] - theirs[None, :, :4]).max(axis=2)
-    distance[ours[:, None, 5] != theirs[None, :, 5]] = np.inf
+    distance = np.abs(local[:, None, :4] - upstream[None, :, :4]).max(axis=2)
+    distance[local[:, None, 5] != upstream[None, :, 5]] = np.inf
     nearest = distance.argmin(axis=1)
-    rows = np.flatnonzero(distance[np.arange(len(ours)), nearest] < 8)
+    rows = np.flatnonzero(distance[np.arange(len(local)), nearest] < 8)
     pairs = nearest[rows]
     assert len(set(pairs.tolist())) == len(pairs), "two detections share a partner"
-    difference = ours[rows, :4] - theirs[pairs, :4]
+    difference = local[rows, :4] - upstream[pairs, :4]
     return MatchError(
-        matched=len(rows) / max(len(ours), len(theirs)),
-        worst_score=float(np.abs(ours[rows, 4] - theirs[pairs, 4]).max()),
+        matched=len(rows) / max(len(local), len(upstream)),
+        worst_score=float(np.abs(local[rows, 4] - upstream[pairs, 4]).max()),
         worst_corner_px=float(np.abs(difference).max()),
         mean_offset_px=float(np.abs(difference.mean(axis=0)).max()),
     )

@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-JOINTS = ("head", "left_hand", "right_hand", "left_foot", "right_foot")
+KEYPOINTS = ("head", "left_hand", "right_hand", "left_foot", "right_foot")
 CLASSES = ("disc", "square")
 FOCAL_PX = 145.0
-SPACE_SIZE = (256, 96)
+BOXES_3D_SIZE = (256, 96)
 PROJECTION = (FOCAL_PX, 0, 128, 0, 0, FOCAL_PX, 48, 0, 0, 0, 1, 0)
-"""Camera of the scenes with boxes in space, (3, 4) row by row."""
+"""Camera of the scenes with 3D boxes, (3, 4) row by row."""
 
 _CAMERA_HEIGHT_M = 1.6
 _ANNOTATIONS = "labels.json"
@@ -46,7 +46,7 @@ class Cuboid:
 
     def label(self) -> str:
         """Its line in a KITTI label file, of class Car."""
-        corners = np.clip(self.corners_px(), 0, (SPACE_SIZE[0] - 1, SPACE_SIZE[1] - 1))
+        corners = np.clip(self.corners_px(), 0, (BOXES_3D_SIZE[0] - 1, BOXES_3D_SIZE[1] - 1))
         box = (*corners.min(axis=0), *corners.max(axis=0))
         x, _, z = self.location_m
         alpha = (self.rotation_y - np.arctan2(x, z) + np.pi) % (2 * np.pi) - np.pi
@@ -77,8 +77,8 @@ def write_boxes(directory: Path, count: int, side: int = 128) -> Path:
 
 
 def write_poses(directory: Path, count: int, side: int = 128) -> Path:
-    """Stick figures with :data:`JOINTS`; returns a COCO file."""
-    document = _document([{"id": 1, "name": "figure", "keypoints": list(JOINTS)}])
+    """Stick figures with :data:`KEYPOINTS`; returns a COCO file."""
+    document = _document([{"id": 1, "name": "figure", "keypoints": list(KEYPOINTS)}])
     for index in range(count):
         rng = np.random.default_rng((2, index))
         pixels = _ground(rng, side, side)
@@ -86,14 +86,14 @@ def write_poses(directory: Path, count: int, side: int = 128) -> Path:
             points = np.array([[0, -24], [18, 0], [-18, 0], [9, 26], [-9, 26]]) + np.array([x, y])
             points = np.clip(points + rng.integers(-5, 6, points.shape), 2, side - 3)
             hips, neck = (points[3] + points[4]) // 2 - [0, 16], points[0] + [0, 8]
-            for joint, start in zip(points, (neck, neck, neck, hips, hips), strict=True):
-                cv2.line(pixels, start.tolist(), joint.tolist(), (230, 230, 230), 3)
+            for keypoint, start in zip(points, (neck, neck, neck, hips, hips), strict=True):
+                cv2.line(pixels, start.tolist(), keypoint.tolist(), (230, 230, 230), 3)
             cv2.line(pixels, neck.tolist(), hips.tolist(), (230, 230, 230), 4)
             # A figure seen from the front: its left hand and foot are marked.
-            for joint, colour in zip(
+            for keypoint, colour in zip(
                 points, ((250, 200, 90), (240, 60, 60), (60, 60, 240)) * 2, strict=False
             ):
-                cv2.circle(pixels, joint.tolist(), 4, colour, -1)
+                cv2.circle(pixels, keypoint.tolist(), 4, colour, -1)
             low, high = (
                 np.clip(points.min(axis=0) - 5, 0, side),
                 np.clip(points.max(axis=0) + 6, 0, side),
@@ -104,7 +104,7 @@ def write_poses(directory: Path, count: int, side: int = 128) -> Path:
     return _write(directory, document)
 
 
-def write_space(directory: Path, count: int) -> list[list[Cuboid]]:
+def write_boxes_3d(directory: Path, count: int) -> list[list[Cuboid]]:
     """Vehicles on a road with KITTI labels and a list ``names.txt``; returns what is where."""
     scenes = []
     for index in range(count):
@@ -118,15 +118,15 @@ def write_space(directory: Path, count: int) -> list[list[Cuboid]]:
             for side in ((-3.5, 3.5) if index % 2 else (0.0,))
         ]
         (directory / f"{index:06d}.txt").write_text("\n".join(c.label() for c in scene) + "\n")
-        cv2.imwrite(str(directory / f"{index:06d}.png"), _draw_space(rng, scene)[..., ::-1])
+        cv2.imwrite(str(directory / f"{index:06d}.png"), _draw_boxes_3d(rng, scene)[..., ::-1])
         scenes.append(scene)
     names = "".join(f"{index:06d}\n" for index in range(count))
     (directory / "names.txt").write_text(names)
     return scenes
 
 
-def _draw_space(rng: np.random.Generator, scene: Sequence[Cuboid]) -> np.ndarray:
-    pixels = _ground(rng, *SPACE_SIZE)
+def _draw_boxes_3d(rng: np.random.Generator, scene: Sequence[Cuboid]) -> np.ndarray:
+    pixels = _ground(rng, *BOXES_3D_SIZE)
     pixels[48:] = pixels[48:] // 2 + 40
     for cuboid in sorted(scene, key=lambda c: -c.location_m[2]):
         corners, tint = cuboid.corners_px(), rng.uniform(0.5, 1.0, 3)
@@ -145,7 +145,7 @@ def _ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def _places(rng: np.random.Generator, count: int, side: int) -> list[tuple[int, int]]:
-    """Middles of quarters of the picture, moved a little."""
+    """Middles of quarters of the image, moved a little."""
     quarters = list(itertools.product((side // 4, 3 * side // 4), repeat=2))
     chosen = rng.permutation(4)[:count]
     return [tuple(int(v + rng.integers(-4, 5)) for v in quarters[i]) for i in chosen]  # type: ignore[misc]

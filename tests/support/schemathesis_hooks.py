@@ -1,12 +1,12 @@
-"""Pictures for schemathesis, which would send noise; some are damaged."""
+"""Images for schemathesis, which would send noise; some are damaged."""
 
 import schemathesis
 from hypothesis import strategies
 
 from support.images import encode, plain
 
-_PICTURE = encode(plain(200, 100), "JPEG")
+_IMAGE = encode(plain(200, 100), "JPEG")
 schemathesis.openapi.media_type(
     "image/jpeg",
-    strategies.sampled_from([_PICTURE, encode(plain(9, 9)), _PICTURE[:200], b"", b"no picture"]),
+    strategies.sampled_from([_IMAGE, encode(plain(9, 9)), _IMAGE[:200], b"", b"no image"]),
 )

@@ -24,13 +24,13 @@ from model_package import (
     Verification,
 )
 from service.app import create_app
+from service.detector import Detector
 from service.engines import Engine, Images
-from service.observability.metrics import Metrics
-from service.model_registry import Models
-from service.detector import Predictor
 from service.http.uvicorn_server import Server
+from service.model_loader import ModelLoader
+from service.model_registry import ModelRegistry
+from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.model_loader import Startup
 
 TOP_K = 5
 
@@ -171,24 +171,24 @@ class RunningServer:
 
 def one_model(
     engine: Engine, manifest: ModelManifest | None = None
-) -> Callable[[Settings, Metrics], Models]:
+) -> Callable[[Settings, Metrics], ModelRegistry]:
     """A loader of the model ``painted`` over ``engine``."""
 
-    def load(settings: Settings, metrics: Metrics) -> Models:
+    def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
         pool = ThreadPoolExecutor(settings.image_threads)
-        predictor = Predictor(manifest or make_manifest(), engine, pool, settings, metrics)
-        return Models({"painted": predictor}, "painted", pool)
+        predictor = Detector(manifest or make_manifest(), engine, pool, settings, metrics)
+        return ModelRegistry({"painted": predictor}, "painted", pool)
 
     return load
 
 
 @contextmanager
 def run_server(
-    load: Callable[[Settings, Metrics], Models], settings: Settings
+    load: Callable[[Settings, Metrics], ModelRegistry], settings: Settings
 ) -> Iterator[RunningServer]:
     """Serve what ``load`` gives in a thread of this process."""
     metrics = Metrics()
-    startup = Startup(lambda _: load(settings, metrics))
+    startup = ModelLoader(lambda _: load(settings, metrics))
     with run_startup(startup, settings, metrics) as running:
         while not startup.is_done:
             assert startup.error is None, f"the models were not loaded: {startup.error}"
@@ -197,7 +197,9 @@ def run_server(
 
 
 @contextmanager
-def run_startup(startup: Startup, settings: Settings, metrics: Metrics) -> Iterator[RunningServer]:
+def run_startup(
+    startup: ModelLoader, settings: Settings, metrics: Metrics
+) -> Iterator[RunningServer]:
     """Listen in a thread of this process, whatever becomes of the loading."""
     server = Server(create_app(startup, settings, metrics), settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -8,7 +8,7 @@ POSES = CenterPosesDecoder(
     output_stride=4,
     top_k=2,
     score_threshold=0.1,
-    joints=("nose", "tail"),
+    keypoints=("nose", "tail"),
     skeleton=((0, 1),),
 )
 POSE_ROWS = {
@@ -20,8 +20,8 @@ POSE_ROWS = {
     "keypoint_scores": np.float32([[0.75, 0], [0.25, 0.5]]),
 }
 CAMERA = (100.0, 0, 32, 0, 0, 100, 32, 0, 0, 0, 1, 0)
-SPACE = CenterBoxes3DDecoder(output_stride=4, top_k=2, score_threshold=0.1, projection=CAMERA)
-SPACE_ROWS = {
+BOXES_3D = CenterBoxes3DDecoder(output_stride=4, top_k=2, score_threshold=0.1, projection=CAMERA)
+BOXES_3D_ROWS = {
     "scores": np.float32([0.9, 0.8]),
     "class_ids": np.int32([1, 0]),
     "centers": np.float32([[8, 8], [8, 8]]),
@@ -41,7 +41,7 @@ CORNER_CANVAS = InputSpec(
 PAIR_ROWS = {
     "scores": np.float32([0.9, 0.6, -1]),
     "class_ids": np.int32([2, 0, 0]),
-    # An input of 127 pixels has 32 cells; a picture of 64 pixels begins at pixel 31.
+    # An input of 127 pixels has 32 cells; an image of 64 pixels begins at pixel 31.
     "boxes": np.float32([[10, 10, 20, 22], [12, 12, 14, 14], [1, 1, 2, 2]]),
     "corner_scores": np.float32([[0.9, 0.9], [0.6, 0.6], [0, 0]]),
 }

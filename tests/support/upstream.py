@@ -1,12 +1,12 @@
-"""The authors' detections from their own pictures, and how far ours may be from them.
+"""The upstream detections from their own images, and how far ours may be from them.
 
 How rounding errors of raw heads become tolerances. ``fp32_vs_fp64.json`` lists, per network and
-head, the largest error that float32 makes against float64 on one picture, and the spread of the
-head's values there. On another picture the error is taken to grow with the spread. Of that, five
+head, the largest error that float32 makes against float64 on one image, and the spread of the
+head's values there. On another image the error is taken to grow with the spread. Of that, five
 times is granted, e. It arrives in
 - a score as e * s * (1 - s), the slope of the sigmoid, largest for the scores that occur;
 - a center as e of the offsets; a box as that and half of e of the sizes;
-- a regressed joint as e of the joint offsets, one at a peak as e of their own offsets: the larger;
+- a regressed keypoint as e of the keypoint offsets, one at a peak as e of their own offsets: the larger;
 - a depth, 1 / sigmoid(x) - 1, as e * (depth + 1); the rotation angle of a bin as e divided by the
   length of (sine, cosine); dimensions and raw rotations as they are.
 A floor of a few float32 roundings of the value itself is added everywhere.
@@ -39,7 +39,7 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Golden:
-    """One picture at one scale."""
+    """One image at one scale."""
 
     canvas: NDArray[np.uint8]
     """RGB (H, W, 3)."""
@@ -76,7 +76,7 @@ def _read_golden(directory: Path, file: Mapping[str, NDArray[Any]], prefix: str)
 
 
 def granted_errors(manifests: Path, network: str, spreads: Mapping[str, float]) -> dict[str, float]:
-    """Five times the rounding error of each raw head, on a picture with these spreads."""
+    """Five times the rounding error of each raw head, on an image with these spreads."""
     listed = json.loads((manifests / "fp32_vs_fp64.json").read_text())
     noise = listed[_LIKE.get(network, network)]
     worst = max(head["max_abs"] / head["std"] for head in noise.values())
@@ -90,7 +90,7 @@ def granted_errors(manifests: Path, network: str, spreads: Mapping[str, float]) 
 
 @dataclass(frozen=True)
 class Column:
-    """Some columns of the authors' rows, and by how much they may differ, row by row."""
+    """Some columns of the upstream rows, and by how much they may differ, row by row."""
 
     name: str
     columns: slice
@@ -114,10 +114,10 @@ def box_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
 
 def pose_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
     """x1, y1, x2, y2, score, 17 times x and y, class."""
-    joint = max(errors["hps"], errors["hp_offset"])
+    keypoint = max(errors["hps"], errors["hp_offset"])
     return [
         *box_columns(rows, errors),
-        Column("joint", slice(5, 39), joint + _floor(rows[:, 5:39])),
+        Column("keypoint", slice(5, 39), keypoint + _floor(rows[:, 5:39])),
     ]
 
 
@@ -135,7 +135,7 @@ def box_3d_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
 
 
 def to_rows(outputs: Mapping[str, NDArray[Any]]) -> Rows:
-    """Put our outputs for one image into the authors' columns."""
+    """Put our outputs for one image into the upstream columns."""
     values = {name: array.astype(np.float64) for name, array in outputs.items()}
     scores, class_ids = (values[name][:, np.newaxis] for name in ("scores", "class_ids"))
     centers, sizes = values["centers"], values["sizes"]
@@ -144,18 +144,18 @@ def to_rows(outputs: Mapping[str, NDArray[Any]]) -> Rows:
         return np.hstack(
             (centers, scores, values["rotations"], depths, values["dimensions"], sizes, class_ids)
         )
-    joints = values.get("keypoints", np.empty((len(centers), 0))).reshape(len(centers), -1)
-    return np.hstack((centers - sizes / 2, centers + sizes / 2, scores, joints, class_ids))
+    keypoints = values.get("keypoints", np.empty((len(centers), 0))).reshape(len(centers), -1)
+    return np.hstack((centers - sizes / 2, centers + sizes / 2, scores, keypoints, class_ids))
 
 
-def match_rows(ours: Rows, theirs: Rows, centers: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+def match_rows(local: Rows, upstream: Rows, centers: slice) -> tuple[NDArray[Any], NDArray[Any]]:
     """Pair rows of one class with the same center: two index arrays; each row once."""
-    places = [rows[:, centers] for rows in (ours, theirs)]
+    places = [rows[:, centers] for rows in (local, upstream)]
     if places[0].shape[1] == 4:  # corners
         places = [(place[:, :2] + place[:, 2:]) / 2 for place in places]
     distances = np.abs(places[0][:, np.newaxis] - places[1]).max(axis=2)
-    distances[ours[:, np.newaxis, -1] != theirs[:, -1]] = np.inf
+    distances[local[:, np.newaxis, -1] != upstream[:, -1]] = np.inf
     nearest = distances.argmin(axis=1)
-    rows = np.flatnonzero(distances[np.arange(len(ours)), nearest] < MATCH_CELLS)
+    rows = np.flatnonzero(distances[np.arange(len(local)), nearest] < MATCH_CELLS)
     assert len(set(nearest[rows])) == len(rows)
     return rows, nearest[rows]

@@ -1,10 +1,10 @@
-"""The authors' soft-NMS in plain words, with its mistakes, to account for them one by one."""
+"""The upstream soft-NMS in plain words, with its mistakes, to account for them one by one."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def soft_nms_like_the_authors(
+def soft_nms_like_upstream(
     rows: NDArray[np.float32],
     *,
     weight_exp: float | None = None,
@@ -72,7 +72,7 @@ def _shrink(gone: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return np.array(sources, int), np.array(places, int)
 
 
-def suppress_like_the_authors(
+def suppress_like_upstream(
     rows: NDArray[np.float32], class_ids: NDArray[np.int32], most: int, *, weight_exp: float | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """All classes, then the ``most`` best: what they return, and what they should have.
@@ -80,14 +80,14 @@ def suppress_like_the_authors(
     Both are x1, y1, x2, y2, score, class, best first. Theirs keeps the stale copies, moves no
     weights and keeps every row that shares the last score; the other does the opposite.
     """
-    theirs, meant = [], []
+    upstream, meant = [], []
     for class_id in np.unique(class_ids):
         of_class = rows[class_ids == class_id]
-        every, _ = soft_nms_like_the_authors(of_class, weight_exp=weight_exp)
-        theirs.append(np.column_stack([every[:, :5], np.full(len(every), class_id)]))
-        every, count = soft_nms_like_the_authors(of_class, weight_exp=weight_exp, weights_move=True)
+        every, _ = soft_nms_like_upstream(of_class, weight_exp=weight_exp)
+        upstream.append(np.column_stack([every[:, :5], np.full(len(every), class_id)]))
+        every, count = soft_nms_like_upstream(of_class, weight_exp=weight_exp, weights_move=True)
         meant.append(np.column_stack([every[:count, :5], np.full(count, class_id)]))
-    both = [best_first(np.concatenate(parts)) for parts in (theirs, meant)]
+    both = [best_first(np.concatenate(parts)) for parts in (upstream, meant)]
     last = both[0][:most][-1, 4]
     return both[0][both[0][:, 4] >= last], both[1][:most]
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from model_export.graph.normalization import NORMALIZATIONS
-from training.data.sample import AnnotatedImage
 from training.average_precision import average_precision, decode_boxes, evaluate
+from training.data.sample import AnnotatedImage
 from training.targets.centers import center_targets
 
 CLASSES = ("RBC", "WBC")
@@ -41,7 +41,7 @@ def perfect_maps(image: AnnotatedImage, scale: float) -> dict[str, torch.Tensor]
 
 
 class Oracle(torch.nn.Module):
-    """Answers with perfect maps, one picture after the other."""
+    """Answers with perfect maps, one image after the other."""
 
     def __init__(self) -> None:
         super().__init__()

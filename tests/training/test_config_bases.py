@@ -1,4 +1,4 @@
-"""Recipes that say only what is different from another one."""
+"""Configurations that say only what is different from another one."""
 
 import shutil
 from pathlib import Path
@@ -6,29 +6,29 @@ from pathlib import Path
 import pytest
 from support.configs import assert_refused
 
-from training.config import read_recipe
+from training.config import read_config
 
 
 @pytest.fixture
 def longer(project: Path, tmp_path: Path) -> Path:
     for name in ("people.toml", "people_longer.toml"):
-        shutil.copy(project / "training/recipes" / name, tmp_path)
+        shutil.copy(project / "training/configs" / name, tmp_path)
     return tmp_path / "people_longer.toml"
 
 
 def test_what_is_not_said_is_as_in_the_base(longer: Path) -> None:
-    base, recipe = read_recipe(longer.with_name("people.toml")), read_recipe(longer)
+    base, config = read_config(longer.with_name("people.toml")), read_config(longer)
     said = {"seed", "start", "schedule", "loss_weights"}
-    assert base.model_dump(exclude=said) == recipe.model_dump(exclude=said)
-    assert (base.seed, recipe.seed) == (17, 19)
-    assert recipe.schedule == base.schedule.model_copy(update={"epochs": 42, "learning_rate": 8e-4})
+    assert base.model_dump(exclude=said) == config.model_dump(exclude=said)
+    assert (base.seed, config.seed) == (17, 19)
+    assert config.schedule == base.schedule.model_copy(update={"epochs": 42, "learning_rate": 8e-4})
 
 
 def test_values_that_are_no_tables_are_replaced(longer: Path) -> None:
     longer.write_text(longer.read_text() + "[augmentation]\nscale = [1.0, 1.0]\n")
-    base, recipe = read_recipe(longer.with_name("people.toml")), read_recipe(longer)
-    assert recipe.augmentation.scale == (1.0, 1.0)
-    assert recipe.augmentation.hue_degrees == base.augmentation.hue_degrees
+    base, config = read_config(longer.with_name("people.toml")), read_config(longer)
+    assert config.augmentation.scale == (1.0, 1.0)
+    assert config.augmentation.hue_degrees == base.augmentation.hue_degrees
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.configs import write_recipe
+from support.configs import write_config
 
-from training.config import RecipeError
+from training.config import ConfigError
 from training.trainer import BEST_CHECKPOINT, Trainer
 
 
 def trainer(folder: Path, architecture: str, *, resume: bool = False, **changes: object) -> Trainer:
-    recipe = write_recipe(folder, architecture, "boxes", pictures=1)
-    return Trainer(recipe.model_copy(update=changes), folder / "run", resume=resume)
+    config = write_config(folder, architecture, "boxes", images=1)
+    return Trainer(config.model_copy(update=changes), folder / "run", resume=resume)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of a network that has learnt two steps."""
+    """Of a network that has learned two steps."""
     (tmp_path / "first").mkdir()
     first = trainer(tmp_path / "first", "res_18_slim")
     first.run()
@@ -51,7 +51,7 @@ def test_a_head_for_other_classes_starts_anew(checkpoint: Path, tmp_path: Path, 
 
 
 def test_another_network_s_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"start: .*these are weights of another network"):
+    with pytest.raises(ConfigError, match=r"start: .*these are weights of another network"):
         trainer(tmp_path, "hourglass_tiny", start=checkpoint)
 
 
@@ -65,5 +65,5 @@ def test_a_resumed_run_needs_its_start_no_more(checkpoint: Path, tmp_path: Path)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"start: .*none\.pth"):
+    with pytest.raises(ConfigError, match=r"start: .*none\.pth"):
         trainer(tmp_path, "res_18_slim", start=tmp_path / "none.pth")

@@ -1,4 +1,4 @@
-"""Losses and their gradients against what the authors' code computed."""
+"""Losses and their gradients against what the reference implementation computed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from training.losses import (
     center_l1_loss,
-    diluted_l1_loss,
     focal_loss,
     l1_loss,
+    l1_loss_over_all_slots,
     pull_push_losses,
     rotation_loss,
     smooth_l1_loss,
@@ -54,7 +54,7 @@ def as_map(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.transpose(1, 2).unsqueeze(2), cells
 
 
-def test_focal_loss_is_the_authors(goldens: Goldens) -> None:
+def test_focal_loss_is_as_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda logits: focal_loss(logits, goldens["gt"]), goldens["logit"]
     )
@@ -62,7 +62,7 @@ def test_focal_loss_is_the_authors(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["focal_grad"], rtol=1e-4, atol=1e-6)
 
 
-def test_focal_loss_without_centers_is_the_authors(goldens: Goldens) -> None:
+def test_focal_loss_without_centers_is_as_upstream(goldens: Goldens) -> None:
     heatmap = goldens["gt"] * 0.99
     value, gradient = value_and_gradient(
         lambda logits: focal_loss(logits, heatmap), goldens["logit"]
@@ -72,7 +72,7 @@ def test_focal_loss_without_centers_is_the_authors(goldens: Goldens) -> None:
 
 
 @pytest.mark.parametrize("system", CORNER_SYSTEMS)
-def test_focal_loss_of_corners_is_the_authors(load, system: str) -> None:
+def test_focal_loss_of_corners_is_as_upstream(load, system: str) -> None:
     goldens = load(system)
     value, gradient = value_and_gradient(
         lambda logits: focal_loss(logits, goldens["loss_gt"]), goldens["loss_logit"]
@@ -81,7 +81,7 @@ def test_focal_loss_of_corners_is_the_authors(load, system: str) -> None:
     torch.testing.assert_close(gradient, goldens["focal_grad"], rtol=1e-4, atol=1e-6)
 
 
-def test_l1_at_centers_is_the_authors(goldens: Goldens) -> None:
+def test_l1_at_centers_is_as_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: center_l1_loss(
             values, goldens["ind"], goldens["mask"].float(), goldens["tgt"]
@@ -92,7 +92,7 @@ def test_l1_at_centers_is_the_authors(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["regl1_grad"], rtol=1e-5, atol=1e-7)
 
 
-def test_l1_with_a_mask_per_number_is_the_authors(goldens: Goldens) -> None:
+def test_l1_with_a_mask_per_number_is_as_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: l1_loss(values, goldens["ind"], goldens["wmask"].float(), goldens["tgt"]),
         goldens["out"],
@@ -101,12 +101,12 @@ def test_l1_with_a_mask_per_number_is_the_authors(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["regwl1_grad"], rtol=1e-5, atol=1e-7)
 
 
-def test_diluted_l1_divides_the_authors_sum_by_all_rows(goldens: Goldens) -> None:
+def test_diluted_l1_divides_upstream_sum_by_all_rows(goldens: Goldens) -> None:
     """There is no golden of it, but it differs from the one above in what it divides by."""
     counted = goldens["mask"].sum().double() * 2 + 1e-4
     share = counted / goldens["tgt"].numel()
     value, gradient = value_and_gradient(
-        lambda values: diluted_l1_loss(
+        lambda values: l1_loss_over_all_slots(
             values, goldens["ind"], goldens["mask"].float(), goldens["tgt"]
         ),
         goldens["out"],
@@ -116,7 +116,7 @@ def test_diluted_l1_divides_the_authors_sum_by_all_rows(goldens: Goldens) -> Non
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_smooth_l1_is_the_authors(goldens: Goldens) -> None:
+def test_smooth_l1_is_as_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: smooth_l1_loss(
             values, goldens["ind"], goldens["mask"].float(), goldens["tgt"]
@@ -128,7 +128,7 @@ def test_smooth_l1_is_the_authors(goldens: Goldens) -> None:
 
 
 @pytest.mark.parametrize("system", CORNER_SYSTEMS)
-def test_corner_offsets_are_the_authors(load, system: str) -> None:
+def test_corner_offsets_are_as_upstream(load, system: str) -> None:
     goldens = load(system)
 
     def loss(rows: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def test_corner_offsets_are_the_authors(load, system: str) -> None:
     torch.testing.assert_close(gradient, goldens["regr_grad"], rtol=1e-5, atol=1e-7)
 
 
-def test_rotation_loss_is_the_authors(goldens: Goldens) -> None:
+def test_rotation_loss_is_as_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: rotation_loss(
             values,
@@ -166,15 +166,15 @@ def test_rotation_loss_without_objects_is_finite() -> None:
 
 @pytest.mark.parametrize("system", CORNER_SYSTEMS)
 @pytest.mark.parametrize(("index", "name"), [(0, "ae_pull"), (1, "ae_push")])
-def test_pull_and_push_are_the_authors(load, system: str, index: int, name: str) -> None:
+def test_pull_and_push_are_as_upstream(load, system: str, index: int, name: str) -> None:
     goldens = load(system)
     first, second = (goldens[f"ae_tag{i}"][..., 0].clone().requires_grad_() for i in (0, 1))
     loss = pull_push_losses(first, second, goldens["ae_mask"].float())[index]
     loss.backward()
     torch.testing.assert_close(loss.detach().double(), goldens[name], rtol=1e-5, atol=0)
-    for corner, ours in enumerate((first, second)):
+    for corner, local in enumerate((first, second)):
         expected = goldens[f"{name}_g{corner}"][..., 0]
-        torch.testing.assert_close(ours.grad, expected, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(local.grad, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("objects", [0, 1])

@@ -1,6 +1,6 @@
-"""Every system learns a tiny data set by heart, judged over HTTP from its exported package.
+"""Every system learns a tiny data set by heart, evaluated over HTTP from its exported package.
 
-Data to answers without a gap: recipe, training, ``best.pth``, export, service.
+Data to answers without a gap: configuration, training, ``best.pth``, export, service.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from support.configs import write_recipe
-from support.scenes import JOINTS, PROJECTION, Cuboid, write_space
+from support.configs import write_config
+from support.scenes import KEYPOINTS, PROJECTION, Cuboid, write_boxes_3d
 from support.serving import RunningServer, run_server
 
+from model_export.config import ExportConfig
 from model_export.pipeline import export_package
-from model_export.config import Recipe as ExportRecipe
 from service.model_registry import load_models
 from service.settings import Settings
 from training.trainer import Trainer
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.skipif(
     not os.environ.get("HEAVY_TESTS"), reason="trains for minutes: set HEAVY_TESTS=1"
 )
 
-PICTURES = 6
-PICTURES_OF_CORNERS = 3  # a step of hourglasses takes four times as long
-JOINT_SIGMA = 0.05
-"""Of every joint in OKS: as demanding as shoulders and hips of people, and stricter."""
+IMAGES = 6
+IMAGES_OF_CORNERS = 3  # a step of hourglasses takes four times as long
+KEYPOINT_SIGMA = 0.05
+"""Of every keypoint in OKS: as demanding as shoulders and hips of people, and stricter."""
 
 Serve = Callable[..., RunningServer]
 
@@ -49,17 +49,17 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
             architecture: str,
             task: str,
             epochs: int,
-            pictures: int = PICTURES,
+            images: int = IMAGES,
             **augmentation: Any,
         ) -> RunningServer:
-            recipe = write_recipe(
+            config = write_config(
                 tmp_path,
                 architecture,
                 task,
-                pictures=pictures,
+                images=images,
                 schedule={
                     "epochs": epochs,
-                    "batch_size": pictures,
+                    "batch_size": images,
                     "learning_rate": 2e-3,
                     "warmup_steps": 10,
                     "average_decay": 0.98,
@@ -67,25 +67,25 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
                 },
                 augmentation=augmentation,
             )
-            recipe = recipe.model_copy(
+            config = config.model_copy(
                 # Ten passes are one epoch, so that checkpoints are not what takes the time.
-                update={"data": recipe.data.model_copy(update={"repeats": 10})}
+                update={"data": config.data.model_copy(update={"repeats": 10})}
             )
-            Trainer(recipe, tmp_path / "run").run()
+            Trainer(config, tmp_path / "run").run()
             is_corners = task.startswith("corner")
             package = export_package(
-                ExportRecipe(
-                    name="learnt",
+                ExportConfig(
+                    name="learned",
                     version="1",
-                    classes=recipe.classes,
-                    joints=recipe.joints or None,
+                    classes=config.classes,
+                    keypoints=config.keypoints or None,
                     projection=PROJECTION,
                     architecture=architecture,
                     task=task,
                     # Corner systems take inputs of other sizes; the smallest is no size to export.
-                    width_px=255 if is_corners else recipe.input_width,
-                    height_px=255 if is_corners else recipe.input_height,
-                    normalization=recipe.normalization,
+                    width_px=255 if is_corners else config.input_width,
+                    height_px=255 if is_corners else config.input_height,
+                    normalization=config.normalization,
                     top_k=20,
                 ),
                 tmp_path / "run/best.pth",
@@ -98,15 +98,15 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
         yield run
 
 
-def detect(server: RunningServer, picture: Path) -> list[dict[str, Any]]:
-    response = server.client.post("/detect?score_threshold=0.01", content=picture.read_bytes())
+def detect(server: RunningServer, image: Path) -> list[dict[str, Any]]:
+    response = server.client.post("/detect?score_threshold=0.01", content=image.read_bytes())
     assert response.status_code == 200, response.text
     found: list[dict[str, Any]] = response.json()["detections"]
     return found
 
 
 def average_precision(server: RunningServer, directory: Path, kind: str) -> float:
-    """COCO's AP of ``kind`` (bbox, keypoints) on the pictures that were learnt."""
+    """COCO's AP of ``kind`` (bbox, keypoints) on the images that were learned."""
     with contextlib.redirect_stdout(io.StringIO()):
         labels = COCO(str(directory / "labels.json"))
         labels.dataset.setdefault("info", {})
@@ -125,7 +125,7 @@ def average_precision(server: RunningServer, directory: Path, kind: str) -> floa
                 rows.append(row)
         scoring = COCOeval(labels, labels.loadRes(rows), kind)
         if kind == "keypoints":
-            scoring.params.kpt_oks_sigmas = np.full(len(JOINTS), JOINT_SIGMA)
+            scoring.params.kpt_oks_sigmas = np.full(len(KEYPOINTS), KEYPOINT_SIGMA)
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()
@@ -149,22 +149,23 @@ def test_poses(learn: Serve, tmp_path: Path) -> None:
     [("cornernet_slim", "corner_pairs"), ("triplet_slim", "corner_triplets")],
 )
 def test_corners(learn: Serve, tmp_path: Path, architecture: str, task: str) -> None:
-    # The service looks at the mirror image as well, as the authors do.
-    server = learn(architecture, task, 35, PICTURES_OF_CORNERS, mirror=True)
+    # The service looks at the flipped image as well, as the authors do.
+    server = learn(architecture, task, 35, IMAGES_OF_CORNERS, flip=True)
     ap = average_precision(server, tmp_path, "bbox")
     print(f"\n{task}: AP {ap:.3f}")
     assert ap >= 0.95
 
 
-def test_boxes_in_space(learn: Serve, tmp_path: Path) -> None:
+def test_boxes_3d(learn: Serve, tmp_path: Path) -> None:
     server = learn("res_18_slim", "boxes_3d", 100)
     overlaps = []
-    for index, scene in enumerate(write_space(tmp_path, PICTURES)):
+    for index, scene in enumerate(write_boxes_3d(tmp_path, IMAGES)):
         found = [_cuboid(entry["box3d"]) for entry in detect(server, tmp_path / f"{index:06d}.png")]
         overlaps += [
-            max((overlap_3d(truth, other) for other in found), default=0.0) for truth in scene
+            max((overlap_3d(ground_truth, other) for other in found), default=0.0)
+            for ground_truth in scene
         ]
-    print(f"\nboxes in space: 3D IoU {np.round(sorted(overlaps), 3)}")
+    print(f"\n3D boxes: 3D IoU {np.round(sorted(overlaps), 3)}")
     assert min(overlaps) >= 0.7
 
 

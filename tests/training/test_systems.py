@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.configs import write_recipe
+from support.configs import write_config
 
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
@@ -26,7 +26,7 @@ SYSTEMS = [
 
 @pytest.mark.parametrize(("architecture", "task"), SYSTEMS)
 def test_one_step_lowers_the_loss(tmp_path: Path, architecture: str, task: str) -> None:
-    trainer = Trainer(write_recipe(tmp_path, architecture, task), tmp_path / "run")
+    trainer = Trainer(write_config(tmp_path, architecture, task), tmp_path / "run")
     batch = next(iter(trainer._loader()))
     trainer.network.train()
 
@@ -42,18 +42,18 @@ def test_one_step_lowers_the_loss(tmp_path: Path, architecture: str, task: str) 
 
 @pytest.mark.parametrize(("architecture", "task"), SYSTEMS)
 def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, task: str) -> None:
-    recipe = write_recipe(tmp_path, architecture, task)
-    Trainer(recipe, tmp_path / "run").run()
+    config = write_config(tmp_path, architecture, task)
+    Trainer(config, tmp_path / "run").run()
     state = read_state(tmp_path / "run/best.pth")
     contents = identify(state)
     assert contents.architecture == architecture
     assert contents.task == task
-    assert contents.num_classes == len(recipe.classes)
-    assert contents.num_joints == len(recipe.joints)
-    assert dict(contents.head_channels) == recipe.head_channels()
+    assert contents.num_classes == len(config.classes)
+    assert contents.num_keypoints == len(config.keypoints)
+    assert dict(contents.head_channels) == config.head_channels()
     network = load_network(contents, state)
-    trainer = Trainer(recipe, tmp_path / "run", resume=True)
-    side = (recipe.input_height, recipe.input_width)
+    trainer = Trainer(config, tmp_path / "run", resume=True)
+    side = (config.input_height, config.input_width)
     images = torch.rand(1, 3, *side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         exported, trained = network(images), trainer.average.network(images)
@@ -72,15 +72,15 @@ def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, ta
 def test_every_stack_predicts_and_is_kept(
     tmp_path: Path, architecture: str, task: str, early: str
 ) -> None:
-    recipe = write_recipe(tmp_path, architecture, task)
-    trainer = Trainer(recipe, tmp_path / "run")
+    config = write_config(tmp_path, architecture, task)
+    trainer = Trainer(config, tmp_path / "run")
     assert isinstance(trainer.network, StackedNetwork)
     trainer.network.eval()
-    images = torch.zeros(1, 3, recipe.input_height, recipe.input_width)
+    images = torch.zeros(1, 3, config.input_height, config.input_width)
     with torch.inference_mode():
         first, last = predict_all(trainer.network, images)
         exported = trainer.network(images)
-    assert first.keys() == last.keys() == recipe.head_channels().keys()
+    assert first.keys() == last.keys() == config.head_channels().keys()
     for name, maps in exported.items():
         torch.testing.assert_close(maps, last[name], rtol=0, atol=0)
     trainer.run()
@@ -90,18 +90,18 @@ def test_every_stack_predicts_and_is_kept(
 
 
 def test_a_stacked_network_resumes_where_it_stopped(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, "cornernet_slim", "corner_pairs")
-    trainer = Trainer(recipe, tmp_path / "run")
+    config = write_config(tmp_path, "cornernet_slim", "corner_pairs")
+    trainer = Trainer(config, tmp_path / "run")
     trainer.run()
-    resumed = Trainer(recipe, tmp_path / "run", resume=True)
+    resumed = Trainer(config, tmp_path / "run", resume=True)
     for key, value in trainer.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[key], value, rtol=0, atol=0)
 
 
 def test_without_precision_to_measure_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, "res_18_slim", "poses", schedule={"epochs": 2})
-    data = recipe.data.model_copy(update={"validation": recipe.data.train[0]})
-    trainer = Trainer(recipe.model_copy(update={"data": data}), tmp_path / "run")
+    config = write_config(tmp_path, "res_18_slim", "poses", schedule={"epochs": 2})
+    data = config.data.model_copy(update={"validation": config.data.train[0]})
+    trainer = Trainer(config.model_copy(update={"data": data}), tmp_path / "run")
     losses = iter([1.0, 2.0])
     trainer._fixed_losses = lambda: {"validation_loss": next(losses)}
     trainer.run()
@@ -109,11 +109,11 @@ def test_without_precision_to_measure_the_lowest_loss_is_the_best(tmp_path: Path
 
 
 def test_the_loss_of_fixed_views_is_that_of_the_average(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, "res_18_slim", "boxes_3d")
-    data = recipe.data.model_copy(update={"validation": recipe.data.train[0]})
-    trainer = Trainer(recipe.model_copy(update={"data": data}), tmp_path / "run")
+    config = write_config(tmp_path, "res_18_slim", "boxes_3d")
+    data = config.data.model_copy(update={"validation": config.data.train[0]})
+    trainer = Trainer(config.model_copy(update={"data": data}), tmp_path / "run")
     first = trainer._fixed_losses()["validation_loss"]
-    batch = next(iter(trainer._loader()))  # the same two pictures, not augmented
+    batch = next(iter(trainer._loader()))  # the same two images, not augmented
     with torch.no_grad():
         terms = trainer._terms(trainer.average.network, batch)
     assert first == pytest.approx(float(trainer._objective.total(terms)), rel=1e-4)

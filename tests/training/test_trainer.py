@@ -11,20 +11,20 @@ from support.configs import assert_refused
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.objects_as_points import to_network_key
 from training.__main__ import main
+from training.config import read_config
+from training.evaluate_checkpoint import main as evaluate_checkpoint
 from training.synthetic.blood_smears import coco_document, render_smear
 from training.tensorboard import CurvesUnavailableError
-from training.evaluate_checkpoint import main as evaluate_checkpoint
-from training.config import read_recipe
 from training.trainer import ResumeError, Trainer
 
-RECIPE = """
+CONFIG = """
 architecture = "res_18_slim"
 normalization = "coco"
 classes = ["RBC", "WBC", "Platelets"]
 input_width = 64
 input_height = 64
 train_crop = 64
-picture_width = 640
+image_width = 640
 seed = 3
 loader_workers = {workers}
 [data]
@@ -52,7 +52,7 @@ gradient_clip = 10.0
 
 
 @pytest.fixture
-def recipe_file(tmp_path: Path):
+def config_file(tmp_path: Path):
     images = [render_smear(np.random.default_rng(seed)) for seed in (1, 2)]
     for index, image in enumerate(images):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image.pixels[..., ::-1])
@@ -60,9 +60,9 @@ def recipe_file(tmp_path: Path):
     (tmp_path / "smears.json").write_text(json.dumps(document))
 
     def write(epochs: int = 2, repeats: int = 1, workers: int = 0) -> Path:
-        path = tmp_path / "recipe.toml"
+        path = tmp_path / "configuration.toml"
         path.write_text(
-            RECIPE.format(directory=tmp_path, epochs=epochs, repeats=repeats, workers=workers)
+            CONFIG.format(directory=tmp_path, epochs=epochs, repeats=repeats, workers=workers)
         )
         return path
 
@@ -77,9 +77,9 @@ class PowerCutError(Exception):
     """What ends a run at a bad moment."""
 
 
-def test_a_resumed_run_ends_with_the_same_weights(recipe_file, tmp_path, monkeypatch) -> None:
-    recipe = read_recipe(recipe_file(epochs=2))
-    Trainer(recipe, tmp_path / "whole").run()
+def test_a_resumed_run_ends_with_the_same_weights(config_file, tmp_path, monkeypatch) -> None:
+    config = read_config(config_file(epochs=2))
+    Trainer(config, tmp_path / "whole").run()
 
     halves = tmp_path / "halves"
     train_epoch = Trainer._train_epoch
@@ -91,9 +91,9 @@ def test_a_resumed_run_ends_with_the_same_weights(recipe_file, tmp_path, monkeyp
 
     monkeypatch.setattr(Trainer, "_train_epoch", stop_in_second)
     with pytest.raises(PowerCutError):
-        Trainer(recipe, halves).run()
+        Trainer(config, halves).run()
     monkeypatch.undo()
-    main([str(tmp_path / "recipe.toml"), "--output", str(halves), "--resume"])
+    main([str(tmp_path / "configuration.toml"), "--output", str(halves), "--resume"])
 
     whole, resumed = state_of(tmp_path / "whole/last.pth"), state_of(halves / "last.pth")
     assert whole.keys() == resumed.keys()
@@ -104,29 +104,29 @@ def test_a_resumed_run_ends_with_the_same_weights(recipe_file, tmp_path, monkeyp
     assert {"heatmap", "ap", "ap50", "learning_rate", "seconds"} <= json.loads(lines[-1]).keys()
 
 
-def test_a_checkpoint_is_scored_by_command(recipe_file, tmp_path, capsys) -> None:
-    recipe = recipe_file(epochs=1)
-    Trainer(read_recipe(recipe), tmp_path / "run").run()
+def test_a_checkpoint_is_scored_by_command(config_file, tmp_path, capsys) -> None:
+    config = config_file(epochs=1)
+    Trainer(read_config(config), tmp_path / "run").run()
     labels = ["--annotations", str(tmp_path / "smears.json"), "--images", str(tmp_path)]
     capsys.readouterr()
-    evaluate_checkpoint([str(recipe), str(tmp_path / "run/last.pth"), *labels])
+    evaluate_checkpoint([str(config), str(tmp_path / "run/last.pth"), *labels])
     printed = json.loads(capsys.readouterr().out)
     logged = json.loads((tmp_path / "run/epochs.jsonl").read_text())
     assert printed["ap"] == logged["ap"]
     assert printed["ap50_per_class"] == logged["ap50_per_class"]
 
 
-def test_resuming_another_recipe_is_refused(recipe_file, tmp_path) -> None:
-    Trainer(read_recipe(recipe_file(epochs=1)), tmp_path / "run").run()
-    other = read_recipe(recipe_file(epochs=3))
-    with pytest.raises(ResumeError, match="another recipe"):
+def test_resuming_another_config_is_refused(config_file, tmp_path) -> None:
+    Trainer(read_config(config_file(epochs=1)), tmp_path / "run").run()
+    other = read_config(config_file(epochs=3))
+    with pytest.raises(ResumeError, match="another configuration"):
         Trainer(other, tmp_path / "run", resume=True)
 
 
-def test_the_best_checkpoint_fits_the_architecture(recipe_file, tmp_path) -> None:
-    Trainer(read_recipe(recipe_file(epochs=1, workers=1)), tmp_path / "run").run()
+def test_the_best_checkpoint_fits_the_architecture(config_file, tmp_path) -> None:
+    Trainer(read_config(config_file(epochs=1, workers=1)), tmp_path / "run").run()
     checkpoint = torch.load(tmp_path / "run/best.pth", weights_only=True)
-    assert set(checkpoint) == {"epoch", "state_dict", "recipe"}
+    assert set(checkpoint) == {"epoch", "state_dict", "config"}
     assert {"conv1.weight", "deconv_layers.0.weight", "hm.2.bias", "wh.0.weight"} <= set(
         checkpoint["state_dict"]
     )
@@ -134,8 +134,8 @@ def test_the_best_checkpoint_fits_the_architecture(recipe_file, tmp_path) -> Non
     network.load_state_dict({to_network_key(k): v for k, v in checkpoint["state_dict"].items()})
 
 
-def test_two_pictures_can_be_learnt(recipe_file, tmp_path) -> None:
-    trainer = Trainer(read_recipe(recipe_file(epochs=1)), tmp_path / "run")
+def test_two_images_can_be_learned(config_file, tmp_path) -> None:
+    trainer = Trainer(read_config(config_file(epochs=1)), tmp_path / "run")
     batch = next(iter(trainer._loader()))
     trainer.network.train()
     for group in trainer._optimizer.param_groups:
@@ -158,11 +158,11 @@ def test_two_pictures_can_be_learnt(recipe_file, tmp_path) -> None:
         ("batch_size = 2", "batch_size = 0", "greater than or equal to 1"),
         ("batch_size = 2", "batch_syze = 2", "batch_syze"),
         ("repeats = 1", "repeats = 0", "nothing to train on"),
-        ("seed = 3", "seed = ", "recipe.toml"),
+        ("seed = 3", "seed = ", "configuration.toml"),
     ],
 )
-def test_recipe_mistakes_are_named(recipe_file, old: str, new: str, message: str) -> None:
-    assert_refused(recipe_file(), old, new, message)
+def test_config_mistakes_are_named(config_file, old: str, new: str, message: str) -> None:
+    assert_refused(config_file(), old, new, message)
 
 
 SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
@@ -171,7 +171,7 @@ SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (SMEARS, f'{SMEARS}\ntask = "poses"', "joints are named for task poses"),
+        (SMEARS, f'{SMEARS}\ntask = "poses"', "keypoints are named for task poses"),
         (SMEARS, f'{SMEARS}\ntask = "corner_pairs"', "task of res_18_slim must be one of"),
         (SMEARS, f'{SMEARS}\ntask = "boxes_3d"', "format coco has no labels for boxes_3d"),
         (SMEARS, 'classes = ["RBC", "RBC"]', "classes has a name twice"),
@@ -184,18 +184,18 @@ SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
         ('"res_18_slim"', '"hourglass_slim"', "must be a multiple of 128"),
     ],
 )
-def test_recipes_whose_parts_do_not_fit_are_refused(
-    recipe_file, old: str, new: str, message: str
+def test_configs_whose_parts_do_not_fit_are_refused(
+    config_file, old: str, new: str, message: str
 ) -> None:
-    assert_refused(recipe_file(), old, new, message)
+    assert_refused(config_file(), old, new, message)
 
 
-def test_curves_hold_the_numbers_of_the_log(recipe_file, tmp_path) -> None:
+def test_curves_hold_the_numbers_of_the_log(config_file, tmp_path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "run"
-    main([str(recipe_file(epochs=2)), "--output", str(run), "--device", "cpu", "--tensorboard"])
+    main([str(config_file(epochs=2)), "--output", str(run), "--device", "cpu", "--tensorboard"])
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     lines = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
@@ -207,14 +207,14 @@ def test_curves_hold_the_numbers_of_the_log(recipe_file, tmp_path) -> None:
 
 
 def test_curves_without_tensorboard_are_refused_before_training(
-    recipe_file, tmp_path, monkeypatch
+    config_file, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(CurvesUnavailableError, match="pip install"):
-        main([str(recipe_file()), "--output", str(tmp_path / "run"), "--tensorboard"])
+        main([str(config_file()), "--output", str(tmp_path / "run"), "--tensorboard"])
     assert not (tmp_path / "run").exists()
 
 
-def test_the_bundled_recipe_is_valid(project: Path) -> None:
-    recipe = read_recipe(project / "training/recipes/blood_cells.toml")
-    assert recipe.classes == ("RBC", "WBC", "Platelets")
+def test_the_bundled_config_is_valid(project: Path) -> None:
+    config = read_config(project / "training/configs/blood_cells.toml")
+    assert config.classes == ("RBC", "WBC", "Platelets")

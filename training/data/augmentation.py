@@ -1,6 +1,6 @@
-"""Random views of annotated pictures, and the fixed view used for evaluation.
+"""Random views of annotated images, and the fixed view used for evaluation.
 
-Frames: pixel centers have integer coordinates, so the left edge of a picture lies at -0.5. The
+Frames: pixel centers have integer coordinates, so the left edge of an image lies at -0.5. The
 fixed view maps ``dst = k (src - size/2) + dst_size/2`` for pixel centers and, like the authors,
 for box edges too. Random views place boxes so that they agree with that convention.
 """
@@ -29,12 +29,12 @@ class AugmentationRanges:
     Attributes:
         scale: smallest and largest enlargement relative to the fixed view.
         brightness, contrast, saturation, hue_degrees, blur_probability: of the colours.
-        mirror: whether half of the views are mirrored.
+        flip: whether half of the views are flipped.
         quarter_turns: whether views are turned by a random multiple of 90 degrees.
-        center_border_px: None keeps windows inside the picture as far as they fit. A number lets
-            their centers lie anywhere in the picture but this close to its border (128 with the
-            authors of all three papers; less in pictures that are smaller than twice that).
-        fixed_probability: share of views that are mirrored at most, neither scaled nor shifted.
+        center_border_px: None keeps windows inside the image as far as they fit. A number lets
+            their centers lie anywhere in the image but this close to its border (128 with the
+            authors of all three papers; less in images that are smaller than twice that).
+        fixed_probability: share of views that are flipped at most, neither scaled nor shifted.
     """
 
     scale: tuple[float, float]
@@ -43,7 +43,7 @@ class AugmentationRanges:
     saturation: float
     hue_degrees: float
     blur_probability: float
-    mirror: bool = True
+    flip: bool = True
     quarter_turns: bool = False
     center_border_px: int | None = None
     fixed_probability: float = 0.0
@@ -51,18 +51,18 @@ class AugmentationRanges:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The view that a picture becomes.
+    """The view that an image becomes.
 
     Attributes:
         width, height: of the view in pixels.
         scale: enlargement of the fixed view.
-        joint_pairs: joints that a mirror exchanges, as pairs of their indices.
+        keypoint_pairs: keypoints that a flip exchanges, as pairs of their indices.
     """
 
     width: int
     height: int
     scale: float
-    joint_pairs: Sequence[tuple[int, int]] = ()
+    keypoint_pairs: Sequence[tuple[int, int]] = ()
 
 
 def evaluation_affine(width: int, height: int, input_width: int, input_height: int) -> Affine:
@@ -72,12 +72,12 @@ def evaluation_affine(width: int, height: int, input_width: int, input_height: i
 
 
 def fixed_affine(width: int, height: int, canvas: Canvas) -> Affine:
-    """The middle of a picture of this size to the middle of the canvas, as the authors have it."""
+    """The middle of an image of this size to the middle of the canvas, as the authors have it."""
     source = (width / 2, height / 2)
     return _similarity(np.eye(2) * canvas.scale, source, (canvas.width / 2, canvas.height / 2))
 
 
-def mirrored(affine: Affine, width: int) -> Affine:
+def flipped(affine: Affine, width: int) -> Affine:
     """The affine with left and right exchanged in its canvas of ``width`` pixels."""
     flip = np.diag([-1.0, 1.0])
     return np.column_stack([flip @ affine[:, :2], flip @ affine[:, 2] + (width - 1, 0)])
@@ -86,25 +86,25 @@ def mirrored(affine: Affine, width: int) -> Affine:
 def random_affine(
     rng: Generator, width: int, height: int, canvas: Canvas, ranges: AugmentationRanges
 ) -> Affine:
-    """A random scale, quarter turn, mirroring and position of the window onto the canvas."""
+    """A random scale, quarter turn, flipping and position of the window onto the canvas."""
     factor = canvas.scale * np.exp(rng.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1])))
     quarter = int(rng.integers(4)) if ranges.quarter_turns else 0
     cosine, sine = (1, 0, -1, 0)[quarter], (0, 1, 0, -1)[quarter]
-    mirror = rng.choice([-1.0, 1.0]) if ranges.mirror else 1.0
-    linear = factor * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([mirror, 1.0])
+    flip = rng.choice([-1.0, 1.0]) if ranges.flip else 1.0
+    linear = factor * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([flip, 1.0])
     center = [
         _window_center(rng, side, window / factor, ranges.center_border_px)
         for side, window in ((width, canvas.width), (height, canvas.height))
     ]
-    # A window is symmetric about (side - 1) / 2 in pixel centers, and so is a picture.
+    # A window is symmetric about (side - 1) / 2 in pixel centers, and so is an image.
     source = (center[0] - 0.5, center[1] - 0.5)
     return _similarity(linear, source, ((canvas.width - 1) / 2, (canvas.height - 1) / 2))
 
 
 def _window_center(rng: Generator, side: int, window: float, border: int | None) -> float:
-    """Where on a side of the picture the middle of a window of this length stands, in pixels."""
+    """Where on a side of the image the middle of a window of this length stands, in pixels."""
     if border is None:
-        # The window stays inside the picture where the picture is larger, and centered where not.
+        # The window stays inside the image where the image is larger, and centered where not.
         half = window / 2
         return float(rng.uniform(half, side - half)) if side > 2 * half else side / 2
     while side <= 2 * border:
@@ -140,15 +140,15 @@ def warp_boxes(boxes_xywh: FloatArray, affine: Affine) -> FloatArray:
     return np.concatenate([low, high - low], axis=1).astype(np.float32)
 
 
-def warp_joints(joints: FloatArray, affine: Affine) -> FloatArray:
-    """Joints, float32 (N, J, 3), where the affine takes them; their frame is that of boxes."""
-    places = np.concatenate([joints[..., :2], np.zeros_like(joints[..., :2])], axis=-1)
+def warp_keypoints(keypoints: FloatArray, affine: Affine) -> FloatArray:
+    """Keypoints, float32 (N, J, 3), where the affine takes them; their frame is that of boxes."""
+    places = np.concatenate([keypoints[..., :2], np.zeros_like(keypoints[..., :2])], axis=-1)
     warped = warp_boxes(places.reshape(-1, 4), affine).reshape(places.shape)
-    return np.concatenate([warped[..., :2], joints[..., 2:]], axis=-1)
+    return np.concatenate([warped[..., :2], keypoints[..., 2:]], axis=-1)
 
 
 def clip_to_canvas(image: AnnotatedImage) -> AnnotatedImage:
-    """Clip boxes to the picture and drop those of which too little is left."""
+    """Clip boxes to the image and drop those of which too little is left."""
     boxes, kept = _clip(image.boxes_xywh, image.pixels)
     ignored, kept_ignored = _clip(image.ignored_xywh, image.pixels)
     return replace(
@@ -160,7 +160,7 @@ def clip_to_canvas(image: AnnotatedImage) -> AnnotatedImage:
 
 
 def _clip(boxes_xywh: FloatArray, pixels: Pixels) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Boxes, float32 (N, 4), inside the picture, and of which of them enough is left."""
+    """Boxes, float32 (N, 4), inside the image, and of which of them enough is left."""
     height, width = pixels.shape[:2]
     low = np.clip(boxes_xywh[:, :2], 0, (width, height))
     high = np.clip(boxes_xywh[:, :2] + boxes_xywh[:, 2:], 0, (width, height))
@@ -178,12 +178,12 @@ def fixed_view(image: AnnotatedImage, canvas: Canvas) -> AnnotatedImage:
 def random_view(
     rng: Generator, image: AnnotatedImage, canvas: Canvas, ranges: AugmentationRanges
 ) -> AnnotatedImage:
-    """One random view of a picture with what is in it, colours jittered."""
+    """One random view of an image with what is in it, colours jittered."""
     height, width = image.pixels.shape[:2]
     if ranges.fixed_probability and rng.random() < ranges.fixed_probability:
         affine = fixed_affine(width, height, canvas)
-        if ranges.mirror and rng.random() < 0.5:
-            affine = mirrored(affine, canvas.width)
+        if ranges.flip and rng.random() < 0.5:
+            affine = flipped(affine, canvas.width)
     else:
         affine = random_affine(rng, width, height, canvas, ranges)
     view = _warp(image, affine, canvas)
@@ -191,13 +191,13 @@ def random_view(
 
 
 def _warp(image: AnnotatedImage, affine: Affine, canvas: Canvas) -> AnnotatedImage:
-    """Move pixels and annotations; exchanges left and right where the affine is a mirror."""
+    """Move pixels and annotations; exchanges left and right where the affine is a flip."""
     determinant = float(np.linalg.det(affine[:, :2]))
-    joints, space = image.joints, image.space
-    if joints is not None:
-        joints = warp_joints(joints, affine)
+    keypoints, space = image.keypoints, image.space
+    if keypoints is not None:
+        keypoints = warp_keypoints(keypoints, affine)
         if determinant < 0:
-            joints = joints[:, _mirror_order(joints.shape[1], canvas.joint_pairs)]
+            keypoints = keypoints[:, _flip_order(keypoints.shape[1], canvas.keypoint_pairs)]
     if space is not None:
         alphas = np.pi - space.alphas_rad if determinant < 0 else space.alphas_rad
         wrapped = np.remainder(alphas + np.pi, 2 * np.pi) - np.pi
@@ -211,14 +211,14 @@ def _warp(image: AnnotatedImage, affine: Affine, canvas: Canvas) -> AnnotatedIma
         image,
         pixels=warp_pixels(image.pixels, affine, canvas.width, canvas.height),
         boxes_xywh=warp_boxes(image.boxes_xywh, affine),
-        joints=joints,
+        keypoints=keypoints,
         space=space,
         ignored_xywh=warp_boxes(image.ignored_xywh, affine),
     )
 
 
-def _mirror_order(joints: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    order = list(range(joints))
+def _flip_order(keypoints: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    order = list(range(keypoints))
     for left, right in pairs:
         order[left], order[right] = right, left
     return order

@@ -1,4 +1,4 @@
-"""COCO files: boxes and, where wanted, joints."""
+"""COCO files: boxes and, where wanted, keypoints."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from model_export.graph.normalization import Normalization
+from training.data.image_files import NO_PIXELS, DatasetError, Images, check_boxes, image_size
 from training.data.sample import AnnotatedImage, FloatArray, Pixels
-from training.data.image_files import NO_PIXELS, DatasetError, Pictures, check_boxes, picture_size
 
 __all__ = ["CocoSplit", "DatasetError", "network_input", "read_coco_split"]
 
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """One COCO file and its pictures, listed and checked.
+    """One COCO file and its images, listed and checked.
 
     Attributes:
-        images: the pictures with class ids 0, 1, ... in the order of ``category_ids``.
-        image_ids: the file's id of each picture.
+        images: the images with class ids 0, 1, ... in the order of ``category_ids``.
+        image_ids: the file's id of each image.
         category_ids: the file's id of each class.
         annotation_file: where it was read from.
     """
 
-    images: Pictures
+    images: Images
     image_ids: tuple[int, ...]
     category_ids: tuple[int, ...]
     annotation_file: Path
@@ -38,13 +38,13 @@ def read_coco_split(
     annotation_file: Path,
     image_dir: Path,
     classes: Sequence[str],
-    joints: Sequence[str] = (),
+    keypoints: Sequence[str] = (),
 ) -> CocoSplit:
     """Read a COCO file whose categories are exactly ``classes``.
 
-    With ``joints`` every category must have those keypoints, in that order; objects without any
+    With ``keypoints`` every category must have those keypoints, in that order; objects without any
     have none labelled. Boxes of no area are skipped, because published data has some; everything
-    else that does not fit (missing picture, unknown id, wrong size, box outside) raises
+    else that does not fit (missing image, unknown id, wrong size, box outside) raises
     :class:`DatasetError`.
     """
     document = _read_document(annotation_file)
@@ -54,22 +54,22 @@ def read_coco_split(
             f"{annotation_file}: categories are {sorted(category_ids)}, expected {sorted(classes)}"
         )
     for entry in document["categories"]:
-        if joints and list(entry.get("keypoints", ())) != list(joints):
+        if keypoints and list(entry.get("keypoints", ())) != list(keypoints):
             raise DatasetError(
                 f"{annotation_file}: {entry['name']} has keypoints {entry.get('keypoints')}, "
-                f"expected {list(joints)}"
+                f"expected {list(keypoints)}"
             )
     class_of = {category_ids[name]: index for index, name in enumerate(classes)}
     objects: dict[int, list[Mapping[str, Any]]] = {e["id"]: [] for e in document["images"]}
     for entry in document["annotations"]:
-        _check(entry, objects, class_of, len(joints), annotation_file)
+        _check(entry, objects, class_of, len(keypoints), annotation_file)
         if min(entry["bbox"][2:]) > 0:
             objects[entry["image_id"]].append(entry)
     files = [
-        _annotate(entry, image_dir, objects[entry["id"]], class_of, len(joints), annotation_file)
+        _annotate(entry, image_dir, objects[entry["id"]], class_of, len(keypoints), annotation_file)
         for entry in document["images"]
     ]
-    return CocoSplit(Pictures(files), tuple(objects), tuple(class_of), annotation_file)
+    return CocoSplit(Images(files), tuple(objects), tuple(class_of), annotation_file)
 
 
 def _read_document(annotation_file: Path) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ def _check(
     entry: Mapping[str, Any],
     images: Mapping[int, object],
     class_of: Mapping[int, int],
-    joints: int,
+    keypoint_count: int,
     annotation_file: Path,
 ) -> None:
     where = f"{annotation_file}: annotation {entry['id']}"
@@ -102,8 +102,12 @@ def _check(
     if len(entry["bbox"]) != 4 or not np.isfinite(entry["bbox"]).all():
         raise DatasetError(f"{where}: bbox {entry['bbox']} is not four finite numbers")
     keypoints = entry.get("keypoints")
-    if joints and keypoints and (len(keypoints) != 3 * joints or not np.isfinite(keypoints).all()):
-        raise DatasetError(f"{where}: keypoints are not {3 * joints} finite numbers")
+    if (
+        keypoint_count
+        and keypoints
+        and (len(keypoints) != 3 * keypoint_count or not np.isfinite(keypoints).all())
+    ):
+        raise DatasetError(f"{where}: keypoints are not {3 * keypoint_count} finite numbers")
 
 
 def _annotate(
@@ -111,12 +115,12 @@ def _annotate(
     image_dir: Path,
     objects: Sequence[Mapping[str, Any]],
     class_of: Mapping[int, int],
-    joints: int,
+    keypoint_count: int,
     annotation_file: Path,
 ) -> tuple[Path, AnnotatedImage]:
     path = image_dir / entry["file_name"]
     try:
-        width, height = picture_size(path)
+        width, height = image_size(path)
     except DatasetError as error:
         raise DatasetError(f"{annotation_file}: {error}") from error
     if (width, height) != (entry["width"], entry["height"]):
@@ -127,14 +131,14 @@ def _annotate(
     boxes = np.asarray([box["bbox"] for box in objects], np.float32).reshape(-1, 4)
     check_boxes(path, boxes, (width, height))
     class_ids = np.asarray([class_of[box["category_id"]] for box in objects], np.int64)
-    poses = _poses(objects, joints) if joints else None
-    return path, AnnotatedImage(NO_PIXELS, boxes, class_ids, joints=poses)
+    poses = _poses(objects, keypoint_count) if keypoint_count else None
+    return path, AnnotatedImage(NO_PIXELS, boxes, class_ids, keypoints=poses)
 
 
-def _poses(objects: Sequence[Mapping[str, Any]], joints: int) -> FloatArray:
-    unlabelled = [0.0] * (3 * joints)
+def _poses(objects: Sequence[Mapping[str, Any]], keypoint_count: int) -> FloatArray:
+    unlabelled = [0.0] * (3 * keypoint_count)
     rows = [entry.get("keypoints") or unlabelled for entry in objects]
-    return np.asarray(rows, np.float32).reshape(-1, joints, 3)
+    return np.asarray(rows, np.float32).reshape(-1, keypoint_count, 3)
 
 
 def network_input(pixels: Pixels, normalization: Normalization) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training samples: views of pictures as network inputs, with their targets."""
+"""Training samples: views of images as network inputs, with their targets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,20 +13,20 @@ from torch.utils.data import Dataset
 
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.graph.normalization import NORMALIZATIONS, Normalization
-from training.data.sample import AnnotatedImage
+from training.config import RENDERED, TrainConfig
 from training.data.augmentation import AugmentationRanges, Canvas, fixed_view, random_view
-from training.synthetic.blood_smears import render_smear
-from training.targets.corners import corner_targets, triplet_targets
 from training.data.coco import network_input
-from training.targets.poses import pose_targets
-from training.config import RENDERED, Recipe
-from training.targets.boxes_3d import ignore_regions, space_targets
+from training.data.sample import AnnotatedImage
+from training.synthetic.blood_smears import render_smear
+from training.targets.boxes_3d import boxes_3d_targets, ignore_regions
 from training.targets.centers import CenterTargets, center_targets
+from training.targets.corners import corner_targets, triplet_targets
+from training.targets.poses import pose_targets
 
 MAX_OBJECTS = 128
 
-MAX_OBJECTS_IN_SPACE = 50
-"""As many as the authors have rows; the loss of boxes in space depends on it."""
+MAX_BOXES_3D = 50
+"""As many as the authors have rows; the loss of 3D boxes depends on it."""
 
 Encoder = Callable[[AnnotatedImage, int], Mapping[str, NDArray[Any]]]
 """A view and the number of classes to targets by name."""
@@ -34,9 +34,9 @@ Encoder = Callable[[AnnotatedImage, int], Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How pictures become training samples.
+    """How images become training samples.
 
-    ``canvas_for`` gives the canvas for pictures of a width and height.
+    ``canvas_for`` gives the canvas for images of a width and height.
     """
 
     canvas_for: Callable[[int, int], Canvas]
@@ -47,31 +47,31 @@ class ViewSettings:
     render: Callable[[Generator], AnnotatedImage] = render_smear
 
     @classmethod
-    def of_training(cls, recipe: Recipe) -> Self:
-        """What the recipe says of random views."""
-        return cls._of(recipe, recipe.train_canvas)
+    def of_training(cls, config: TrainConfig) -> Self:
+        """What the configuration says of random views."""
+        return cls._of(config, config.train_canvas)
 
     @classmethod
-    def of_test(cls, recipe: Recipe) -> Self:
-        """What the recipe says of the fixed view."""
-        return cls._of(recipe, recipe.test_canvas)
+    def of_test(cls, config: TrainConfig) -> Self:
+        """What the configuration says of the fixed view."""
+        return cls._of(config, config.test_canvas)
 
     @classmethod
-    def _of(cls, recipe: Recipe, canvas_for: Callable[[int, int], Canvas]) -> Self:
+    def _of(cls, config: TrainConfig, canvas_for: Callable[[int, int], Canvas]) -> Self:
         return cls(
             canvas_for=canvas_for,
-            ranges=recipe.augmentation.ranges(),
-            normalization=NORMALIZATIONS[recipe.normalization],
-            num_classes=len(recipe.classes),
-            task=recipe.task,
-            render=RENDERED[recipe.data.renderer].render,
+            ranges=config.augmentation.ranges(),
+            normalization=NORMALIZATIONS[config.normalization],
+            num_classes=len(config.classes),
+            task=config.task,
+            render=RENDERED[config.data.renderer].render,
         )
 
 
 class EpochViews(Dataset[dict[str, Tensor]]):
-    """The samples of one epoch: every real picture some times, then new renders.
+    """The samples of one epoch: every real image some times, then new renders.
 
-    Every sample depends on (seed, epoch, index) alone, so a resumed run sees the same pictures as
+    Every sample depends on (seed, epoch, index) alone, so a resumed run sees the same images as
     an uninterrupted one, whatever the number of loader processes.
     """
 
@@ -108,7 +108,7 @@ class EpochViews(Dataset[dict[str, Tensor]]):
 
 
 class FixedViews(Dataset[dict[str, Tensor]]):
-    """Every picture once, as the network is tested: for a loss that can be compared."""
+    """Every image once, as the network is tested: for a loss that can be compared."""
 
     def __init__(self, images: Sequence[AnnotatedImage], settings: ViewSettings) -> None:
         self._images = images
@@ -149,16 +149,16 @@ def _encode_boxes(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]
 
 
 def _encode_poses(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
-    assert view.joints is not None, "the data set was read without joints"
+    assert view.keypoints is not None, "the data set was read without keypoints"
     centers = _centers(view, classes, MAX_OBJECTS, rounds_up=True)
-    return asdict(pose_targets(centers, view.joints, stride=OUTPUT_STRIDE))
+    return asdict(pose_targets(centers, view.keypoints, stride=OUTPUT_STRIDE))
 
 
-def _encode_space(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
+def _encode_boxes_3d(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
     assert view.space is not None, "the data set was read without depth"
-    centers = _centers(view, classes, MAX_OBJECTS_IN_SPACE, rounds_up=False)
+    centers = _centers(view, classes, MAX_BOXES_3D, rounds_up=False)
     ignore_regions(centers.heatmap, view.ignored_xywh, view.ignored_class_ids, stride=OUTPUT_STRIDE)
-    return asdict(space_targets(centers, view.space))
+    return asdict(boxes_3d_targets(centers, view.space))
 
 
 def _encode_corners(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:
@@ -177,7 +177,7 @@ def _corner_options(view: AnnotatedImage, classes: int) -> dict[str, Any]:
 ENCODERS: Mapping[str, Encoder] = {
     "boxes": _encode_boxes,
     "poses": _encode_poses,
-    "boxes_3d": _encode_space,
+    "boxes_3d": _encode_boxes_3d,
     "corner_pairs": _encode_corners,
     "corner_triplets": _encode_triplets,
 }

@@ -1,20 +1,20 @@
-"""KITTI's 3D object labels: one text file per picture, one line per object."""
+"""KITTI's 3D object labels: one text file per image, one line per object."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from training.data.sample import ALL_CLASSES, AnnotatedImage, Space
 from training.data.image_files import (
     NO_PIXELS,
     DatasetError,
-    Pictures,
+    Images,
     check_boxes,
-    find_picture,
-    picture_size,
+    find_image,
+    image_size,
     read_names,
 )
+from training.data.sample import ALL_CLASSES, AnnotatedImage, Space
 
 _SIMILAR = {"Van": "Car", "Truck": "Car", "Person_sitting": "Pedestrian"}
 """What is neither this class nor something else; the authors learn nothing from it."""
@@ -25,15 +25,15 @@ _NUMBERS = 14  # after the class's name; a fifteenth, a score, is not looked at
 
 def read_kitti_split(
     list_file: Path, image_dir: Path, label_dir: Path, classes: Sequence[str]
-) -> Pictures:
-    """Read the labels of all pictures whose names stand in ``list_file``, one per line.
+) -> Images:
+    """Read the labels of all images whose names stand in ``list_file``, one per line.
 
     ``DontCare`` regions, and vans, trucks and sitting persons where cars or pedestrians are
-    learnt, become ignored regions, as with the authors. Other classes that are not wanted are
+    learned, become ignored regions, as with the authors. Other classes that are not wanted are
     background. Raises :class:`DatasetError` with the file and the line.
     """
-    return Pictures(
-        [_read(find_picture(image_dir, name), label_dir, classes) for name in read_names(list_file)]
+    return Images(
+        [_read(find_image(image_dir, name), label_dir, classes) for name in read_names(list_file)]
     )
 
 
@@ -60,7 +60,7 @@ def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, An
             ignored.append((classes.index(_SIMILAR[name]), numbers))
     rows = _rows(objects)
     boxes, ignored_boxes = _boxes(rows), _boxes(_rows(ignored))
-    check_boxes(path, boxes, picture_size(path))
+    check_boxes(path, boxes, image_size(path))
     return path, AnnotatedImage(
         NO_PIXELS,
         boxes,

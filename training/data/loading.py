@@ -1,27 +1,27 @@
-"""The labelled pictures that a recipe names, whatever their format."""
+"""The labelled images that a configuration names, whatever their format."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.config import TrainConfig
 from training.data.coco import read_coco_split
+from training.data.image_files import Images
 from training.data.kitti import read_kitti_split
-from training.data.image_files import Pictures
-from training.config import Recipe
 from training.data.voc import read_voc_split
 
 
-def read_pictures(recipe: Recipe, files: Sequence[Path]) -> Pictures:
-    """List and check the pictures of ``files``, which are named under the recipe's ``data``.
+def read_images(config: TrainConfig, files: Sequence[Path]) -> Images:
+    """List and check the images of ``files``, which are named under the configuration's ``data``.
 
     Raises :class:`~training.data.image_files.DatasetError`.
     """
-    return sum((_read(recipe, file) for file in files), start=Pictures([]))
+    return sum((_read(config, file) for file in files), start=Images([]))
 
 
-def _read(recipe: Recipe, file: Path) -> Pictures:
-    data = recipe.data
-    assert data.images is not None, "recipes that name files name the folder of their pictures"
+def _read(config: TrainConfig, file: Path) -> Images:
+    data = config.data
+    assert data.images is not None, "configurations that name files name the folder of their images"
     if data.labels is None:
-        return read_coco_split(file, data.images, recipe.classes, recipe.joints).images
+        return read_coco_split(file, data.images, config.classes, config.keypoints).images
     read = {"kitti": read_kitti_split, "voc": read_voc_split}[data.format]
-    return read(file, data.images, data.labels, recipe.classes)
+    return read(file, data.images, data.labels, config.classes)

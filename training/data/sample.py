@@ -24,7 +24,7 @@ def _no_class_ids() -> IntArray:
 
 @dataclass(frozen=True)
 class Space:
-    """Where the objects of a picture stand in front of its camera.
+    """Where the objects of an image stand in front of its camera.
 
     Attributes:
         depths_m: float32 (N,), along the optical axis.
@@ -41,30 +41,30 @@ class Space:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """A picture and the objects in it.
+    """An image and the objects in it.
 
     Attributes:
         pixels: uint8 (H, W, 3), RGB.
         boxes_xywh: float32 (N, 4), left, top, width, height in pixels; the left edge of the
             left-most pixel is 0 and the right edge of the right-most one is W (COCO).
         class_ids: int64 (N,), counted from 0.
-        joints: float32 (N, J, 3), x, y in the frame of the boxes, and a visibility, 0 where the
-            joint is not labelled (COCO); None for data without joints.
+        keypoints: float32 (N, J, 3), x, y in the frame of the boxes, and a visibility, 0 where the
+            keypoint is not labelled (COCO); None for data without keypoints.
         space: the same objects in space; None for data without depth.
-        ignored_xywh: float32 (M, 4), regions in which nothing is to be learnt.
+        ignored_xywh: float32 (M, 4), regions in which nothing is to be learned.
         ignored_class_ids: int64 (M,), of which class, or :data:`ALL_CLASSES`.
     """
 
     pixels: Pixels
     boxes_xywh: FloatArray
     class_ids: IntArray
-    joints: FloatArray | None = None
+    keypoints: FloatArray | None = None
     space: Space | None = None
     ignored_xywh: FloatArray = field(default_factory=_no_boxes)
     ignored_class_ids: IntArray = field(default_factory=_no_class_ids)
 
     def with_objects(self, kept: NDArray[np.bool_]) -> Self:
-        """The same picture with those objects only for which ``kept``, bool (N,), is true."""
+        """The same image with those objects only for which ``kept``, bool (N,), is true."""
         space = self.space
         if space is not None:
             space = replace(
@@ -77,6 +77,6 @@ class AnnotatedImage:
             self,
             boxes_xywh=self.boxes_xywh[kept],
             class_ids=self.class_ids[kept],
-            joints=None if self.joints is None else self.joints[kept],
+            keypoints=None if self.keypoints is None else self.keypoints[kept],
             space=space,
         )

@@ -1,4 +1,4 @@
-"""Pascal VOC's labels: one XML file per picture."""
+"""Pascal VOC's labels: one XML file per image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,28 +6,28 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from training.data.sample import AnnotatedImage
 from training.data.image_files import (
     NO_PIXELS,
     DatasetError,
-    Pictures,
+    Images,
     check_boxes,
-    find_picture,
-    picture_size,
+    find_image,
+    image_size,
     read_names,
 )
+from training.data.sample import AnnotatedImage
 
 
 def read_voc_split(
     list_file: Path, image_dir: Path, label_dir: Path, classes: Sequence[str]
-) -> Pictures:
-    """Read the labels of all pictures whose names stand in ``list_file``, one per line.
+) -> Images:
+    """Read the labels of all images whose names stand in ``list_file``, one per line.
 
     Objects marked as difficult count like others, as with the authors. Raises
     :class:`DatasetError` for what does not fit, a class that is not listed included.
     """
-    return Pictures(
-        [_read(find_picture(image_dir, name), label_dir, classes) for name in read_names(list_file)]
+    return Images(
+        [_read(find_image(image_dir, name), label_dir, classes) for name in read_names(list_file)]
     )
 
 
@@ -46,7 +46,7 @@ def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, An
         boxes.append(_box(entry, where))
         class_ids.append(classes.index(name))
     rows = np.asarray(boxes, np.float32).reshape(-1, 4)
-    check_boxes(path, rows, picture_size(path))
+    check_boxes(path, rows, image_size(path))
     return path, AnnotatedImage(NO_PIXELS, rows, np.asarray(class_ids, np.int64))
 
 

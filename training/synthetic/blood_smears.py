@@ -1,6 +1,6 @@
-"""Rendered blood smears: as many labelled training pictures as wanted, with exact boxes.
+"""Rendered blood smears: as many labelled training images as wanted, with exact boxes.
 
-``python -m training.synthetic.blood_smears --output DIR --count N --seed S`` writes pictures and a COCO file.
+``python -m training.synthetic.blood_smears --output DIR --count N --seed S`` writes images and a COCO file.
 Everything is drawn from the random generator alone; no photograph enters.
 """
 
@@ -12,8 +12,13 @@ import numpy as np
 from numpy.random import Generator
 
 from training.data.sample import AnnotatedImage, FloatArray, Pixels
-from training.synthetic.cell_painting import CellPatch, paint_platelet, paint_red_cell, paint_white_cell
-from training.synthetic.output import read_options, write_picture
+from training.synthetic.cell_painting import (
+    CellPatch,
+    paint_platelet,
+    paint_red_cell,
+    paint_white_cell,
+)
+from training.synthetic.output import read_options, write_image
 
 WIDTH, HEIGHT = 640, 480
 CLASS_NAMES = ("RBC", "WBC", "Platelets")
@@ -130,7 +135,7 @@ def _photograph(rng: Generator, density: FloatArray) -> Pixels:
 
 
 def coco_document(images: Sequence[AnnotatedImage], file_names: Sequence[str]) -> dict[str, object]:
-    """COCO instances of rendered pictures; category ids 1, 2, 3 as in the BCCD data set."""
+    """COCO instances of rendered images; category ids 1, 2, 3 as in the BCCD data set."""
     image_entries: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for image_id, (image, name) in enumerate(zip(images, file_names, strict=True), start=1):
@@ -156,14 +161,14 @@ def coco_document(images: Sequence[AnnotatedImage], file_names: Sequence[str]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: write rendered pictures and ``blood_smears.json`` into a directory."""
+    """Command line: write rendered images and ``blood_smears.json`` into a directory."""
     options = read_options("training.synthetic.blood_smears", __doc__, arguments, "jpg")
     options.output.mkdir(parents=True, exist_ok=True)
     images, names = [], []
     for number in range(1, options.count + 1):
         image = render_smear(np.random.default_rng((options.seed, number)))
         name = f"blood_smear_{number}.{options.format}"
-        write_picture(options.output / name, image.pixels)
+        write_image(options.output / name, image.pixels)
         images.append(image)
         names.append(name)
     document = json.dumps(coco_document(images, names), indent=1)

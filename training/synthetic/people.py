@@ -1,6 +1,6 @@
-"""Rendered people: as many pictures of articulated figures with 17 joints as wanted.
+"""Rendered people: as many images of articulated figures with 17 keypoints as wanted.
 
-``python -m training.synthetic.people --output DIR --count N --seed S`` writes pictures and a COCO file.
+``python -m training.synthetic.people --output DIR --count N --seed S`` writes images and a COCO file.
 Everything is drawn from the random generator alone; no photograph and no person enters.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from model_export.class_names import COCO_JOINTS, COCO_SKELETON
+from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from training.data.sample import AnnotatedImage, FloatArray
-from training.synthetic.output import read_options, write_picture
+from training.synthetic.output import read_options, write_image
 from training.synthetic.scenery import paint_foreground, paint_room, photograph
 from training.synthetic.shapes import unit_circle
 from training.synthetic.skeletons import Body, Limb, random_body
@@ -24,7 +24,7 @@ from training.synthetic.skeletons import Body, Limb, random_body
 WIDTH, HEIGHT = 256, 256
 NOBODY = -1
 HIDDEN, VISIBLE = 1, 2
-"""COCO's visibilities of joints that are labelled."""
+"""COCO's visibilities of keypoints that are labelled."""
 
 _APART_PX = 50
 """Waists of two people are at least so far to the side of each other."""
@@ -48,7 +48,7 @@ _ROUNDNESS = 0.45
 
 @dataclass(frozen=True)
 class Person:
-    """A body in the picture: ``height_px`` tall, its waist at ``waist_px``, x and y."""
+    """A body in the image: ``height_px`` tall, its waist at ``waist_px``, x and y."""
 
     body: Body
     waist_px: tuple[float, float]
@@ -61,13 +61,13 @@ class Person:
         return placed
 
 
-def render_figures(rng: Generator) -> AnnotatedImage:
-    """Render one picture, uint8 (256, 256, 3) RGB, with boxes and joints of the people in it."""
+def render_people(rng: Generator) -> AnnotatedImage:
+    """Render one image, uint8 (256, 256, 3) RGB, with boxes and keypoints of the people in it."""
     return _render(rng)[0]
 
 
 def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
-    """The picture, and how many pixels of each labelled person show."""
+    """The image, and how many pixels of each labelled person show."""
     canvas = paint_room(rng, WIDTH, HEIGHT)
     owners = np.full((HEIGHT, WIDTH), NOBODY, np.int32)
     people: list[Person] = []
@@ -81,18 +81,18 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
     for index, person in enumerate(people):
         _paint(rng, canvas, owners, index, person)
     owners[paint_foreground(rng, canvas)] = NOBODY
-    boxes, joints, areas = [], [], []
+    boxes, keypoints, areas = [], [], []
     for index, person in enumerate(people):
         belongs = owners // _LIMBS_PER_PERSON == index
         if belongs.sum() >= _MIN_VISIBLE_PX:
             boxes.append(_box_around(belongs))
-            joints.append(_label_joints(person, index, owners))
+            keypoints.append(_label_keypoints(person, index, owners))
             areas.append(int(belongs.sum()))
     image = AnnotatedImage(
         photograph(rng, canvas),
         np.asarray(boxes, np.float32).reshape(-1, 4),
         np.zeros(len(boxes), np.int64),
-        joints=np.asarray(joints, np.float32).reshape(-1, len(COCO_JOINTS), 3),
+        keypoints=np.asarray(keypoints, np.float32).reshape(-1, len(COCO_KEYPOINTS), 3),
     )
     return image, areas
 
@@ -181,7 +181,7 @@ def _nearness(limb: Limb) -> float:
 
 
 def _silhouette(person: Person, limb: Limb) -> Places:
-    """Where the convex hull of two discs is, as far as it is in the picture."""
+    """Where the convex hull of two discs is, as far as it is in the image."""
     first, second = person.place(limb.start), person.place(limb.end)
     radii = [radius * person.height_px for radius in limb.radii]
     outline = np.concatenate([first + radii[0] * _CIRCLE, second + radii[1] * _CIRCLE])
@@ -202,37 +202,37 @@ def _paint_face(canvas: FloatArray, head_pixels: Places, person: Person) -> None
     """Hair where no face is, eyes and nose where they are seen."""
     head = next(limb for limb in person.body.limbs if limb.kind == "head")
     center, radius = person.place(head.start), head.radii[0] * person.height_px
-    forward = (person.body.joints[0] - head.start) / 0.07
+    forward = (person.body.keypoints[0] - head.start) / 0.07
     rows, columns = head_pixels
     away = np.stack([columns, rows], axis=1) - center
     depth = np.sqrt(np.clip(radius**2 - (away**2).sum(axis=1), 0, None))
     towards_face = (away @ forward[:2] + depth * forward[2]) / radius
     is_hair = (towards_face < 0.15) | (away[:, 1] < -0.45 * radius)
     canvas[rows[is_hair], columns[is_hair]] = person.colours["hair"]
-    for joint, shade, size in ((1, 0.2, 0.14), (2, 0.2, 0.14), (0, 0.75, 0.16)):
-        if person.body.joints[joint][2] > head.start[2]:
-            x, y = person.place(person.body.joints[joint])
+    for keypoint, shade, size in ((1, 0.2, 0.14), (2, 0.2, 0.14), (0, 0.75, 0.16)):
+        if person.body.keypoints[keypoint][2] > head.start[2]:
+            x, y = person.place(person.body.keypoints[keypoint])
             is_spot = np.hypot(columns - x, rows - y) <= size * radius
             canvas[rows[is_spot], columns[is_spot]] *= np.float32(shade)
 
 
-def _label_joints(person: Person, index: int, owners: Owners) -> NDArray[np.float64]:
-    """Float64 (17, 3): x, y and visibility; 0 outside of the picture and behind the head."""
-    places = person.place(person.body.joints)
-    shown_by: dict[int, set[int]] = {joint: set() for joint in range(len(places))}
+def _label_keypoints(person: Person, index: int, owners: Owners) -> NDArray[np.float64]:
+    """Float64 (17, 3): x, y and visibility; 0 outside of the image and behind the head."""
+    places = person.place(person.body.keypoints)
+    shown_by: dict[int, set[int]] = {keypoint: set() for keypoint in range(len(places))}
     for number, limb in enumerate(person.body.limbs):
-        for joint in limb.joints:
-            shown_by[joint].add(index * _LIMBS_PER_PERSON + number)
+        for keypoint in limb.keypoints:
+            shown_by[keypoint].add(index * _LIMBS_PER_PERSON + number)
     head_depth = person.body.limbs[1].start[2]
     rows = np.zeros((len(places), 3))
-    for joint, (x, y) in enumerate(places):
+    for keypoint, (x, y) in enumerate(places):
         column, row = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
         # As in COCO, nobody labels what is on the far side of a head.
-        behind = joint < 5 and person.body.joints[joint][2] < head_depth - 0.02
+        behind = keypoint < 5 and person.body.keypoints[keypoint][2] < head_depth - 0.02
         if 0 <= column < WIDTH and 0 <= row < HEIGHT and not behind:
-            seen = int(owners[row, column]) in shown_by[joint]
+            seen = int(owners[row, column]) in shown_by[keypoint]
             # Half a pixel: centers of pixels have whole numbers here, their edges in labels.
-            rows[joint] = (x + 0.5, y + 0.5, VISIBLE if seen else HIDDEN)
+            rows[keypoint] = (x + 0.5, y + 0.5, VISIBLE if seen else HIDDEN)
     return rows
 
 
@@ -245,15 +245,15 @@ def _box_around(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
 def coco_document(
     images: Sequence[tuple[AnnotatedImage, Sequence[int]]], file_names: Sequence[str]
 ) -> dict[str, Any]:
-    """COCO keypoints of rendered pictures, each with the visible pixels of its people."""
+    """COCO keypoints of rendered images, each with the visible pixels of its people."""
     image_entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, ((image, areas), name) in enumerate(
         zip(images, file_names, strict=True), start=1
     ):
-        assert image.joints is not None
+        assert image.keypoints is not None
         image_entries.append({"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT})
-        for box, joints, area in zip(image.boxes_xywh, image.joints, areas, strict=True):
+        for box, keypoints, area in zip(image.boxes_xywh, image.keypoints, areas, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -262,18 +262,18 @@ def coco_document(
                     "bbox": box.tolist(),
                     "area": area,
                     "iscrowd": 0,
-                    "keypoints": joints.round(2).ravel().tolist(),
-                    "num_keypoints": int((joints[:, 2] > 0).sum()),
+                    "keypoints": keypoints.round(2).ravel().tolist(),
+                    "num_keypoints": int((keypoints[:, 2] > 0).sum()),
                 }
             )
     person = {
         "id": 1,
         "name": "person",
-        "keypoints": list(COCO_JOINTS),
+        "keypoints": list(COCO_KEYPOINTS),
         "skeleton": [[first + 1, second + 1] for first, second in COCO_SKELETON],
     }
     return {
-        "info": {"description": "Rendered figures with exact joints"},
+        "info": {"description": "Rendered people with exact keypoints"},
         "images": image_entries,
         "annotations": annotations,
         "categories": [person],
@@ -281,18 +281,18 @@ def coco_document(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: write rendered pictures and ``figures.json`` into a directory."""
+    """Command line: write rendered images and ``people.json`` into a directory."""
     options = read_options("training.synthetic.people", __doc__, arguments, "png")
     options.output.mkdir(parents=True, exist_ok=True)
     images, names = [], []
     for number in range(1, options.count + 1):
         rendered = _render(np.random.default_rng((options.seed, number)))
-        name = f"figures_{number}.{options.format}"
-        write_picture(options.output / name, rendered[0].pixels)
+        name = f"people_{number}.{options.format}"
+        write_image(options.output / name, rendered[0].pixels)
         images.append(rendered)
         names.append(name)
     document = json.dumps(coco_document(images, names), indent=1)
-    (options.output / "figures.json").write_text(document + "\n", encoding="utf-8")
+    (options.output / "people.json").write_text(document + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ PROJECTION = (
 _NEAREST_M = 0.6
 _HORIZON = round(CENTER_Y_PX)
 
-# Tables of noise that never change; a picture takes windows of them at random.
+# Tables of noise that never change; an image takes windows of them at random.
 _constant = np.random.default_rng(0)
 _SPECKLE: FloatArray = _constant.standard_normal((512, 512)).astype(np.float32)
 _GRAIN: FloatArray = _constant.standard_normal((HEIGHT + 256, WIDTH + 256)).astype(np.float32)
@@ -56,7 +56,7 @@ class Road:
 
 
 def random_road(rng: Generator) -> Road:
-    """A street with two to four lanes, or a yard."""
+    """A street with two to four workers, or a yard."""
     is_yard = bool(rng.random() < 0.35)
     half_width = float(rng.uniform(9, 18) if is_yard else rng.uniform(4.5, 8.0))
     middle = float(rng.uniform(-0.25, 0.25) * half_width) if is_yard else -half_width * 0.45
@@ -198,10 +198,10 @@ def _paint_marks(rng: Generator, canvas: Pixels, road: Road) -> None:
                     across = (min(edge, edge + end * depth), max(edge, edge + end * depth))
                     _strip(canvas, road, across, colour, (along, along + 0.12))
         return
-    lanes = int(rng.integers(2, 5))
+    workers = int(rng.integers(2, 5))
     dash, gap = rng.uniform(2, 5), rng.uniform(2, 7)
-    for number in range(1, lanes):
-        middle = road.half_width_m * (2 * number / lanes - 1)
+    for number in range(1, workers):
+        middle = road.half_width_m * (2 * number / workers - 1)
         line = middle - 0.07, middle + 0.07
         if rng.random() < 0.25:
             _strip(canvas, road, line, colour)
@@ -261,8 +261,8 @@ class Thing:
         green = rng.uniform([25, 45, 15], [110, 140, 75])
         if kind < 3:
             height, half = rng.uniform(1.2, 6) * scale, rng.uniform(0.04, 0.16) * scale
-            trunk = np.array([(-half, 0), (half, 0), (half, -height), (-half, -height)])
-            yield trunk + np.array([x, y]), rng.uniform([40, 35, 30], [150, 145, 140]).tolist()
+            backbone = np.array([(-half, 0), (half, 0), (half, -height), (-half, -height)])
+            yield backbone + np.array([x, y]), rng.uniform([40, 35, 30], [150, 145, 140]).tolist()
             if kind == 1:  # a sign
                 yield (
                     circle * rng.uniform(0.25, 0.45) * scale + (x, y - height),

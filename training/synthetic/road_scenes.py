@@ -1,6 +1,6 @@
-"""Rendered roads: as many pictures of vehicles with exact boxes in space as wanted.
+"""Rendered roads: as many images of vehicles with exact 3D boxes as wanted.
 
-``python -m training.synthetic.road_scenes --output DIR --count N --seed S`` writes pictures, labels and
+``python -m training.synthetic.road_scenes --output DIR --count N --seed S`` writes images, labels and
 calibrations as KITTI has them. Everything is drawn from the random generator alone; no photograph
 and no model of a real vehicle enters.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 
 from training.data.sample import ALL_CLASSES, AnnotatedImage, Pixels, Space
-from training.synthetic.output import read_options, write_picture
+from training.synthetic.output import read_options, write_image
 from training.synthetic.road_background import (
     HEIGHT,
     PROJECTION,
@@ -39,17 +39,17 @@ _MIN_VISIBLE = 0.5
 _CLEARLY_VISIBLE = 0.9
 _GAP_M = 0.4
 _SHARES = (0.1, 0.12, 0.18, 0.2, 0.2, 0.2)
-"""How many pictures have one vehicle, two, ... six before what is hidden is left out."""
+"""How many images have one vehicle, two, ... six before what is hidden is left out."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A vehicle in the picture.
+    """A vehicle in the image.
 
     Attributes:
         vehicle: where it stands.
-        amodal_xyxy: box around all of it, also outside of the picture and behind other things.
-        visible: the share of it that shows, of what the picture has room for.
+        amodal_xyxy: box around all of it, also outside of the image and behind other things.
+        visible: the share of it that shows, of what the image has room for.
     """
 
     vehicle: Vehicle
@@ -58,7 +58,7 @@ class Seen:
 
     @property
     def box_xyxy(self) -> Box:
-        """The part of the box that is inside of the picture."""
+        """The part of the box that is inside of the image."""
         return np.clip(self.amodal_xyxy, 0, (WIDTH, HEIGHT) * 2)
 
     @property
@@ -74,7 +74,7 @@ class Seen:
 
 
 def render_road(rng: Generator) -> AnnotatedImage:
-    """Render one picture, uint8 (207, 621, 3) RGB, with the vehicles in it."""
+    """Render one image, uint8 (207, 621, 3) RGB, with the vehicles in it."""
     pixels, seen = _render(rng)
     objects = [one for one in seen if one.is_object]
     others = [one for one in seen if not one.is_object]
@@ -101,7 +101,7 @@ def _boxes_xywh(seen: Sequence[Seen]) -> np.ndarray:
 
 
 def _render(rng: Generator) -> tuple[Pixels, list[Seen]]:
-    """The picture, and all vehicles of which something shows."""
+    """The image, and all vehicles of which something shows."""
     road = random_road(rng)
     vehicles = _arrange(rng, road)
     canvas = paint_land(rng, road)
@@ -149,7 +149,7 @@ def _arrange(rng: Generator, road: Road) -> list[Vehicle]:
 
 
 def _is_in_view(x: float, y: float, z: float) -> bool:
-    """Whether the place is at least a sixteenth of the picture away from its left and right."""
+    """Whether the place is at least a sixteenth of the image away from its left and right."""
     column = project(np.array([x, y, z]))[0]
     return bool(WIDTH / 16 < column < WIDTH * 15 / 16)
 
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in range(1, options.count + 1):
         pixels, seen = _render(np.random.default_rng((options.seed, number)))
         name = f"road_{number:04d}"
-        write_picture(folders["image_2"] / f"{name}.{options.format}", pixels)
+        write_image(folders["image_2"] / f"{name}.{options.format}", pixels)
         lines = "".join(f"{kitti_label(one)}\n" for one in seen)
         (folders["label_2"] / f"{name}.txt").write_text(lines, encoding="utf-8")
         matrix = " ".join(f"{value:.6e}" for value in PROJECTION)

@@ -1,4 +1,4 @@
-"""What stands behind and before rendered figures, and the camera that takes the picture."""
+"""What stands behind and before rendered figures, and the camera that takes the image."""
 
 import cv2
 import numpy as np

@@ -1,7 +1,7 @@
-"""Random bodies: the places of COCO's 17 joints in space, and the limbs between them.
+"""Random bodies: the places of COCO's 17 keypoints in space, and the limbs between them.
 
 Body frame: x to the person's left, y down, z forward; the unit is the body's height. After turning,
-z points to the viewer, and x and y are those of the picture.
+z points to the viewer, and x and y are those of the image.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from model_export.class_names import COCO_JOINTS
+from model_export.class_names import COCO_KEYPOINTS
 
 Points = NDArray[np.float64]
 
 _LEFT, _RIGHT = 1.0, -1.0
-_INDEX = {name: index for index, name in enumerate(COCO_JOINTS)}
+_INDEX = {name: index for index, name in enumerate(COCO_KEYPOINTS)}
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class Limb:
             ``hand``, ``neck`` or ``head``.
         start, end: float64 (3,), as the module says.
         radii: at start and end.
-        joints: those that lie on its surface, as indices.
+        keypoints: those that lie on its surface, as indices.
     """
 
     kind: str
     start: Points
     end: Points
     radii: tuple[float, float]
-    joints: tuple[int, ...]
+    keypoints: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Body:
-    """One body: ``joints`` float64 (17, 3) and the limbs that show them."""
+    """One body: ``keypoints`` float64 (17, 3) and the limbs that show them."""
 
-    joints: Points
+    keypoints: Points
     limbs: tuple[Limb, ...]
 
 
@@ -64,8 +64,8 @@ def random_body(rng: Generator) -> Body:
         _hang_leg(rng, points, side, sign, is_sitting)
     turn = _turn(rng)
     turned = {name: turn @ point for name, point in points.items()}
-    joints = np.stack([turned[name] for name in COCO_JOINTS])
-    return Body(joints, _limbs(turned, build))
+    keypoints = np.stack([turned[name] for name in COCO_KEYPOINTS])
+    return Body(keypoints, _limbs(turned, build))
 
 
 def _hang_arm(rng: Generator, points: dict[str, Points], side: str, sign: float) -> None:
@@ -113,12 +113,12 @@ def _turn(rng: Generator) -> Points:
 def _limbs(points: dict[str, Points], build: float) -> tuple[Limb, ...]:
     def limb(kind: str, start: str, end: str, radii: tuple[float, float], *names: str) -> Limb:
         thick = (radii[0] * build, radii[1] * build)
-        joints = tuple(_INDEX[name] for name in names)
-        return Limb(kind, points[start], points[end], thick, joints)
+        keypoints = tuple(_INDEX[name] for name in names)
+        return Limb(kind, points[start], points[end], thick, keypoints)
 
     limbs = [
         limb("neck", "neck", "head", (0.03, 0.03)),
-        limb("head", "head", "head", (0.07, 0.07), *(name for name in COCO_JOINTS[:5])),
+        limb("head", "head", "head", (0.07, 0.07), *(name for name in COCO_KEYPOINTS[:5])),
     ]
     for side in ("left", "right"):
         limbs += [

@@ -22,7 +22,7 @@ from training.synthetic.vehicle_details import Points
 from training.synthetic.vehicles import Vehicle, faces, wheels
 
 Box = NDArray[np.float64]
-"""float64 (4,): left, top, right, bottom in pixels; the left edge of the picture is at 0."""
+"""float64 (4,): left, top, right, bottom in pixels; the left edge of the image is at 0."""
 
 
 def random_sun(rng: Generator) -> NDArray[np.float64]:

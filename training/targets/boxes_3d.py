@@ -1,4 +1,4 @@
-"""Training targets of boxes in space (*Objects as Points*, section 4.1)."""
+"""Training targets of 3D boxes (*Objects as Points*, section 4.1)."""
 
 from dataclasses import asdict, dataclass
 
@@ -18,13 +18,13 @@ _IGNORED_PEAK = 0.9999
 
 
 @dataclass(frozen=True)
-class SpaceTargets(CenterTargets):
-    """What the heads should say about one picture; K objects at most.
+class Box3DTargets(CenterTargets):
+    """What the heads should say about one image; K objects at most.
 
     Besides the fields of :class:`~training.targets.centers.CenterTargets`:
 
     Attributes:
-        measured: float32 (K,), 1 for objects whose depth and dimensions are to be learnt.
+        measured: float32 (K,), 1 for objects whose depth and dimensions are to be learned.
         depth: float32 (K, 1), metres.
         dimensions: float32 (K, 3), height, width, length in metres.
         rotation_bins: int64 (K, 2), 1 where the angle lies in the bin.
@@ -38,14 +38,14 @@ class SpaceTargets(CenterTargets):
     rotation_residuals: FloatArray
 
 
-def space_targets(centers: CenterTargets, space: Space) -> SpaceTargets:
+def boxes_3d_targets(centers: CenterTargets, space: Space) -> Box3DTargets:
     """Add where objects stand in space to the targets of their boxes, in the same order.
 
     In enlarged or shrunk views (``space.is_measurable`` is false) depth and dimensions are left
     out, as with the authors: an object half as far away would look the same.
     """
     slots = len(centers.cells)
-    targets = SpaceTargets(
+    targets = Box3DTargets(
         **asdict(centers),
         measured=centers.present * np.float32(space.is_measurable),
         depth=np.zeros((slots, 1), np.float32),

@@ -16,7 +16,7 @@ MIN_OVERLAP = 0.7
 
 @dataclass(frozen=True)
 class CenterTargets:
-    """What the heads should say about one picture; at most ``max_objects`` objects.
+    """What the heads should say about one image; at most ``max_objects`` objects.
 
     Attributes:
         heatmap: float32 (classes, H/4, W/4), 1 at object centers, Gaussian around them.
@@ -90,7 +90,7 @@ def center_targets(
     """Encode boxes, float32 (N, 4) in network input pixels, as maps of the given size.
 
     ``rounds_up`` says whether the radius of a Gaussian is that of the next larger whole size in
-    cells; the authors do so except for boxes in space.
+    cells; the authors do so except for 3D boxes.
 
     Boxes must lie inside the input. Objects beyond ``max_objects`` raise ``ValueError``, because a
     dropped object would be trained as background.
@@ -119,7 +119,7 @@ def center_targets(
 def check_count(objects: int, most: int) -> None:
     """Raise ``ValueError`` for more objects than fit, since the rest would become background."""
     if objects > most:
-        raise ValueError(f"{objects} objects in one picture; at most {most} fit")
+        raise ValueError(f"{objects} objects in one image; at most {most} fit")
 
 
 def center_radius(size: FloatArray) -> int:

@@ -1,4 +1,4 @@
-"""BentoML: a batchable API that takes pictures, with workers.
+"""BentoML: a batchable API that takes images, with workers.
 
 Its adaptive batching learns how long to wait; ``wait_ms`` is the latency that it may not exceed.
 """

@@ -1,4 +1,4 @@
-"""A plain FastAPI loop: one picture per request, one engine run per picture.
+"""A plain FastAPI loop: one image per request, one engine run per image.
 
 Work is in FastAPI's pool of threads, which share a session; several workers are uvicorn's.
 """

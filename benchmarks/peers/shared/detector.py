@@ -1,8 +1,8 @@
-"""What every peer does with a picture; only the server around it differs.
+"""What every peer does with an image; only the server around it differs.
 
 Runs in the peers' environments: Pillow, OpenCV, NumPy and ONNX Runtime, nothing of this project.
 The steps are those of the service: decode, warp (as the package says: letterbox), run, turn peaks
-into boxes in the picture.
+into boxes in the image.
 """
 
 import io
@@ -50,7 +50,7 @@ def read_settings() -> Settings:
 
 
 class Prepared(NamedTuple):
-    """``pixels``: uint8 (height, width, 3); ``scale`` and shift lead from the picture to them."""
+    """``pixels``: uint8 (height, width, 3); ``scale`` and shift lead from the image to them."""
 
     pixels: np.ndarray
     scale: float
@@ -59,7 +59,7 @@ class Prepared(NamedTuple):
 
 
 class Preparer:
-    """Pictures to network inputs, without the network."""
+    """Images to network inputs, without the network."""
 
     def __init__(self, model: Path) -> None:
         manifest = json.loads((model / "model.json").read_text())
@@ -67,11 +67,11 @@ class Preparer:
         self.height = manifest["input"]["height_px"]
 
     def prepare(self, body: bytes) -> Prepared:
-        """Decode and warp one picture."""
+        """Decode and warp one image."""
         return self.warp(Image.open(io.BytesIO(body)))
 
     def warp(self, image: Image.Image) -> Prepared:
-        """Warp one opened picture; decodes it."""
+        """Warp one opened image; decodes it."""
         pixels = np.asarray(image.convert("RGB"))
         height, width = pixels.shape[:2]
         scale = self.width / max(width, height)
@@ -82,7 +82,7 @@ class Preparer:
 
 
 class Detector(Preparer):
-    """Pictures to boxes."""
+    """Images to boxes."""
 
     def __init__(self, model: Path, threads: int) -> None:
         super().__init__(model)
@@ -102,7 +102,7 @@ class Detector(Preparer):
             self.session.run(None, {"images": images})
 
     def run(self, batch: list[Prepared]) -> list[dict[str, Any]]:
-        """One engine run; one answer per picture."""
+        """One engine run; one answer per image."""
         pixels = np.stack([prepared.pixels for prepared in batch])
         names = ["scores", "class_ids", "centers", "sizes"]
         rows = self.session.run(names, {"images": pixels})

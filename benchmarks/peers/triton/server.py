@@ -1,4 +1,4 @@
-"""Triton with pytriton: encoded pictures in, one JSON string per picture out, dynamic batching."""
+"""Triton with pytriton: encoded images in, one JSON string per image out, dynamic batching."""
 
 import json
 import os

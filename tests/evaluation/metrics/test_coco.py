@@ -9,6 +9,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from evaluation.ground_truth import for_classes
+from evaluation.label_readers import read_ground_truth
 from evaluation.metrics.coco import (
     BOX_NAMES,
     COCO_SIGMAS,
@@ -17,8 +19,6 @@ from evaluation.metrics.coco import (
     false_discovery,
     pose_scores,
 )
-from evaluation.label_readers import read_truth
-from evaluation.ground_truth import for_classes
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -41,15 +41,15 @@ def row(box: list[float], score: float, **more: Any) -> dict[str, Any]:
     return {"image_id": 1, "category_id": 0, "bbox": box, "score": score, **more}
 
 
-def random_labels(joints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def random_labels(keypoints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Labels of three classes with crowds, and detections near them, at random places, or none."""
     rng = np.random.default_rng(6)
     labels, rows = [], []
     for image_id in range(1, 31):
         for _ in range(rng.integers(1, 8)):
             box = np.concatenate([rng.uniform(0, 200, 2), rng.uniform(8, 250, 2)])
-            points = rng.uniform(0, 250, (joints, 3)).round(2)
-            points[:, 2] = rng.integers(0, 3, joints)
+            points = rng.uniform(0, 250, (keypoints, 3)).round(2)
+            points[:, 2] = rng.integers(0, 3, keypoints)
             facts = {
                 "image_id": image_id,
                 "category_id": int(rng.integers(1, 4)) * 10,
@@ -67,7 +67,7 @@ def random_labels(joints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "images": [{"id": i, "width": 500, "height": 500} for i in range(1, 31)],
         "annotations": labels,
         "categories": [
-            {"id": 10 * i, "name": name, "keypoints": ["joint"] * joints}
+            {"id": 10 * i, "name": name, "keypoints": ["keypoint"] * keypoints}
             for i, name in enumerate(CLASSES, start=1)
         ],
     }
@@ -83,20 +83,20 @@ def test_the_numbers_are_those_of_pycocotools(
         image["file_name"] = "none.png"
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(coco))
-    theirs = COCO(str(path))
+    upstream = COCO(str(path))
     bare = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in rows]
-    evaluation = COCOeval(theirs, theirs.loadRes(bare), kind)
+    evaluation = COCOeval(upstream, upstream.loadRes(bare), kind)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     capsys.readouterr()
-    truth = for_classes(read_truth(path, tmp_path), CLASSES).coco
-    ours = [{**one, "category_id": one["category_id"] // 10 - 1} for one in rows]
+    ground_truth = for_classes(read_ground_truth(path, tmp_path), CLASSES).coco
+    local = [{**one, "category_id": one["category_id"] // 10 - 1} for one in rows]
     if kind == "bbox":
-        scores, names = box_scores(truth, ours), BOX_NAMES
-        assert false_discovery(truth, ours)["FD50"] == 1 - scores.summary["AP50"]
+        scores, names = box_scores(ground_truth, local), BOX_NAMES
+        assert false_discovery(ground_truth, local)["FD50"] == 1 - scores.summary["AP50"]
     else:
-        scores, names = pose_scores(truth, ours, COCO_SIGMAS), POSE_NAMES
+        scores, names = pose_scores(ground_truth, local, COCO_SIGMAS), POSE_NAMES
     assert not capsys.readouterr().out
     assert tuple(scores.summary) == names
     assert list(scores.summary.values()) == evaluation.stats.tolist()
@@ -109,7 +109,7 @@ LARGE, MEDIUM = [0.0, 0.0, 100.0, 100.0], [200.0, 200.0, 40.0, 40.0]
 
 def test_false_discovery_by_hand() -> None:
     """IoU 0.27 with the large object, a small box on nothing, the medium object exactly."""
-    truth = one_image(label(1, LARGE), label(2, MEDIUM))
+    ground_truth = one_image(label(1, LARGE), label(2, MEDIUM))
     rows = [
         row([0, 0, 100, 27], 0.9),
         row([400, 400, 10, 10], 0.8),
@@ -118,7 +118,7 @@ def test_false_discovery_by_hand() -> None:
     # Up to IoU 0.25 the first is right: precision 1 up to recall 0.5 (51 of 101 recalls), then
     # 2 of 3. Above, only the third is: 1 of 3 up to recall 0.5.
     low, high = (51 + 50 * 2 / 3) / 101, 51 / 3 / 101
-    rates = false_discovery(truth, rows)
+    rates = false_discovery(ground_truth, rows)
     assert rates["FD"] == pytest.approx(1 - (5 * low + 5 * high) / 10)
     assert rates["FD5"] == rates["FD25"] == pytest.approx(1 - low)
     assert rates["FD50"] == pytest.approx(1 - high)
@@ -137,33 +137,33 @@ def test_nothing_found_is_zero_and_nothing_labelled_is_not_a_number() -> None:
     assert np.isnan(box_scores(one_image(), [row(LARGE, 0.9)]).summary["AP"])
 
 
-def test_similarity_of_any_number_of_joints_by_hand() -> None:
+def test_similarity_of_any_number_of_keypoints_by_hand() -> None:
     sigma, similarity = 0.05, 0.82
-    # exp(-d^2 / (2 (2 sigma)^2 area)) for both joints.
+    # exp(-d^2 / (2 (2 sigma)^2 area)) for both keypoints.
     off = np.sqrt(-np.log(similarity) * 2 * (2 * sigma) ** 2 * 10_000)
-    truth = one_image(
+    ground_truth = one_image(
         label(1, LARGE, keypoints=[10, 10, 2, 90, 90, 2], num_keypoints=2),
         keypoints=["nose", "tail"],
     )
     found = row(LARGE, 0.9, keypoints=[10 + off, 10, 1, 90, 90 - off, 1])
-    scores = pose_scores(truth, [found], np.array([sigma, sigma]))
+    scores = pose_scores(ground_truth, [found], np.array([sigma, sigma]))
     assert scores.summary["AP"] == pytest.approx(0.7)  # right at 0.5, 0.55 ... 0.8
-    stricter = pose_scores(truth, [found], np.array([sigma / 2, sigma / 2]))
+    stricter = pose_scores(ground_truth, [found], np.array([sigma / 2, sigma / 2]))
     assert stricter.summary["AP"] == 0  # 0.82 to the power of 4
 
 
 def test_an_object_with_the_id_0_can_be_found(tmp_path: Path) -> None:
     """pycocotools itself takes 0 for no object."""
-    truth = one_image(label(0, LARGE))
-    truth["images"][0]["file_name"] = "none.png"
+    ground_truth = one_image(label(0, LARGE))
+    ground_truth["images"][0]["file_name"] = "none.png"
     path = tmp_path / "labels.json"
-    path.write_text(json.dumps(truth))
-    read = read_truth(path, tmp_path).coco
+    path.write_text(json.dumps(ground_truth))
+    read = read_ground_truth(path, tmp_path).coco
     assert box_scores(read, [row(LARGE, 0.9)]).summary["AP"] == pytest.approx(1)
 
 
-def test_labels_without_joints_are_no_poses() -> None:
-    with_joints = label(1, LARGE, keypoints=[10, 10, 2], num_keypoints=1)
-    truth = one_image(with_joints, label(2, MEDIUM))
+def test_labels_without_keypoints_are_no_poses() -> None:
+    with_keypoints = label(1, LARGE, keypoints=[10, 10, 2], num_keypoints=1)
+    ground_truth = one_image(with_keypoints, label(2, MEDIUM))
     found = row(LARGE, 0.9, keypoints=[10, 10, 1])
-    assert pose_scores(truth, [found], np.array([0.1])).summary["AR"] == pytest.approx(1)
+    assert pose_scores(ground_truth, [found], np.array([0.1])).summary["AR"] == pytest.approx(1)

@@ -9,20 +9,20 @@ from support.images import encode, plain
 
 from evaluation.__main__ import main
 from evaluation.detections import Answer
+from evaluation.ground_truth import ImageLabels, LabelledImage
 from evaluation.metrics.matching import confusion_matrix, match
 from evaluation.model_under_test import ModelUnderTest, Run
 from evaluation.report import Figure, Report, Table, write_report
-from evaluation.ground_truth import Picture, PictureLabels
-from evaluation.worst_images import worst_pictures
+from evaluation.worst_images import worst_images
 
 LEFT, RIGHT = [0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]
 NEAR_LEFT = [0.0, 0.0, 10.0, 8.0]
 NOWHERE = [50.0, 50.0, 60.0, 60.0]
 
 
-def labels(*rows: tuple[list[float], int], crowd: int | None = None) -> PictureLabels:
+def labels(*rows: tuple[list[float], int], crowd: int | None = None) -> ImageLabels:
     count = len(rows)
-    return PictureLabels(
+    return ImageLabels(
         np.array([box for box, _ in rows], np.float64).reshape(count, 4),
         np.array([class_id for _, class_id in rows], np.int64),
         np.arange(count) == (-1 if crowd is None else crowd),
@@ -53,8 +53,10 @@ def test_each_object_is_found_once_by_the_best_score() -> None:
 
 def test_what_lies_in_a_crowd_is_neither_right_nor_invented() -> None:
     crowd = [0.0, 0.0, 40.0, 40.0]
-    truth = labels((crowd, 0), crowd=0)
-    matches = match(truth, answer((LEFT, 0), (RIGHT, 0), (NOWHERE, 0), (LEFT, 1)), same_class=True)
+    ground_truth = labels((crowd, 0), crowd=0)
+    matches = match(
+        ground_truth, answer((LEFT, 0), (RIGHT, 0), (NOWHERE, 0), (LEFT, 1)), same_class=True
+    )
     assert matches.pairs.tolist() == matches.missed.tolist() == []
     assert matches.invented.tolist() == [2, 3]
 
@@ -65,15 +67,15 @@ def test_confusion_by_hand() -> None:
     assert confusion_matrix([first, second], 2).tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
 
 
-def test_the_worst_pictures_come_first_and_good_ones_not_at_all(tmp_path: Path) -> None:
+def test_the_worst_images_come_first_and_good_ones_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(plain(1, 2)))
     names = ["good", "half", "bad", "worse"]
-    pictures = []
+    images = []
     for number, name in enumerate(names):
         (tmp_path / f"{name}.png").write_bytes(path.read_bytes())
-        pictures.append(Picture(number, tmp_path / f"{name}.png"))
-    truth = [labels((LEFT, 0), (RIGHT, 0))] * 4
+        images.append(LabelledImage(number, tmp_path / f"{name}.png"))
+    ground_truth = [labels((LEFT, 0), (RIGHT, 0))] * 4
     answers = [
         answer((LEFT, 0), (RIGHT, 0)),
         answer((LEFT, 0)),
@@ -81,7 +83,7 @@ def test_the_worst_pictures_come_first_and_good_ones_not_at_all(tmp_path: Path) 
         answer((NOWHERE, 0), (NOWHERE, 0)),
     ]
     model = ModelUnderTest("m", "1", "center_boxes", ("a",), 0.3, 100, "engine", "offline")
-    titles = [figure.title for figure in worst_pictures(pictures, truth, answers, model)]
+    titles = [figure.title for figure in worst_images(images, ground_truth, answers, model)]
     assert [title.partition(".png")[0] for title in titles] == ["worse", "bad", "half"]
     assert "F1 0.00, 2 missed, 2 invented" in titles[0]
     assert "F1 0.67, 1 missed, 0 invented" in titles[2]

@@ -1,4 +1,4 @@
-"""Joints in pixels, boxes in space and KITTI's benchmark, worked out by hand."""
+"""Keypoints in pixels, 3D boxes and KITTI's benchmark, worked out by hand."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from evaluation.detections import Answer
-from evaluation.metrics.boxes_3d import overlaps_in_space, space_errors
+from evaluation.ground_truth import Boxes3DLabels, ImageLabels
+from evaluation.metrics.boxes_3d import box_3d_errors, overlaps_3d
 from evaluation.metrics.kitti import Frame, KittiScores, kitti_scores, recall_thresholds
-from evaluation.metrics.poses import joint_errors
-from evaluation.ground_truth import PictureLabels, SpaceLabels
+from evaluation.metrics.poses import keypoint_errors
 from service.decoders.center_boxes_3d import box_corners
 
 CAR = [1.5, 2.0, 4.0, 3.0, 1.6, 20.0, 0.3]
@@ -18,41 +18,41 @@ AT = [100.0, 100.0, 200.0, 160.0]
 ELSEWHERE = [400.0, 100.0, 500.0, 160.0]
 
 
-def labels_at(*boxes: list[float], joints: Any = None) -> PictureLabels:
+def labels_at(*boxes: list[float], keypoints: Any = None) -> ImageLabels:
     count = len(boxes)
-    return PictureLabels(
+    return ImageLabels(
         np.array(boxes).reshape(count, 4),
         np.zeros(count, np.int64),
         np.zeros(count, np.bool_),
-        np.empty((count, 0, 3)) if joints is None else np.array(joints, np.float64),
+        np.empty((count, 0, 3)) if keypoints is None else np.array(keypoints, np.float64),
     )
 
 
 def answer_at(
-    *boxes: list[float], scores: Any = 0.9, joints: Any = None, space: Any = None
+    *boxes: list[float], scores: Any = 0.9, keypoints: Any = None, space: Any = None
 ) -> Answer:
     count = len(boxes)
     return Answer(
         np.array(boxes).reshape(count, 4),
         np.broadcast_to(np.float64(scores), count),
         np.zeros(count, np.int64),
-        np.empty((count, 0, 3)) if joints is None else np.array(joints, np.float64),
+        np.empty((count, 0, 3)) if keypoints is None else np.array(keypoints, np.float64),
         np.empty((count, 8)) if space is None else np.array(space, np.float64).reshape(count, 8),
     )
 
 
-def test_joints_by_hand() -> None:
-    # The body is 100 pixels long; the fourth joint is not labelled.
-    truth = [[0, 0, 2], [60, 80, 2], [30, 40, 1], [7, 7, 0]]
+def test_keypoints_by_hand() -> None:
+    # The body is 100 pixels long; the fourth keypoint is not labelled.
+    ground_truth = [[0, 0, 2], [60, 80, 2], [30, 40, 1], [7, 7, 0]]
     found = [[4, 0, 1], [60, 88, 1], [30, 70, 1], [900, 900, 1]]
-    picture = labels_at(AT, joints=[truth]), answer_at(AT, joints=[found])
-    errors = joint_errors([picture], 4)
+    image = labels_at(AT, keypoints=[ground_truth]), answer_at(AT, keypoints=[found])
+    errors = keypoint_errors([image], 4)
     assert errors.pck[:, :3].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 0]]  # 5, 10, 20 pixels
     assert errors.pck[:, 4] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
     assert np.isnan(errors.pck[:, 3]).all()
     assert errors.mean_error_px[[0, 1, 2, 4]].tolist() == [4, 8, 30, 14]
-    missed = labels_at(AT, joints=[truth]), answer_at(ELSEWHERE, joints=[found])
-    both = joint_errors([picture, missed], 4)
+    missed = labels_at(AT, keypoints=[ground_truth]), answer_at(ELSEWHERE, keypoints=[found])
+    both = keypoint_errors([image, missed], 4)
     assert both.pck[1, 4] == pytest.approx(1 / 3)
     assert both.mean_error_px[4] == 14
     assert (both.objects, both.found) == (2, 1)
@@ -63,9 +63,9 @@ def turned(box: list[float], **new: float) -> np.ndarray:
     return np.array([[new.get(name, value) for name, value in zip(names, box, strict=True)]])
 
 
-def test_overlaps_in_space_by_hand() -> None:
+def test_overlaps_in_3d_by_hand() -> None:
     def overlap(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-        above, whole = overlaps_in_space(one, other)
+        above, whole = overlaps_3d(one, other)
         return float(above[0, 0]), float(whole[0, 0])
 
     car = np.array([CAR])
@@ -100,15 +100,15 @@ def test_boxes_turn_as_the_service_draws_them() -> None:
             within &= ((grid - start) @ normal) * ((middle - start) @ normal) >= 0
         inside.append(within)
     counted = (inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum()
-    above, _ = overlaps_in_space(np.array([CAR]), other)
+    above, _ = overlaps_3d(np.array([CAR]), other)
     assert above[0, 0] == pytest.approx(counted, abs=3e-3)
 
 
-def test_errors_in_space_by_hand() -> None:
+def test_errors_in_3d_by_hand() -> None:
     found = [1.65, 1.8, 4.4, 3, 1.6, 20.5, 0.3 - 2 * np.pi + np.radians(4), 0]
-    picture = labels_at(AT), answer_at(AT, space=found), np.array([CAR])
+    image = labels_at(AT), answer_at(AT, space=found), np.array([CAR])
     missed = labels_at(AT), answer_at(ELSEWHERE, space=found), np.array([CAR])
-    errors = space_errors([picture, missed])
+    errors = box_3d_errors([image, missed])
     assert (errors.depth, errors.height, errors.width, errors.length) == pytest.approx(
         (0.025, 0.1, 0.1, 0.1)
     )
@@ -116,13 +116,13 @@ def test_errors_in_space_by_hand() -> None:
     assert (errors.objects, errors.found) == (2, 1)
 
 
-def space_labels(*rows: dict[str, Any]) -> SpaceLabels:
+def boxes_3d_labels(*rows: dict[str, Any]) -> Boxes3DLabels:
     full = [
         {"type": "Car", "truncated": 0, "occluded": 0, "alpha": 0.5, "box": AT, "space": CAR} | row
         for row in rows
     ]
     space = np.array([row["space"] for row in full], np.float64)
-    return SpaceLabels(
+    return Boxes3DLabels(
         tuple(row["type"] for row in full),
         *(np.array([row[name] for row in full], float) for name in ("truncated", "occluded")),
         np.array([row["alpha"] for row in full], np.float64),
@@ -136,13 +136,13 @@ def space_labels(*rows: dict[str, Any]) -> SpaceLabels:
 FAR = [*CAR[:5], 60.0, CAR[6]]
 
 
-def judged(
+def evaluated(
     *rows: dict[str, Any], boxes: Any = (AT,), spaces: Any = (CAR,), scores: Any = (0.5,)
 ) -> KittiScores:
-    """40 equal pictures but for scores that fall by a thousandth; detections see alpha 0.5."""
+    """40 equal images but for scores that fall by a thousandth; detections see alpha 0.5."""
     frames = [
         Frame(
-            space_labels(*rows),
+            boxes_3d_labels(*rows),
             answer_at(
                 *boxes,
                 scores=np.array(scores) - 0.001 * i,
@@ -168,27 +168,29 @@ def test_recalls_by_hand() -> None:
 
 
 def test_kitti_by_hand() -> None:
-    right = judged({})
+    right = evaluated({})
     assert right.ap == dict.fromkeys(("2D", "BEV", "3D"), (ALL,) * 3)
     assert right.aos == (ALL,) * 3
     # Seen 60 degrees off, the similarity is (1 + cos 60) / 2.
-    assert judged({"alpha": 0.5 + np.pi / 3}).aos == pytest.approx((0.75 * ALL,) * 3)
-    # One wrong box per picture with a better score: at the end every second one is right.
+    assert evaluated({"alpha": 0.5 + np.pi / 3}).aos == pytest.approx((0.75 * ALL,) * 3)
+    # One wrong box per image with a better score: at the end every second one is right.
     wrong: dict[str, Any] = {
         "boxes": (AT, ELSEWHERE),
         "spaces": (CAR, FAR),
         "scores": (0.5, 0.95),
     }
-    assert judged({}, **wrong).ap["2D"] == pytest.approx((0.5 * ALL,) * 3)
-    assert judged({}, **wrong).ap["3D"] == pytest.approx((0.5 * ALL,) * 3)
+    assert evaluated({}, **wrong).ap["2D"] == pytest.approx((0.5 * ALL,) * 3)
+    assert evaluated({}, **wrong).ap["3D"] == pytest.approx((0.5 * ALL,) * 3)
     # It may lie where nobody labelled, which is known in the image only.
     nobody = {"type": "DontCare", "box": ELSEWHERE, "space": [-1, -1, -1, -1000, -1000, -1000, -10]}
-    assert judged({}, nobody, **wrong).ap["2D"] == pytest.approx((ALL,) * 3)
-    assert judged({}, nobody, **wrong).ap["BEV"] == pytest.approx((0.5 * ALL,) * 3)
+    assert evaluated({}, nobody, **wrong).ap["2D"] == pytest.approx((ALL,) * 3)
+    assert evaluated({}, nobody, **wrong).ap["BEV"] == pytest.approx((0.5 * ALL,) * 3)
     # A van is no car, but taking it for one is no mistake; a truck is.
     van = {"type": "Van", "box": ELSEWHERE, "space": FAR}
-    assert judged({}, van, **wrong).ap["3D"] == pytest.approx((ALL,) * 3)
-    assert judged({}, van | {"type": "Truck"}, **wrong).ap["3D"] == pytest.approx((0.5 * ALL,) * 3)
+    assert evaluated({}, van, **wrong).ap["3D"] == pytest.approx((ALL,) * 3)
+    assert evaluated({}, van | {"type": "Truck"}, **wrong).ap["3D"] == pytest.approx(
+        (0.5 * ALL,) * 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,26 +205,26 @@ def test_kitti_by_hand() -> None:
     ],
 )
 def test_kitti_s_difficulties(row: dict[str, Any], levels: tuple[float, ...]) -> None:
-    found = judged(row, boxes=(row.get("box", AT),)).ap["2D"]
+    found = evaluated(row, boxes=(row.get("box", AT),)).ap["2D"]
     assert found == pytest.approx(levels, nan_ok=True)
 
 
 def test_low_detections_are_not_wrong() -> None:
     low = [400.0, 100.0, 500.0, 120.0]
-    found = judged({}, boxes=(AT, low), spaces=(CAR, FAR), scores=(0.5, 0.95))
+    found = evaluated({}, boxes=(AT, low), spaces=(CAR, FAR), scores=(0.5, 0.95))
     assert found.ap["2D"] == (ALL,) * 3
     # 30 pixels are low for easy objects only.
     low[3] = 130.0
-    found = judged({}, boxes=(AT, low), spaces=(CAR, FAR), scores=(0.5, 0.95))
+    found = evaluated({}, boxes=(AT, low), spaces=(CAR, FAR), scores=(0.5, 0.95))
     assert found.ap["2D"] == pytest.approx((ALL, 0.5 * ALL, 0.5 * ALL))
 
 
 def test_an_object_found_by_a_low_detection_is_neither_found_nor_missed() -> None:
     tall, low = [100.0, 100.0, 200.0, 141.0], [100.0, 100.0, 200.0, 139.0]
-    assert judged({"box": tall}, boxes=(low,)).ap["2D"] == (0, ALL, ALL)
+    assert evaluated({"box": tall}, boxes=(low,)).ap["2D"] == (0, ALL, ALL)
     # Beside an object that is found and a wrong box: half of what counts is right, not two thirds.
     nowhere = [700.0, 100.0, 800.0, 160.0]
-    found = judged(
+    found = evaluated(
         *({"box": tall}, {"box": ELSEWHERE}),
         boxes=(low, ELSEWHERE, nowhere),
         spaces=(CAR, FAR, FAR),
@@ -233,6 +235,6 @@ def test_an_object_found_by_a_low_detection_is_neither_found_nor_missed() -> Non
 
 
 def test_a_box_far_off_in_depth_is_right_in_the_image_only() -> None:
-    found = judged({}, spaces=(FAR,))
+    found = evaluated({}, spaces=(FAR,))
     assert found.ap["2D"] == (ALL,) * 3
     assert found.ap["BEV"] == found.ap["3D"] == (0,) * 3

@@ -16,7 +16,7 @@ from model_export.checkpoints.objects_as_points import HEADS
 from model_export.errors import CheckpointMismatchError
 from model_export.tasks import TASKS
 
-AUTHORS = {  # manifest: architecture, task
+UPSTREAM = {  # manifest: architecture, task
     "ctdet_res_18": ("res_18", "boxes"),
     "ctdet_res_34": ("res_34", "boxes"),
     "ctdet_res_50": ("res_50", "boxes"),
@@ -44,30 +44,30 @@ def _meta_state(manifest: dict) -> State:
 
 
 @pytest.fixture
-def state(authors_state: Callable[[str], State]) -> State:
-    return without_counters(authors_state("ctdet_res_18"))
+def state(upstream_state: Callable[[str], State]) -> State:
+    return without_counters(upstream_state("ctdet_res_18"))
 
 
 @pytest.mark.parametrize("name", ["ctdet_res_18", "ctdet_resdcn_18", "multi_pose_dla_34"])
-def test_the_weights_rule_makes_the_authors_fingerprint(
+def test_the_weights_rule_makes_upstream_fingerprint(
     name: str,
     weights_rule: types.ModuleType,
-    authors_state: Callable[[str], State],
+    upstream_state: Callable[[str], State],
     upstream: Path,
 ) -> None:
-    arrays = {key: value.numpy() for key, value in authors_state(name).items()}
+    arrays = {key: value.numpy() for key, value in upstream_state(name).items()}
     fingerprints = json.loads((upstream / "manifests" / "fingerprints.json").read_text())
     assert f"{weights_rule.fingerprint(arrays):08x}" == fingerprints[name]
 
 
-@pytest.mark.parametrize("name", AUTHORS)
-def test_every_tensor_of_the_authors_is_accounted_for(
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_every_tensor_of_upstream_is_accounted_for(
     name: str, manifest_of: Callable[[str], dict]
 ) -> None:
     manifest = manifest_of(name)
     state = _meta_state(manifest)
     contents = identify(state)
-    assert (contents.architecture, contents.task) == AUTHORS[name]
+    assert (contents.architecture, contents.task) == UPSTREAM[name]
     assert contents.head_channels == {
         HEADS[head]: channels for head, channels in manifest["heads"].items()
     }
@@ -81,8 +81,8 @@ def test_every_tensor_of_the_authors_is_accounted_for(
 
 
 @pytest.mark.parametrize("name", ["ctdet_res_18", "ctdet_resdcn_18", "multi_pose_dla_34"])
-def test_the_weights_arrive(name: str, authors_state: Callable[[str], State]) -> None:
-    state = without_counters(authors_state(name))
+def test_the_weights_arrive(name: str, upstream_state: Callable[[str], State]) -> None:
+    state = without_counters(upstream_state(name))
     contents = identify(state)
     network = load_network(contents, state)
     assert not network.training
@@ -112,7 +112,7 @@ def test_networks_without_an_optional_head_are_known(
     state = _meta_state(manifest_of(name))
     state = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
     contents = identify(state)
-    assert contents.task == AUTHORS[name][1]
+    assert contents.task == UPSTREAM[name][1]
     assert HEADS[head] not in contents.head_channels
 
 

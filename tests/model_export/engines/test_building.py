@@ -167,7 +167,7 @@ def test_deform_conv_is_lowered_for_rtx_only(tmp_path: Path) -> None:
     assert "DeformConv" not in rtx
 
 
-def test_the_gpu_that_is_there_is_the_usual_target(
+def test_the_gpu_that_is_there_is_the_default_target(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "find_gpu", lambda: Gpu("NVIDIA L4", "8.9"))

@@ -12,7 +12,6 @@ from support.cuda_emulation import Emulation
 from support.pooling import assert_same, bits, from_bits, maps
 
 from benchmarks.gpu_check.kernels import DTYPES, reference
-from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES
 from model_export.engines.corner_pooling_kernels import (
     FORMATS,
     WARPS_PER_BLOCK,
@@ -21,6 +20,7 @@ from model_export.engines.corner_pooling_kernels import (
     kernel_ptx,
     launch,
 )
+from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 SHAPES = [

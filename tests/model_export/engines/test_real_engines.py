@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
+from model_export.config import ExportConfig, make_plan
 from model_export.graph.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx
-from model_export.config import Recipe, make_plan
 from model_package import load_package
 
 pytestmark = pytest.mark.engines
@@ -56,12 +56,12 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
     state = without_counters(state)
     found = identify(state, None, None)
     plan = make_plan(
-        Recipe(name="network", version="1", max_side_px=max_side_px),
+        ExportConfig(name="network", version="1", max_side_px=max_side_px),
         found.architecture,
         ARCHITECTURES[found.architecture].input_multiple,
         found.task,
         found.num_classes,
-        found.num_joints,
+        found.num_keypoints,
     )
     network = load_network(found, state).eval()
     spec, names, files = plan.input, plan.output_names(), {}
@@ -70,7 +70,7 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
         graph = DetectionGraph(
             body,
             NORMALIZATIONS[plan.normalization],
-            plan.task.keypoints or plan.recipe.top_k,
+            plan.task.keypoint_peaks or plan.config.top_k,
             plan.task,
         )
         path = directory.with_suffix(".onnx")
@@ -108,7 +108,7 @@ def _half_convolutions(path: Path) -> bytes:
 def network(
     request: pytest.FixtureRequest,
     project: Path,
-    authors_state: Callable[[str], State],
+    upstream_state: Callable[[str], State],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A package with one network in both precisions."""
@@ -120,7 +120,7 @@ def network(
         files = {"model.onnx": path.read_bytes(), "model_fp16.onnx": _half_convolutions(path)}
         write_package(directory, files, bundled.manifest.input, bundled.manifest.decoder)
     else:
-        _write_network(directory, authors_state(name), 1024 if free else None)
+        _write_network(directory, upstream_state(name), 1024 if free else None)
     return directory
 
 
@@ -151,10 +151,10 @@ def test_an_engine_of(
 
 
 def test_half_files_have_deformable_convolutions_in_half(
-    authors_state: Callable[[str], State], tmp_path: Path
+    upstream_state: Callable[[str], State], tmp_path: Path
 ) -> None:
     """Or the builds above would not show that these can be lowered."""
-    _write_network(tmp_path / "package", authors_state("ctdet_dla_34"), None)
+    _write_network(tmp_path / "package", upstream_state("ctdet_dla_34"), None)
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "package" / "model_fp16.onnx"))
     types_ = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     deform = [node for node in model.graph.node if node.op_type == "DeformConv"]
@@ -163,9 +163,9 @@ def test_half_files_have_deformable_convolutions_in_half(
 
 
 @pytest.fixture
-def triplets(authors_state: Callable[[str], State], tmp_path: Path) -> Path:
+def triplets(upstream_state: Callable[[str], State], tmp_path: Path) -> Path:
     """What takes longest to build."""
-    _write_network(tmp_path / "package", authors_state("triplet_centernet52"), None)
+    _write_network(tmp_path / "package", upstream_state("triplet_centernet52"), None)
     return tmp_path / "package"
 
 

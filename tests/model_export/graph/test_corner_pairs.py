@@ -1,4 +1,4 @@
-"""Corners into boxes: the authors' decoding on random maps, and the rules one by one."""
+"""Corners into boxes: the upstream decoding on random maps, and the rules one by one."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def golden(request: pytest.FixtureRequest, upstream: Path) -> Golden:
 
 
 def _maps(golden: Golden) -> dict[str, Tensor]:
-    """The authors' raw maps under our names, heatmaps activated."""
+    """The upstream raw maps under our names, heatmaps activated."""
     raw = {
         f"{KINDS[kind]}_{HEADS[head]}": torch.from_numpy(values)
         for key, values in golden.items()
@@ -46,7 +46,7 @@ def _maps(golden: Golden) -> dict[str, Tensor]:
 
 
 def _possible_rows(outputs: tuple[Tensor, ...], image: int) -> NDArray:
-    """The authors' columns: x1, y1, x2, y2, score, both corners' scores, class."""
+    """The upstream columns: x1, y1, x2, y2, score, both corners' scores, class."""
     scores, class_ids, boxes, corner_scores = (output[image].numpy() for output in outputs)
     rows = np.column_stack((boxes, scores, corner_scores, class_ids))
     return _in_order(rows[scores > IMPOSSIBLE])
@@ -60,26 +60,24 @@ def _in_order(rows: NDArray) -> NDArray:
     ("key", "top_k", "pairs", "distance"),
     [("dec_K40", 40, 1000, 0.5), ("dec_K30_nd300", 30, 300, 0.3)],
 )
-def test_the_authors_pairs(
-    golden: Golden, key: str, top_k: int, pairs: int, distance: float
-) -> None:
+def test_upstream_pairs(golden: Golden, key: str, top_k: int, pairs: int, distance: float) -> None:
     maps = _maps(golden)
     corners = [find_corners(maps, kind, top_k) for kind in ("top_left", "bottom_right")]
     outputs = pair_corners(*corners, pairs, distance)
     assert outputs[0].shape == (2, pairs)
-    for image, theirs in enumerate(golden[key]):
-        possible = theirs[theirs[:, 4] > -1]
+    for image, expected in enumerate(golden[key]):
+        possible = expected[expected[:, 4] > -1]
         assert len(possible) > 5
         np.testing.assert_array_equal(_possible_rows(outputs, image), _in_order(possible))
 
 
-def test_the_authors_centers(upstream: Path) -> None:
+def test_upstream_centers(upstream: Path) -> None:
     with np.load(upstream / "goldens" / "unit_triplet.npz") as file:
         golden = {key: file[key] for key in file.files if key.startswith("dec_")}
     *_, centers, scores, class_ids = pick_corner_triplets(_maps(golden), 40)
-    for image, theirs in enumerate(golden["dec_K40_center"]):
-        ours = np.column_stack((centers[image], class_ids[image], scores[image]))
-        np.testing.assert_array_equal(_in_order(ours), _in_order(theirs))
+    for image, expected in enumerate(golden["dec_K40_center"]):
+        found = np.column_stack((centers[image], class_ids[image], scores[image]))
+        np.testing.assert_array_equal(_in_order(found), _in_order(expected))
 
 
 def _corners(points: list[tuple[float, float]], **facts: list[float]) -> Corners:

@@ -1,4 +1,4 @@
-"""Peaks and boxes as the authors' decoding finds them, and as section 4 of the paper says."""
+"""Peaks and boxes as the upstream decoding finds them, and as section 4 of the paper says."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def goldens(upstream: Path) -> dict[str, NDArray]:
 
 
 def _rows(heatmap: Tensor, offset: Tensor, size: Tensor, top_k: int) -> NDArray:
-    """Detections in the authors' columns: x1, y1, x2, y2, score, class; (N, K, 6)."""
+    """Detections in the upstream columns: x1, y1, x2, y2, score, class; (N, K, 6)."""
     peaks = top_peaks(heatmap, top_k)
     centers, sizes = place_boxes(peaks, offset, size)
     columns = [
@@ -38,14 +38,14 @@ def _sorted(rows: NDArray) -> NDArray:
 
 
 @pytest.mark.parametrize(("name", "top_k"), [("ct_K100", 100), ("ct_K17_noreg", 17)])
-def test_the_authors_boxes(goldens: dict[str, NDArray], name: str, top_k: int) -> None:
+def test_upstream_boxes(goldens: dict[str, NDArray], name: str, top_k: int) -> None:
     heatmap, size, offset = (torch.from_numpy(goldens[f"ct_in_{map_}"]) for map_ in MAPS)
     if name.endswith("noreg"):  # without an offset head, the authors take the middle of the cell
         offset = torch.full_like(offset, 0.5)
     rows = _rows(heatmap, offset, size, top_k)
-    for ours, theirs in zip(rows, goldens[name], strict=True):
-        assert (np.diff(ours[:, 4]) <= 0).all()
-        np.testing.assert_allclose(_sorted(ours), _sorted(theirs), rtol=0, atol=1e-5)
+    for local, upstream in zip(rows, goldens[name], strict=True):
+        assert (np.diff(local[:, 4]) <= 0).all()
+        np.testing.assert_allclose(_sorted(local), _sorted(upstream), rtol=0, atol=1e-5)
 
 
 def test_equal_neighbours_all_stay(goldens: dict[str, NDArray]) -> None:
@@ -53,13 +53,13 @@ def test_equal_neighbours_all_stay(goldens: dict[str, NDArray]) -> None:
     np.testing.assert_array_equal(keep_peaks(heatmap).numpy(), goldens["tie_nms"])
 
 
-def test_the_authors_boxes_among_ties(goldens: dict[str, NDArray]) -> None:
+def test_upstream_boxes_among_ties(goldens: dict[str, NDArray]) -> None:
     heatmap, size, offset = (torch.from_numpy(goldens[f"tie_in_{map_}"]) for map_ in MAPS)
-    ours, theirs = _rows(heatmap, offset, size, 13)[0], goldens["tie_K13"][0]
+    local, upstream = _rows(heatmap, offset, size, 13)[0], goldens["tie_K13"][0]
     peaks = int((goldens["tie_nms"] > 0).sum())
     assert peaks == 12  # so the thirteenth row is any cell with score 0
-    np.testing.assert_allclose(_sorted(ours[:peaks]), _sorted(theirs[:peaks]), rtol=0, atol=1e-5)
-    assert ours[peaks, 4] == theirs[peaks, 4] == 0
+    np.testing.assert_allclose(_sorted(local[:peaks]), _sorted(upstream[:peaks]), rtol=0, atol=1e-5)
+    assert local[peaks, 4] == upstream[peaks, 4] == 0
 
 
 def test_peaks_at_the_border_count() -> None:

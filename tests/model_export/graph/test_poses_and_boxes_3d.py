@@ -1,4 +1,4 @@
-"""Joints and boxes in space as the authors' decoding finds them, and mirrors as they undo them."""
+"""Keypoints and 3D boxes as the upstream decoding finds them, and flips as they undo them."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.graph.boxes_3d import depth_from_raw
 from model_export.checkpoints.objects_as_points import HEADS
-from model_export.class_names import COCO_JOINTS, COCO_SKELETON, mirrored_pairs
-from model_export.graph.heads import average_with_mirror, unmirror
+from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON, flipped_pairs
+from model_export.graph.boxes_3d import depth_from_raw
+from model_export.graph.heads import average_with_flip, unflip
 from model_export.graph.poses import pick_poses
 from model_export.tasks import TASKS
 
@@ -25,11 +25,11 @@ def goldens(upstream: Path) -> dict[str, NDArray]:
 
 
 def _maps(goldens: dict[str, NDArray], prefix: str, *without: str) -> dict[str, Tensor]:
-    """Inputs of the authors' decoding, by our names."""
+    """Inputs of the upstream decoding, by our names."""
     return {
-        ours: torch.from_numpy(goldens[f"{prefix}_in_{theirs}"])
-        for theirs, ours in HEADS.items()
-        if f"{prefix}_in_{theirs}" in goldens and theirs not in without
+        local: torch.from_numpy(goldens[f"{prefix}_in_{upstream}"])
+        for upstream, local in HEADS.items()
+        if f"{prefix}_in_{upstream}" in goldens and upstream not in without
     }
 
 
@@ -43,10 +43,10 @@ def _maps(goldens: dict[str, NDArray], prefix: str, *without: str) -> dict[str, 
         ("mp_K20_nohmhp", 20, ("hm_hp", "hp_offset")),
     ],
 )
-def test_the_authors_poses(
+def test_upstream_poses(
     goldens: dict[str, NDArray], name: str, top_k: int, without: tuple[str, ...]
 ) -> None:
-    scores, class_ids, centers, sizes, joints, joint_scores = pick_poses(
+    scores, class_ids, centers, sizes, keypoints, keypoint_scores = pick_poses(
         _maps(goldens, "mp", *without), top_k
     )
     rows = torch.cat(
@@ -54,34 +54,34 @@ def test_the_authors_poses(
             centers - sizes / 2,
             centers + sizes / 2,
             scores.unsqueeze(2),
-            joints.flatten(2),
+            keypoints.flatten(2),
             class_ids.unsqueeze(2),
         ),
         dim=2,
     )
     np.testing.assert_allclose(rows.numpy(), goldens[name], rtol=0, atol=1e-5)
-    assert (joint_scores > 0).any().item() == ("hm_hp" not in without)
-    assert ((joint_scores == 0) | (joint_scores > 0.1)).all()
+    assert (keypoint_scores > 0).any().item() == ("hm_hp" not in without)
+    assert ((keypoint_scores == 0) | (keypoint_scores > 0.1)).all()
 
 
 def _one_pose(peak: tuple[int, int], score: float) -> tuple[list[float], float]:
-    """Where the joint of a pose goes, if its heatmap has one peak of ``score`` at ``peak``.
+    """Where the keypoint of a pose goes, if its heatmap has one peak of ``score`` at ``peak``.
 
-    The box reaches from (5, 5) to (15, 15), and the joint stands at (12, 10) by itself.
+    The box reaches from (5, 5) to (15, 15), and the keypoint stands at (12, 10) by itself.
     """
     maps = {
         "heatmap": torch.zeros(1, 1, 20, 20),
         "size": torch.full((1, 2, 20, 20), 10.0),
         "offset": torch.zeros(1, 2, 20, 20),
-        "joint_offsets": torch.zeros(1, 2, 20, 20),
-        "joint_heatmap": torch.zeros(1, 1, 20, 20),
-        "joint_heatmap_offset": torch.zeros(1, 2, 20, 20),
+        "keypoint_offsets": torch.zeros(1, 2, 20, 20),
+        "keypoint_heatmap": torch.zeros(1, 1, 20, 20),
+        "keypoint_heatmap_offset": torch.zeros(1, 2, 20, 20),
     }
     maps["heatmap"][0, 0, 10, 10] = 0.9
-    maps["joint_offsets"][0, 0] = 2.0
-    maps["joint_heatmap"][0, 0, peak[1], peak[0]] = score
-    *_, joints, scores = pick_poses(maps, 1)
-    return joints.flatten().tolist(), scores.item()
+    maps["keypoint_offsets"][0, 0] = 2.0
+    maps["keypoint_heatmap"][0, 0, peak[1], peak[0]] = score
+    *_, keypoints, scores = pick_poses(maps, 1)
+    return keypoints.flatten().tolist(), scores.item()
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,12 @@ def _one_pose(peak: tuple[int, int], score: float) -> tuple[list[float], float]:
         ((13, 11), 0.1, False),  # too weak
     ],
 )
-def test_a_joint_goes_to_a_peak_that_fits(peak: tuple[int, int], score: float, taken: bool) -> None:
-    joint, joint_score = _one_pose(peak, score)
-    assert joint == (list(peak) if taken else [12, 10])
-    assert joint_score == pytest.approx(score if taken else 0.0)
+def test_a_keypoint_goes_to_a_peak_that_fits(
+    peak: tuple[int, int], score: float, taken: bool
+) -> None:
+    keypoint, keypoint_score = _one_pose(peak, score)
+    assert keypoint == (list(peak) if taken else [12, 10])
+    assert keypoint_score == pytest.approx(score if taken else 0.0)
 
 
 def test_maps_may_have_fewer_cells_than_poses_are_wanted() -> None:
@@ -111,7 +113,7 @@ def test_maps_may_have_fewer_cells_than_poses_are_wanted() -> None:
 
 
 @pytest.mark.parametrize(("name", "without"), [("ddd_K50", ()), ("ddd_K50_nowh_noreg", ("reg",))])
-def test_the_authors_boxes_in_space(
+def test_upstream_boxes_3d(
     goldens: dict[str, NDArray], name: str, without: tuple[str, ...]
 ) -> None:
     maps = _maps(goldens, "ddd", *without)
@@ -136,35 +138,37 @@ def test_the_authors_boxes_in_space(
     np.testing.assert_allclose(rows.numpy(), goldens[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_authors_depths(upstream: Path) -> None:
+def test_upstream_depths(upstream: Path) -> None:
     with np.load(upstream / "goldens" / "unit_geometry_xz.npz") as file:
         raw, expected = file["dep_raw"], file["dep_dec"]
     np.testing.assert_allclose(depth_from_raw(torch.from_numpy(raw)).numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("flip_off", "joint_offsets"), ("flip_lr", "joint_heatmap")]
+    ("name", "head"), [("flip_off", "keypoint_offsets"), ("flip_lr", "keypoint_heatmap")]
 )
-def test_the_authors_mirrors(goldens: dict[str, NDArray], name: str, head: str) -> None:
+def test_upstream_flips(goldens: dict[str, NDArray], name: str, head: str) -> None:
     values = torch.from_numpy(goldens[f"{name}_in"])
-    ours = unmirror(values, POSE_HEADS[head], mirrored_pairs(COCO_JOINTS))
-    np.testing.assert_array_equal(ours.numpy(), goldens[f"{name}_out"])
+    local = unflip(values, POSE_HEADS[head], flipped_pairs(COCO_KEYPOINTS))
+    np.testing.assert_array_equal(local.numpy(), goldens[f"{name}_out"])
 
 
-def test_a_mirror_exchanges_left_and_right() -> None:
-    pairs = mirrored_pairs(COCO_JOINTS)
+def test_a_flip_exchanges_left_and_right() -> None:
+    pairs = flipped_pairs(COCO_KEYPOINTS)
     assert pairs == [(left, left + 1) for left in range(1, 17, 2)]
-    assert mirrored_pairs(("snout", "leftear", "rightear", "tail")) == [(1, 2)]
-    assert mirrored_pairs(("left hand", "foot")) == []
-    assert {joint for line in COCO_SKELETON for joint in line} == set(range(17))
+    assert flipped_pairs(("snout", "leftear", "rightear", "tail")) == [(1, 2)]
+    assert flipped_pairs(("left hand", "foot")) == []
+    assert {keypoint for line in COCO_SKELETON for keypoint in line} == set(range(17))
 
 
 def test_averages_leave_offsets_inside_a_cell_alone() -> None:
     maps = {name: torch.rand(1, head.count(1, 17), 4, 6) for name, head in POSE_HEADS.items()}
-    mirror = {name: torch.rand_like(values) for name, values in maps.items()}
-    averaged = average_with_mirror(maps, mirror, POSE_HEADS, mirrored_pairs(COCO_JOINTS))
-    for name in ("offset", "joint_heatmap_offset"):
+    flip = {name: torch.rand_like(values) for name, values in maps.items()}
+    averaged = average_with_flip(maps, flip, POSE_HEADS, flipped_pairs(COCO_KEYPOINTS))
+    for name in ("offset", "keypoint_heatmap_offset"):
         assert torch.equal(averaged[name], maps[name])
-    torch.testing.assert_close(averaged["size"], (maps["size"] + mirror["size"].flip(3)) / 2)
-    left_shoulder_x = (maps["joint_offsets"][:, 10] - mirror["joint_offsets"].flip(3)[:, 12]) / 2
-    torch.testing.assert_close(averaged["joint_offsets"][:, 10], left_shoulder_x)
+    torch.testing.assert_close(averaged["size"], (maps["size"] + flip["size"].flip(3)) / 2)
+    left_shoulder_x = (
+        maps["keypoint_offsets"][:, 10] - flip["keypoint_offsets"].flip(3)[:, 12]
+    ) / 2
+    torch.testing.assert_close(averaged["keypoint_offsets"][:, 10], left_shoulder_x)

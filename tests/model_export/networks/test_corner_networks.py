@@ -1,4 +1,4 @@
-"""The corner systems' networks: every tensor of the authors' checkpoints has its place."""
+"""The corner systems' networks: every tensor of the upstream checkpoints has its place."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ NETWORKS = {
     "triplet_centernet52": TRIPLET_HEADS,
     "triplet_centernet104": TRIPLET_HEADS,
 }
-AUTHORS_NETWORKS = [name for name in NETWORKS if name != "cornernet_hourglass52"]
+UPSTREAM_NETWORKS = [name for name in NETWORKS if name != "cornernet_hourglass52"]
 
 
 def _build(name: str, classes: int = 80) -> nn.Module:
@@ -28,7 +28,7 @@ def _build(name: str, classes: int = 80) -> nn.Module:
 
 
 def _checkpoint(name: str, classes: int = 80) -> dict[str, Tensor]:
-    """Shapes of what inference needs, under the authors' names."""
+    """Shapes of what inference needs, under the upstream names."""
     to_checkpoint_key = ARCHITECTURES[name].layout.to_checkpoint_key
     state = _build(name, classes).state_dict()
     return {
@@ -36,8 +36,8 @@ def _checkpoint(name: str, classes: int = 80) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", AUTHORS_NETWORKS)
-def test_every_tensor_of_the_authors_has_its_place(upstream: Path, name: str) -> None:
+@pytest.mark.parametrize("name", UPSTREAM_NETWORKS)
+def test_every_tensor_of_upstream_has_its_place(upstream: Path, name: str) -> None:
     manifest = json.loads((upstream / "manifests" / f"{name}.json").read_text())
     shapes = {key: shape for key, (shape, _) in manifest["state_dict"].items()}
     layout = ARCHITECTURES[name].layout

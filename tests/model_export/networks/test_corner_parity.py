@@ -1,4 +1,4 @@
-"""The corner systems' authors' detections, from their canvas and weights, through our graph.
+"""The corner systems' upstream detections, from their canvas and weights, through our graph.
 
 Needs the end-to-end goldens that are too large for the repository; see the fixture ``shared``.
 What takes minutes runs only when the environment variable HEAVY_TESTS is set.
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.verification.comparison import Detections
+from model_export.config import ExportConfig, make_plan
 from model_export.graph.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx
-from model_export.config import Recipe, make_plan
 from model_export.tasks import TASKS
+from model_export.verification.comparison import Detections
 from model_export.verification.onnx_vs_torch import Run, onnx_runner, torch_runner
 
 
@@ -71,8 +71,8 @@ def runners(
             if "num_batches" not in key
         }
         contents = identify(state, architecture)
-        recipe = Recipe(name="parity", version="1")
-        plan = make_plan(recipe, architecture, 128, contents.task, contents.num_classes, 0)
+        config = ExportConfig(name="parity", version="1")
+        plan = make_plan(config, architecture, 128, contents.task, contents.num_classes, 0)
         graph = DetectionGraph(
             load_network(contents, state),
             NORMALIZATIONS[plan.normalization],
@@ -88,10 +88,10 @@ def runners(
     return make
 
 
-def _match(ours: NDArray, theirs: NDArray) -> tuple[NDArray, NDArray]:
+def _match(local: NDArray, upstream: NDArray) -> tuple[NDArray, NDArray]:
     """Pair rows (place, class in the last column) that agree; each has one partner at most."""
-    distances = np.abs(ours[:, np.newaxis, :-1] - theirs[:, :-1]).max(axis=2)
-    distances[ours[:, np.newaxis, -1] != theirs[:, -1]] = np.inf
+    distances = np.abs(local[:, np.newaxis, :-1] - upstream[:, :-1]).max(axis=2)
+    distances[local[:, np.newaxis, -1] != upstream[:, -1]] = np.inf
     nearest = distances.argmin(axis=1)
     rows = np.flatnonzero(distances.min(axis=1) < 0.5)
     assert len(set(nearest[rows])) == len(rows)
@@ -108,7 +108,7 @@ def _pairs(detections: Detections) -> tuple[NDArray, NDArray]:
 
 @pytest.mark.parametrize("runtime", ["PyTorch", "ONNX Runtime"])
 @pytest.mark.parametrize(("architecture", "case"), CASES)
-def test_the_authors_corners(
+def test_upstream_corners(
     shared: Path,
     runners: Callable[[str], dict[str, Run]],
     architecture: str,
@@ -117,33 +117,33 @@ def test_the_authors_corners(
 ) -> None:
     with np.load(shared / "upstream" / "goldens" / f"{architecture}_{case}.npz") as golden:
         canvas = golden["s0_crop_u8"][..., ::-1]
-        authors_pairs = golden["s0_dets"].astype(np.float64)
-        authors_centers = golden["s0_center"].astype(np.float64) if "s0_center" in golden else None
+        upstream_pairs = golden["s0_dets"].astype(np.float64)
+        upstream_centers = golden["s0_center"].astype(np.float64) if "s0_center" in golden else None
     views = runners(architecture)[runtime](np.stack((canvas, canvas[:, ::-1])))
     for view, detections in enumerate(views):
-        theirs = authors_pairs[view][authors_pairs[view][:, 4] > -1]
+        upstream = upstream_pairs[view][upstream_pairs[view][:, 4] > -1]
         what = f"{architecture} | {case} | view {view} | {runtime}"
-        _check(what, *_pairs(detections), theirs[:, [0, 1, 2, 3, 7]], theirs[:, 4:7])
-        if authors_centers is not None:
-            ours = np.column_stack((detections["centers"], detections["center_class_ids"]))
-            theirs = authors_centers[view]
+        _check(what, *_pairs(detections), upstream[:, [0, 1, 2, 3, 7]], upstream[:, 4:7])
+        if upstream_centers is not None:
+            local = np.column_stack((detections["centers"], detections["center_class_ids"]))
+            upstream = upstream_centers[view]
             scores = detections["center_scores"][:, np.newaxis].astype(np.float64)
-            _check(f"{what}, centers", ours, scores, theirs[:, :3], theirs[:, 3:])
+            _check(f"{what}, centers", local, scores, upstream[:, :3], upstream[:, 3:])
 
 
 def _check(
-    what: str, places: NDArray, scores: NDArray, authors_places: NDArray, authors_scores: NDArray
+    what: str, places: NDArray, scores: NDArray, upstream_places: NDArray, upstream_scores: NDArray
 ) -> None:
-    rows, others = _match(places, authors_places)
-    score_error = np.abs(scores[rows] - authors_scores[others]).max()
-    cell_error = np.abs(places[rows] - authors_places[others]).max()
+    rows, others = _match(places, upstream_places)
+    score_error = np.abs(scores[rows] - upstream_scores[others]).max()
+    cell_error = np.abs(places[rows] - upstream_places[others]).max()
     print(
         f"\nparity | {what} | score {score_error:.1e} | corner {cell_error:.1e} cells | "
-        f"matched {len(rows)} of {len(authors_places)}"
+        f"matched {len(rows)} of {len(upstream_places)}"
     )
     noise = NOISE[what.partition(" ")[0]]
     assert score_error <= MARGIN * noise.score
     assert cell_error <= MARGIN * noise.corner_cells
-    for found, matched in ((scores, rows), (authors_scores, others)):
+    for found, matched in ((scores, rows), (upstream_scores, others)):
         left_over = np.delete(found[:, 0], matched)
-        assert (left_over <= authors_scores[:, 0].min() + MARGIN * noise.score).all()
+        assert (left_over <= upstream_scores[:, 0].min() + MARGIN * noise.score).all()

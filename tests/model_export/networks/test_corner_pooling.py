@@ -1,4 +1,4 @@
-"""Corner pooling: the authors' numbers, in PyTorch and as the operator of an exported file."""
+"""Corner pooling: the upstream numbers, in PyTorch and as the operator of an exported file."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_export.checkpoints.corner_nets import layout
-from model_export.onnx.corner_pool_functions import add_corner_pool_functions
 from model_export.networks.corner_blocks import CascadePoolingBlock, PoolingBlock
 from model_export.networks.corner_pooling import (
     BOTTOM_RIGHT,
@@ -26,6 +25,7 @@ from model_export.networks.corner_pooling import (
     right_pool,
     top_pool,
 )
+from model_export.onnx.corner_pool_functions import add_corner_pool_functions
 
 POOLS: Mapping[str, Pool] = {
     "top": top_pool,
@@ -95,7 +95,7 @@ def run(onnx_file: Path) -> Callable[[NDArray[np.float32]], dict[str, NDArray]]:
 
 
 @pytest.mark.parametrize("direction", POOLS)
-def test_the_authors_pools(upstream: Path, direction: str) -> None:
+def test_upstream_pools(upstream: Path, direction: str) -> None:
     with np.load(upstream / "goldens" / "unit_cornernet.npz") as golden:
         pooled = POOLS[direction](torch.from_numpy(golden["pool_in"]))
         np.testing.assert_array_equal(pooled.numpy(), golden[f"pool_{direction}"])
@@ -159,7 +159,7 @@ def test_files_without_corner_pools_get_no_functions() -> None:
 
 
 @pytest.mark.parametrize(("file", "name", "make"), BLOCKS)
-def test_the_authors_blocks(
+def test_upstream_blocks(
     upstream: Path, file: str, name: str, make: Callable[[], PoolingBlock]
 ) -> None:
     keypoint = {"tl_pool": "tl", "br_pool": "br", "center_pool": "ct"}[name]

@@ -1,4 +1,4 @@
-"""Deformable convolution: the authors' numbers, in PyTorch and in ONNX Runtime."""
+"""Deformable convolution: the upstream numbers, in PyTorch and in ONNX Runtime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,12 +45,12 @@ def _run_onnx(layer: nn.Module, x: Tensor) -> NDArray:
 
 
 @pytest.mark.parametrize("name", ["dcn_a", "dcn_b"])  # b has two groups of offsets
-def test_the_authors_function(golden: Callable[[str], Tensor], name: str) -> None:
-    ours = deform_conv2d(*(golden(f"{name}_{argument}") for argument in ARGUMENTS))
-    np.testing.assert_allclose(ours.numpy(), golden(f"{name}_out").numpy(), rtol=0, atol=2e-6)
+def test_upstream_function(golden: Callable[[str], Tensor], name: str) -> None:
+    local = deform_conv2d(*(golden(f"{name}_{argument}") for argument in ARGUMENTS))
+    np.testing.assert_allclose(local.numpy(), golden(f"{name}_out").numpy(), rtol=0, atol=2e-6)
 
 
-def test_the_authors_layer(golden: Callable[[str], Tensor], layer: DeformableConvolution) -> None:
+def test_upstream_layer(golden: Callable[[str], Tensor], layer: DeformableConvolution) -> None:
     x, expected = golden("dcnmod_x"), golden("dcnmod_out").numpy()
     with torch.inference_mode():
         np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=2e-6)

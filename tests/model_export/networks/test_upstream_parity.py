@@ -1,4 +1,4 @@
-"""The authors' detections, from their canvas and their weights, through our graph and its file.
+"""The upstream detections, from their canvas and their weights, through our graph and its file.
 
 Needs the end-to-end goldens that are too large for the repository; see the fixture ``shared``.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.checkpoints import State, without_counters
 from support.upstream import (
     Column,
     Golden,
@@ -23,16 +24,15 @@ from support.upstream import (
     read_goldens,
     to_rows,
 )
-from support.checkpoints import State, without_counters
 
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.class_names import COCO_JOINTS, mirrored_pairs
-from model_export.verification.comparison import Detections
+from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
 from model_export.graph.detection_graph import DetectionGraph, PixelNormalization
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx
 from model_export.tasks import TASKS
+from model_export.verification.comparison import Detections
 from model_export.verification.onnx_vs_torch import onnx_runner, torch_runner
 from model_package import FreeSize
 
@@ -57,7 +57,7 @@ SCORES = {"boxes": 4, "poses": 4, "boxes_3d": 2}
 FREE_SIZE = FreeSize(multiple_px=32, extra_px=1, max_side_px=1536)
 
 MAX_REJOINED = 0.005
-"""Share of joints that rounding may carry over one of the thresholds of the authors' rule."""
+"""Share of keypoints that rounding may carry over one of the thresholds of the upstream rule."""
 
 CASES = {  # network: cases; those of one network run together, so that each file is made once
     "ctdet_res_18": [
@@ -118,11 +118,11 @@ def _parameters() -> list[object]:
 
 @pytest.fixture(scope="module")
 def graph_of(
-    authors_state: Callable[[str], State],
+    upstream_state: Callable[[str], State],
 ) -> Callable[[str, str, bool], DetectionGraph]:
     @lru_cache(maxsize=1)  # an hourglass has 800 MB
     def make(network: str, normalization: str, flip: bool) -> DetectionGraph:
-        state = without_counters(authors_state(network))
+        state = without_counters(upstream_state(network))
         contents = identify(state)
         graph = DetectionGraph(
             load_network(contents, state),
@@ -130,7 +130,7 @@ def graph_of(
             100,
             TASKS[contents.task],
             flip,
-            mirrored_pairs(COCO_JOINTS) if contents.task == "poses" else (),
+            flipped_pairs(COCO_KEYPOINTS) if contents.task == "poses" else (),
         )
         return graph.eval()
 
@@ -176,7 +176,7 @@ def _normalization(network: str, case: str) -> str:
 
 
 @pytest.mark.parametrize(("network", "case", "runtime"), _parameters())
-def test_the_authors_detections(
+def test_upstream_detections(
     shared: Path,
     runner_of: Callable[[str, str, bool, str], Run],
     network: str,
@@ -186,35 +186,35 @@ def test_the_authors_detections(
     upstream, task = shared / "upstream", _task(network)
     run = runner_of(network, _normalization(network, case), "flip" in case, runtime)
     for golden in read_goldens(upstream / "goldens", f"{network}_{case}"):
-        ours = to_rows(run(golden.canvas[np.newaxis])[0])
+        local = to_rows(run(golden.canvas[np.newaxis])[0])
         errors = granted_errors(upstream / "manifests", network, golden.spreads)
         columns = COLUMNS[task](golden.rows, errors)
-        worst = _compare(ours, golden.rows, task, columns)
+        worst = _compare(local, golden.rows, task, columns)
         height_px, width_px = golden.canvas.shape[:2]
         print(f"\nparity | {network} | {case} {width_px}x{height_px} | {runtime} | {worst}")
 
 
-def _compare(ours: Rows, theirs: Rows, task: str, columns: list[Column]) -> str:
+def _compare(local: Rows, upstream: Rows, task: str, columns: list[Column]) -> str:
     """Check matched rows column by column, and that rows without a partner are near-ties."""
-    rows, others = match_rows(ours, theirs, CENTERS[task])
+    rows, others = match_rows(local, upstream, CENTERS[task])
     report = []
     for column in columns:
-        errors = np.abs(ours[rows, column.columns] - theirs[others, column.columns])
+        errors = np.abs(local[rows, column.columns] - upstream[others, column.columns])
         excess = errors > column.tolerances[others]
-        if column.name == "joint":
+        if column.name == "keypoint":
             moved = excess.reshape(len(rows), -1, 2).any(axis=2)
-            assert moved.mean() <= MAX_REJOINED, f"{moved.sum()} joints are elsewhere"
+            assert moved.mean() <= MAX_REJOINED, f"{moved.sum()} keypoints are elsewhere"
             errors[excess] = 0.0
-            report.append(f"joints elsewhere {moved.sum()} of {moved.size}")
+            report.append(f"keypoints elsewhere {moved.sum()} of {moved.size}")
         else:
             assert not excess.any(), f"{column.name} differs by {errors.max():.2g}"
         report.append(f"{column.name} {errors.max():.1e}")
     score = SCORES[task]
     score_tolerance = max(c.tolerances.max() for c in columns if c.name == "score")
-    cut = theirs[:, score].min() + score_tolerance
-    for found, matched in ((ours, rows), (theirs, others)):
+    cut = upstream[:, score].min() + score_tolerance
+    for found, matched in ((local, rows), (upstream, others)):
         assert (np.delete(found[:, score], matched) <= cut).all()  # near-ties at the last place
-    return f"{' | '.join(report)} | matched {len(rows)} of {len(theirs)}"
+    return f"{' | '.join(report)} | matched {len(rows)} of {len(upstream)}"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def _compare(ours: Rows, theirs: Rows, task: str, columns: list[Column]) -> str:
         ("ddd_dla_34", "default_kitti"),
     ],
 )
-def test_the_authors_network_input(shared: Path, network: str, case: str) -> None:
+def test_upstream_network_input(shared: Path, network: str, case: str) -> None:
     golden: Golden
     (golden,) = read_goldens(shared / "upstream" / "goldens", f"{network}_{case}")
     normalize = PixelNormalization(NORMALIZATIONS[_normalization(network, case)])

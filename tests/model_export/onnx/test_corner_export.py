@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_export.verification.comparison import Detections, compare, split_kinds
+from model_export.config import ExportConfig, Plan, make_plan
 from model_export.errors import VerificationError
 from model_export.graph.detection_graph import DetectionGraph
+from model_export.graph.normalization import NORMALIZATIONS
 from model_export.networks.corner_blocks import PoolingBlock
 from model_export.networks.corner_networks import KeypointNetwork, corner_net_pooling
 from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
 from model_export.networks.hourglass import StackedHourglass
-from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx
 from model_export.pipeline import collect_images
-from model_export.config import Plan, Recipe, make_plan
 from model_export.tasks import TASKS
+from model_export.verification.comparison import Detections, compare, split_kinds
 from model_export.verification.onnx_vs_torch import verify
 
 CLASSES = 3
@@ -33,7 +33,7 @@ class SmallNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
+        self.backbone = nn.Sequential(
             nn.Conv2d(3, 16, 7, stride=2, padding=3), nn.Conv2d(16, 16, 3, stride=2, padding=1)
         )
         self.top_left = PoolingBlock(16, TOP_LEFT)
@@ -46,7 +46,7 @@ class SmallNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.trunk(images)
+        features = self.backbone(images)
         features = features + self.top_left(features) + self.bottom_right(features)
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -54,11 +54,11 @@ class SmallNetwork(nn.Module):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[DetectionGraph, Plan, Path]:
     torch.manual_seed(11)
-    recipe = Recipe(name="small", version="1", classes=("a", "b", "c"))
-    plan = make_plan(recipe, "none", 128, TASK, CLASSES, 0)
-    assert plan.task.keypoints is not None
+    config = ExportConfig(name="small", version="1", classes=("a", "b", "c"))
+    plan = make_plan(config, "none", 128, TASK, CLASSES, 0)
+    assert plan.task.keypoint_peaks is not None
     graph = DetectionGraph(
-        SmallNetwork(), NORMALIZATIONS["coco"], plan.task.keypoints, plan.task
+        SmallNetwork(), NORMALIZATIONS["coco"], plan.task.keypoint_peaks, plan.task
     ).eval()
     path = tmp_path_factory.mktemp("corners") / "model.onnx"
     export_onnx(graph, 511, 511, plan.output_names(), path, plan.input.free_size)
@@ -100,7 +100,7 @@ def test_windows_reach_over_the_largest_map(exported: tuple[DetectionGraph, Plan
 def test_a_package_may_have_the_smallest_input(tmp_path: Path, max_side_px: int) -> None:
     """There the innermost map has one cell, which the exporter would take for a constant."""
     torch.manual_seed(3)
-    recipe = Recipe(
+    config = ExportConfig(
         name="small",
         version="1",
         classes=("a", "b", "c"),
@@ -108,8 +108,8 @@ def test_a_package_may_have_the_smallest_input(tmp_path: Path, max_side_px: int)
         height_px=127,
         max_side_px=max_side_px,
     )
-    plan = make_plan(recipe, "none", 128, "corner_pairs", CLASSES, 0)
-    assert plan.task.keypoints is not None
+    plan = make_plan(config, "none", 128, "corner_pairs", CLASSES, 0)
+    assert plan.task.keypoint_peaks is not None
     network = KeypointNetwork(
         StackedHourglass(1, (8,) * 6, (1,) * 6),
         corner_net_pooling(8),
@@ -117,7 +117,9 @@ def test_a_package_may_have_the_smallest_input(tmp_path: Path, max_side_px: int)
         plan.task.head_channels({}, CLASSES, 0),
         8,
     )
-    graph = DetectionGraph(network, NORMALIZATIONS["coco"], plan.task.keypoints, plan.task).eval()
+    graph = DetectionGraph(
+        network, NORMALIZATIONS["coco"], plan.task.keypoint_peaks, plan.task
+    ).eval()
     export_onnx(graph, 127, 127, plan.output_names(), tmp_path / "model.onnx", plan.input.free_size)
     images = collect_images(plan, None)
     sizes = {image.shape for image in images}

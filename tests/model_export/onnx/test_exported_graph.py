@@ -26,8 +26,8 @@ def test_pixels_are_normalised_as_in_float64(name: str) -> None:
     bgr = pixels[..., ::-1].transpose(0, 3, 1, 2)
     mean = np.array(normalization.mean).reshape(3, 1, 1)
     std = np.array(normalization.std).reshape(3, 1, 1)
-    ours = PixelNormalization(normalization)(torch.from_numpy(pixels)).numpy()
-    np.testing.assert_allclose(ours, (bgr / 255.0 - mean) / std, rtol=0, atol=5e-7)
+    local = PixelNormalization(normalization)(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(local, (bgr / 255.0 - mean) / std, rtol=0, atol=5e-7)
 
 
 def test_rgb_networks_get_rgb() -> None:

@@ -12,25 +12,25 @@ from onnx import TensorProto, shape_inference
 from torch import Tensor, nn
 
 from model_export import pipeline
-from model_export.verification.detection_agreement import agree, verify_half
 from model_export.architectures import ARCHITECTURES, ResNetArchitecture
 from model_export.cli import main
-from model_export.errors import HalfPrecisionError, RecipeError
+from model_export.config import ExportConfig, check_config, make_plan
+from model_export.errors import ConfigError, HalfPrecisionError
 from model_export.graph.detection_graph import DetectionGraph
-from model_export.onnx.fp16 import HalfNetwork, fold_normalization
+from model_export.graph.normalization import NORMALIZATIONS, Normalization
 from model_export.networks.center_point import PredictionHead
 from model_export.networks.corner_blocks import PoolingBlock
 from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
 from model_export.networks.resnet import BasicBlock, DeformableDeconvolutionNeck
-from model_export.graph.normalization import NORMALIZATIONS, Normalization
 from model_export.onnx.export import export_onnx, free_batch, to_onnx
+from model_export.onnx.fp16 import HalfNetwork, fold_normalization
 from model_export.onnx.import_model import import_package
 from model_export.pipeline import export_package
-from model_export.config import Recipe, check_recipe, make_plan
-from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_export.tasks import TASKS
-from model_export.verification.onnx_vs_torch import onnx_runner
+from model_export.verification.detection_agreement import agree, verify_half
+from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_export.verification.images import synthetic_images
+from model_export.verification.onnx_vs_torch import onnx_runner
 from model_package import ModelPackage, load_package
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -39,13 +39,15 @@ BOXES = ("scores", "class_ids", "centers", "sizes")
 
 @pytest.fixture(scope="module")
 def half_package(
-    slim_state: dict[str, Tensor], slim_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+    slim_state: dict[str, Tensor],
+    slim_config: ExportConfig,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> ModelPackage:
     directory = tmp_path_factory.mktemp("half")
     checkpoint = directory / "slim.pth"
     torch.save(slim_state, checkpoint)
-    recipe = replace(slim_recipe, precision="fp16", flip=True, max_side_px=320)
-    return export_package(recipe, checkpoint, directory / "package", lambda _: None)
+    config = replace(slim_config, precision="fp16", flip=True, max_side_px=320)
+    return export_package(config, checkpoint, directory / "package", lambda _: None)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -132,15 +134,15 @@ def test_the_command_tells_the_agreement(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("conv1.weight", 1e6), r"trunk.conv1.weight has weights of up to .* ends at 65504"),
+        (("conv1.weight", 1e6), r"backbone.conv1.weight has weights of up to .* ends at 65504"),
         # Small enough by itself; with its normalisation it is not.
-        (("layer1.0.bn1.weight", 1e7), r"trunk.layer1.0.conv1.weight has weights of up to"),
-        (("layer1.0.bn1.bias", 1e8), r"trunk.layer1.0.conv1.bias has weights of up to"),
+        (("layer1.0.bn1.weight", 1e7), r"backbone.layer1.0.conv1.weight has weights of up to"),
+        (("layer1.0.bn1.bias", 1e8), r"backbone.layer1.0.conv1.bias has weights of up to"),
     ],
 )
 def test_weights_that_half_cannot_hold_are_refused(
     slim_state: dict[str, Tensor],
-    slim_recipe: Recipe,
+    slim_config: ExportConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: tuple[str, float],
@@ -153,7 +155,7 @@ def test_weights_that_half_cannot_hold_are_refused(
     monkeypatch.setattr(pipeline, "_verify", lambda *_: None)
     with pytest.raises(HalfPrecisionError, match=message) as caught:
         export_package(
-            replace(slim_recipe, precision="fp16"),
+            replace(slim_config, precision="fp16"),
             tmp_path / "large.pth",
             tmp_path / "out",
             lambda _: None,
@@ -169,12 +171,15 @@ class _Shifted(HalfNetwork):
 
 
 def test_a_half_file_that_finds_something_else_becomes_no_package(
-    slim_checkpoint: Path, slim_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slim_checkpoint: Path,
+    slim_config: ExportConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pipeline, "HalfNetwork", _Shifted)
     with pytest.raises(HalfPrecisionError, match=r"^only .* detections "):
         export_package(
-            replace(slim_recipe, precision="fp16"),
+            replace(slim_config, precision="fp16"),
             slim_checkpoint,
             tmp_path / "out",
             lambda _: None,
@@ -182,13 +187,13 @@ def test_a_half_file_that_finds_something_else_becomes_no_package(
     assert {path.name for path in tmp_path.iterdir()} == {"slim.pth"}
 
 
-def test_other_precisions_are_refused(slim_recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no precision 'int8'. Accepted: fp32, fp16"):
-        check_recipe(replace(slim_recipe, precision="int8"))
+def test_other_precisions_are_refused(slim_config: ExportConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no precision 'int8'. Accepted: fp32, fp16"):
+        check_config(replace(slim_config, precision="int8"))
     normalization = Normalization((0.0,) * 3, (1.0,) * 3)
-    with pytest.raises(RecipeError, match="an imported file cannot be brought to fp16"):
+    with pytest.raises(ConfigError, match="an imported file cannot be brought to fp16"):
         import_package(
-            replace(slim_recipe, precision="fp16"),
+            replace(slim_config, precision="fp16"),
             tmp_path / "absent.onnx",
             normalization,
             tmp_path / "out",
@@ -236,7 +241,7 @@ class _TinyCorners(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(11)
-        self.trunk = nn.Sequential(
+        self.backbone = nn.Sequential(
             nn.Conv2d(3, 16, 7, stride=2, padding=3), nn.Conv2d(16, 16, 3, stride=2, padding=1)
         )
         self.top_left = PoolingBlock(16, TOP_LEFT)
@@ -249,7 +254,7 @@ class _TinyCorners(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.trunk(images)
+        features = self.backbone(images)
         features = features + self.top_left(features) + self.bottom_right(features)
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -259,7 +264,7 @@ def _export_both(
 ) -> tuple[list[str], Path, Path]:
     """Output names, the file in float32 and the one in half."""
     plan = make_plan(
-        Recipe(name="tiny", version="1", classes=("a", "b", "c")),
+        ExportConfig(name="tiny", version="1", classes=("a", "b", "c")),
         "none",
         32 if task_name == "boxes" else 128,
         task_name,
@@ -267,7 +272,7 @@ def _export_both(
         0,
     )
     names = plan.output_names()
-    top_k = plan.task.keypoints or 100
+    top_k = plan.task.keypoint_peaks or 100
     paths = directory / "full.onnx", directory / "half.onnx"
     for path in paths:
         if path.stem == "half":
@@ -310,20 +315,20 @@ class _Overflowing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.trunk = nn.Sequential(
+        self.backbone = nn.Sequential(
             nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
         )
         self.heads = nn.ModuleDict(
             {name: PredictionHead(8, 8, count) for name, count in (("heatmap", 3), ("size", 2))}
         )
         with torch.no_grad():
-            for layer, factor in zip(self.trunk, (500, 500, 1 / 500, 1 / 500), strict=True):
+            for layer, factor in zip(self.backbone, (500, 500, 1 / 500, 1 / 500), strict=True):
                 layer.weight.mul_(factor)
                 layer.bias.zero_()
             self.heads["size"][-1].bias.fill_(8.0)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.trunk(images)
+        features = self.backbone(images)
         return {name: head(features) for name, head in self.heads.items()}
 
 
@@ -337,7 +342,7 @@ def test_results_between_layers_that_half_cannot_hold_are_found(tmp_path: Path) 
         verify_half(half, full, names, images)
 
 
-def test_rounding_is_spelt_out() -> None:
+def test_rounding_is_explicit() -> None:
     class Chain(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x = x.to(torch.float16)

@@ -14,11 +14,11 @@ import torch
 from onnx import numpy_helper
 from support.checkpoints import State
 
-from model_export.verification.detection_agreement import verify_half
+from model_export.config import ExportConfig
 from model_export.errors import HalfPrecisionError
 from model_export.pipeline import export_package
-from model_export.config import Recipe
-from model_export.verification.images import read_pictures
+from model_export.verification.detection_agreement import verify_half
+from model_export.verification.images import read_images
 from model_package import ModelPackage, OnnxArtifact, load_package
 
 heavy = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def test_the_bundled_half_weights_are_the_float32_ones_rounded(project: Path) ->
 def test_the_bundled_model_in_half_precision(project: Path, shared: Path) -> None:
     package = load_package(project / "models" / "blood_cells")
     spec, half = package.manifest.input, _half(package)
-    photos = read_pictures(shared / "data" / "bccd" / "images", spec.height_px, spec.width_px)
+    photos = read_images(shared / "data" / "bccd" / "images", spec.height_px, spec.width_px)
     names = [output.name for output in package.manifest.decoder.outputs()]
     agreement = verify_half(
         package.path_of(half), package.directory / "model.onnx", names, photos[:6]
@@ -61,7 +61,7 @@ def test_the_bundled_model_in_half_precision(project: Path, shared: Path) -> Non
 
 @heavy
 @pytest.mark.parametrize(
-    ("network", "pictures"),
+    ("network", "images"),
     [
         ("ctdet_res_18", "coco_train128/images"),
         ("multi_pose_res_50", "coco_train128/images"),
@@ -69,43 +69,43 @@ def test_the_bundled_model_in_half_precision(project: Path, shared: Path) -> Non
     ],
 )
 def test_networks_in_half_precision(
-    authors_state: Callable[[str], State],
+    upstream_state: Callable[[str], State],
     shared: Path,
     tmp_path: Path,
     network: str,
-    pictures: str,
+    images: str,
 ) -> None:
-    torch.save(authors_state(network), tmp_path / "model.pth")
+    torch.save(upstream_state(network), tmp_path / "model.pth")
     package = export_package(
-        Recipe(name="half", version="1", precision="fp16"),
+        ExportConfig(name="half", version="1", precision="fp16"),
         tmp_path / "model.pth",
         tmp_path / "package",
         lambda _: None,
-        shared / "data" / pictures,
+        shared / "data" / images,
     )
     print(f"\nhalf precision | {network} | {_half(package).agreement}")
 
 
 @heavy
 @pytest.mark.parametrize(
-    ("network", "pictures"),
+    ("network", "images"),
     [("ctdet_dla_34", "coco_train128/images"), ("ddd_dla_34", "kitti/image_2")],
 )
 def test_networks_that_magnify_rounding_are_refused(
-    authors_state: Callable[[str], State],
+    upstream_state: Callable[[str], State],
     shared: Path,
     tmp_path: Path,
     network: str,
-    pictures: str,
+    images: str,
 ) -> None:
     """The rule's deformable convolutions make much of the last bit in float32 already."""
-    torch.save(authors_state(network), tmp_path / "model.pth")
+    torch.save(upstream_state(network), tmp_path / "model.pth")
     with pytest.raises(HalfPrecisionError, match=r"detections .* in half precision"):
         export_package(
-            Recipe(name="half", version="1", precision="fp16"),
+            ExportConfig(name="half", version="1", precision="fp16"),
             tmp_path / "model.pth",
             tmp_path / "package",
             lambda _: None,
-            shared / "data" / pictures,
+            shared / "data" / images,
         )
     assert {path.name for path in tmp_path.iterdir()} == {"model.pth"}

@@ -16,9 +16,9 @@ from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.cli import main
 from model_export.errors import OnnxFileError
-from model_export.onnx.external_model import read_foreign_onnx
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import free_batch, to_onnx
+from model_export.onnx.external_model import read_foreign_onnx
 from model_package import ModelPackage, load_package
 
 HEADS = ("hm", "wh", "reg")
@@ -78,8 +78,8 @@ def test_an_imported_package_detects_what_an_exported_one_does(
         ort.InferenceSession(str(one.directory / "model.onnx"), providers=["CPUExecutionProvider"])
         for one in (package, slim_package)
     ]
-    ours, theirs = (session.run(None, {"images": images}) for session in sessions)
-    for our, their in zip(ours, theirs, strict=True):
+    local, upstream = (session.run(None, {"images": images}) for session in sessions)
+    for our, their in zip(local, upstream, strict=True):
         np.testing.assert_allclose(our, their, rtol=1e-4, atol=1e-4)
 
 
@@ -182,8 +182,8 @@ def test_a_batch_axis_that_cannot_be_freed_is_told(
 
 def test_a_real_network_of_others_is_imported(shared: Path, tmp_path: Path) -> None:
     path, output = shared / "weights" / "mb3_ctdet_coco80_512.onnx", tmp_path / "out"
-    pictures = shared / "data" / "photos"
-    options = ["--classes", "coco", "--scale", "1", "--verify-images", str(pictures)]
+    images = shared / "data" / "photos"
+    options = ["--classes", "coco", "--scale", "1", "--verify-images", str(images)]
     assert main(["import", "--onnx", str(path), "--output", str(output), *options]) == 0
     manifest = load_package(output).manifest
     assert len(manifest.classes) == 80

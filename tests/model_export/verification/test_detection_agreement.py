@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.verification.detection_agreement import agree
-from model_export.verification.comparison import Detections
 from model_export.errors import HalfPrecisionError
+from model_export.verification.comparison import Detections
+from model_export.verification.detection_agreement import agree
 
 
 def _boxes(count: int = 40, **changes: NDArray) -> dict[str, NDArray]:
@@ -72,7 +72,7 @@ def test_few_peaks_may_move_to_the_next_cell() -> None:
         assert _counts(reference, {**reference, "centers": centers}) == (40 - moved, lost)
 
 
-def test_joints_are_counted_by_themselves() -> None:
+def test_keypoints_are_counted_by_themselves() -> None:
     reference = _boxes(
         keypoints=np.tile(np.float32([[1, 1], [3, 4]]), (40, 1, 1)),
         keypoint_scores=np.full((40, 2), 0.5, np.float32),
@@ -81,13 +81,13 @@ def test_joints_are_counted_by_themselves() -> None:
     moved[0, 0, 0] += 0.1  # box 8 cells wide: within a fiftieth of its side
     moved[1, 1, 1] += 1
     agreement = agree(reference, {**reference, "keypoints": moved})
-    assert (agreement.matched, agreement.joints, agreement.joints_matched) == (40, 80, 79)
+    assert (agreement.matched, agreement.keypoints, agreement.keypoints_matched) == (40, 80, 79)
     assert agreement.matched_fraction == 79 / 80
     assert agreement.worst_errors["keypoints"] == pytest.approx(0.1 / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["depths", "dimensions", "rotations"])
-def test_boxes_in_space_must_agree_in_space(name: str) -> None:
+def test_boxes_3d_must_agree_in_3d(name: str) -> None:
     reference = _boxes(
         depths=np.full(40, 20, np.float32),
         dimensions=np.full((40, 3), 2, np.float32),

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from model_export.verification.onnx_vs_torch import onnx_vs_torch as verification
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.verification.comparison import TOLERANCES, Comparison, Detections, compare
-from model_export.errors import PicturesError, VerificationError
+from model_export.errors import ImagesError, VerificationError
 from model_export.graph.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.verification import onnx_vs_torch as verification
+from model_export.verification.comparison import TOLERANCES, Comparison, Detections, compare
+from model_export.verification.images import MAX_IMAGES, read_images, synthetic_images
 from model_export.verification.onnx_vs_torch import summarise, verify
-from model_export.verification.images import MAX_PICTURES, read_pictures, synthetic_images
 from model_package import ModelPackage
 
 COUNT = 40
@@ -238,29 +238,29 @@ def test_synthetic_images_are_the_same_every_time() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_pictures_are_read_by_name_up_to_a_limit(tmp_path: Path) -> None:
-    for index in range(MAX_PICTURES + 2):
+def test_images_are_read_by_name_up_to_a_limit(tmp_path: Path) -> None:
+    for index in range(MAX_IMAGES + 2):
         Image.new("L", (30, 20), index).save(tmp_path / f"{index:02}.png")
-    (tmp_path / "notes.txt").write_text("not a picture")
-    pictures = read_pictures(tmp_path, 64, 96)
-    assert [int(picture.max()) for picture in pictures] == list(range(MAX_PICTURES))
-    assert {picture.shape for picture in pictures} == {(64, 96, 3)}
+    (tmp_path / "notes.txt").write_text("not an image")
+    images = read_images(tmp_path, 64, 96)
+    assert [int(image.max()) for image in images] == list(range(MAX_IMAGES))
+    assert {image.shape for image in images} == {(64, 96, 3)}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         (None, b"", "is not a directory"),
-        ("notes.txt", b"words", "holds no picture"),
-        ("broken.jpg", b"words", "cannot be read as a picture"),
+        ("notes.txt", b"words", "holds no image"),
+        ("broken.jpg", b"words", "cannot be read as an image"),
     ],
 )
-def test_unreadable_pictures_are_refused(
+def test_unreadable_images_are_refused(
     tmp_path: Path, name: str | None, content: bytes, message: str
 ) -> None:
-    directory = tmp_path / "pictures"
+    directory = tmp_path / "images"
     if name is not None:
         directory.mkdir()
         (directory / name).write_bytes(content)
-    with pytest.raises(PicturesError, match=message):
-        read_pictures(directory, 64, 64)
+    with pytest.raises(ImagesError, match=message):
+        read_images(directory, 64, 64)

@@ -6,14 +6,14 @@ import time
 import pytest
 
 from service.batching.admission import MAX_RETRY_AFTER_S, Admission
+from service.batching.latency_model import LatencyModel
 from service.errors import DeadlineUnreachableError, QueueFullError
-from service.batching.latency_model import LinearEstimate
 
 TENTH_EACH = [(1.0, 0.1), (20.0, 2.0)]
 
 
 def test_places_are_taken_and_given_back() -> None:
-    admission = Admission("m", 3, None, LinearEstimate())
+    admission = Admission("m", 3, None, LatencyModel())
     with admission.hold(2, math.inf):
         assert admission.admitted == 2
         with (
@@ -27,13 +27,13 @@ def test_places_are_taken_and_given_back() -> None:
 
 
 def test_one_alone_is_never_refused() -> None:
-    admission = Admission("m", 3, 0.001, LinearEstimate(TENTH_EACH))
+    admission = Admission("m", 3, 0.001, LatencyModel(TENTH_EACH))
     with admission.hold(10, time.perf_counter()):
         assert admission.admitted == 10
 
 
 def test_a_deadline_that_the_queue_does_not_allow_is_refused_at_once() -> None:
-    admission = Admission("m", 100, None, LinearEstimate(TENTH_EACH))
+    admission = Admission("m", 100, None, LatencyModel(TENTH_EACH))
     now = time.perf_counter()
     with admission.hold(10, math.inf):
         admission.check(1, now + 2)
@@ -43,7 +43,7 @@ def test_a_deadline_that_the_queue_does_not_allow_is_refused_at_once() -> None:
 
 
 def test_the_target_bounds_the_queue() -> None:
-    admission = Admission("m", 100, 0.55, LinearEstimate(TENTH_EACH))
+    admission = Admission("m", 100, 0.55, LatencyModel(TENTH_EACH))
     with admission.hold(4, math.inf):
         admission.check(1, math.inf)
         with pytest.raises(QueueFullError, match="550 ms that this service keeps to"):
@@ -51,7 +51,7 @@ def test_the_target_bounds_the_queue() -> None:
 
 
 def test_the_time_to_wait_follows_from_the_queue_and_is_bounded() -> None:
-    slow = Admission("m", 10, None, LinearEstimate([(1.0, 5.0), (10.0, 50.0)]))
+    slow = Admission("m", 10, None, LatencyModel([(1.0, 5.0), (10.0, 50.0)]))
     with slow.hold(10, math.inf):
         with pytest.raises(QueueFullError) as refused:
             slow.check(2, math.inf)
@@ -62,7 +62,7 @@ def test_the_time_to_wait_follows_from_the_queue_and_is_bounded() -> None:
 
 
 def test_what_answers_take_is_learned_and_failures_teach_nothing() -> None:
-    estimate = LinearEstimate()
+    estimate = LatencyModel()
     admission = Admission("m", 100, None, estimate)
     with pytest.raises(ValueError, match="bad"), admission.hold(1, math.inf):
         raise ValueError("bad image")

@@ -14,11 +14,18 @@ import pytest
 from numpy.typing import NDArray
 from support.serving import ColourEngine, GatedEngine
 
-from service.batching.batcher import Batcher, BatchInput, BatchLimits, BatchRow, BatchRun, Urgency
+from service.batching.batcher import (
+    Batcher,
+    BatchInput,
+    BatchItemOutput,
+    BatchLimits,
+    BatchRun,
+    SchedulingOptions,
+)
+from service.batching.latency_model import LatencyModel
 from service.engines import Engine, Images
 from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
-from service.batching.latency_model import LinearEstimate
 
 
 class CountedEvents:
@@ -43,13 +50,13 @@ def run(
     engine: Engine,
     test: Callable[[Batcher], Awaitable[None]],
     limits: BatchLimits | None = None,
-    estimate: LinearEstimate | None = None,
+    estimate: LatencyModel | None = None,
 ) -> CountedEvents:
     """Run ``test`` over a started batcher, which is stopped within bounded time."""
     events = CountedEvents()
 
     async def main() -> None:
-        batcher = Batcher(engine, limits or BatchLimits(4), estimate or LinearEstimate(), events)
+        batcher = Batcher(engine, limits or BatchLimits(4), estimate or LatencyModel(), events)
         batcher.start()
         async with asyncio.timeout(20):
             try:
@@ -61,12 +68,12 @@ def run(
     return events
 
 
-async def submit(batcher: Batcher, value: int) -> BatchRow:
+async def submit(batcher: Batcher, value: int) -> BatchItemOutput:
     (row,) = await batcher.submit([image(value)])
     return row
 
 
-def center_of(row: BatchRow) -> float:
+def center_of(row: BatchItemOutput) -> float:
     return float(row.outputs["centers"][0, 0])
 
 
@@ -74,9 +81,9 @@ async def entered(engine: GatedEngine) -> None:
     assert await asyncio.to_thread(engine.entered.acquire, timeout=10)
 
 
-def convinced(seconds_each: float) -> LinearEstimate:
+def convinced(seconds_each: float) -> LatencyModel:
     """What it believes of an image does not change by what is observed."""
-    estimate = LinearEstimate([(1, seconds_each), (8, 8 * seconds_each)])
+    estimate = LatencyModel([(1, seconds_each), (8, 8 * seconds_each)])
     estimate.observe = lambda *_: None  # type: ignore[method-assign]
     return estimate
 
@@ -289,14 +296,14 @@ def test_a_failed_input_fails_its_request_and_takes_the_rest_out(
     assert engine.batch_sizes[-1] == 1
 
 
-class TwoLaneEngine(GatedEngine):
+class TwoWorkerEngine(GatedEngine):
     """Takes two calls at a time."""
 
     concurrency = 2
 
 
 def test_two_batches_are_in_flight_where_the_engine_takes_two() -> None:
-    engine = TwoLaneEngine()
+    engine = TwoWorkerEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 1))
@@ -305,7 +312,7 @@ def test_two_batches_are_in_flight_where_the_engine_takes_two() -> None:
         await entered(engine)
         third = asyncio.create_task(submit(batcher, 3))
         await asyncio.sleep(0.05)
-        assert batcher.depth == 1, "there is no third lane"
+        assert batcher.depth == 1, "there is no third worker"
         engine.gate.set()
         rows = await asyncio.gather(first, second, third)
         assert [center_of(row) for row in rows] == [1, 2, 3]
@@ -337,12 +344,12 @@ def test_nobody_waits_for_company_that_is_not_expected() -> None:
 
 def test_a_batch_leaves_before_its_tightest_deadline_would_be_missed() -> None:
     async def test(batcher: Batcher) -> None:
-        urgency = Urgency(deadline_at=time.perf_counter() + 0.5)
+        scheduling = SchedulingOptions(deadline_at=time.perf_counter() + 0.5)
         await asyncio.gather(
-            batcher.submit([image(1)], urgency), *(submit(batcher, value) for value in range(2))
+            batcher.submit([image(1)], scheduling), *(submit(batcher, value) for value in range(2))
         )
 
-    slow_start = LinearEstimate([(1, 0.1), (8, 0.1)])
+    slow_start = LatencyModel([(1, 0.1), (8, 0.1)])
     events = run(ColourEngine(), test, BatchLimits(8, delay_s=10), slow_start)
     assert events.triggers == ["deadline"]
 
@@ -353,7 +360,7 @@ def test_a_batch_is_kept_small_enough_for_its_tightest_deadline() -> None:
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
         await entered(engine)
-        in_a_hurry = Urgency(deadline_at=time.perf_counter() + 2.5)
+        in_a_hurry = SchedulingOptions(deadline_at=time.perf_counter() + 2.5)
         rest = [asyncio.create_task(batcher.submit([image(1)], in_a_hurry))]
         rest += [asyncio.create_task(batcher.submit([image(value)])) for value in range(2, 6)]
         await asyncio.sleep(0)
@@ -366,18 +373,16 @@ def test_a_batch_is_kept_small_enough_for_its_tightest_deadline() -> None:
     assert events.triggers == ["idle", "deadline", "idle"]
 
 
-@pytest.mark.parametrize(
-    ("allowed_s", "estimate"), [(0.01, LinearEstimate()), (5, convinced(3600))]
-)
+@pytest.mark.parametrize(("allowed_s", "estimate"), [(0.01, LatencyModel()), (5, convinced(3600))])
 def test_what_cannot_be_done_in_time_never_reaches_the_engine(
-    allowed_s: float, estimate: LinearEstimate
+    allowed_s: float, estimate: LatencyModel
 ) -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
         await entered(engine)
-        late = Urgency(deadline_at=time.perf_counter() + allowed_s)
+        late = SchedulingOptions(deadline_at=time.perf_counter() + allowed_s)
         hopeless = asyncio.create_task(batcher.submit([image(1)], late))
         await asyncio.sleep(0.02)
         engine.gate.set()
@@ -393,11 +398,11 @@ def test_what_cannot_be_done_in_time_never_reaches_the_engine(
 def test_an_idle_engine_tries_what_is_believed_to_be_too_slow() -> None:
     async def test(batcher: Batcher) -> None:
         for value in range(3):
-            urgency = Urgency(deadline_at=time.perf_counter() + 10)
-            (row,) = await batcher.submit([image(value)], urgency)
+            scheduling = SchedulingOptions(deadline_at=time.perf_counter() + 10)
+            (row,) = await batcher.submit([image(value)], scheduling)
             assert center_of(row) == value
 
-    run(ColourEngine(), test, BatchLimits(4), LinearEstimate([(1, 3600.0)]))
+    run(ColourEngine(), test, BatchLimits(4), LatencyModel([(1, 3600.0)]))
 
 
 def test_engine_time_spent_on_nobody_is_counted() -> None:
@@ -424,15 +429,15 @@ def test_priorities_go_first_but_not_for_ever() -> None:
     async def test(batcher: Batcher) -> None:
         order: list[str] = []
 
-        async def ask(name: str, head_start_s: float) -> None:
-            await batcher.submit([image(1)], Urgency(head_start_s=head_start_s))
+        async def ask(name: str, priority_offset_s: float) -> None:
+            await batcher.submit([image(1)], SchedulingOptions(priority_offset_s=priority_offset_s))
             order.append(name)
 
         first = asyncio.create_task(ask("first", 0))
         await entered(engine)
         rest = []
-        for name, head_start_s in (("old low", -0.1), ("normal", 0.0), ("high", 0.1)):
-            rest.append(asyncio.create_task(ask(name, head_start_s)))
+        for name, priority_offset_s in (("old low", -0.1), ("normal", 0.0), ("high", 0.1)):
+            rest.append(asyncio.create_task(ask(name, priority_offset_s)))
         await asyncio.sleep(0.3)
         rest.append(asyncio.create_task(ask("new high", 0.1)))
         await asyncio.sleep(0)
@@ -494,7 +499,7 @@ def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
     run(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
 
 
-class FirmEstimate(LinearEstimate):
+class FirmEstimate(LatencyModel):
     """A run costs half an image more than its images, whatever is observed."""
 
     def __init__(self, image_s: float) -> None:
@@ -508,53 +513,55 @@ def sizes_of(
     waiting: int,
     limits: BatchLimits,
     rate: float,
-    lanes: int = 1,
+    workers: int = 1,
     image_s: float = 0.01,
     within_s: float = math.inf,
 ) -> list[int]:
-    """In which batches so many run, after one in each lane, at so many arrivals per second."""
+    """In which batches so many run, after one in each worker, at so many arrivals per second."""
     engine = GatedEngine()
-    engine.concurrency = lanes
+    engine.concurrency = workers
 
     async def test(batcher: Batcher) -> None:
-        first = [asyncio.create_task(submit(batcher, value)) for value in range(lanes)]
+        first = [asyncio.create_task(submit(batcher, value)) for value in range(workers)]
         for _ in first:
             await entered(engine)
-        urgency = Urgency(time.perf_counter() + within_s)
-        several = [batcher.submit([image(value)], urgency) for value in range(waiting)]
+        scheduling = SchedulingOptions(time.perf_counter() + within_s)
+        several = [batcher.submit([image(value)], scheduling) for value in range(waiting)]
         rest = [asyncio.create_task(one) for one in several]
         await asyncio.sleep(0)
         engine.gate.set()
         await asyncio.gather(*first, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.batching.batcher._ArrivalRate.expected", lambda _, seconds: rate * seconds)
+        patch.setattr(
+            "service.batching.batcher._ArrivalRate.expected", lambda _, seconds: rate * seconds
+        )
         run(engine, test, limits, FirmEstimate(image_s))
     sizes = sorted(engine.batch_sizes, reverse=True)
-    assert sizes[-lanes:] == [1] * lanes
-    return sizes[:-lanes]
+    assert sizes[-workers:] == [1] * workers
+    return sizes[:-workers]
 
 
 def test_batches_are_as_large_as_answers_soonest_asks_for() -> None:
-    limits = BatchLimits(10, handover_s=0.001)  # with the engine's own, a run costs 6 ms
+    limits = BatchLimits(10, run_overhead_s=0.001)  # with the engine's own, a run costs 6 ms
     # sqrt(8 * 0.6) of 8, sqrt(6 * 0.6) of 6, and so on, to the nearest power of two.
     assert sizes_of(8, limits, 0) == [2, 2, 2, 1, 1]
     # Half of the time is asked for, 10.6 ms for each arrival: twice as many are behind them.
     assert sizes_of(8, limits, 0.5 / 0.0106) == [4, 2, 2]
     # Nine parts of ten at most.
     assert sizes_of(9, limits, 1000) == [8, 1]
-    # Two lanes share those who wait and who come.
-    assert sizes_of(8, limits, 0, lanes=2) == [2, 1, 1, 1, 1, 1, 1]
-    assert sizes_of(8, limits, 1 / 0.0106, lanes=2) == [2, 2, 2, 1, 1]
+    # Two workers share those who wait and who come.
+    assert sizes_of(8, limits, 0, workers=2) == [2, 1, 1, 1, 1, 1, 1]
+    assert sizes_of(8, limits, 1 / 0.0106, workers=2) == [2, 2, 2, 1, 1]
 
 
 def test_where_batches_could_be_full_they_are() -> None:
-    assert sizes_of(8, BatchLimits(8, handover_s=0.001), 0) == [8]
-    assert sizes_of(8, BatchLimits(4, handover_s=0.001), 0, lanes=2) == [4, 1, 1, 1, 1]
+    assert sizes_of(8, BatchLimits(8, run_overhead_s=0.001), 0) == [8]
+    assert sizes_of(8, BatchLimits(4, run_overhead_s=0.001), 0, workers=2) == [4, 1, 1, 1, 1]
 
 
 def test_nobody_is_left_for_a_next_batch_that_would_be_too_late() -> None:
-    limits = BatchLimits(10, handover_s=0.1)
+    limits = BatchLimits(10, run_overhead_s=0.1)
     # Together they are done within 8.5 s, in two batches within 9.2 s.
     assert sizes_of(8, limits, 0, image_s=1, within_s=8.85) == [8]
     assert sizes_of(8, limits, 0, image_s=1, within_s=60) == [2, 2, 2, 1, 1]
@@ -569,25 +576,29 @@ def without_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("without_collector")
 def test_nothing_of_a_request_waits_for_the_garbage_collector() -> None:
-    pictures: list[weakref.ref[BatchInput]] = []
+    references: list[weakref.ref[BatchInput]] = []
 
     class DamageError(Exception):
         pass
 
     async def test(batcher: Batcher) -> None:
         def prepare(*, good: bool) -> list[BatchInput]:
-            picture = image(1)
-            pictures.append(weakref.ref(picture))
+            prepared = image(1)
+            references.append(weakref.ref(prepared))
             if not good:
                 raise DamageError
-            return [picture]
+            return [prepared]
 
         with ThreadPoolExecutor(1) as pool:
             for _ in range(5):
-                await batcher.prepare_and_submit(pool, lambda: prepare(good=True), Urgency())
+                await batcher.prepare_and_submit(
+                    pool, lambda: prepare(good=True), SchedulingOptions()
+                )
                 with pytest.raises(DamageError):
-                    await batcher.prepare_and_submit(pool, lambda: prepare(good=False), Urgency())
+                    await batcher.prepare_and_submit(
+                        pool, lambda: prepare(good=False), SchedulingOptions()
+                    )
         await submit(batcher, 2)
 
     run(ColourEngine(), test)
-    assert [picture() for picture in pictures] == [None] * 10
+    assert [reference() for reference in references] == [None] * 10

@@ -3,10 +3,10 @@
 import numpy as np
 
 from model_package import CenterBoxesDecoder
-from service.decoders import View
+from service.decoders import ModelOutput
 from service.decoders.center_boxes import CenterBoxes
 from service.decoders.types import DetectionOptions
-from service.imaging.geometry import AffineTransform, Placement
+from service.imaging.geometry import AffineTransform, ImageTransform
 
 FACTS = CenterBoxesDecoder(output_stride=4, top_k=4, score_threshold=0.3)
 ROW = {
@@ -15,7 +15,7 @@ ROW = {
     "centers": np.array([[10, 20], [0.5, 0], [1, 1], [2, 2]], np.float32),
     "sizes": np.array([[4, 8], [1, 1], [-2, 3], [1, 1]], np.float32),
 }
-HALF = View(ROW, Placement(128, 64, 64, 64, AffineTransform(0.5, 0, 16)))
+HALF = ModelOutput(ROW, ImageTransform(128, 64, 64, 64, AffineTransform(0.5, 0, 16)))
 
 
 def decode(options: DetectionOptions) -> list[list[float]]:
@@ -45,14 +45,16 @@ def test_threshold_classes_and_count() -> None:
 
 
 def test_several_views_are_joined_best_first_with_or_without_soft_nms() -> None:
-    # The same picture at the double size: the same object, and one that only shows there.
+    # The same image at the double size: the same object, and one that only shows there.
     at_double_size = {
         "scores": np.array([0.8, 0.7], np.float32),
         "class_ids": np.array([2, 1], np.int32),
         "centers": np.array([[20, 36], [20, 36]], np.float32),
         "sizes": np.array([[8, 16], [8, 16]], np.float32),
     }
-    double = View(at_double_size, Placement(256, 128, 64, 64, AffineTransform(0.5, 0, 16), 2.0))
+    double = ModelOutput(
+        at_double_size, ImageTransform(256, 128, 64, 64, AffineTransform(0.5, 0, 16), 2.0)
+    )
     one, both = (
         CenterBoxes(FACTS).decode([HALF, double], DetectionOptions(0.3, 4, soft_nms=soft_nms))
         for soft_nms in (False, True)

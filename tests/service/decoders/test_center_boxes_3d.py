@@ -1,4 +1,4 @@
-"""Geometry of boxes in space, against the authors' helpers (``unit_geometry_xz.npz``)."""
+"""Geometry of 3D boxes, against the upstream helpers (``unit_geometry_xz.npz``)."""
 
 from pathlib import Path
 

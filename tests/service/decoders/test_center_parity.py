@@ -1,4 +1,4 @@
-"""*Objects as Points*: the authors' decoded rows through our decoders, against their results."""
+"""*Objects as Points*: the upstream decoded rows through our decoders, against their results."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.upstream_nms import soft_nms_like_the_authors
 from support.serving import make_manifest
+from support.upstream_nms import soft_nms_like_upstream
 
 from model_package import (
     CenterBoxes3DDecoder,
@@ -16,11 +16,11 @@ from model_package import (
     FreeSize,
     InputSpec,
 )
-from service.decoders import DECODERS, View
+from service.decoders import DECODERS, ModelOutput
 from service.decoders.types import DetectionOptions, Detections, Detections3D, PoseDetections
-from service.imaging.geometry import Placement
-from service.options import InputOptions
+from service.imaging.geometry import ImageTransform
 from service.imaging.resize import InputPlanner
+from service.options import InputOptions
 
 Golden = dict[str, NDArray[Any]]
 K = 100
@@ -32,7 +32,7 @@ DEFAULT_CAMERA = (
 )
 FACTS = {
     "ctdet": CenterBoxesDecoder(**COMMON),
-    "multi_pose": CenterPosesDecoder(**COMMON, joints=tuple(f"joint {i}" for i in range(17))),
+    "multi_pose": CenterPosesDecoder(**COMMON, keypoints=tuple(f"keypoint {i}" for i in range(17))),
     "ddd": CenterBoxes3DDecoder(**COMMON, projection=DEFAULT_CAMERA),
 }
 
@@ -75,8 +75,8 @@ def outputs_of(task: str, rows: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     return outputs
 
 
-def placements_of(name: str, golden: Golden) -> tuple[Placement, ...]:
-    """Where our own planner puts the picture; the authors' centers and scales must agree."""
+def placements_of(name: str, golden: Golden) -> tuple[ImageTransform, ...]:
+    """Where our own planner puts the image; the upstream centers and scales must agree."""
     scales = tuple(
         float(golden[f"s{index}_scale"])
         for index in range(sum(key.endswith("_input_shape") for key in golden))
@@ -105,14 +105,14 @@ def placements_of(name: str, golden: Golden) -> tuple[Placement, ...]:
 def decode(name: str, golden: Golden, options: DetectionOptions) -> Detections:
     task = task_of(name)
     views = [
-        View(outputs_of(task, golden[f"s{index}_dets"][0]), placed)
+        ModelOutput(outputs_of(task, golden[f"s{index}_dets"][0]), placed)
         for index, placed in enumerate(placements_of(name, golden))
     ]
     return DECODERS[FACTS[task].kind](FACTS[task]).decode(views, options)
 
 
 def as_rows(found: Detections) -> NDArray[np.float64]:
-    """Our detections in the authors' columns: box, score, joints if any, class from 1."""
+    """Our detections in the upstream columns: box, score, keypoints if any, class from 1."""
     columns: list[NDArray[Any]] = [found.boxes_xyxy, found.scores[:, None]]
     if isinstance(found, PoseDetections):
         columns.append(found.keypoints.reshape(len(found), -1))
@@ -130,7 +130,7 @@ def assert_same(
     assert fits.any(axis=1).all()
 
 
-def test_one_view_equals_the_authors(shared: Path) -> None:
+def test_one_view_equals_upstream(shared: Path) -> None:
     compared = 0
     for name in names(shared):
         golden = load(shared, name)
@@ -142,16 +142,16 @@ def test_one_view_equals_the_authors(shared: Path) -> None:
     assert compared == 29
 
 
-def suppressed_like_the_authors(
+def suppressed_like_upstream(
     rows: NDArray[np.float64], most: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What they return (stale copies, all that share the last score), and what was meant."""
-    theirs, meant = [], []
+    upstream, meant = [], []
     for class_id in np.unique(rows[:, -1]):
-        every, count = soft_nms_like_the_authors(rows[rows[:, -1] == class_id].astype(np.float32))
-        theirs.append(every)
+        every, count = soft_nms_like_upstream(rows[rows[:, -1] == class_id].astype(np.float32))
+        upstream.append(every)
         meant.append(every[:count])
-    both = [np.concatenate(parts) for parts in (theirs, meant)]
+    both = [np.concatenate(parts) for parts in (upstream, meant)]
     if most is None:
         return both[0], both[1]
     last = np.sort(both[0][:, 4])[-most] if len(both[0]) > most else -np.inf
@@ -159,7 +159,7 @@ def suppressed_like_the_authors(
     return both[0][both[0][:, 4] >= last], both[1][best]
 
 
-def test_soft_nms_and_several_scales_equal_the_authors_but_for_stale_copies(shared: Path) -> None:
+def test_soft_nms_and_several_scales_equal_upstream_but_for_stale_copies(shared: Path) -> None:
     compared = 0
     for name in names(shared):
         golden = load(shared, name)
@@ -167,13 +167,13 @@ def test_soft_nms_and_several_scales_equal_the_authors_but_for_stale_copies(shar
             continue
         everything = as_rows(decode(name, golden, DetectionOptions(0.0, 10 * K)))
         most = None if name.startswith("multi_pose") else K
-        theirs, meant = suppressed_like_the_authors(everything, most)
-        # Their stale people have the box of one and the joints of another.
-        assert_same(theirs[:, :5], golden["final"][:, :5], 2e-4)
+        upstream, meant = suppressed_like_upstream(everything, most)
+        # Their stale people have the box of one and the keypoints of another.
+        assert_same(upstream[:, :5], golden["final"][:, :5], 2e-4)
         if most is None:
             assert_same(meant, golden["final"][: len(meant)], 2e-4)
         else:
-            assert_same(theirs, golden["final"], 2e-4)
+            assert_same(upstream, golden["final"], 2e-4)
         found = decode(name, golden, DetectionOptions(0.0, K, soft_nms=True))
         assert np.all(np.diff(found.scores) <= 0)
         assert_same(as_rows(found), meant, 2e-4)
@@ -182,7 +182,7 @@ def test_soft_nms_and_several_scales_equal_the_authors_but_for_stale_copies(shar
 
 
 @pytest.mark.parametrize("case", ["default", "calib", "keepres"])
-def test_3d_boxes_equal_the_authors(case: str, shared: Path) -> None:
+def test_3d_boxes_equal_upstream(case: str, shared: Path) -> None:
     name = f"ddd_dla_34_{case}_kitti"
     golden = load(shared, name)
     projection = golden["s0_calib"].astype(np.float64)
@@ -198,8 +198,8 @@ def test_3d_boxes_equal_the_authors(case: str, shared: Path) -> None:
 
 def assert_3d_like(
     found: Detections3D,
-    theirs: NDArray[np.float32],
-    placed: Placement,
+    upstream: NDArray[np.float32],
+    placed: ImageTransform,
     rows: NDArray[np.float32],
     sizes: NDArray[np.float32],
 ) -> None:
@@ -208,38 +208,39 @@ def assert_3d_like(
     Their 2D boxes are wrong by design: they send the size through the whole transform, as if it
     were a point. Here that is done to ours, and nothing else.
     """
-    order = np.lexsort((theirs[:, 12], theirs[:, 13]))
-    theirs = theirs[order]
-    ours = np.lexsort((found.scores, found.class_ids))
-    assert np.array_equal(found.class_ids[ours] + 1, theirs[:, 13])
-    assert np.array_equal(found.scores[ours], theirs[:, 12])
-    assert np.abs(found.alphas_rad[ours] - theirs[:, 0]).max() <= 1e-5
-    assert np.abs(found.dimensions_hwl_m[ours] - theirs[:, 5:8]).max() <= 1e-5
-    assert np.abs(found.locations_m[ours] - theirs[:, 8:11]).max() <= 1e-4
-    assert np.abs(found.rotations_y_rad[ours] - theirs[:, 11]).max() <= 1e-5
-    centers = (found.boxes_xyxy[ours, :2] + found.boxes_xyxy[ours, 2:]) / 2
-    of_row = [int(np.flatnonzero(rows[:, 2] == score)[0]) for score in found.scores[ours]]
+    order = np.lexsort((upstream[:, 12], upstream[:, 13]))
+    upstream = upstream[order]
+    local = np.lexsort((found.scores, found.class_ids))
+    assert np.array_equal(found.class_ids[local] + 1, upstream[:, 13])
+    assert np.array_equal(found.scores[local], upstream[:, 12])
+    assert np.abs(found.alphas_rad[local] - upstream[:, 0]).max() <= 1e-5
+    assert np.abs(found.dimensions_hwl_m[local] - upstream[:, 5:8]).max() <= 1e-5
+    assert np.abs(found.locations_m[local] - upstream[:, 8:11]).max() <= 1e-4
+    assert np.abs(found.rotations_y_rad[local] - upstream[:, 11]).max() <= 1e-5
+    centers = (found.boxes_xyxy[local, :2] + found.boxes_xyxy[local, 2:]) / 2
+    of_row = [int(np.flatnonzero(rows[:, 2] == score)[0]) for score in found.scores[local]]
     as_points = placed.to_image(sizes[of_row].astype(np.float64) * 4)
     their_boxes = np.column_stack([centers - as_points / 2, centers + as_points / 2])
-    assert np.abs(their_boxes - theirs[:, 1:5]).max() <= 1e-3
+    assert np.abs(their_boxes - upstream[:, 1:5]).max() <= 1e-3
     right = sizes[of_row] * 4 * placed.image_px_per_input_px
-    assert np.allclose(found.boxes_xyxy[ours, 2:] - found.boxes_xyxy[ours, :2], right, atol=1e-3)
+    assert np.allclose(found.boxes_xyxy[local, 2:] - found.boxes_xyxy[local, :2], right, atol=1e-3)
 
 
 @pytest.mark.parametrize(("case", "size"), [("kitti", (1242, 375)), ("land", (640, 402))])
-def test_3d_post_processing_equals_the_authors(
+def test_3d_post_processing_equals_upstream(
     case: str, size: tuple[int, int], project: Path
 ) -> None:
     with np.load(project / "tests/upstream/goldens/unit_geometry_xz.npz") as golden:
-        rows, theirs = golden[f"dddpp_{case}_in"][0], golden[f"dddpp_{case}_out"]
+        rows, upstream = golden[f"dddpp_{case}_in"][0], golden[f"dddpp_{case}_out"]
         projection = golden["ddd_calib"].astype(np.float64)
     spec = InputSpec(width_px=1280, height_px=384, resize="fit_width")
     (placed,) = InputPlanner(make_manifest(input_spec=spec), 50_000_000).place(
         *size, InputOptions()
     )
     found = DECODERS["center_boxes_3d"](FACTS["ddd"]).decode(
-        [View(outputs_of("ddd", rows), placed)], DetectionOptions(0.0, K, projection=projection)
+        [ModelOutput(outputs_of("ddd", rows), placed)],
+        DetectionOptions(0.0, K, projection=projection),
     )
     assert isinstance(found, Detections3D)
-    assert len(found) == len(theirs) == 64
-    assert_3d_like(found, theirs, placed, rows, rows[:, 15:17])
+    assert len(found) == len(upstream) == 64
+    assert_3d_like(found, upstream, placed, rows, rows[:, 15:17])

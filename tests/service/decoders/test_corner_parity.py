@@ -1,4 +1,4 @@
-"""Corner systems: the authors' decoded pairs through our joining, against their final boxes."""
+"""Corner systems: the upstream decoded pairs through our joining, against their final boxes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.upstream_nms import suppress_like_the_authors
+from support.upstream_nms import suppress_like_upstream
 
 from model_package import CornerPairsDecoder, CornerTripletsDecoder
-from service.decoders import View
+from service.decoders import ModelOutput
 from service.decoders.corner_pairs import CornerPairs, Pairs, concatenate, read_pairs
 from service.decoders.corner_triplets import Centers, CornerTriplets, confirm
 from service.decoders.types import DetectionOptions, Detections
-from service.imaging.geometry import AffineTransform, Placement
+from service.imaging.geometry import AffineTransform, ImageTransform
 
 EVERYTHING = DetectionOptions(0.0, 100, soft_nms=True)
 CASES = (
@@ -33,16 +33,16 @@ def case(request: pytest.FixtureRequest, shared: Path) -> tuple[str, Golden]:
         return request.param, dict(golden)
 
 
-def views_of(golden: Golden) -> list[View]:
+def views_of(golden: Golden) -> list[ModelOutput]:
     return [
-        view_of(golden, index, mirrored)
+        view_of(golden, index, flipped)
         for index in range(sum(name.endswith("_dets") for name in golden))
-        for mirrored in (False, True)
+        for flipped in (False, True)
     ]
 
 
-def view_of(golden: Golden, index: int, mirrored: bool) -> View:
-    rows = golden[f"s{index}_dets"][int(mirrored)]
+def view_of(golden: Golden, index: int, flipped: bool) -> ModelOutput:
+    rows = golden[f"s{index}_dets"][int(flipped)]
     outputs = {
         "scores": rows[:, 4],
         "class_ids": rows[:, 7].astype(np.int32),
@@ -50,23 +50,23 @@ def view_of(golden: Golden, index: int, mirrored: bool) -> View:
         "corner_scores": rows[:, 5:7],
     }
     if f"s{index}_center" in golden:
-        centers = golden[f"s{index}_center"][int(mirrored)]
+        centers = golden[f"s{index}_center"][int(flipped)]
         outputs["centers"] = centers[:, :2]
         outputs["center_class_ids"] = centers[:, 2].astype(np.int32)
         outputs["center_scores"] = centers[:, 3]
     height_px, width_px = golden[f"s{index}_input_shape"][2:]
     top, _, left, _ = golden[f"s{index}_borders"][0]
     resized_height_px, resized_width_px = golden[f"s{index}_sizes"][0]
-    placed = Placement(
+    placed = ImageTransform(
         int(resized_width_px),
         int(resized_height_px),
         int(width_px),
         int(height_px),
         AffineTransform(1.0, float(left), float(top)),
         float(golden[f"s{index}_scale"]),
-        mirrored,
+        flipped,
     )
-    return View(outputs, placed)
+    return ModelOutput(outputs, placed)
 
 
 def decode(name: str, golden: Golden, options: DetectionOptions = EVERYTHING) -> Detections:
@@ -90,7 +90,7 @@ def assert_same(
     assert fits.any(axis=1).all()
 
 
-def test_candidates_equal_the_authors_before_suppression(case: tuple[str, Golden]) -> None:
+def test_candidates_equal_upstream_before_suppression(case: tuple[str, Golden]) -> None:
     name, golden = case
     margin_px = 5.0 if name.startswith("triplet") else np.inf
     views = views_of(golden)
@@ -98,34 +98,34 @@ def test_candidates_equal_the_authors_before_suppression(case: tuple[str, Golden
         pairs = concatenate(
             [read_pairs(view, margin_px) for view in views[2 * index : 2 * index + 2]]
         )
-        theirs = golden[f"s{index}_dets_rescaled"][0]
-        theirs = theirs[theirs[:, 4] > -1]
-        assert len(pairs.scores) == len(theirs)
-        assert np.array_equal(pairs.scores, theirs[:, 4])
-        assert np.array_equal(pairs.corner_scores, theirs[:, 5:7])
+        upstream = golden[f"s{index}_dets_rescaled"][0]
+        upstream = upstream[upstream[:, 4] > -1]
+        assert len(pairs.scores) == len(upstream)
+        assert np.array_equal(pairs.scores, upstream[:, 4])
+        assert np.array_equal(pairs.corner_scores, upstream[:, 5:7])
         in_resized = pairs.boxes_xyxy * views[2 * index].placement.test_scale
-        assert np.abs(in_resized - theirs[:, :4]).max() <= 2e-4
+        assert np.abs(in_resized - upstream[:, :4]).max() <= 2e-4
 
 
-def test_the_answer_is_the_authors_but_for_their_mistakes(case: tuple[str, Golden]) -> None:
+def test_the_answer_is_as_upstream_but_for_their_mistakes(case: tuple[str, Golden]) -> None:
     name, golden = case
     before = golden["pre_nms"]
     several_scales = "multi_scale" in name
-    theirs, meant = suppress_like_the_authors(
+    upstream, meant = suppress_like_upstream(
         before[:, :7],
         before[:, 7].astype(np.int32),
         100,
         weight_exp=10 if several_scales else None,
     )
     # What we restated with their mistakes is what they return; without them it is ours.
-    assert_same(theirs, golden["final"], 5e-4)
+    assert_same(upstream, golden["final"], 5e-4)
     found = decode(name, golden)
     assert np.all(np.diff(found.scores) <= 0)
     # They count classes from 1.
     assert_same(np.column_stack([found.boxes_xyxy, found.scores, found.class_ids + 1]), meant, 5e-4)
 
 
-def test_stale_copies_are_all_that_the_authors_have_more(shared: Path) -> None:
+def test_stale_copies_are_all_that_upstream_have_more(shared: Path) -> None:
     with np.load(shared / "upstream/goldens/triplet_centernet52_default_odd.npz") as golden:
         found = decode("triplet", dict(golden))
         # They return as many boxes as they had before; 18 of those should have been gone.
@@ -179,10 +179,10 @@ def test_nothing_found_is_an_answer() -> None:
         "center_scores": np.zeros(3, np.float32),
         "center_class_ids": np.zeros(3, np.int32),
     }
-    placed = Placement(100, 100, 127, 127, AffineTransform(1.0, 13, 13))
+    placed = ImageTransform(100, 100, 127, 127, AffineTransform(1.0, 13, 13))
     decoder = CornerTriplets(
         CornerTripletsDecoder(pairs=10, top_k=5, score_threshold=0.1, centers=3)
     )
-    found = decoder.decode([View(outputs, placed)], EVERYTHING)
+    found = decoder.decode([ModelOutput(outputs, placed)], EVERYTHING)
     assert len(found) == 0
     assert found.boxes_xyxy.shape == (0, 4)

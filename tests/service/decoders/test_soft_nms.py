@@ -1,18 +1,18 @@
-"""Soft-NMS against the authors' arrays (``unit_softnms.npz``)."""
+"""Soft-NMS against the upstream arrays (``unit_softnms.npz``)."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.upstream_nms import soft_nms_like_the_authors
+from support.upstream_nms import soft_nms_like_upstream
 
 from model_package import CornerPairsDecoder
 from service.decoders.corner_pairs import CornerPairs
-from service.decoders.model_output import View
-from service.decoders.types import DetectionOptions
-from service.imaging.geometry import AffineTransform, Placement
+from service.decoders.model_output import ModelOutput
 from service.decoders.soft_nms import Decay, gaussian, linear, soft_nms, soft_nms_merge
+from service.decoders.types import DetectionOptions
+from service.imaging.geometry import AffineTransform, ImageTransform
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[Decay, float]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("count", [1, 2, 5, 30, 120])
-def test_survivors_equal_the_authors(
+def test_survivors_equal_upstream(
     golden: dict[str, NDArray[np.float32]], count: int, variant: str
 ) -> None:
     decay, forget_below = VARIANTS[variant]
@@ -87,15 +87,15 @@ def test_boxes_without_an_area_touch_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30, 120])
-def test_merging_equals_the_authors_but_for_the_weights(
+def test_merging_equals_upstream_but_for_the_weights(
     golden: dict[str, NDArray[np.float32]], count: int
 ) -> None:
-    rows, theirs = golden[f"m{count}"], golden[f"m{count}_merge10"]
+    rows, upstream = golden[f"m{count}"], golden[f"m{count}_merge10"]
     kept = int(golden[f"m{count}_nkeep"])
     # What we restated is what they run, so the same with moving weights is what they meant.
-    restated, _ = soft_nms_like_the_authors(rows, weight_exp=10)
-    assert np.allclose(restated, theirs, atol=1e-3)
-    every, _ = soft_nms_like_the_authors(rows, weight_exp=10, weights_move=True)
+    restated, _ = soft_nms_like_upstream(rows, weight_exp=10)
+    assert np.allclose(restated, upstream, atol=1e-3)
+    every, _ = soft_nms_like_upstream(rows, weight_exp=10, weights_move=True)
     meant = every[:kept]
     left = soft_nms_merge(*one_class(rows), rows[:, 5:7])
     assert len(left.rows) == kept
@@ -137,7 +137,7 @@ def test_tied_scores_are_selected_in_the_order_of_the_rows(count: int, tied: int
     assert np.allclose(left.scores, lowered, atol=1e-6)
 
 
-def test_a_picture_that_is_its_own_mirror_image_at_five_scales() -> None:
+def test_a_image_that_is_its_own_flip_image_at_five_scales() -> None:
     """Each pair is found twice with the same score, here at each scale."""
     count = 100
     random = np.random.default_rng(0)
@@ -147,19 +147,19 @@ def test_a_picture_that_is_its_own_mirror_image_at_five_scales() -> None:
     views = []
     for scale in (0.5, 0.75, 1.0, 1.25, 1.5):
         side = round(200 * scale)
-        for mirrored in (False, True):
-            # 128 cells of the input, which the picture fills from the corner on.
+        for flipped in (False, True):
+            # 128 cells of the input, which the image fills from the corner on.
             first = np.stack([left, top, left + width, top + height], axis=1)
             turned = np.stack([128 - left - width, top, 128 - left, top + height], axis=1)
             views.append(
-                View(
+                ModelOutput(
                     {
-                        "boxes": (turned if mirrored else first).astype(np.float32),
+                        "boxes": (turned if flipped else first).astype(np.float32),
                         "scores": scores,
                         "class_ids": np.zeros(count, np.int32),
                         "corner_scores": np.repeat(scores[:, None], 2, axis=1),
                     },
-                    Placement(side, side, 511, 511, AffineTransform(1, 0, 0), scale, mirrored),
+                    ImageTransform(side, side, 511, 511, AffineTransform(1, 0, 0), scale, flipped),
                 )
             )
     decoder = CornerPairs(CornerPairsDecoder(pairs=count, top_k=100, score_threshold=0.0))

@@ -7,11 +7,11 @@ import pytest
 from support.serving import make_manifest
 
 from model_package import ModelPackage
+from service.engines import EngineUnavailableError
 from service.engines import build_engines as engine_building
 from service.engines.build_engines import build_engines
-from service.engines import EngineUnavailableError
-from service.observability.metrics import Metrics
 from service.model_registry import load_models
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.engines import engine_artifact, half_precision_artifact, make_package, pictures
+from support.engines import engine_artifact, half_precision_artifact, make_images, make_package
 from support.fake_cuda import FakeCudaRuntime, cudaError_t
 from support.fake_onnxruntime import FakeOnnxRuntime
 from support.fake_tensorrt import FakeTensorrt
@@ -179,7 +179,7 @@ def test_of_several_machines_the_right_engine_is_taken(tmp_path: Path) -> None:
     (tmp_path / "c.engine").write_bytes(b"not this one")
     engine = open_engine(package, "tensorrt", threads=1)
     assert engine.description == "TensorRT 10.9.0.34, fp16 on NVIDIA L4"
-    assert engine.run(pictures(10))["scores"].tolist() == [[20]]
+    assert engine.run(make_images(10))["scores"].tolist() == [[20]]
     engine.close()
 
 
@@ -192,7 +192,7 @@ def test_one_precision_for_both_variants(tmp_path: Path) -> None:
     ]
     package = make_package(tmp_path, engines, flips=(False, True))
     engine = open_engine(package, "tensorrt", threads=1)
-    assert engine.run(pictures(10))["scores"].tolist() == [[10]]
+    assert engine.run(make_images(10))["scores"].tolist() == [[10]]
     engine.close()
     incomplete = make_package(tmp_path, engines[:2], flips=(False, True))
     assert "only of some: a.engine, b.engine. Make one here" in refusal(incomplete)

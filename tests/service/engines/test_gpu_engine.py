@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.engines import engine_artifact, half_precision_artifact, make_package, pictures
+from support.engines import engine_artifact, half_precision_artifact, make_images, make_package
 from support.fake_cuda import FakeCudaRuntime, cudaError_t
 from support.fake_onnxruntime import FakeOnnxRuntime
 from support.fake_tensorrt import FakeTensorrt
@@ -61,7 +61,7 @@ def package(tmp_path: Path) -> ModelPackage:
 
 
 def full_package(directory: Path, input_spec: InputSpec | None = None) -> ModelPackage:
-    """ONNX files and engines of both libraries, with and without averaging over mirror images."""
+    """ONNX files and engines of both libraries, with and without averaging over flipped images."""
     sides = (32, 256) if input_spec is not None else (64, 64)
     return make_package(
         directory,
@@ -100,7 +100,7 @@ def open_backend(
 
 
 def scores(engine: Engine, *values: int, flip: bool = False) -> list[float]:
-    return engine.run(pictures(*values), flip)["scores"][:, 0].tolist()
+    return engine.run(make_images(*values), flip)["scores"][:, 0].tolist()
 
 
 def test_every_batch_size_gives_its_own_rows(
@@ -112,7 +112,7 @@ def test_every_batch_size_gives_its_own_rows(
         values = [10 * count + index for index in range(count)]
         assert scores(engine, *values) == values
         assert scores(engine, *values, flip=True) == [-value for value in values]
-    outputs = engine.run(pictures(3, 4, 5))
+    outputs = engine.run(make_images(3, 4, 5))
     assert {name: (values.shape, str(values.dtype)) for name, values in outputs.items()} == {
         "scores": ((3, 1), "float32"),
         "class_ids": ((3, 1), "int32"),
@@ -125,14 +125,14 @@ def test_images_one_by_one_are_the_same_batch(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
-    assert engine.run(list(pictures(7, 9)))["scores"].tolist() == [[7], [9]]
+    assert engine.run(list(make_images(7, 9)))["scores"].tolist() == [[7], [9]]
 
 
 def test_results_are_not_overwritten_by_later_batches(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
-    kept = [engine.run(pictures(value, value + 1)) for value in range(0, 100, 10)]
+    kept = [engine.run(make_images(value, value + 1)) for value in range(0, 100, 10)]
     for value, outputs in zip(range(0, 100, 10), kept, strict=True):
         assert outputs["scores"].tolist() == [[value], [value + 1]]
 
@@ -159,12 +159,12 @@ def test_two_batches_at_a_time_keep_their_rows(
     assert wrong == []
 
 
-def test_free_sizes_run_beside_the_usual_one(
+def test_free_sizes_run_beside_the_default_one(
     open_backend: Callable[[ModelPackage], Engine], tmp_path: Path
 ) -> None:
     engine = open_backend(full_package(tmp_path, FREE))
     for height_px, width_px, count in ((64, 64, 3), (96, 32, 3), (64, 64, 2), (256, 256, 1)):
-        images = pictures(*range(count), height_px=height_px, width_px=width_px)
+        images = make_images(*range(count), height_px=height_px, width_px=width_px)
         assert engine.run(images)["scores"][:, 0].tolist() == list(range(count))
 
 
@@ -175,9 +175,9 @@ def test_a_batch_that_is_too_large_is_refused(
     with pytest.raises(ValueError, match="a batch of 9 images; 8 are the most"):
         scores(engine, *range(9))
     with pytest.raises(ValueError, match="larger than the buffers"):
-        engine.run(pictures(*range(8), height_px=96, width_px=96))
+        engine.run(make_images(*range(8), height_px=96, width_px=96))
     with pytest.raises(TypeError):
-        engine.run(pictures(1).astype(np.float32))  # type: ignore[arg-type]
+        engine.run(make_images(1).astype(np.float32))  # type: ignore[arg-type]
     assert scores(engine, 4) == [4]
 
 
@@ -286,7 +286,7 @@ def test_an_engine_whose_batches_begin_above_one_gets_them_padded(tmp_path: Path
         threads=1,
     )
     assert scores(engine, 9) == [9]
-    assert engine.run(pictures(5, height_px=96, width_px=96))["scores"].tolist() == [[5]]
+    assert engine.run(make_images(5, height_px=96, width_px=96))["scores"].tolist() == [[5]]
     engine.close()
 
 
@@ -298,9 +298,9 @@ def test_a_failed_enqueue_says_what_the_library_said(
     for context in tensorrt.contexts:
         context.fail_next = True
     with pytest.raises(RuntimeError, match=r"\(2, 96, 96, 3\) failed \(enqueue failed for a test"):
-        engine.run(pictures(1, 2, height_px=96, width_px=96))
+        engine.run(make_images(1, 2, height_px=96, width_px=96))
     with pytest.raises(ValueError, match=r"\(1, 16, 16, 3\) \(images: outside of the profile"):
-        engine.run(pictures(1, height_px=16, width_px=16))
+        engine.run(make_images(1, height_px=16, width_px=16))
     assert scores(engine, 4) == [4]
     engine.close()
 

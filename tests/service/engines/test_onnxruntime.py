@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.engines import half_precision_artifact, make_package, pictures
+from support.engines import half_precision_artifact, make_images, make_package
 
 from service.engines import EngineUnavailableError, open_engine
 
 
 def test_each_variant_is_an_artifact_of_its_own(tmp_path: Path) -> None:
     engine = open_engine(make_package(tmp_path, flips=(False, True)), "onnxruntime-cpu", threads=1)
-    images = pictures(10, 20, height_px=8, width_px=6)
+    images = make_images(10, 20, height_px=8, width_px=6)
     assert engine.run(images)["scores"].tolist() == [[10], [20]]
     assert engine.run(images, flip=True)["scores"].tolist() == [[-10], [-20]]
     assert engine.run(images[:, :4])["centers"].shape == (2, 1, 2)
@@ -24,13 +24,13 @@ def test_each_variant_is_an_artifact_of_its_own(tmp_path: Path) -> None:
 
 def test_images_may_come_one_by_one(tmp_path: Path) -> None:
     engine = open_engine(make_package(tmp_path), "onnxruntime-cpu", threads=1)
-    assert engine.run(list(pictures(10, 20)))["scores"].tolist() == [[10], [20]]
+    assert engine.run(list(make_images(10, 20)))["scores"].tolist() == [[10], [20]]
 
 
 def test_half_precision_is_not_for_the_cpu(tmp_path: Path) -> None:
     package = make_package(tmp_path, [half_precision_artifact()])
     engine = open_engine(package, "onnxruntime-cpu", threads=1)
-    assert engine.run(pictures(10))["scores"].tolist() == [[10]]
+    assert engine.run(make_images(10))["scores"].tolist() == [[10]]
     assert engine.description.endswith("CPUExecutionProvider, fp32")
 
 
@@ -41,7 +41,7 @@ def test_runs_at_a_time_keep_their_rows(tmp_path: Path) -> None:
 
     def run(first: int) -> None:
         for _ in range(20):
-            found[first] = engine.run(pictures(first, first + 1))["scores"].tolist()
+            found[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
 
     threads = [threading.Thread(target=run, args=(10 * index,)) for index in range(3)]
     for thread in threads:

@@ -53,8 +53,8 @@ def test_cuda_has_every_name_and_as_many_parameters() -> None:
         stated = re.match(rf"{name}\((.*?)\)", inspect.getdoc(getattr(real, name)) or "")
         assert stated is not None, name
         parameters = [part for part in stated.group(1).split(",") if part.strip()]
-        ours = list(inspect.signature(getattr(stand_in, name)).parameters)[1:]
-        assert len(parameters) == len(ours), (name, parameters, ours)
+        local = list(inspect.signature(getattr(stand_in, name)).parameters)[1:]
+        assert len(parameters) == len(local), (name, parameters, local)
     for kind in (fake_cuda.cudaError_t, fake_cuda.cudaMemcpyKind, fake_cuda.cudaStreamCaptureMode):
         for member in kind:
             assert int(getattr(getattr(real, kind.__name__), member.name)) == member
@@ -78,9 +78,9 @@ def test_onnxruntime_has_every_name() -> None:
             if name in vars(stand_in):
                 assert hasattr(getattr(real, stand_in.__name__), name), name
     for name in ("get_providers", "io_binding", "run_with_iobinding"):
-        ours = getattr(fake_onnxruntime.InferenceSession, name)
-        theirs = inspect.signature(getattr(real.InferenceSession, name)).parameters
-        assert len(theirs) == len(inspect.signature(ours).parameters), name
+        local = getattr(fake_onnxruntime.InferenceSession, name)
+        upstream = inspect.signature(getattr(real.InferenceSession, name)).parameters
+        assert len(upstream) == len(inspect.signature(local).parameters), name
     bound = inspect.signature(real.IOBinding.bind_input).parameters
     assert list(bound)[1:] == [
         "name",

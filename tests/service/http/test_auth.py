@@ -10,12 +10,12 @@ from starlette.datastructures import Headers
 from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer
 
+from service.cli import main
 from service.http import auth as access
 from service.http.auth import ApiKeys, KeyFileError, RateLimiter
-from service.cli import main
 
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
-PICTURE = encode(plain(1, 2))
+IMAGE = encode(plain(1, 2))
 StartServer = Callable[..., RunningServer]
 
 
@@ -41,7 +41,7 @@ def locked(start_server: StartServer, key_file: Path) -> RunningServer:
     ],
 )
 def test_a_key_opens_the_api(locked: RunningServer, headers: dict[str, str]) -> None:
-    assert locked.client.post("/detect", content=PICTURE, headers=headers).status_code == 200
+    assert locked.client.post("/detect", content=IMAGE, headers=headers).status_code == 200
     assert locked.client.get("/metrics", headers=headers).status_code == 200
 
 
@@ -58,7 +58,7 @@ def test_a_key_opens_the_api(locked: RunningServer, headers: dict[str, str]) -> 
     ],
 )
 def test_without_a_key_it_stays_shut(locked: RunningServer, headers: Any, received: str) -> None:
-    refused = locked.client.post("/detect", content=PICTURE, headers=headers)
+    refused = locked.client.post("/detect", content=IMAGE, headers=headers)
     assert refused.status_code == 401
     assert refused.headers["WWW-Authenticate"] == 'Bearer realm="centernet-serving"'
     assert refused.json()["code"] == "unauthorized"
@@ -181,7 +181,7 @@ def test_too_many_requests_get_429_before_their_body(start_server: StartServer) 
     with socket.create_connection((host, port), timeout=20) as connection:
         connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(20).startswith(b"HTTP/1.1 429 ")
-    refused = running.client.post("/detect", content=PICTURE)
+    refused = running.client.post("/detect", content=IMAGE)
     assert refused.status_code == 429
     assert refused.json()["code"] == "rate_limited"
     assert refused.json()["retryable"] is True
@@ -250,7 +250,7 @@ def test_origins_of_the_setting_may_ask(start_server: StartServer, key_file: Pat
 
 def test_every_answer_has_the_security_headers(server: RunningServer) -> None:
     answers = [
-        server.client.post("/detect", content=PICTURE),
+        server.client.post("/detect", content=IMAGE),
         server.client.post("/detect"),
         *(server.client.get(path) for path in ("/livez", "/metrics", "/none", "/docs")),
     ]

@@ -32,7 +32,7 @@ def post(
 
 
 def expected_box(red: float, green: float) -> list[float]:
-    """The colour engine's box for a 64 x 64 picture: center (4 red, 4 green), 8 x 8 pixels."""
+    """The colour engine's box for a 64 x 64 image: center (4 red, 4 green), 8 x 8 pixels."""
     return [4 * red - 4, 4 * green - 4, 4 * red + 4, 4 * green + 4]
 
 
@@ -83,7 +83,7 @@ def test_the_named_model_answers_like_the_default_one(server: RunningServer) -> 
     assert response.json()["detections"] == post(server).json()["detections"]
 
 
-def test_detections_are_in_the_upright_picture(server: RunningServer) -> None:
+def test_detections_are_in_the_upright_image(server: RunningServer) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side: turn it clockwise
     body = encode(quadrants(96, 64), "PNG", exif=exif.tobytes())
@@ -149,7 +149,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 BAD_BODIES = {
     "empty": (b"", 400, "empty_body", "is empty"),
-    "text": (b"a picture of a cat", 415, "unsupported_image", "Send one JPEG, PNG"),
+    "text": (b"an image of a cat", 415, "unsupported_image", "Send one JPEG, PNG"),
     "html": (b"<!doctype html><html></html>", 415, "unsupported_image", "'<!doctype ht'"),
     "truncated JPEG": (encode(NOISE, "JPEG")[:900], 400, "bad_image", "cut off"),
     "truncated PNG": (encode(NOISE)[:900], 400, "bad_image", "cut off"),
@@ -166,14 +166,14 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
-def test_bad_pictures_are_refused(server: RunningServer, name: str) -> None:
+def test_bad_images_are_refused(server: RunningServer, name: str) -> None:
     body, status, code, text = BAD_BODIES[name]
     problem = assert_problem(post(server, body), status, code)
     assert text in str(problem["detail"])
     assert server.client.post("/detect", files={"image": body}).status_code == status
 
 
-def test_bad_pictures_leave_their_neighbours_in_the_batch_alone(
+def test_bad_images_leave_their_neighbours_in_the_batch_alone(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = GatedEngine()
@@ -365,7 +365,7 @@ def test_clients_that_are_gone_cost_no_engine_time(
     assert server.metric("centernet_request_errors_total", code="client_disconnected") == 5
 
 
-def test_a_client_that_leaves_after_a_large_picture_is_noticed(
+def test_a_client_that_leaves_after_a_large_image_is_noticed(
     start_server: Callable[..., RunningServer],
 ) -> None:
     large = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))

@@ -17,11 +17,11 @@ from support.serving import ColourEngine, GatedEngine, RunningServer, wait_until
 
 from service.http.uvicorn_server import Server
 
-PICTURE = encode(plain(200, 40))
+IMAGE = encode(plain(200, 40))
 
 
 def post(server: RunningServer) -> httpx.Response:
-    return server.client.post("/detect", content=PICTURE)
+    return server.client.post("/detect", content=IMAGE)
 
 
 def is_gone(server: RunningServer) -> bool:
@@ -84,13 +84,13 @@ COLOURS = serving("    return one_model(ColourEngine())(settings, metrics)")
 
 
 def connect_and_ask(port: int, many: int, clients: ExitStack) -> list[socket.socket]:
-    """Send a picture each on connections of their own, which the kernel takes for the server."""
-    head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
+    """Send an image each on connections of their own, which the kernel takes for the server."""
+    head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(IMAGE)}\r\n\r\n"
     asking = []
     for _ in range(many):
         client = socket.create_connection(("127.0.0.1", port), timeout=20)
         asking.append(clients.enter_context(client))
-        client.sendall(head.encode() + PICTURE)
+        client.sendall(head.encode() + IMAGE)
     return asking
 
 
@@ -145,7 +145,7 @@ def test_an_engine_that_hangs_does_not_keep_the_process_alive(stop: signal.Signa
         service.wait_for("/readyz")
         answers: list[httpx.Response] = []
         client = threading.Thread(
-            target=lambda: answers.append(service.client.post("/detect", content=PICTURE))
+            target=lambda: answers.append(service.client.post("/detect", content=IMAGE))
         )
         client.start()
         gauge = 'centernet_queue_inputs{model="painted"} 1.0'

@@ -14,10 +14,10 @@ from support.serving import ColourEngine, GatedEngine, RunningServer, wait_until
 
 from service.engines import Images
 
-PICTURE = encode(plain(200, 40))
+IMAGE = encode(plain(200, 40))
 
 
-def post(server: RunningServer, body: bytes = PICTURE, **headers: str) -> httpx.Response:
+def post(server: RunningServer, body: bytes = IMAGE, **headers: str) -> httpx.Response:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     return server.client.post("/detect", content=body, headers=given)
 
@@ -76,7 +76,7 @@ def test_unknown_priorities_are_refused(server: RunningServer) -> None:
 
 
 class OrderedEngine(GatedEngine):
-    """Remembers the red of each picture in the order of the runs."""
+    """Remembers the red of each image in the order of the runs."""
 
     def __init__(self) -> None:
         super().__init__()

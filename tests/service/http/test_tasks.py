@@ -1,4 +1,4 @@
-"""Poses, boxes in space and corner systems over HTTP, over engines that give known outputs."""
+"""Poses, 3D boxes and corner systems over HTTP, over engines that give known outputs."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,8 @@ from support.images import encode, plain, quadrants
 from support.serving import FixedEngine, GatedEngine, RunningServer, make_manifest
 from support.tasks import (
     BOX_ROWS,
+    BOXES_3D,
+    BOXES_3D_ROWS,
     CANVAS_3D,
     CENTER_ROWS,
     CORNER_CANVAS,
@@ -19,35 +21,33 @@ from support.tasks import (
     PAIR_ROWS,
     POSE_ROWS,
     POSES,
-    SPACE,
-    SPACE_ROWS,
 )
 
-from model_package import CornerPairsDecoder, CornerTripletsDecoder
 from client.drawing import draw_detections
+from model_package import CornerPairsDecoder, CornerTripletsDecoder
 
 Start = Callable[..., RunningServer]
-PICTURE = encode(plain(9, 9))
+IMAGE = encode(plain(9, 9))
 
 
-def post(server: RunningServer, query: str = "", body: bytes = PICTURE) -> httpx.Response:
+def post(server: RunningServer, query: str = "", body: bytes = IMAGE) -> httpx.Response:
     return server.client.post(f"/detect{query}", content=body)
 
 
-def detections(server: RunningServer, query: str = "", body: bytes = PICTURE) -> Any:
+def detections(server: RunningServer, query: str = "", body: bytes = IMAGE) -> Any:
     response = post(server, query, body)
     assert response.status_code == 200, response.text
     return response.json()["detections"]
 
 
-def refused(server: RunningServer, query: str, body: bytes = PICTURE) -> str:
+def refused(server: RunningServer, query: str, body: bytes = IMAGE) -> str:
     response = post(server, query, body)
     assert response.status_code in (413, 422), response.text
     assert response.json()["code"] in ("invalid_option", "image_size")
     return str(response.json()["detail"])
 
 
-def test_a_pose_has_its_joints_in_the_picture(start_server: Start) -> None:
+def test_a_pose_has_its_keypoints_in_the_image(start_server: Start) -> None:
     server = start_server(FixedEngine(POSE_ROWS), make_manifest(POSES))
     first, second = detections(server)
     assert first["bbox"] == [24, 16, 40, 48]
@@ -55,9 +55,9 @@ def test_a_pose_has_its_joints_in_the_picture(start_server: Start) -> None:
     assert "box3d" not in first
     assert second["keypoints"][1] == [16, 18, 0.5]
     described = server.client.get("/models/painted").json()
-    assert described["joints"] == ["nose", "tail"]
+    assert described["keypoints"] == ["nose", "tail"]
     assert described["skeleton"] == [[0, 1]]
-    assert "joints" not in server.client.get("/models").json()["models"][0]
+    assert "keypoints" not in server.client.get("/models").json()["models"][0]
 
 
 def test_a_pose_is_the_same_at_twice_the_size(start_server: Start) -> None:
@@ -66,8 +66,8 @@ def test_a_pose_is_the_same_at_twice_the_size(start_server: Start) -> None:
     assert detections(server, body=double)[0]["keypoints"] == [[64, 40, 0.75], [64, 92, 0]]
 
 
-def test_a_box_in_space(start_server: Start) -> None:
-    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+def test_a_box_3d(start_server: Start) -> None:
+    server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     far, near = detections(server)
     assert far["bbox"] == [24, 24, 40, 40]
     box = far["box3d"]
@@ -80,7 +80,7 @@ def test_a_box_in_space(start_server: Start) -> None:
     near_face = sorted(box["corners_px"], key=lambda corner: abs(corner[0] - 32))[-4:]
     expected = [[32 + 150 / 18 * x, 32 + 100 / 18 * y] for x in (-1, 1) for y in (-1, 1)]
     assert np.allclose(sorted(near_face), expected, atol=1e-3)
-    # Half a metre away, 4 m long: it reaches behind the camera, where nothing has a picture.
+    # Half a metre away, 4 m long: it reaches behind the camera, where nothing has an image.
     assert "corners_px" not in near["box3d"]
 
 
@@ -93,15 +93,15 @@ def test_a_box_in_space(start_server: Start) -> None:
     ],
 )
 def test_a_request_brings_its_camera(start_server: Start, query: str) -> None:
-    rows = SPACE_ROWS | {"centers": np.float32([[12, 8], [12, 8]])}
-    server = start_server(FixedEngine(rows), make_manifest(SPACE, CANVAS_3D))
+    rows = BOXES_3D_ROWS | {"centers": np.float32([[12, 8], [12, 8]])}
+    server = start_server(FixedEngine(rows), make_manifest(BOXES_3D, CANVAS_3D))
     # 16 pixels from the axis at 20 m: 3.2 m at a focal length of 100, 1.6 m at 200.
     assert detections(server)[0]["box3d"]["location_xyz"] == [3.2, 1, 20]
     assert detections(server, query)[0]["box3d"]["location_xyz"] == [1.6, 1, 20]
 
 
 def test_bad_cameras_are_refused(start_server: Start) -> None:
-    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     assert "all four of fx, fy, cx and cy" in refused(server, "?fx=100&cx=1")
     assert "12 numbers of a matrix and 1 of" in refused(
         server, "?fx=1&projection=200,0,32,0,0,200,32,0,0,0,1,0"
@@ -133,7 +133,7 @@ def test_bad_cameras_are_refused(start_server: Start) -> None:
 def test_matrices_of_other_than_rectified_cameras_are_refused(
     start_server: Start, matrix: str
 ) -> None:
-    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     text = refused(server, f"?projection={matrix}")
     assert f"received {matrix.replace(',', ', ')}. Only the matrix of a rectified camera" in text
 
@@ -148,7 +148,7 @@ def test_matrices_of_other_than_rectified_cameras_are_refused(
     ],
 )
 def test_no_accepted_camera_brings_null(start_server: Start, query: str) -> None:
-    server = start_server(FixedEngine(SPACE_ROWS), make_manifest(SPACE, CANVAS_3D))
+    server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     response = post(server, query)
     assert response.status_code == 200, response.text
     assert "null" not in response.text
@@ -167,34 +167,34 @@ def test_refusals_repeat_only_so_much(start_server: Start) -> None:
     assert len(text) < 2500
 
 
-def test_the_resolution_of_a_3d_picture_can_be_kept(start_server: Start) -> None:
-    engine = FixedEngine(SPACE_ROWS)
-    server = start_server(engine, make_manifest(SPACE, CANVAS_3D))
+def test_the_resolution_of_a_3d_image_can_be_kept(start_server: Start) -> None:
+    engine = FixedEngine(BOXES_3D_ROWS)
+    server = start_server(engine, make_manifest(BOXES_3D, CANVAS_3D))
     wide = encode(quadrants(96, 64))
     assert detections(server, "?keep_resolution=true", wide)[0]["bbox"] == [40, 24, 56, 40]
     assert np.array_equal(engine.calls[-1][0][0], quadrants(96, 64)[:, 16:80])
 
 
-def test_corner_pairs_are_judged_with_their_mirror_image(start_server: Start) -> None:
+def test_corner_pairs_are_evaluated_with_their_flip_image(start_server: Start) -> None:
     engine = FixedEngine(PAIR_ROWS)
     decoder = CornerPairsDecoder(pairs=3, top_k=5, score_threshold=0.1)
     server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
     body = encode(quadrants(64, 64))
     response = post(server, body=body)
     assert response.headers["X-Batch-Size"] == "2"
-    plain_input, mirror_input = engine.calls[0][0]
+    plain_input, flip_input = engine.calls[0][0]
     assert plain_input.shape == (127, 127, 3)
     assert np.array_equal(plain_input[31:95, 31:95], quadrants(64, 64))
-    assert np.array_equal(mirror_input, plain_input[:, ::-1])
+    assert np.array_equal(flip_input, plain_input[:, ::-1])
     found = response.json()["detections"]
     cell = 127 / 32
     best = next(detection["bbox"] for detection in found if detection["score"] == 0.9)
     expected = [10 * cell - 31, 10 * cell - 31, 20 * cell - 31, 22 * cell - 31]
     assert best == pytest.approx(expected, abs=1e-3)
-    # The same cells in the mirror image are 12 to 22 in the picture: it overlaps and is lowered.
-    _, mirrored = (row for row in found if row["class_name"] == "blue")
-    assert mirrored["score"] < 0.9
-    assert mirrored["bbox"][0] == pytest.approx(12 * cell - 31, abs=1e-3)
+    # The same cells in the flipped image are 12 to 22 in the image: it overlaps and is lowered.
+    _, flipped = (row for row in found if row["class_name"] == "blue")
+    assert flipped["score"] < 0.9
+    assert flipped["bbox"][0] == pytest.approx(12 * cell - 31, abs=1e-3)
     assert "can do only true" in refused(server, "?flip=false", body)
     assert "can do only true" in refused(server, "?soft_nms=false", body)
     assert "can do only true" in refused(server, "?keep_resolution=false", body)
@@ -293,10 +293,10 @@ def test_openapi_types_what_tasks_add(server: RunningServer) -> None:
         for parameter in document["paths"]["/detect"]["post"]["parameters"]
     }
     assert {"flip", "scales", "keep_resolution", "soft_nms", "fx", "projection"} <= set(parameters)
-    assert "joints" in schemas["PoseModelDetails"]["properties"]
+    assert "keypoints" in schemas["PoseModelDetails"]["properties"]
 
 
-def test_skeletons_and_boxes_in_space_are_drawn() -> None:
+def test_skeletons_and_boxes_3d_are_drawn() -> None:
     black = Image.new("RGB", (200, 200))
     person = {
         "class_id": 1,
@@ -331,4 +331,4 @@ def test_skeletons_and_boxes_in_space_are_drawn() -> None:
     }
     drawn = np.asarray(draw_detections(black, [car]))
     assert tuple(drawn[120, 60]) == tuple(drawn[150, 100]) == blue
-    assert tuple(drawn[125, 20]) == (0, 0, 0), "the box in space stands for the flat one"
+    assert tuple(drawn[125, 20]) == (0, 0, 0), "the 3D box stands for the flat one"

@@ -1,4 +1,4 @@
-"""Which pictures are accepted, and what their pixels become."""
+"""Which images are accepted, and what their pixels become."""
 
 import io
 import subprocess
@@ -23,7 +23,7 @@ LIMIT = 50_000_000
 
 
 def decode(body: bytes) -> NDArray[np.uint8]:
-    """Every pixel of a picture."""
+    """Every pixel of an image."""
     return open_image(body, LIMIT).decode().pixels
 
 
@@ -40,7 +40,7 @@ def test_lossy_formats_are_decoded(image_format: str) -> None:
     assert np.abs(decoded.astype(int) - (180, 90, 40)).max() <= 4
 
 
-def test_grey_and_one_bit_pictures_become_rgb() -> None:
+def test_grey_and_one_bit_images_become_rgb() -> None:
     grey = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
     assert np.array_equal(decode(encode(grey)), np.repeat(grey[..., None], 3, axis=2))
     bits = Image.fromarray(grey).convert("1", dither=Image.Dither.NONE)
@@ -54,7 +54,7 @@ def test_16_bit_greys_keep_their_high_byte() -> None:
     assert np.array_equal(decoded[..., 1], (deep >> 8).astype(np.uint8))
 
 
-def test_palette_pictures_become_their_colours() -> None:
+def test_palette_images_become_their_colours() -> None:
     palette = Image.fromarray(quadrants()).quantize(4)
     decoded = decode(encode(palette))
     assert np.array_equal(decoded, np.asarray(palette.convert("RGB")))
@@ -94,7 +94,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     assert opened.orientation_applied == (orientation != 1)
 
 
-def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
+def test_a_broken_exif_block_does_not_cost_the_image() -> None:
     body = encode(plain(9, 9, 9), "JPEG")
     broken = (
         body[:2] + b"\xff\xe1\x00\x14Exif\x00\x00II*\x00\xff\xff\xff\xff\xff\xff\xff\xff" + body[2:]
@@ -117,7 +117,7 @@ assert set(getattr(TiffImagePlugin, "__warningregistry__", ())) <= {"version"}
     assert done.stderr == b""
 
 
-def test_a_jpeg_of_several_pictures_shows_its_main_one() -> None:
+def test_a_jpeg_of_several_images_shows_its_main_one() -> None:
     body = io.BytesIO()
     first, second = Image.fromarray(plain(200, 0)), Image.fromarray(plain(0, 200))
     first.save(body, "MPO", save_all=True, append_images=[second], quality=95)
@@ -126,7 +126,7 @@ def test_a_jpeg_of_several_pictures_shows_its_main_one() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
-def test_moving_pictures_are_refused(image_format: str) -> None:
+def test_moving_images_are_refused(image_format: str) -> None:
     frames = [Image.fromarray(plain(value, 0)) for value in (0, 100, 200)]
     body = encode(frames[0], image_format, save_all=True, append_images=frames[1:])
     with pytest.raises(UnsupportedImageError, match=r"animated.*each frame"):
@@ -140,7 +140,7 @@ def test_other_formats_are_refused_by_name_of_what_is_accepted(image_format: str
 
 
 @pytest.mark.parametrize("body", [b"hello", b"<!doctype html><html></html>", bytes(1000)])
-def test_what_is_no_picture_is_refused_with_its_first_bytes(body: bytes) -> None:
+def test_what_is_no_image_is_refused_with_its_first_bytes(body: bytes) -> None:
     with pytest.raises(UnsupportedImageError) as caught:
         decode(body)
     assert repr(body[:12]) in caught.value.detail
@@ -152,7 +152,7 @@ def test_nothing_is_refused_as_nothing() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_truncated_pictures_are_refused(image_format: str) -> None:
+def test_truncated_images_are_refused(image_format: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
     body = encode(noise, image_format)
     with pytest.raises((BadImageError, UnsupportedImageError)) as caught:
@@ -177,7 +177,7 @@ def test_sizes_out_of_range_are_refused_from_the_header(
         decode(png_of_declared_size(width, height))
 
 
-def test_the_smallest_and_the_longest_pictures_are_accepted() -> None:
+def test_the_smallest_and_the_longest_images_are_accepted() -> None:
     for width, height in [(MIN_SIDE_PX, MIN_SIDE_PX), (MAX_SIDE_PX, MIN_SIDE_PX)]:
         decoded = decode(png_of_declared_size(width, height))
         assert decoded.shape == (height, width, 3)
@@ -199,14 +199,14 @@ def test_a_jpeg_that_repeats_its_scans_is_refused() -> None:
 
 
 def test_what_is_appended_to_a_jpeg_does_not_count() -> None:
-    """Phones append a short film to their pictures."""
+    """Phones append a short film to their images."""
     film = b"\xff\xda" * 10_000
     decoded = decode(encode(plain(9, 9, 9, (600, 600)), "JPEG") + film)
     assert decoded.shape == (600, 600, 3)
 
 
 def test_a_png_that_is_damaged_in_the_middle_is_refused() -> None:
-    """Not decoded in part: half a picture gives wrong boxes and no warning."""
+    """Not decoded in part: half an image gives wrong boxes and no warning."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     body = bytearray(encode(noise))
     for position in (len(body) // 3, len(body) // 2):

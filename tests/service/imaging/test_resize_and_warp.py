@@ -1,4 +1,4 @@
-"""Where pictures lie in network inputs: against the authors' numbers and pixels."""
+"""Where images lie in network inputs: against the upstream numbers and pixels."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from model_package import FreeSize, InputSpec
 from service.errors import ImageSizeError
 from service.imaging.geometry import AffineTransform
 from service.imaging.image_decoding import DecodedImage
-from service.options import InputOptions
 from service.imaging.resize import InputPlanner
 from service.imaging.warp import draw_input
+from service.options import InputOptions
 
 LIMIT = 50_000_000
 POINTS = FreeSize(multiple_px=32, extra_px=1, max_side_px=2048)
@@ -51,7 +51,7 @@ def test_points_return_from_the_input(
     assert np.allclose(matrix @ [*center, 1], np.array(input_size) / 2), "the centers must coincide"
 
 
-def test_the_transform_equals_the_authors(project: Path) -> None:
+def test_the_transform_equals_upstream(project: Path) -> None:
     golden = np.load(project / "tests/upstream/goldens/unit_geometry_xz.npz")
     points = np.array([[0.0, 0.0], [17.25, 3.5], [127.0, 96.0]])
     compared = {"image to input": 0, "map to image": 0}
@@ -59,17 +59,17 @@ def test_the_transform_equals_the_authors(project: Path) -> None:
         cx, cy, scale_x, _, rotation, width, height, shift_x, shift_y, inverse = arguments
         if rotation or shift_x or shift_y:  # test time never turns and never shifts
             continue
-        theirs = points @ matrix[:, :2].T + matrix[:, 2]
+        upstream = points @ matrix[:, :2].T + matrix[:, 2]
         if inverse:  # theirs maps cells of the output map; the input is four times as large
             to_input = AffineTransform.centered(
                 4 * width / scale_x, (cx, cy), (2 * width, 2 * height)
             )
-            assert np.allclose(to_input.inverse(4 * points), theirs, atol=1e-6)
+            assert np.allclose(to_input.inverse(4 * points), upstream, atol=1e-6)
             compared["map to image"] += 1
         else:
             to_input = AffineTransform.centered(width / scale_x, (cx, cy), (width / 2, height / 2))
-            ours = points @ to_input.matrix()[:, :2].T + to_input.matrix()[:, 2]
-            assert np.allclose(ours, theirs, atol=1e-6)
+            local = points @ to_input.matrix()[:, :2].T + to_input.matrix()[:, 2]
+            assert np.allclose(local, upstream, atol=1e-6)
             compared["image to input"] += 1
     assert min(compared.values()) >= 2, compared
 
@@ -107,10 +107,10 @@ CANVASES: dict[str, tuple[str, InputSpec, InputOptions]] = {
 
 
 @pytest.mark.parametrize("name", CANVASES)
-def test_the_canvas_equals_the_authors(name: str, shared: Path) -> None:
+def test_the_canvas_equals_upstream(name: str, shared: Path) -> None:
     """Bit for bit with OpenCV 5; OpenCV 4 rounds to 1/32 pixel and differs from both alike."""
-    picture, spec, options = CANVASES[name]
-    pixels = photo(shared, picture)
+    image, spec, options = CANVASES[name]
+    pixels = photo(shared, image)
     (placed,) = planner(spec).place(pixels.shape[1], pixels.shape[0], options)
     canvas = draw_input(DecodedImage(pixels), placed)
     with np.load(shared / "upstream/goldens/preproc_cv5.npz") as cv5:
@@ -121,7 +121,7 @@ def test_the_canvas_equals_the_authors(name: str, shared: Path) -> None:
     assert (to_cv4 > 0).mean() < (0.25 if spec is KITTI else 0.1)
 
 
-def test_every_canvas_of_the_authors_is_compared(shared: Path) -> None:
+def test_every_canvas_of_upstream_is_compared(shared: Path) -> None:
     with np.load(shared / "upstream/goldens/preproc_cv5.npz") as golden:
         assert {name for name in golden.files if golden[name].ndim == 3} == set(CANVASES)
 
@@ -134,20 +134,20 @@ CORNER_CASES = {
 
 
 @pytest.mark.parametrize("name", CORNER_CASES)
-def test_the_corner_systems_canvases_equal_the_authors(name: str, shared: Path) -> None:
-    picture, scales = CORNER_CASES[name]
-    pixels = photo(shared, picture)
+def test_the_corner_systems_canvases_equal_upstream(name: str, shared: Path) -> None:
+    image, scales = CORNER_CASES[name]
+    pixels = photo(shared, image)
     spec = InputSpec(width_px=511, height_px=511, resize="keep_resolution", free_size=CORNERS)
-    options = InputOptions(mirror=True, scales=scales, keep_resolution=True)
+    options = InputOptions(add_flipped_input=True, scales=scales, keep_resolution=True)
     placements = planner(spec).place(pixels.shape[1], pixels.shape[0], options)
     assert len(placements) == options.count == 2 * len(scales)
     with np.load(shared / f"upstream/goldens/{name}.npz") as golden:
-        for index, (plain, mirrored) in enumerate(
+        for index, (plain, flipped) in enumerate(
             zip(placements[::2], placements[1::2], strict=True)
         ):
-            theirs = golden[f"s{index}_crop_u8"][..., ::-1]
-            assert np.array_equal(draw_input(DecodedImage(pixels), plain), theirs)
-            assert np.array_equal(draw_input(DecodedImage(pixels), mirrored), theirs[:, ::-1])
+            upstream = golden[f"s{index}_crop_u8"][..., ::-1]
+            assert np.array_equal(draw_input(DecodedImage(pixels), plain), upstream)
+            assert np.array_equal(draw_input(DecodedImage(pixels), flipped), upstream[:, ::-1])
             assert golden[f"s{index}_sizes"][0].tolist() == [
                 plain.resized_height_px,
                 plain.resized_width_px,
@@ -158,14 +158,14 @@ def test_the_corner_systems_canvases_equal_the_authors(name: str, shared: Path) 
 
 def test_cropping_equals_the_corner_systems_own(project: Path) -> None:
     with np.load(project / "tests/upstream/goldens/unit_cornernet.npz") as golden:
-        pixels, theirs, border = (golden[name] for name in ("crop_in", "crop_a", "crop_a_border"))
+        pixels, upstream, border = (golden[name] for name in ("crop_in", "crop_a", "crop_a_border"))
     spec = InputSpec(width_px=511, height_px=511, resize="keep_resolution", free_size=CORNERS)
     (placed,) = planner(spec).place(41, 30, KEPT)
-    assert np.array_equal(draw_input(DecodedImage(pixels), placed), theirs)
+    assert np.array_equal(draw_input(DecodedImage(pixels), placed), upstream)
     assert (placed.to_input.shift_y_px, placed.to_input.shift_x_px) == (border[0], border[2])
 
 
-def test_a_picture_larger_than_the_canvas_shows_its_middle() -> None:
+def test_a_image_larger_than_the_canvas_shows_its_middle() -> None:
     pixels = np.arange(60 * 100 * 3, dtype=np.uint8).reshape(60, 100, 3)
     spec = InputSpec(width_px=32, height_px=64, resize="fit_width")
     (placed,) = planner(spec).place(100, 60, KEPT)
@@ -196,7 +196,7 @@ def test_work_is_bounded(
         plan.place(*size, options)
 
 
-def test_a_picture_with_fewer_cells_than_peaks_is_refused() -> None:
+def test_a_image_with_fewer_cells_than_peaks_is_refused() -> None:
     decoder = make_manifest().decoder.model_copy(update={"top_k": 100})
     plan = InputPlanner(make_manifest(decoder, FREE_32), LIMIT)
     with pytest.raises(ImageSizeError, match="make an input of 32 x 32: too little"):

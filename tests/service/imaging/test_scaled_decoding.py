@@ -12,11 +12,11 @@ from support.serving import ColourEngine, FixedEngine, RunningServer, make_manif
 
 from model_package import FreeSize, InputSpec
 from service.errors import BadImageError
-from service.imaging.geometry import Placement
+from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import OpenedImage, open_image
-from service.options import InputOptions
 from service.imaging.resize import InputPlanner
 from service.imaging.warp import MIN_PX_PER_INPUT_PX, choose_reduction, draw_input
+from service.options import InputOptions
 
 LIMIT = 50_000_000
 SMALL = InputSpec(width_px=96, height_px=64)
@@ -26,7 +26,9 @@ FREE = SMALL.model_copy(
 )
 
 
-def place(image: OpenedImage, options: InputOptions, spec: InputSpec = SMALL) -> list[Placement]:
+def place(
+    image: OpenedImage, options: InputOptions, spec: InputSpec = SMALL
+) -> list[ImageTransform]:
     planner = InputPlanner(make_manifest(input_spec=spec), LIMIT)
     return list(planner.place(image.width_px, image.height_px, options))
 
@@ -89,7 +91,7 @@ def test_reduced_pixels_lie_where_the_full_ones_do(orientation: int, reduction: 
 )
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
 def test_pixels_equal_those_of_pillow(options: dict[str, object], reduction: int) -> None:
-    """Pillow's libjpeg is that of ``cv2.imread``, from which the authors' numbers come."""
+    """Pillow's libjpeg is that of ``cv2.imread``, from which the upstream numbers come."""
     noise = np.random.default_rng(3).integers(0, 256, (17, 23, 3), np.uint8)
     large = np.asarray(Image.fromarray(noise).resize((333, 217)))
     body = jpeg(large, **options)  # type: ignore[arg-type]
@@ -114,7 +116,7 @@ def test_other_formats_are_not_reduced() -> None:
         (120 * 4, InputOptions(), SMALL, 4),
         (120 * 100, InputOptions(), SMALL, 8),
         (120 * 4, InputOptions(scales=(0.5, 2.0)), SMALL, 2),
-        (120 * 4, InputOptions(scales=(0.5,), mirror=True), SMALL, 8),
+        (120 * 4, InputOptions(scales=(0.5,), add_flipped_input=True), SMALL, 8),
         (120 * 4, InputOptions(keep_resolution=True), FREE, 1),
     ],
 )
@@ -136,7 +138,7 @@ def test_no_pixels_are_decoded_before_the_sizes_are_known() -> None:
 
 
 @pytest.mark.parametrize("scaled_decoding", [True, False])
-def test_the_setting_decides_and_boxes_stay_in_the_whole_picture(
+def test_the_setting_decides_and_boxes_stay_in_the_whole_image(
     scaled_decoding: bool, start_server: Callable[..., RunningServer]
 ) -> None:
     """Fine stripes tell: whole, single ones are sampled; reduced, they become their mean."""
@@ -156,4 +158,4 @@ def test_the_setting_decides_and_boxes_stay_in_the_whole_picture(
     spread = engine.calls[-1][0][0, 20:40, 8:56].std()
     assert spread < 5 if scaled_decoding else spread > 20
     (x1, _, x2, _) = answer["detections"][0]["bbox"]
-    assert x2 - x1 == pytest.approx(2 * 4 * 1281 / 64, abs=0.1), "two cells in the whole picture"
+    assert x2 - x1 == pytest.approx(2 * 4 * 1281 / 64, abs=0.1), "two cells in the whole image"

@@ -14,7 +14,7 @@ from support.serving import ColourEngine, RunningServer, wait_until
 
 from service.observability.logs import JsonFormatter, TextFormatter
 
-PICTURE = encode(plain(1, 2))
+IMAGE = encode(plain(1, 2))
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
@@ -66,7 +66,7 @@ def json_lines(listen: Callable[[logging.Formatter], Lines]) -> Lines:
 def test_a_request_is_one_line_with_its_facts(server: RunningServer, json_lines: Lines) -> None:
     server.client.post(
         "/detect?top_k=2",
-        content=PICTURE,
+        content=IMAGE,
         headers={"X-Request-ID": "order-66", "traceparent": f"00-{TRACE_ID}-{'1' * 16}-01"},
     )
     (line,) = json_lines.requests()
@@ -78,7 +78,7 @@ def test_a_request_is_one_line_with_its_facts(server: RunningServer, json_lines:
         **{"level": "info", "logger": "service.http.auth", "message": "request"},
         **{"request_id": "order-66", "trace_id": TRACE_ID, "client": "127.0.0.1"},
         **{"method": "POST", "route": "/detect", "status": 200, "model": "painted"},
-        **{"body_bytes": len(PICTURE), "batch_size": 1},
+        **{"body_bytes": len(IMAGE), "batch_size": 1},
     }
 
 
@@ -129,7 +129,7 @@ def test_a_mistake_of_ours_is_logged_with_its_traceback(
 
     running = start_server(ColourEngine())
     monkeypatch.setattr("service.http.routes.to_response", broken)
-    answer = running.client.post("/detect", content=PICTURE, headers={"X-Request-ID": "r1"})
+    answer = running.client.post("/detect", content=IMAGE, headers={"X-Request-ID": "r1"})
     assert answer.status_code == 500
     (line,) = json_lines.requests()
     lines = [json.loads(line) for line in json_lines.text]

@@ -16,11 +16,16 @@ from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer, wait_until
 
 from service.observability.request_record import RequestRecord
-from service.settings import Settings
 from service.observability.spans import Spans
-from service.observability.tracing import TraceParent, TracingUnavailableError, open_tracing, read_traceparent
+from service.observability.tracing import (
+    TraceParent,
+    TracingUnavailableError,
+    open_tracing,
+    read_traceparent,
+)
+from service.settings import Settings
 
-PICTURE = encode(plain(1, 2))
+IMAGE = encode(plain(1, 2))
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 STAGES = ["read", "prepare", "queue", "infer", "postprocess"]
@@ -84,7 +89,7 @@ def test_a_request_is_a_span_in_its_callers_trace(
     traced: RunningServer, exporter: InMemorySpanExporter
 ) -> None:
     before_ns = time.time_ns()
-    traced.client.post("/detect", content=PICTURE, headers={"traceparent": PARENT})
+    traced.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT})
     spans = spans_of(exporter)
     batch = spans.pop("batch")
     assert set(spans) == {*STAGES, "POST /detect"}
@@ -127,7 +132,7 @@ def test_without_a_parent_a_trace_begins_and_the_log_names_it(
 def test_the_caller_decides_what_is_sampled_and_probes_never_are(
     traced: RunningServer, exporter: InMemorySpanExporter
 ) -> None:
-    traced.client.post("/detect", content=PICTURE, headers={"traceparent": PARENT[:-1] + "0"})
+    traced.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT[:-1] + "0"})
     for path in ("/livez", "/readyz", "/metrics"):
         traced.client.get(path, headers={"traceparent": PARENT})
     assert exporter.get_finished_spans() == ()
@@ -162,7 +167,7 @@ def test_spans_that_cannot_be_made_cost_no_answer(
         raise ZeroDivisionError
 
     monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", broken)
-    assert traced.client.post("/detect", content=PICTURE).status_code == 200
+    assert traced.client.post("/detect", content=IMAGE).status_code == 200
     wait_until(lambda: "a span could not be made" in caplog.text)
 
 
@@ -205,7 +210,7 @@ def receiver() -> Iterator[Receiver]:
 def test_spans_arrive_at_a_receiver(start_server: StartServer, receiver: Receiver) -> None:
     receiver.gate.set()
     running = start_server(ColourEngine(), otlp_endpoint=receiver.endpoint)
-    running.client.post("/detect", content=PICTURE, headers={"traceparent": PARENT})
+    running.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT})
     running.stop()  # which sends what is left
     while not receiver.bodies:
         time.sleep(0.01)
@@ -228,7 +233,7 @@ def test_a_receiver_that_hangs_or_is_away_costs_nothing(
     for endpoint in (receiver.endpoint, unused_endpoint):
         running = start_server(ColourEngine(), otlp_endpoint=endpoint)
         for _ in range(20):
-            assert running.client.post("/detect", content=PICTURE).status_code == 200
+            assert running.client.post("/detect", content=IMAGE).status_code == 200
         running.stop()
     assert len(receiver.paths) == 1, "one export was begun, and hangs"
 

@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.data.sample import AnnotatedImage, Space
 from training.data.augmentation import (
     AugmentationRanges,
     Canvas,
@@ -16,6 +15,7 @@ from training.data.augmentation import (
     warp_boxes,
     warp_pixels,
 )
+from training.data.sample import AnnotatedImage, Space
 
 NO_COLOUR = AugmentationRanges((0.8, 1.3), 0.0, 0.0, 0.0, 0.0, 0.0)
 TURNED = replace(NO_COLOUR, scale=(0.8, 1.1), quarter_turns=True)
@@ -31,7 +31,7 @@ def marker(box: tuple[int, int, int, int]) -> AnnotatedImage:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_boxes_move_with_pixels(seed: int) -> None:
-    """All scales, mirrors and quarter turns: the warped marker is where the warped box says."""
+    """All scales, flips and quarter turns: the warped marker is where the warped box says."""
     rng = np.random.default_rng(seed)
     image = marker((300, 210, 61, 37))
     affine = random_affine(rng, 640, 480, Canvas(640, 640, 0.9), TURNED)
@@ -64,7 +64,7 @@ def test_fixed_view_centers_and_scales_by_the_longer_side() -> None:
     assert affine[0, 0] == 384 / 600
 
 
-def test_window_stays_inside_a_larger_picture() -> None:
+def test_window_stays_inside_a_larger_image() -> None:
     white = np.full((480, 640, 3), 255, np.uint8)
     for seed in range(20):
         affine = random_affine(
@@ -110,43 +110,43 @@ def test_hue_and_saturation_keep_gray_gray() -> None:
 
 
 def labelled() -> AnnotatedImage:
-    """A box with three joints, the second and third of which a mirror exchanges."""
-    joints = np.array([[[310, 215, 2], [340, 240, 1], [0, 0, 0]]], np.float32)
+    """A box with three keypoints, the second and third of which a flip exchanges."""
+    keypoints = np.array([[[310, 215, 2], [340, 240, 1], [0, 0, 0]]], np.float32)
     space = Space(
         np.full(1, 9.0, np.float32), np.ones((1, 3), np.float32), np.full(1, 2.5, np.float32)
     )
-    return replace(marker((300, 210, 61, 37)), joints=joints, space=space)
+    return replace(marker((300, 210, 61, 37)), keypoints=keypoints, space=space)
 
 
-def test_a_mirror_exchanges_left_and_right() -> None:
-    canvas = Canvas(640, 480, 1.0, joint_pairs=[(1, 2)])
+def test_a_flip_exchanges_left_and_right() -> None:
+    canvas = Canvas(640, 480, 1.0, keypoint_pairs=[(1, 2)])
     ranges = replace(NO_COLOUR, fixed_probability=1.0)
     plain = fixed_view(labelled(), canvas)
     np.testing.assert_allclose(plain.boxes_xywh, [[300, 210, 61, 37]], atol=1e-4)
-    np.testing.assert_allclose(plain.joints[0, :2], [[310, 215, 2], [340, 240, 1]], atol=1e-4)
+    np.testing.assert_allclose(plain.keypoints[0, :2], [[310, 215, 2], [340, 240, 1]], atol=1e-4)
     views = [
         random_view(np.random.default_rng(seed), labelled(), canvas, ranges) for seed in range(8)
     ]
-    mirrored = [view for view in views if view.boxes_xywh[0, 0] < 290]
-    assert 0 < len(mirrored) < len(views)
-    for view in mirrored:
+    flipped = [view for view in views if view.boxes_xywh[0, 0] < 290]
+    assert 0 < len(flipped) < len(views)
+    for view in flipped:
         np.testing.assert_allclose(view.boxes_xywh, [[640 - 361, 210, 61, 37]], atol=1e-4)
         assert view.pixels[220, 640 - 330, 0] == 255
-        assert view.joints[0, :, 2].tolist() == [2, 0, 1]
-        np.testing.assert_allclose(view.joints[0, [0, 2], 0], [330, 300], atol=1e-4)
+        assert view.keypoints[0, :, 2].tolist() == [2, 0, 1]
+        np.testing.assert_allclose(view.keypoints[0, [0, 2], 0], [330, 300], atol=1e-4)
         np.testing.assert_allclose(view.space.alphas_rad, np.pi - 2.5, rtol=1e-6)
         assert view.space.is_measurable
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_joints_move_with_boxes(seed: int) -> None:
-    """Joints at opposite corners of a box stay at corners of it, whatever the view."""
+def test_keypoints_move_with_boxes(seed: int) -> None:
+    """Keypoints at opposite corners of a box stay at corners of it, whatever the view."""
     image = replace(
-        labelled(), joints=np.array([[[300, 210, 1], [361, 247, 1]]], np.float32), space=None
+        labelled(), keypoints=np.array([[[300, 210, 1], [361, 247, 1]]], np.float32), space=None
     )
     view = random_view(np.random.default_rng(seed), image, Canvas(512, 512, 0.6), TURNED)
     if len(view.class_ids):
-        low, high = view.joints[0, :, :2].min(axis=0), view.joints[0, :, :2].max(axis=0)
+        low, high = view.keypoints[0, :, :2].min(axis=0), view.keypoints[0, :, :2].max(axis=0)
         np.testing.assert_allclose([*low, *(high - low)], view.boxes_xywh[0], atol=1e-3)
 
 
@@ -162,7 +162,7 @@ def test_what_a_window_cuts_off_is_dropped_with_all_that_belongs_to_it() -> None
         image,
         boxes_xywh=np.array([[300, 210, 61, 37], [600, 10, 30, 30]], np.float32),
         class_ids=np.array([0, 1]),
-        joints=np.repeat(image.joints, 2, axis=0),
+        keypoints=np.repeat(image.keypoints, 2, axis=0),
         space=Space(
             np.array([9, 5], np.float32), np.ones((2, 3), np.float32), np.zeros(2, np.float32)
         ),
@@ -171,13 +171,13 @@ def test_what_a_window_cuts_off_is_dropped_with_all_that_belongs_to_it() -> None
     )
     view = fixed_view(two, Canvas(400, 300, 1.0))
     assert view.class_ids.tolist() == [0]
-    assert view.joints.shape == (1, 3, 3)
+    assert view.keypoints.shape == (1, 3, 3)
     assert view.space.depths_m.tolist() == [9]
     assert view.ignored_class_ids.tolist() == [0]
 
 
 def test_windows_anywhere_reach_over_the_border() -> None:
-    ranges = replace(NO_COLOUR, scale=(1.0, 1.0), center_border_px=128, mirror=False)
+    ranges = replace(NO_COLOUR, scale=(1.0, 1.0), center_border_px=128, flip=False)
     white = np.full((480, 640, 3), 255, np.uint8)
     black_left = []
     for seed in range(20):

@@ -10,8 +10,8 @@ import torch
 from model_export.graph.normalization import NORMALIZATIONS
 from training.data.augmentation import AugmentationRanges, Canvas
 from training.data.coco import network_input, read_coco_split
-from training.data.image_files import DatasetError
 from training.data.dataset import EpochViews, ViewSettings
+from training.data.image_files import DatasetError
 
 CLASSES = ("RBC", "WBC")
 
@@ -43,7 +43,7 @@ def write(tmp_path: Path):
     return to_file
 
 
-def test_classes_follow_the_recipe_and_empty_boxes_are_skipped(write, tmp_path: Path) -> None:
+def test_classes_follow_the_config_and_empty_boxes_are_skipped(write, tmp_path: Path) -> None:
     split = read_coco_split(write(document()), tmp_path, CLASSES)
     assert [len(image.class_ids) for image in split.images] == [0, 1]
     assert split.images[1].class_ids.tolist() == [1]
@@ -67,7 +67,7 @@ def test_pixels_are_rgb(write, tmp_path: Path) -> None:
         (lambda d: d["annotations"][0].update(category_id=1), "category 1 is not listed"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "not four finite numbers"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), "not four finite"),
-        (lambda d: d["annotations"][0].update(bbox=[64, 2, 9, 9]), "lies outside the picture"),
+        (lambda d: d["annotations"][0].update(bbox=[64, 2, 9, 9]), "lies outside the image"),
         (lambda d: d["images"][0].update(file_name="b.png"), "is missing or not an image"),
         (lambda d: d["images"][0].update(width=65), "is 64x48, but .* says 65x48"),
     ],

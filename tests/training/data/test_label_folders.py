@@ -1,4 +1,4 @@
-"""KITTI's and VOC's folders of labels, and COCO's joints."""
+"""KITTI's and VOC's folders of labels, and COCO's keypoints."""
 
 import json
 from pathlib import Path
@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 
 from model_export.class_names import KITTI
-from training.data.sample import ALL_CLASSES
 from training.data.coco import read_coco_split
-from training.data.kitti import read_kitti_split
 from training.data.image_files import DatasetError
+from training.data.kitti import read_kitti_split
+from training.data.sample import ALL_CLASSES
 from training.data.voc import read_voc_split
 
 CAR = "Car 0.00 0 1.57 10.0 20.0 50.0 44.0 1.50 1.60 3.90 -2.0 1.7 12.5 1.41"
 CLASSES = ("Pedestrian", "Car")
 
 
-def write_picture(directory: Path, name: str = "000001.png") -> None:
+def write_image(directory: Path, name: str = "000001.png") -> None:
     cv2.imwrite(str(directory / name), np.full((48, 64, 3), 128, np.uint8))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_picture(tmp_path)
+    write_image(tmp_path)
     (tmp_path / "names.txt").write_text("000001\n\n")
     return tmp_path
 
@@ -36,14 +36,14 @@ def read_kitti(folder: Path, *lines: str):
 
 
 def test_kitti_objects_and_what_is_ignored(folder: Path) -> None:
-    pictures = read_kitti(
+    images = read_kitti(
         folder,
         CAR,
         "Van" + CAR[3:],
         "DontCare -1 -1 -10 0 0 9 9 -1 -1 -1 -1000 -1000 -1000 -10",
         "Tram" + CAR[3:],
     )
-    (image,) = pictures
+    (image,) = images
     assert image.pixels.shape == (48, 64, 3)
     np.testing.assert_allclose(image.boxes_xywh, [[10, 20, 40, 24]])
     assert image.class_ids.tolist() == [1]
@@ -60,7 +60,7 @@ def test_kitti_objects_and_what_is_ignored(folder: Path) -> None:
         ("Car 0.00 0 1.57 10 20 50", "line 1: 6 numbers after 'Car', expected 14"),
         (CAR.replace("1.57", "nan"), "expected 14 finite"),
         (CAR.replace("1.57", "left"), "line 1: could not convert"),
-        (CAR.replace("10.0 20.0 50.0", "64.0 20.0 90.0"), "lies outside the picture"),
+        (CAR.replace("10.0 20.0 50.0", "64.0 20.0 90.0"), "lies outside the image"),
     ],
 )
 def test_kitti_mistakes_are_named(folder: Path, line: str, message: str) -> None:
@@ -70,7 +70,7 @@ def test_kitti_mistakes_are_named(folder: Path, line: str, message: str) -> None
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("000002", "has no picture 000002"), ("", "lists no pictures")],
+    [("000002", "has no image 000002"), ("", "lists no images")],
 )
 def test_lists_of_names_are_checked(folder: Path, names: str, message: str) -> None:
     (folder / "names.txt").write_text(names)
@@ -78,7 +78,7 @@ def test_lists_of_names_are_checked(folder: Path, names: str, message: str) -> N
         read_kitti_split(folder / "names.txt", folder, folder, CLASSES)
 
 
-def test_a_picture_without_a_label_file_is_named(folder: Path) -> None:
+def test_a_image_without_a_label_file_is_named(folder: Path) -> None:
     for read in (read_kitti_split, read_voc_split):
         with pytest.raises(DatasetError, match="000001"):
             read(folder / "names.txt", folder, folder, CLASSES)
@@ -88,9 +88,9 @@ def test_the_kitti_frames_beside_the_checkout_are_read(shared: Path, tmp_path: P
     kitti = shared / "data/kitti"
     names = sorted(path.stem for path in (kitti / "label_2").glob("*.txt"))
     (tmp_path / "names.txt").write_text("\n".join(names))
-    pictures = read_kitti_split(tmp_path / "names.txt", kitti / "image_2", kitti / "label_2", KITTI)
-    assert len(pictures) == len(names) == 51
-    image = pictures[0]
+    images = read_kitti_split(tmp_path / "names.txt", kitti / "image_2", kitti / "label_2", KITTI)
+    assert len(images) == len(names) == 51
+    image = images[0]
     assert len(image.boxes_xywh) == len(image.class_ids) == len(image.space.depths_m)
 
 
@@ -139,26 +139,26 @@ def coco(folder: Path, **annotation: Any) -> Path:
     return path
 
 
-def test_coco_joints(folder: Path) -> None:
+def test_coco_keypoints(folder: Path) -> None:
     read = read_coco_split(
         coco(folder, keypoints=[3, 4, 2, 0, 0, 0]), folder, ("mouse",), ("snout", "tail")
     )
-    assert read.images[0].joints.tolist() == [[[3, 4, 2], [0, 0, 0]]]
+    assert read.images[0].keypoints.tolist() == [[[3, 4, 2], [0, 0, 0]]]
     unlabelled = read_coco_split(coco(folder), folder, ("mouse",), ("snout", "tail"))
-    assert unlabelled.images[0].joints.tolist() == [[[0, 0, 0], [0, 0, 0]]]
-    assert read_coco_split(coco(folder), folder, ("mouse",)).images[0].joints is None
+    assert unlabelled.images[0].keypoints.tolist() == [[[0, 0, 0], [0, 0, 0]]]
+    assert read_coco_split(coco(folder), folder, ("mouse",)).images[0].keypoints is None
 
 
-def test_coco_joints_that_do_not_fit_are_named(folder: Path) -> None:
+def test_coco_keypoints_that_do_not_fit_are_named(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"has keypoints .*, expected"):
         read_coco_split(coco(folder), folder, ("mouse",), ("tail", "snout"))
     with pytest.raises(DatasetError, match="annotation 5: keypoints are not 6 finite numbers"):
         read_coco_split(coco(folder, keypoints=[1, 2]), folder, ("mouse",), ("snout", "tail"))
 
 
-def test_a_picture_that_is_cut_short_is_named_when_it_is_needed(folder: Path) -> None:
-    pictures = read_coco_split(coco(folder), folder, ("mouse",)).images
+def test_a_image_that_is_cut_short_is_named_when_it_is_needed(folder: Path) -> None:
+    images = read_coco_split(coco(folder), folder, ("mouse",)).images
     path = folder / "000001.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DatasetError, match="damaged"):
-        pictures[0]
+        images[0]

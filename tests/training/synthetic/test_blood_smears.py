@@ -9,7 +9,7 @@ from training.synthetic.blood_smears import HEIGHT, WIDTH, _lay, main, render_sm
 from training.synthetic.cell_painting import paint_platelet, paint_red_cell, paint_white_cell
 
 
-def test_a_seed_decides_the_picture() -> None:
+def test_a_seed_decides_the_image() -> None:
     first, again, other = (render_smear(np.random.default_rng(seed)) for seed in (7, 7, 8))
     np.testing.assert_array_equal(first.pixels, again.pixels)
     np.testing.assert_array_equal(first.boxes_xywh, again.boxes_xywh)
@@ -17,7 +17,7 @@ def test_a_seed_decides_the_picture() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_boxes_lie_in_the_picture(seed: int) -> None:
+def test_boxes_lie_in_the_image(seed: int) -> None:
     smear = render_smear(np.random.default_rng(seed))
     assert smear.pixels.shape == (HEIGHT, WIDTH, 3)
     assert smear.pixels.dtype == np.uint8
@@ -53,7 +53,7 @@ def test_a_sliver_at_the_border_gets_no_box() -> None:
     assert _lay(patch, np.ones(3, np.float32), density, far, 240) is None
 
 
-def test_command_writes_pictures_and_labels(tmp_path: Path) -> None:
+def test_command_writes_images_and_labels(tmp_path: Path) -> None:
     main(["--output", str(tmp_path), "--count", "2", "--seed", "5", "--format", "png"])
     document = json.loads((tmp_path / "blood_smears.json").read_text())
     assert [entry["name"] for entry in document["categories"]] == ["RBC", "WBC", "Platelets"]
@@ -70,10 +70,10 @@ def test_the_samples_in_the_documentation_are_ours(project: Path, tmp_path: Path
     main(["--output", str(tmp_path), "--count", "4", "--seed", "2034"])
     fresh = json.loads((tmp_path / "blood_smears.json").read_text())
     stored = json.loads((samples / "blood_smears.json").read_text())
-    for ours, theirs in zip(fresh["annotations"], stored["annotations"], strict=True):
-        assert ours["image_id"] == theirs["image_id"]
-        assert ours["category_id"] == theirs["category_id"]
+    for local, upstream in zip(fresh["annotations"], stored["annotations"], strict=True):
+        assert local["image_id"] == upstream["image_id"]
+        assert local["category_id"] == upstream["category_id"]
         # Another processor may round an outline to the next pixel.
-        np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=1)
+        np.testing.assert_allclose(local["bbox"], upstream["bbox"], atol=1)
     for entry in stored["images"]:
         assert cv2.imread(str(samples / entry["file_name"])).shape == (HEIGHT, WIDTH, 3)

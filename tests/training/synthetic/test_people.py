@@ -5,40 +5,40 @@ import cv2
 import numpy as np
 import pytest
 
-from model_export.class_names import COCO_JOINTS
-from training.synthetic.people import HEIGHT, VISIBLE, WIDTH, main, render_figures
-from training.config import read_recipe
-from training.synthetic.skeletons import random_body
+from model_export.class_names import COCO_KEYPOINTS
+from training.config import read_config
 from training.data.dataset import EpochViews, ViewSettings
+from training.synthetic.people import HEIGHT, VISIBLE, WIDTH, main, render_people
+from training.synthetic.skeletons import random_body
 
-LEFT, RIGHT = COCO_JOINTS.index("left_shoulder"), COCO_JOINTS.index("right_shoulder")
+LEFT, RIGHT = COCO_KEYPOINTS.index("left_shoulder"), COCO_KEYPOINTS.index("right_shoulder")
 
 
-def test_a_seed_decides_the_picture() -> None:
-    first, again, other = (render_figures(np.random.default_rng(seed)) for seed in (7, 7, 8))
+def test_a_seed_decides_the_image() -> None:
+    first, again, other = (render_people(np.random.default_rng(seed)) for seed in (7, 7, 8))
     np.testing.assert_array_equal(first.pixels, again.pixels)
-    np.testing.assert_array_equal(first.joints, again.joints)
+    np.testing.assert_array_equal(first.keypoints, again.keypoints)
     assert (first.pixels != other.pixels).any()
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_visible_joints_lie_in_their_boxes(seed: int) -> None:
-    image = render_figures(np.random.default_rng(seed))
+def test_visible_keypoints_lie_in_their_boxes(seed: int) -> None:
+    image = render_people(np.random.default_rng(seed))
     assert image.pixels.shape == (HEIGHT, WIDTH, 3)
     assert image.pixels.dtype == np.uint8
     low, high = image.boxes_xywh[:, :2], image.boxes_xywh[:, :2] + image.boxes_xywh[:, 2:]
     assert (low >= 0).all()
     assert (high <= (WIDTH, HEIGHT)).all()
-    for joints, first, last in zip(image.joints, low, high, strict=True):
-        seen = joints[joints[:, 2] == VISIBLE, :2]
+    for keypoints, first, last in zip(image.keypoints, low, high, strict=True):
+        seen = keypoints[keypoints[:, 2] == VISIBLE, :2]
         assert ((seen >= first) & (seen <= last)).all()
-        labelled = joints[joints[:, 2] > 0, :2]
+        labelled = keypoints[keypoints[:, 2] > 0, :2]
         assert ((labelled >= 0) & (labelled <= (WIDTH, HEIGHT))).all()
 
 
-def test_most_people_have_joints_to_see_and_some_have_hidden_ones() -> None:
-    images = [render_figures(np.random.default_rng(seed)) for seed in range(20)]
-    visibilities = np.concatenate([image.joints for image in images])[..., 2]
+def test_most_people_have_keypoints_to_see_and_some_have_hidden_ones() -> None:
+    images = [render_people(np.random.default_rng(seed)) for seed in range(20)]
+    visibilities = np.concatenate([image.keypoints for image in images])[..., 2]
     assert (visibilities == 2).mean() > 0.5
     assert (visibilities == 1).mean() > 0.1
 
@@ -46,49 +46,49 @@ def test_most_people_have_joints_to_see_and_some_have_hidden_ones() -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_left_is_right_of_right_in_people_who_look_at_the_camera(seed: int) -> None:
     body = random_body(np.random.default_rng(seed))
-    nose, ears = body.joints[0], body.joints[3:5]
+    nose, ears = body.keypoints[0], body.keypoints[3:5]
     looks_here = nose[2] > ears[:, 2].mean() + 0.03
     looks_away = nose[2] < ears[:, 2].mean() - 0.03
     if looks_here:
-        assert body.joints[LEFT, 0] > body.joints[RIGHT, 0]
+        assert body.keypoints[LEFT, 0] > body.keypoints[RIGHT, 0]
     if looks_away:
-        assert body.joints[LEFT, 0] < body.joints[RIGHT, 0]
+        assert body.keypoints[LEFT, 0] < body.keypoints[RIGHT, 0]
     # Bones keep their lengths, however they are turned.
-    arm = np.linalg.norm(body.joints[LEFT] - body.joints[COCO_JOINTS.index("left_elbow")])
+    arm = np.linalg.norm(body.keypoints[LEFT] - body.keypoints[COCO_KEYPOINTS.index("left_elbow")])
     assert arm == pytest.approx(0.16)
 
 
-def test_command_writes_pictures_and_labels(tmp_path: Path) -> None:
+def test_command_writes_images_and_labels(tmp_path: Path) -> None:
     main(["--output", str(tmp_path), "--count", "2", "--seed", "5"])
-    document = json.loads((tmp_path / "figures.json").read_text())
-    assert document["categories"][0]["keypoints"] == list(COCO_JOINTS)
+    document = json.loads((tmp_path / "people.json").read_text())
+    assert document["categories"][0]["keypoints"] == list(COCO_KEYPOINTS)
     for number, entry in enumerate(document["images"], start=1):
-        expected = render_figures(np.random.default_rng((5, number)))
+        expected = render_people(np.random.default_rng((5, number)))
         written = cv2.imread(str(tmp_path / entry["file_name"]))[..., ::-1]
         np.testing.assert_array_equal(written, expected.pixels)
         poses = [a for a in document["annotations"] if a["image_id"] == entry["id"]]
-        joints = [np.reshape(a["keypoints"], (17, 3)) for a in poses]
-        np.testing.assert_allclose(np.stack(joints), expected.joints, atol=0.006)
+        keypoints = [np.reshape(a["keypoints"], (17, 3)) for a in poses]
+        np.testing.assert_allclose(np.stack(keypoints), expected.keypoints, atol=0.006)
         for pose in poses:
             assert 0 < pose["area"] <= pose["bbox"][2] * pose["bbox"][3]
 
 
-def test_a_recipe_may_learn_from_renders_alone(tmp_path: Path) -> None:
-    joints = ", ".join(f'"{name}"' for name in COCO_JOINTS)
-    (tmp_path / "recipe.toml").write_text(
+def test_a_config_may_learn_from_renders_alone(tmp_path: Path) -> None:
+    keypoints = ", ".join(f'"{name}"' for name in COCO_KEYPOINTS)
+    (tmp_path / "configuration.toml").write_text(
         f"""
 architecture = "res_18_slim"
 task = "poses"
 normalization = "coco"
 classes = ["person"]
-joints = [{joints}]
+keypoints = [{keypoints}]
 input_width = 320
 input_height = 256
 seed = 1
 loader_workers = 0
 [data]
 rendered_per_epoch = 3
-renderer = "figures"
+renderer = "people"
 [augmentation]
 scale = [0.9, 1.1]
 brightness = 0.1
@@ -106,15 +106,15 @@ average_decay = 0.9
 gradient_clip = 10.0
 """
     )
-    recipe = read_recipe(tmp_path / "recipe.toml")
+    config = read_config(tmp_path / "configuration.toml")
     views = EpochViews(
         [],
         repeats=1,
         rendered=3,
-        settings=ViewSettings.of_training(recipe),
+        settings=ViewSettings.of_training(config),
         seed=1,
         epoch=0,
     )
     assert len(views) == 3
     assert views[0]["image"].shape == (3, 256, 320)
-    assert views[0]["joint_heatmap"].shape == (17, 64, 80)
+    assert views[0]["keypoint_heatmap"].shape == (17, 64, 80)

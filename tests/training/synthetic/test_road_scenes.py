@@ -8,18 +8,18 @@ import pytest
 import torch
 from support.configs import assert_refused
 
-from evaluation.metrics.boxes_3d import as_boxes, overlaps_in_space
 from evaluation.kitti_labels import read_kitti
+from evaluation.metrics.boxes_3d import as_boxes, overlaps_3d
 from service.decoders.center_boxes_3d import box_corners
 from service.decoders.center_boxes_3d import project as project_as_served
+from training.config import TrainConfig, read_config
 from training.data.kitti import read_kitti_split
 from training.objectives import OBJECTIVES
-from training.config import Recipe, read_recipe
-from training.synthetic.road_scenes import CLASS_NAMES, main, render_road
 from training.synthetic.road_background import CAMERA_HEIGHT_M, HEIGHT, PROJECTION, WIDTH
-from training.trainer import BEST_CHECKPOINT, Trainer
+from training.synthetic.road_scenes import CLASS_NAMES, main, render_road
 from training.synthetic.vehicle_painting import paint_vehicle
 from training.synthetic.vehicles import Vehicle, random_vehicle
+from training.trainer import BEST_CHECKPOINT, Trainer
 
 AHEAD, ONCOMING = -np.pi / 2, np.pi / 2
 SUN = np.array([0.0, -1.0, 0.0])
@@ -34,7 +34,7 @@ def painted(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return canvas, owners == 7, box
 
 
-def test_a_seed_decides_the_picture() -> None:
+def test_a_seed_decides_the_image() -> None:
     first, again, other = (render_road(np.random.default_rng(seed)) for seed in (7, 7, 8))
     np.testing.assert_array_equal(first.pixels, again.pixels)
     np.testing.assert_array_equal(first.boxes_xywh, again.boxes_xywh)
@@ -44,7 +44,7 @@ def test_a_seed_decides_the_picture() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_vehicle_s_pixels_its_box_and_its_box_in_space_agree(seed: int) -> None:
+def test_a_vehicle_s_pixels_its_box_and_its_box_3d_agree(seed: int) -> None:
     rng = np.random.default_rng(seed)
     place = float(rng.uniform(-4, 4)), CAMERA_HEIGHT_M, float(rng.uniform(12, 30))
     vehicle = random_vehicle(rng, place, float(rng.uniform(-np.pi, np.pi)))
@@ -85,14 +85,14 @@ def test_the_command_writes_what_was_rendered_as_kitti_has_it(tmp_path: Path) ->
     main(["--output", str(tmp_path), "--count", str(count), "--seed", "5"])
     names = sorted(path.stem for path in (tmp_path / "label_2").glob("*.txt"))
     (tmp_path / "names.txt").write_text("\n".join(names))
-    pictures = read_kitti_split(
+    images = read_kitti_split(
         tmp_path / "names.txt", tmp_path / "image_2", tmp_path / "label_2", CLASS_NAMES
     )
-    truth = read_kitti(tmp_path / "label_2", tmp_path / "image_2")
-    assert truth.space is not None
-    assert len(pictures) == count
+    ground_truth = read_kitti(tmp_path / "label_2", tmp_path / "image_2")
+    assert ground_truth.space is not None
+    assert len(images) == count
     ignored = 0
-    for number, (read, one) in enumerate(zip(pictures, truth.pictures, strict=True), start=1):
+    for number, (read, one) in enumerate(zip(images, ground_truth.images, strict=True), start=1):
         rendered = render_road(np.random.default_rng((5, number)))
         assert read.space is not None
         assert rendered.space is not None
@@ -105,10 +105,10 @@ def test_the_command_writes_what_was_rendered_as_kitti_has_it(tmp_path: Path) ->
             np.testing.assert_allclose(getattr(read.space, field), expected, atol=1e-4)
         assert one.projection == pytest.approx(PROJECTION)
         ignored += len(rendered.ignored_xywh)
-        labels = truth.space[one.image_id]
+        labels = ground_truth.space[one.image_id]
         known = as_boxes(labels)[np.isin(labels.types, CLASS_NAMES)]
         # They stand on the ground, side by side.
-        above, _ = overlaps_in_space(known, known)
+        above, _ = overlaps_3d(known, known)
         assert (above - np.diag(np.diag(above)) == 0).all()
         assert known[:, 4] == pytest.approx(CAMERA_HEIGHT_M)
     assert ignored > 0
@@ -124,23 +124,23 @@ def test_vehicles_look_everywhere() -> None:
     assert depths.max() > 24
 
 
-def bundled_recipe(project: Path) -> Recipe:
-    return read_recipe(project / "training/recipes/road_scenes.toml")
+def bundled_config(project: Path) -> TrainConfig:
+    return read_config(project / "training/configs/road_scenes.toml")
 
 
-def test_the_bundled_recipe_trains(project: Path, tmp_path: Path) -> None:
-    recipe = bundled_recipe(project)
-    small = recipe.model_copy(
+def test_the_bundled_config_trains(project: Path, tmp_path: Path) -> None:
+    config = bundled_config(project)
+    small = config.model_copy(
         update={
             "loader_workers": 0,
-            "data": recipe.data.model_copy(update={"rendered_per_epoch": 2}),
-            "schedule": recipe.schedule.model_copy(update={"epochs": 1, "batch_size": 2}),
+            "data": config.data.model_copy(update={"rendered_per_epoch": 2}),
+            "schedule": config.schedule.model_copy(update={"epochs": 1, "batch_size": 2}),
         }
     )
     Trainer(small, tmp_path).run()
     checkpoint = torch.load(tmp_path / BEST_CHECKPOINT, weights_only=True)
     assert any(key.startswith("dep") for key in checkpoint["state_dict"])
-    assert Recipe.model_validate_json(checkpoint["recipe"]) == small
+    assert TrainConfig.model_validate_json(checkpoint["config"]) == small
 
 
 @pytest.mark.parametrize(
@@ -152,28 +152,28 @@ def test_the_bundled_recipe_trains(project: Path, tmp_path: Path) -> None:
         ("rotation = 10.0", "rotation = 0", "greater than 0"),
     ],
 )
-def test_a_recipe_that_does_not_fit_is_refused(
+def test_a_config_that_does_not_fit_is_refused(
     project: Path, tmp_path: Path, before: str, after: str, message: str
 ) -> None:
-    copy = shutil.copy(project / "training/recipes/road_scenes.toml", tmp_path)
+    copy = shutil.copy(project / "training/configs/road_scenes.toml", tmp_path)
     assert_refused(Path(copy), before, after, re.escape(message))
 
 
-def test_a_recipe_s_weights_take_the_place_of_the_authors(project: Path) -> None:
-    recipe = bundled_recipe(project)
-    objective = OBJECTIVES[recipe.task]
+def test_a_config_s_weights_take_the_place_of_upstream(project: Path) -> None:
+    config = bundled_config(project)
+    objective = OBJECTIVES[config.task]
     terms = {name: torch.tensor(1.0) for name in objective.weights}
-    ours = objective.reweighted(recipe.loss_weights).total(terms)
-    added = sum(recipe.loss_weights.values()) - sum(
-        objective.weights[name] for name in recipe.loss_weights
+    local = objective.reweighted(config.loss_weights).total(terms)
+    added = sum(config.loss_weights.values()) - sum(
+        objective.weights[name] for name in config.loss_weights
     )
     assert added > 9
-    assert float(ours - objective.total(terms)) == pytest.approx(added)
+    assert float(local - objective.total(terms)) == pytest.approx(added)
 
 
 def test_smears_have_no_depth(project: Path) -> None:
-    facts = bundled_recipe(project).model_dump()
+    facts = bundled_config(project).model_dump()
     facts["classes"] = ("RBC", "WBC", "Platelets")
     facts["data"]["renderer"] = "blood_smears"
     with pytest.raises(ValueError, match="nothing in space"):
-        Recipe.model_validate(facts)
+        TrainConfig.model_validate(facts)

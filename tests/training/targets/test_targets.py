@@ -1,4 +1,4 @@
-"""Targets of the heads against the authors' numbers, and against what decoding makes of them."""
+"""Targets of the heads against the upstream numbers, and against what decoding makes of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from training.data.sample import ALL_CLASSES, Space
-from training.targets.corners import corner_targets, triplet_targets
-from training.targets.poses import pose_targets
-from training.targets.boxes_3d import ignore_regions, space_targets
+from training.targets.boxes_3d import boxes_3d_targets, ignore_regions
 from training.targets.centers import (
     center_targets,
     corrected_gaussian_radius,
     draw_gaussian,
     gaussian_radius,
 )
+from training.targets.corners import corner_targets, triplet_targets
+from training.targets.poses import pose_targets
 
 Goldens = dict[str, np.ndarray]
 
@@ -30,23 +30,23 @@ def load(project: Path) -> Callable[..., Goldens]:
     return read
 
 
-def test_radius_is_the_authors(load) -> None:
+def test_radius_is_as_upstream(load) -> None:
     goldens = load("unit_geometry_xz", "gr_args", "gr_centernet")
-    ours = [gaussian_radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
-    np.testing.assert_allclose(ours, goldens["gr_centernet"], rtol=1e-12)
+    local = [gaussian_radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
+    np.testing.assert_allclose(local, goldens["gr_centernet"], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("system", "radius"),
     [("unit_cornernet", corrected_gaussian_radius), ("unit_triplet", gaussian_radius)],
 )
-def test_radius_of_corners_is_the_authors(load, system: str, radius) -> None:
+def test_radius_of_corners_is_as_upstream(load, system: str, radius) -> None:
     goldens = load(system, "gr_args", "gr")
-    ours = [radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
-    np.testing.assert_allclose(ours, goldens["gr"], rtol=1e-10)
+    local = [radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
+    np.testing.assert_allclose(local, goldens["gr"], rtol=1e-10)
 
 
-def test_gaussians_are_the_authors(load) -> None:
+def test_gaussians_are_as_upstream(load) -> None:
     goldens = load("unit_geometry_xz", "draw_args", "umich")
     drawn = np.zeros_like(goldens["umich"])
     for index, (x, y, radius, peak) in enumerate(goldens["draw_args"]):
@@ -103,31 +103,31 @@ def test_no_object_gives_an_empty_heatmap() -> None:
 
 
 def test_too_many_objects_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 objects in one picture; at most 1"):
+    with pytest.raises(ValueError, match="2 objects in one image; at most 1"):
         encode([[0, 0, 9, 9], [20, 20, 9, 9]], [0, 0], max_objects=1)
 
 
-def test_joints_are_recovered_from_their_targets() -> None:
-    joints = np.array([[[13, 22, 2], [40, 36, 1], [200, 30, 2], [20, 20, 0]]], np.float32)
-    targets = pose_targets(encode([[10, 20, 31, 17]], [0]), joints, stride=4)
-    assert targets.joint_mask[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+def test_keypoints_are_recovered_from_their_targets() -> None:
+    keypoints = np.array([[[13, 22, 2], [40, 36, 1], [200, 30, 2], [20, 20, 0]]], np.float32)
+    targets = pose_targets(encode([[10, 20, 31, 17]], [0]), keypoints, stride=4)
+    assert targets.keypoint_mask[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     center = np.array([targets.cells[0] % 24, targets.cells[0] // 24])
-    for joint in (0, 1):
-        expected = joints[0, joint, :2] / 4
-        offset = targets.joint_offsets[0, 2 * joint : 2 * joint + 2]
+    for keypoint in (0, 1):
+        expected = keypoints[0, keypoint, :2] / 4
+        offset = targets.keypoint_offsets[0, 2 * keypoint : 2 * keypoint + 2]
         np.testing.assert_allclose(center + offset, expected, atol=1e-6)
-        cell = targets.joint_cells[joint]
-        place = np.array([cell % 24, cell // 24]) + targets.joint_heatmap_offset[joint]
+        cell = targets.keypoint_cells[keypoint]
+        place = np.array([cell % 24, cell // 24]) + targets.keypoint_heatmap_offset[keypoint]
         np.testing.assert_allclose(place, expected, atol=1e-6)
-        assert targets.joint_heatmap[joint].flat[cell] == 1
+        assert targets.keypoint_heatmap[keypoint].flat[cell] == 1
     # Outside of the map, and not labelled.
-    assert targets.joint_heatmap[2:].max() == 0
-    assert targets.joint_present[:4].tolist() == [1, 1, 0, 0]
+    assert targets.keypoint_heatmap[2:].max() == 0
+    assert targets.keypoint_present[:4].tolist() == [1, 1, 0, 0]
 
 
-def test_an_object_without_joints_stays_in_the_heatmap_only() -> None:
-    joints = np.zeros((1, 3, 3), np.float32)
-    targets = pose_targets(encode([[10, 20, 31, 17]], [0]), joints, stride=4)
+def test_an_object_without_keypoints_stays_in_the_heatmap_only() -> None:
+    keypoints = np.zeros((1, 3, 3), np.float32)
+    targets = pose_targets(encode([[10, 20, 31, 17]], [0]), keypoints, stride=4)
     assert targets.present.sum() == 0
     assert (targets.heatmap == 1).sum() == 1
 
@@ -137,8 +137,8 @@ def test_angles_are_recovered_from_their_bins(alpha: float) -> None:
     space = Space(
         np.array([12.0], np.float32), np.ones((1, 3), np.float32), np.array([alpha], np.float32)
     )
-    targets = space_targets(encode([[10, 20, 31, 17]], [0]), space)
-    # The authors' conditions.
+    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), space)
+    # The upstream conditions.
     expected = [
         alpha < np.pi / 6 or alpha > 5 * np.pi / 6,
         alpha > -np.pi / 6 or alpha < -5 * np.pi / 6,
@@ -154,10 +154,10 @@ def test_angles_are_recovered_from_their_bins(alpha: float) -> None:
     assert targets.measured.tolist() == [1, 0, 0, 0]
 
 
-def test_depth_is_not_learnt_from_enlarged_views() -> None:
+def test_depth_is_not_learned_from_enlarged_views() -> None:
     one = np.ones(1, np.float32)
     space = Space(one, np.ones((1, 3), np.float32), one, is_measurable=False)
-    targets = space_targets(encode([[10, 20, 31, 17]], [0]), space)
+    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), space)
     assert targets.measured.sum() == 0
     assert targets.present.sum() == 1
 
@@ -186,7 +186,7 @@ def test_corners_are_recovered_from_their_targets(encode_corners) -> None:
         assert targets[f"{name}_heatmap"].shape == (2, 32, 32)
         cells = targets[f"{name}_cells"][:2]
         places = np.stack([cells % 32, cells // 32], axis=1) + targets[f"{name}_offset"][:2]
-        # 32 cells for 127 pixels; the last column of the picture is as far as a corner goes.
+        # 32 cells for 127 pixels; the last column of the image is as far as a corner goes.
         np.testing.assert_allclose(places, points * 32 / 127, atol=32 / 127)
         if name == "top_left":
             np.testing.assert_allclose(places, points * 32 / 127, atol=1e-5)
@@ -195,7 +195,7 @@ def test_corners_are_recovered_from_their_targets(encode_corners) -> None:
     assert targets["present"].tolist() == [1, 1, 0, 0, 0]
 
 
-def test_gaussians_of_centers_are_the_authors(load) -> None:
+def test_gaussians_of_centers_are_as_upstream(load) -> None:
     drawn = np.zeros((40, 56), np.float32)
     draw_gaussian(drawn, 20, 15, 6, sigmas=5)
     np.testing.assert_allclose(drawn, load("unit_triplet", "draw_delte5")["draw_delte5"], atol=1e-6)

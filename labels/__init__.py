@@ -1,0 +1,1 @@
+"""Labelled data: one reader for each label format, and the matching of detections to labels."""
