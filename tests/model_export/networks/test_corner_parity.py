@@ -76,7 +76,7 @@ def runners(
         graph = DetectionGraph(
             load_network(contents, state),
             NORMALIZATIONS[plan.normalization],
-            TASKS[contents.task].keypoints,
+            TASKS[contents.task].keypoint_peaks,
             plan.task,
         ).eval()
         path = tmp_path_factory.mktemp("parity") / "model.onnx"
