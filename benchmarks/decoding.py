@@ -28,9 +28,9 @@ from model_package import (
 )
 from service.decoders import DECODERS, ModelOutput
 from service.decoders.types import DetectionOptions, Detections
-from service.http.responses import TASK_FIELDS
+from service.http.responses import RESPONSE_FIELDS
 from service.imaging.geometry import AffineTransform, ImageTransform
-from service.options import TASK_RULES
+from service.option_rules import TASK_RULES
 
 K, PAIRS, CENTERS, CELLS = 100, 1000, 70, 128
 CAMERA = (707.0, 0, 604, 45, 0, 707, 180, 0, 0, 0, 1, 0)
@@ -123,7 +123,7 @@ def row(case: Case, rounds: int) -> str:
     options = DetectionOptions(0.0, K, soft_nms=case.soft_nms)
     found: Detections = decoder.decode(of_image, options)
     decoding = milliseconds(lambda: decoder.decode(of_image, options), rounds)
-    fields = milliseconds(lambda: list(TASK_FIELDS[type(found)](found)), rounds)
+    fields = milliseconds(lambda: list(RESPONSE_FIELDS[type(found)](found)), rounds)
     numbers = (
         *(statistics.median(decoding), np.percentile(decoding, 95), min(decoding)),
         statistics.median(fields),

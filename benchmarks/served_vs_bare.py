@@ -19,14 +19,15 @@ import numpy as np
 from benchmarks.endurance.service import running
 from benchmarks.load import Target, closed_loop
 from model_package import load_package
-from service.batching.batcher import Batcher, BatchInput, BatchLimits
+from service.batching.batcher import Batcher
 from service.batching.latency_model import LatencyModel
+from service.batching.types import BatchInput, BatchLimits
+from service.detector import open_model_engine
 from service.engines import Engine
-from service.model_registry import open_model_engine
 from service.self_test import draw_test_image
 from service.settings import Settings
 from service.tune import BatchSizes, BorrowedEngine
-from service.warmup import BatchTiming, calibrate
+from service.warmup import BatchTiming, time_batches
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     settings = Settings(models=given.package, max_batch_size=given.max_batch_size)
     engine = open_model_engine(package, settings)
     manifest = package.manifest
-    timings = calibrate(engine, manifest, given.max_batch_size or 8, 1.0)
+    timings = time_batches(engine, manifest, given.max_batch_size or 8, 1.0)
     chosen = max(timings, key=lambda timing: timing.images_per_s)
     size = chosen.batch_size
     waiting = 2 * size * engine.concurrency

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 from PIL import Image, ImageOps
 
 from client.drawing import draw_detections
-from service.http.query_parameters import DetectParameters
+from service.options import DetectParameters
 
 _NO_SERVICE = "is this a CenterNet service?"
 

@@ -1,4 +1,4 @@
-"""The ASGI application over models that are loaded while it answers its probes already."""
+"""The ASGI application."""
 
 import asyncio
 import logging
@@ -15,19 +15,20 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.cancellation import CancelSignal
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
-from service.http.auth import KEY_HEADER, Access, ApiKeys, RateLimiter
-from service.http.image_route import DirectRoutes
+from service.http.auth import KEY_HEADER, Access, ApiKeys
 from service.http.middleware import RequestContext
 from service.http.problem_details import install_problem_handlers, problem_responses
+from service.http.rate_limit import RateLimiter
 from service.http.request_body import BodyBudget
 from service.http.routes import detection, monitoring, probes, router
+from service.http.state import ServiceState
 from service.model_loader import ModelLoader
 from service.observability.gpu_metrics import watch_gpus
 from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
 from service.settings import Settings
 
-# They describe the API and refuse nobody: that is done by Access.
+# For the OpenAPI document only; Access checks the keys.
 _KEY_SCHEMES = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name=KEY_HEADER, auto_error=False)),
@@ -36,39 +37,51 @@ _EXPOSED_HEADERS = ["Server-Timing", "X-Request-ID", "Retry-After", "X-Batch-Siz
 _log = logging.getLogger(__name__)
 
 LAST_RUN_S = 2.0
-"""Seconds at the end for engine runs that nobody waits for any more."""
+"""Seconds at the end for engine runs whose results are no longer needed."""
 _LAG_SAMPLES, _LAG_SAMPLE_S = 10, 0.1
 
 
-def create_app(startup: ModelLoader, settings: Settings, metrics: Metrics) -> FastAPI:
-    """Make the application; it runs ``startup`` and, at the end, drains the models.
+def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> FastAPI:
+    """Make the application; its lifespan loads the models and, at the end, drains them.
 
-    ``app.state.draining`` is to be set when the service should not be sent requests any more,
-    ``app.state.stopping`` is to happen when it takes none. Raises
-    :class:`service.http.auth.KeyFileError` and :class:`service.observability.tracing.TracingUnavailableError`.
+    The server sets ``draining`` and ``stopping`` of its :class:`service.http.state.ServiceState`
+    when it shuts down. Raises :class:`service.http.auth.KeyFileError` and
+    :class:`service.observability.tracing.TracingUnavailableError`.
     """
     tracing = open_tracing(settings)
+    keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
+    rate = settings.rate_limit_per_s
+    state = ServiceState(
+        loader=loader,
+        settings=settings,
+        metrics=metrics,
+        bodies=BodyBudget(settings.max_upload_bytes),
+        access=Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None),
+        draining=asyncio.Event(),
+        stopping=CancelSignal(_stopped),
+    )
+    metrics.body_bytes.set_function(lambda: state.bodies.held_bytes)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         gpus = watch_gpus(metrics.registry)
         tasks = [
-            asyncio.create_task(startup.run(tracing), name="startup"),
-            asyncio.create_task(_watch_event_loop(metrics), name="event loop lag"),
+            asyncio.create_task(loader.run(tracing), name="model loader"),
+            asyncio.create_task(_measure_event_loop_lag(metrics), name="event loop lag"),
         ]
         try:
             yield
         finally:
-            app.state.draining.set()
-            app.state.stopping.set()
+            state.draining.set()
+            state.stopping.set()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             try:
                 async with asyncio.timeout(LAST_RUN_S):
-                    await startup.stop()
+                    await loader.stop()
             except TimeoutError:
-                _log.error("a run of the engine has not ended; the process ends without it")
+                _log.error("an engine run has not ended; the process exits without it")
             if gpus:
                 gpus.stop()
             if tracing:
@@ -84,22 +97,15 @@ def create_app(startup: ModelLoader, settings: Settings, metrics: Metrics) -> Fa
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.state.startup = startup
-    app.state.settings = settings
-    app.state.metrics = metrics
-    app.state.draining = asyncio.Event()
-    app.state.stopping = CancelSignal(_stopped)
-    bodies = app.state.bodies = BodyBudget(settings.max_upload_bytes)
-    metrics.body_bytes.set_function(lambda: bodies.held_bytes)
-    install_problem_handlers(app)
-    access = _include_routes(app, settings)
-    app.add_middleware(DirectRoutes, routes=_routes_of(detection), check=access.within_rate)
+    state.attach(app)
+    install_problem_handlers(app, metrics)
+    _include_routers(app, state.access, has_keys=bool(keys), has_rate_limit=bool(rate))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            # Whatever header those pages ask for; they get no cookies, there are none.
+            # Any header, since there are no cookies that a page could misuse.
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
@@ -110,18 +116,18 @@ def create_app(startup: ModelLoader, settings: Settings, metrics: Metrics) -> Fa
 
 def _stopped() -> StoppingError:
     return StoppingError(
-        "The service began to shut down before the whole image had arrived. Send it again."
+        "The service began to shut down before the whole body had arrived. Send the request again."
     )
 
 
 class _Application(FastAPI):
-    """FastAPI without its own telemetry, which asks each time whether there is somebody to tell."""
+    """FastAPI without the telemetry hook that it calls for every request."""
 
     __call__ = Starlette.__call__
 
 
-async def _watch_event_loop(metrics: Metrics) -> None:
-    """Measure how late the event loop is: what blocks it holds up every request."""
+async def _measure_event_loop_lag(metrics: Metrics) -> None:
+    """Measure how late the event loop runs its timers, which delays every request."""
     loop = asyncio.get_running_loop()
     while True:
         worst_s = 0.0
@@ -132,27 +138,24 @@ async def _watch_event_loop(metrics: Metrics) -> None:
         metrics.event_loop_lag.set(worst_s)
 
 
-def _include_routes(app: FastAPI, settings: Settings) -> Access:
-    keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
-    rate = settings.rate_limit_per_s
-    access = Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None)
+def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_limit: bool) -> None:
     with_key: dict[str, Any] = {}
-    within_rate: dict[str, Any] = {}
-    if keys:
-        with_key["dependencies"] = [Depends(access.with_key), *_KEY_SCHEMES]
+    with_key_and_rate: dict[str, Any] = {}
+    if has_keys:
+        with_key["dependencies"] = [Depends(access.require_key), *_KEY_SCHEMES]
         with_key["responses"] = problem_responses(UnauthorizedError)
-    if keys or rate:
-        within_rate["dependencies"] = [
-            Depends(access.within_rate),
-            *(_KEY_SCHEMES if keys else []),
+    if has_keys or has_rate_limit:
+        with_key_and_rate["dependencies"] = [
+            Depends(access.require_key_and_rate),
+            *(_KEY_SCHEMES if has_keys else []),
         ]
-        door_errors = [UnauthorizedError] * bool(keys) + [RateLimitedError] * bool(rate)
-        within_rate["responses"] = problem_responses(*door_errors)
+        access_errors = [UnauthorizedError] * has_keys + [RateLimitedError] * has_rate_limit
+        with_key_and_rate["responses"] = problem_responses(*access_errors)
+    # The detection endpoints first: the router tries them in order.
+    app.include_router(detection, **with_key_and_rate)
+    app.include_router(router, **with_key_and_rate)
     app.include_router(probes)
     app.include_router(monitoring, **with_key)
-    app.include_router(detection, **within_rate)
-    app.include_router(router, **within_rate)
-    return access
 
 
 def _routes_of(*routers: APIRouter) -> list[APIRoute]:

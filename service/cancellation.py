@@ -1,7 +1,7 @@
-"""Work that is given up when something else happens first.
+"""Cancel scopes: blocks that end with an error when a signal is set or a timeout is over.
 
-No task is started to watch for it: what happens finds the blocks that wait for it, and cancels the
-tasks that are inside.
+A signal knows the scopes that watch it and cancels their tasks. No watcher task is started, which
+would cost every request two turns of the event loop.
 """
 
 import asyncio
@@ -11,49 +11,49 @@ from typing import Self
 
 
 class CancelSignal:
-    """Something that happens once, and ends every :class:`CancelScope` that is open then or later.
+    """A one-time signal that ends every :class:`CancelScope` on it, open ones and later ones.
 
-    ``error`` makes what is raised there.
+    ``error`` returns the exception that the scopes raise.
     """
 
     def __init__(self, error: Callable[[], Exception]) -> None:
         self.is_set = False
         self.error = error
-        self._blocks: set[CancelScope] = set()
+        self._scopes: set[CancelScope] = set()
 
     def set(self) -> None:
-        """Let it happen; any thread may, and signal handlers."""
+        """Set the signal; may be called by any thread and by signal handlers."""
         self.is_set = True
-        for block in list(self._blocks):
-            block.cancel_soon()
+        for scope in list(self._scopes):
+            scope.cancel_soon()
 
-    def watch(self, block: "CancelScope") -> None:
-        """Interrupt ``block`` when it happens, or soon if it has."""
-        self._blocks.add(block)
+    def watch(self, scope: "CancelScope") -> None:
+        """Cancel ``scope`` when the signal is set, or soon if it is set already."""
+        self._scopes.add(scope)
         if self.is_set:
-            # After another look at what has arrived: work that needs no more than that is done.
-            asyncio.get_running_loop().call_soon(block.cancel_soon)
+            # One turn of the loop later: a block that needs only data that is here completes.
+            asyncio.get_running_loop().call_soon(scope.cancel_soon)
 
-    def forget(self, block: "CancelScope") -> None:
-        """The block has ended."""
-        self._blocks.discard(block)
+    def unwatch(self, scope: "CancelScope") -> None:
+        """Stop watching for ``scope``, which has ended."""
+        self._scopes.discard(scope)
 
 
 class CancelScope:
-    """A block that raises the error of ``interruption`` as soon as that happens.
+    """A block that raises the error of ``source`` as soon as that is set.
 
-    ``with CancelScope(lost): await work``. It cancels what the task waits for, as
-    :func:`asyncio.timeout` does; blocks may be inside each other.
+    ``with CancelScope(signal): await work``. Like :func:`asyncio.timeout`, it cancels what the task
+    awaits; scopes may be nested.
     """
 
-    def __init__(self, interruption: "CancelSignal | Timeout") -> None:
-        self._interruption = interruption
+    def __init__(self, source: "CancelSignal | Timeout") -> None:
+        self._source = source
         self._task: asyncio.Task[object] | None = None
-        self._is_interrupted = False
+        self._is_cancelled = False
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        self._interruption.watch(self)
+        self._source.watch(self)
         return self
 
     def __exit__(
@@ -62,38 +62,38 @@ class CancelScope:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._interruption.forget(self)
+        self._source.unwatch(self)
         task, self._task = self._task, None
-        # Others may have cancelled the task as well: then it is theirs.
-        is_ours = self._is_interrupted and task is not None and task.uncancel() == 0
-        if is_ours and kind is asyncio.CancelledError:
-            raise self._interruption.error() from None
+        # If others have cancelled the task as well, their cancellation must propagate.
+        is_own = self._is_cancelled and task is not None and task.uncancel() == 0
+        if is_own and kind is asyncio.CancelledError:
+            raise self._source.error() from None
 
     def cancel_soon(self) -> None:
-        """Have the event loop end the block: a task that is running cannot be cancelled well."""
-        task = self._task  # which another thread may take away meanwhile
+        """Let the event loop call :meth:`cancel`; thread-safe."""
+        task = self._task  # another thread may reset it meanwhile
         if task is not None:
-            task.get_loop().call_soon_threadsafe(self.cancel_task)
+            task.get_loop().call_soon_threadsafe(self.cancel)
 
-    def cancel_task(self) -> None:
-        """End the block, if it has not ended; called by the event loop."""
-        if self._task is not None and not self._is_interrupted:
-            self._is_interrupted = True
+    def cancel(self) -> None:
+        """Cancel the task inside the block, if any; called by the event loop."""
+        if self._task is not None and not self._is_cancelled:
+            self._is_cancelled = True
             self._task.cancel()
 
 
 class Timeout:
-    """Happens ``seconds`` after the one block that it is for began."""
+    """A source for one :class:`CancelScope` that is set after ``seconds``."""
 
     def __init__(self, seconds: float, error: Callable[[], Exception]) -> None:
         self.error = error
         self._seconds = seconds
 
-    def watch(self, block: CancelScope) -> None:
-        """Interrupt ``block`` when its time is over."""
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, block.cancel_task)
+    def watch(self, scope: CancelScope) -> None:
+        """Start the timer."""
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, scope.cancel)
 
-    def forget(self, block: CancelScope) -> None:
-        """The block has ended."""
-        del block
+    def unwatch(self, scope: CancelScope) -> None:
+        """Stop the timer."""
+        del scope
         self._timer.cancel()

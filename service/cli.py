@@ -1,4 +1,4 @@
-"""``centernet-serve``: listen, and load the models; ``centernet-serve tune``."""
+"""The command ``centernet-serve``, with its subcommand ``tune``."""
 
 import gc
 import logging
@@ -25,48 +25,48 @@ from service.tune import TuneSettings, tune
 
 _Settings = TypeVar("_Settings", bound=Settings)
 
-_STOPPED_BY_HAND = 130
+_EXIT_INTERRUPTED = 130
 _SWITCH_INTERVAL_S = 0.0001
-"""An engine's thread whose run has ended needs Python's lock for the next one; it asks for it after
-so long. Python's own 5 ms would leave a core idle while the event loop writes answers."""
+"""GIL switch interval: how long an engine thread waits for the GIL after a run. Python's default of
+5 ms would leave a core idle while the event loop writes responses."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, or tune; exit with status 2 when that fails to start."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Serve until SIGTERM or SIGINT, or tune; exit with status 2 if the start fails."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    if given[:1] == ["tune"]:
-        _tune(given[1:])
+    if args[:1] == ["tune"]:
+        _tune(args[1:])
     else:
-        _serve(given)
+        _serve(args)
 
 
 def _serve(arguments: list[str]) -> None:
     settings = _read(Settings, arguments)
     metrics = Metrics()
 
-    def load(note: Callable[[str], None]) -> ModelRegistry:
-        models = load_models(settings, metrics, note)
-        # What is there by now stays: the collector need not look through it while it serves.
+    def load(report_step: Callable[[str], None]) -> ModelRegistry:
+        models = load_models(settings, metrics, report_step)
+        # Objects that exist by now stay, so the garbage collector need not traverse them.
         gc.collect()
         gc.freeze()
         return models
 
-    startup = ModelLoader(load)
+    loader = ModelLoader(load)
     try:
-        app = create_app(startup, settings, metrics)
+        app = create_app(loader, settings, metrics)
     except (KeyFileError, TracingUnavailableError) as error:
         _fail(str(error))
     try:
         Server(app, settings).run()
     except KeyboardInterrupt:
-        # As SIGTERM, which ends the process in run(): no thread that hangs can keep it alive.
+        # As for SIGTERM, which ends the process in run(): no hanging thread keeps it alive.
         logging.shutdown()
-        os._exit(_STOPPED_BY_HAND)
-    if isinstance(startup.error, PackageError | EngineUnavailableError):
-        _fail(str(startup.error))
-    if startup.error is not None:
-        raise startup.error
+        os._exit(_EXIT_INTERRUPTED)
+    if isinstance(loader.error, PackageError | EngineUnavailableError):
+        _fail(str(loader.error))
+    if loader.error is not None:
+        raise loader.error
 
 
 def _tune(arguments: list[str]) -> None:

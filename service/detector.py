@@ -1,64 +1,55 @@
-"""The heart of the service: one loaded model."""
+"""The detector as a library: a loaded model package that turns images into detections.
 
-import asyncio
-import logging
-import math
+    from service.detector import load_detector
+
+    detector = load_detector("models/blood_cells")
+    prediction = detector.detect(Path("image.jpg").read_bytes(), score_threshold=0.5)
+    prediction.detections.boxes_xyxy
+
+:class:`service.async_detector.AsyncDetector` is the asynchronous counterpart, with batching.
+"""
+
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package import ModelManifest
-from service.batching.admission import Admission
-from service.batching.batcher import (
-    RUN_OVERHEAD_S,
-    Batcher,
-    BatchInput,
-    BatchItemOutput,
-    BatchLimits,
-    BatchRun,
-    SchedulingOptions,
-    Trigger,
-)
-from service.batching.latency_model import LatencyModel
-from service.cancellation import CancelScope, Timeout
+from model_package import ModelManifest, ModelPackage, load_package
+from service.batching.types import BatchInput, Trigger
 from service.decoders import ModelOutput, make_decoder
-from service.decoders.types import Detections
-from service.engines import Engine, EngineUnavailableError
-from service.errors import DeadlineExceededError, ServiceError
-from service.http.query_parameters import PRIORITY_STEP_S, DetectParameters
+from service.decoders.types import DetectionOptions, Detections
+from service.engines import Engine, open_engine
 from service.imaging.geometry import ImageTransform
-from service.imaging.image_decoding import open_image
+from service.imaging.image_decoding import ArrayImage, open_image
 from service.imaging.resize import InputPlanner
+from service.imaging.types import InputOptions
 from service.imaging.warp import choose_reduction, draw_input
-from service.observability.metrics import Metrics, ModelMetrics
-from service.observability.tracing import Tracing
-from service.options import InputOptions, OptionRules, RequestOptions
-from service.self_test import SelfTest
-from service.settings import Settings
-from service.warmup import (
-    DEFAULT_MAX_BATCH_SIZE,
-    BatchTiming,
-    calibrate,
-    choose_batch_size,
-)
+from service.option_rules import OptionRules
+from service.options import DetectParameters, RequestOptions, validate_options
+from service.settings import Settings, available_cores
 
-_log = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
+Image = bytes | NDArray[np.uint8]
+"""One encoded image (JPEG, PNG, WebP or BMP), or uint8 RGB pixels (height, width, 3)."""
 
-_SECONDS_PER_SIZE = 0.2
-_LONGEST_RUN_S = 2.0
-"""Warm-up times each batch size for the former and goes no further after a run of the latter."""
+DEFAULT_GPU_BATCH_SIZE = 16
+"""Maximum batch size that GPU engines allocate memory for, unless the settings give another."""
+LONG_RUN_S = 0.25
+"""A model whose run takes longer than this in one thread gets all cores for each run: latency
+counts more than throughput there."""
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class PreprocessedImage:
+    """Network inputs of one image, each with its transform, and the size of the upright image."""
+
     inputs: tuple[BatchInput, ...]
-    placements: tuple[ImageTransform, ...]
+    transforms: tuple[ImageTransform, ...]
     width_px: int
     height_px: int
     orientation_applied: bool
@@ -66,268 +57,176 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Detections of one image, the size of the upright image, and what the answer took."""
+    """Detections of one image.
+
+    ``orientation_applied``: whether the EXIF orientation changed the image. ``stage_s``: seconds
+    per stage (prepare, queue, infer, postprocess). ``batch_size`` and ``trigger`` are those of the
+    largest batch that an input of the image was part of.
+    """
 
     detections: Detections
     image_width_px: int
     image_height_px: int
     orientation_applied: bool
-    batch_size: int
-    trigger: Trigger
     stage_s: dict[str, float]
+    batch_size: int = 1
+    trigger: Trigger = "idle"
 
 
-class _Listener:
-    """Puts what becomes of inputs into metrics and traces."""
+class Detector(AbstractContextManager["Detector"]):
+    """One loaded model. Thread-safe.
 
-    def __init__(self, model: str, metrics: ModelMetrics, tracing: Tracing | None) -> None:
-        self._model = model
-        self._metrics = metrics
-        self._tracing = tracing
-        self.cancelled = metrics.cancelled
-
-    def batch_done(self, run: BatchRun) -> None:
-        self._metrics.batch(len(run.requests), run.trigger)
-        if self._tracing is not None:
-            self._tracing.batch(
-                self._model, run.requests, run.started_at, run.infer_s, trigger=run.trigger
-            )
-
-
-class Detector:
-    """One loaded model: image bytes in, detections in original pixels out."""
+    ``manifest``: the description in ``model.json``; ``engine``: what runs the model; ``rules``: the
+    options that :meth:`detect` accepts for this model. Used as a context manager, it is closed at
+    the end of the block.
+    """
 
     def __init__(
         self,
         manifest: ModelManifest,
         engine: Engine,
-        cpu_pool: Executor,
-        settings: Settings,
-        metrics: Metrics,
-        self_test: SelfTest | None = None,
+        *,
+        max_image_pixels: int,
+        scaled_decoding: bool = True,
     ) -> None:
         self.manifest = manifest
-        self.engine_description = engine.description
+        self.engine = engine
         self.rules = OptionRules(manifest)
-        self.timings: Sequence[BatchTiming] = ()
-        self.max_batch_size = _largest_batch(engine, settings)
-        self._engine = engine
-        self._cpu_pool = cpu_pool
-        self._settings = settings
-        self._self_test = self_test
-        self._self_test_error: str | None = None
-        self._metrics = ModelMetrics(metrics, manifest.name)
-        self._planner = InputPlanner(manifest, settings.max_image_pixels)
         self.decoder = make_decoder(manifest)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._max_image_pixels = max_image_pixels
+        self._scaled_decoding = scaled_decoding
+        self._planner = InputPlanner(manifest, max_image_pixels)
 
-    def warm_up(self) -> None:
-        """Check and time the engine, and settle the batch size where the settings leave it open.
+    def detect(self, image: Image, **options: Any) -> Prediction:
+        """Detect the objects in one image.
 
-        Raises :class:`EngineUnavailableError` when the outputs are not those of the manifest, or
-        do not agree with the self-test's.
+        ``options`` are the fields of :class:`service.options.DetectParameters`, such as
+        ``score_threshold``, ``top_k``, ``classes``, ``flip`` and ``scales``; the defaults are those
+        of the model.
+
+        Raises :class:`service.errors.InvalidOptionError`, the image errors of
+        :mod:`service.errors`, and what the engine raises.
         """
-        chosen = self._settings.max_batch_size
-        self.timings = calibrate(
-            self._engine,
-            self.manifest,
-            self.max_batch_size,
-            _SECONDS_PER_SIZE,
-            math.inf if chosen else _LONGEST_RUN_S,
-        )
-        if chosen is None:
-            self.max_batch_size = choose_batch_size(self.timings, self._target_s)
-        # The reference has just run the self-test's image; once more would compare it with itself.
-        if self._self_test is not None and not self._engine.is_reference:
-            error = self._self_test.error_of(self._engine.run(self._self_test.pixels[np.newaxis]))
-            if error is not None:
-                raise EngineUnavailableError(
-                    f"{self.manifest.name} on {self.engine_description}: {error}"
-                )
+        return self.run(image, self.rules.complete(validate_options(DetectParameters, options)))
 
-    @property
-    def _target_s(self) -> float | None:
-        target_ms = self._settings.target_latency_ms
-        return None if target_ms is None else target_ms / 1000
-
-    @property
-    def problem(self) -> str | None:
-        """Why no requests should be sent here now, if so."""
-        return self.fatal_problem or self._self_test_error
-
-    @property
-    def fatal_problem(self) -> str | None:
-        """Why only a restart can help, if so."""
-        return self._batcher.problem
-
-    def start(self, tracing: Tracing | None = None) -> None:
-        """Begin to serve; call it inside the running event loop."""
-        settings, spec = self._settings, self.manifest.input
-        engine_s = LatencyModel((one.batch_size, one.run_s) for one in self.timings)
-        rate = max((one.images_per_s for one in self.timings), default=0.0)
-        self.admission = Admission(
-            self.manifest.name,
-            settings.max_queue_size,
-            self._target_s,
-            LatencyModel(_answer_seconds(engine_s.seconds(1), rate, settings.max_queue_size)),
-        )
-        limits = BatchLimits(
-            self.max_batch_size,
-            settings.max_queue_delay_ms / 1000,
-            self.max_batch_size * spec.height_px * spec.width_px,
-            # A line that was not measured does not tell images from runs.
-            RUN_OVERHEAD_S if self.timings else None,
-        )
-        self._batcher = Batcher(
-            self._engine, limits, engine_s, _Listener(self.manifest.name, self._metrics, tracing)
-        )
-        self._batcher.start()
-        self._metrics.watch(
-            self.manifest.version,
-            self.engine_description,
-            images_per_s=rate,
-            limit=self.admission.limit,
-            admitted=lambda: self.admission.admitted,
-            oldest_age_s=lambda: self._batcher.oldest_age_s,
-            seconds_per_image=lambda: engine_s.line.slope_s,
-            seconds_per_batch=lambda: engine_s.line.base_s,
-            is_ready=lambda: self.problem is None,
-        )
-        if self._self_test is not None and settings.self_test_interval_s:
-            self._tasks.append(asyncio.create_task(self._watch_engine(self._self_test)))
-
-    async def stop(self) -> None:
-        """Finish what was admitted and end the engine threads."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._batcher.stop()
-
-    async def _watch_engine(self, self_test: SelfTest) -> None:
-        """Run the self-test now and then, behind everybody else."""
-        last_in_line = SchedulingOptions(priority_offset_s=-PRIORITY_STEP_S)
-        while True:
-            await asyncio.sleep(self._settings.self_test_interval_s)
-            try:
-                (row,) = await self._batcher.submit([BatchInput(self_test.pixels)], last_in_line)
-            except ServiceError as error:
-                self._self_test_error = f"the known image could not be run: {error}"
-                self._metrics.self_test("failed")
-                continue
-            outputs = {name: values[np.newaxis] for name, values in row.outputs.items()}
-            self._self_test_error = self_test.error_of(outputs)
-            self._metrics.self_test("wrong" if self._self_test_error else "ok")
-            if self._self_test_error:
-                _log.error("%s: %s", self.manifest.name, self._self_test_error)
-
-    def options(self, given: DetectParameters) -> RequestOptions:
-        """Complete a request's options from the manifest.
-
-        Raises :class:`InvalidOptionError` for what this model cannot do.
-        """
-        return self.rules.complete(given)
-
-    async def predict(
-        self, body: bytes, options: RequestOptions, scheduling: SchedulingOptions
-    ) -> Prediction:
-        """Detect the objects in one encoded image.
-
-        Raises the image errors of :mod:`service.imaging.image_decoding`, :class:`ImageSizeError`,
-        :class:`DeadlineExceededError`, :class:`StoppingError` and :class:`EngineError`.
-        """
-        left_s = scheduling.deadline_at - time.perf_counter()
-        with CancelScope(Timeout(left_s, _too_late)):
-            return await self._predict(body, options, scheduling)
-
-    async def _predict(
-        self, body: bytes, options: RequestOptions, scheduling: SchedulingOptions
-    ) -> Prediction:
-        done: tuple[_Prepared, float] | None = None
-
-        def prepare() -> Sequence[BatchInput]:
-            nonlocal done
-            done = _timed(lambda: self._prepare(body, options.inputs))
-            return done[0].inputs
-
-        rows = await self._batcher.prepare_and_submit(self._cpu_pool, prepare, scheduling)
-        assert done is not None
-        prepared, prepare_s = done
-        views = [
-            ModelOutput(row.outputs, placed)
-            for row, placed in zip(rows, prepared.placements, strict=True)
-        ]
-
-        def decode() -> Detections:
-            return self.decoder.decode(views, options.detection)
-
-        # One view is some 0.1 ms of work: here, because in the pool it would wait behind other
-        # images. More would hold up the event loop.
-        detections, decode_s = _timed(decode) if len(views) == 1 else await self._in_pool(decode)
-        stage_s = {"prepare": prepare_s, **_engine_stages(rows), "postprocess": decode_s}
-        for stage, seconds in stage_s.items():
-            self._metrics.stage(stage, seconds)
-        largest = max(rows, key=lambda row: row.batch_size)
+    def run(self, image: Image, options: RequestOptions) -> Prediction:
+        """Detect with completed options (:attr:`rules`); every network input runs alone."""
+        began_at = time.perf_counter()
+        prepared = self.preprocess(image, options.inputs)
+        prepared_at = time.perf_counter()
+        outputs = []
+        for one in prepared.inputs:
+            batch = self.engine.run(one.pixels[np.newaxis], one.flip)
+            outputs.append({name: values[0] for name, values in batch.items()})
+        ran_at = time.perf_counter()
+        detections = self.postprocess(outputs, prepared, options.detection)
+        stage_s = {
+            "prepare": prepared_at - began_at,
+            "infer": ran_at - prepared_at,
+            "postprocess": time.perf_counter() - ran_at,
+        }
         return Prediction(
             detections,
             prepared.width_px,
             prepared.height_px,
             prepared.orientation_applied,
-            largest.batch_size,
-            largest.trigger,
             stage_s,
         )
 
-    async def _in_pool(self, work: Callable[[], _Result]) -> tuple[_Result, float]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._cpu_pool, _timed, work)
+    def preprocess(self, image: Image, options: InputOptions) -> PreprocessedImage:
+        """Decode an image and make its network inputs.
 
-    def _prepare(self, body: bytes, options: InputOptions) -> _Prepared:
-        image = open_image(body, self._settings.max_image_pixels)
-        placements = self._planner.place(image.width_px, image.height_px, options)
-        reduction = choose_reduction(placements) if self._settings.scaled_decoding else 1
-        decoded = image.decode(reduction)
-        drawn = [draw_input(decoded, placed) for placed in placements]
+        Raises the image errors of :mod:`service.errors`.
+        """
+        if isinstance(image, np.ndarray):
+            opened: Any = ArrayImage(image, self._max_image_pixels)
+        else:
+            opened = open_image(image, self._max_image_pixels)
+        transforms = self._planner.place(opened.width_px, opened.height_px, options)
+        reduction = choose_reduction(transforms) if self._scaled_decoding else 1
+        decoded = opened.decode(reduction)
         inputs = tuple(
-            BatchInput(pixels, options.flip, self._work(pixels, options.flip)) for pixels in drawn
+            BatchInput(pixels, options.flip, self._relative_work(pixels, options.flip))
+            for pixels in (draw_input(decoded, transform) for transform in transforms)
         )
-        return _Prepared(
-            inputs, placements, image.width_px, image.height_px, image.orientation_applied
+        return PreprocessedImage(
+            inputs, transforms, opened.width_px, opened.height_px, opened.orientation_applied
         )
 
-    def _work(self, pixels: NDArray[np.uint8], flip: bool) -> float:
-        """What an input costs, where one of the usual size without ``flip`` costs 1."""
+    def postprocess(
+        self,
+        outputs: Sequence[Mapping[str, NDArray[Any]]],
+        prepared: PreprocessedImage,
+        options: DetectionOptions,
+    ) -> Detections:
+        """Decode the outputs (without batch axis) of the inputs of one image, in their order."""
+        model_outputs = [
+            ModelOutput(one, transform)
+            for one, transform in zip(outputs, prepared.transforms, strict=True)
+        ]
+        return self.decoder.decode(model_outputs, options)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def _relative_work(self, pixels: NDArray[np.uint8], flip: bool) -> float:
+        """Return the cost of an input; one of the default size without ``flip`` costs 1."""
         spec = self.manifest.input
         return (1 + flip) * pixels.size / (3 * spec.height_px * spec.width_px)
 
 
-def _too_late() -> DeadlineExceededError:
-    return DeadlineExceededError(
-        "The answer was not ready by the deadline and the request was dropped. "
-        "Send it again when the service is less busy, or allow more time."
+def load_detector(package: Path | str, **settings: Any) -> Detector:
+    """Load one model package.
+
+    ``settings`` are fields of :class:`service.settings.Settings`, such as ``backend``,
+    ``engine_threads``, ``max_batch_size`` and ``max_image_pixels``; the others are read from the
+    environment (``CENTERNET_*``) as the service does.
+
+    Raises :class:`model_package.PackageError` and
+    :class:`service.engines.EngineUnavailableError`.
+    """
+    loaded = load_package(Path(package))
+    chosen: dict[str, Any] = {"models": Path(package), "default_model": None, **settings}
+    return open_detector(loaded, Settings(**chosen))
+
+
+def open_detector(package: ModelPackage, settings: Settings) -> Detector:
+    """Open the engine of a package that was read already; see :func:`load_detector`."""
+    return Detector(
+        package.manifest,
+        open_model_engine(package, settings),
+        max_image_pixels=settings.max_image_pixels,
+        scaled_decoding=settings.scaled_decoding,
     )
 
 
-def _largest_batch(engine: Engine, settings: Settings) -> int:
-    """The batch size that the settings ask for, within what the engine takes."""
-    asked = settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
-    return asked if engine.max_batch_size is None else min(asked, engine.max_batch_size)
+def open_model_engine(package: ModelPackage, settings: Settings) -> Engine:
+    """Open the engine; on the CPU, with the number of threads that suits the model.
 
-
-def _answer_seconds(alone_s: float, images_per_s: float, places: int) -> list[tuple[float, float]]:
-    """What calibration lets expect of the time to answer when so many inputs are inside."""
-    if not images_per_s:
-        return []
-    return [(1, alone_s), (places, alone_s + (places - 1) / images_per_s)]
-
-
-def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
-    """What ``work`` gives, and the seconds it took."""
-    started_at = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started_at
-
-
-def _engine_stages(rows: Sequence[BatchItemOutput]) -> dict[str, float]:
-    """Until the first input of the request began to run, and from then until the last was done."""
-    queue_s = min(row.queue_s for row in rows)
-    return {"queue": queue_s, "infer": max(row.queue_s + row.infer_s for row in rows) - queue_s}
+    Raises :class:`service.engines.EngineUnavailableError`.
+    """
+    cores = available_cores()
+    threads = settings.engine_threads or 1
+    max_batch_size = settings.max_batch_size or DEFAULT_GPU_BATCH_SIZE
+    concurrency = max(1, cores // threads)
+    engine = open_engine(package, settings.backend, threads, concurrency, max_batch_size)
+    if settings.engine_threads is None and engine.is_reference and cores > 1:
+        spec = package.manifest.input
+        began_at = time.perf_counter()
+        engine.run(np.zeros((1, spec.height_px, spec.width_px, 3), np.uint8))
+        if time.perf_counter() - began_at > LONG_RUN_S:
+            engine.close()
+            return open_engine(package, settings.backend, cores, 1, max_batch_size)
+    return engine

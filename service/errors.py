@@ -1,4 +1,4 @@
-"""Everything that a request can fail with; each class is one stable ``code`` on the wire.
+"""The errors of requests, by the stage that raises them; each class has a stable ``code``.
 
 head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError, RateLimitedError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, SlowBodyError,
@@ -8,7 +8,7 @@ request  -> InvalidOptionError, UnknownModelError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
 engine   -> EngineError, UnrecoverableError
-us       -> InternalError
+service  -> InternalError
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """A request that gets an error answer; the text says what was received and what to do."""
+    """An error response; the message says what was received, what is accepted and what to do."""
 
     status: int
     code: str
@@ -32,14 +32,14 @@ class ServiceError(Exception):
 
 
 class MalformedRequestError(ServiceError):
-    """What arrived is not HTTP/1.1, or its head is too long."""
+    """The request is not HTTP/1.1, or its head is too long."""
 
     status, code, title = 400, "malformed_request", "The request is not valid HTTP"
     headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class SlowHeadError(ServiceError):
-    """The request's line and headers did not arrive in time."""
+    """The head of the request did not arrive in time."""
 
     status, code, title = 408, "slow_head", "The request's headers did not arrive in time"
     headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
@@ -47,7 +47,7 @@ class SlowHeadError(ServiceError):
 
 
 class RouterError(ServiceError):
-    """No such path or method; code and title are those of the status."""
+    """No such path or method; code and title are those of the HTTP status."""
 
     def __init__(self, detail: str, status: HTTPStatus) -> None:
         super().__init__(detail)
@@ -55,35 +55,35 @@ class RouterError(ServiceError):
 
 
 class UnauthorizedError(ServiceError):
-    """This service has API keys, and the request brought none of them."""
+    """The service requires an API key, and the request has no valid one."""
 
     status, code, title = 401, "unauthorized", "An API key is needed"
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="centernet-serving"'}
 
 
 class RateLimitedError(ServiceError):
-    """One client asks more often than a client may."""
+    """The client exceeded its rate limit."""
 
     status, code, title = 429, "rate_limited", "This client sends too many requests"
     retryable = True
 
 
 class EmptyBodyError(ServiceError):
-    """There is no image in the request."""
+    """The request contains no image."""
 
     status, code, title = 400, "empty_body", "The request carries no image"
 
 
 class BodyTooLargeError(ServiceError):
-    """The body has more bytes than this service takes."""
+    """The body exceeds the maximum size."""
 
     status, code, title = 413, "body_too_large", "The request body is too large"
-    # The rest of the body is not worth reading.
+    # The rest of the body is not read.
     headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class BadFormError(ServiceError):
-    """The multipart form is damaged or holds something else than one image."""
+    """The multipart form is invalid or contains other fields than images."""
 
     status, code, title = 400, "bad_form", "The multipart form cannot be used"
 
@@ -96,13 +96,13 @@ class SlowBodyError(ServiceError):
 
 
 class UnsupportedMediaTypeError(ServiceError):
-    """The Content-Type announces something that is not an image."""
+    """The Content-Type is not that of an image or a form."""
 
     status, code, title = 415, "unsupported_media_type", "The content type is not supported"
 
 
 class UnsupportedImageError(ServiceError):
-    """The bytes are not in an image format, or not of a kind, that this service decodes."""
+    """The image format, or a feature that the image uses, is not supported."""
 
     status, code, title = 415, "unsupported_image", "The image format is not supported"
 
@@ -114,13 +114,13 @@ class BadImageError(ServiceError):
 
 
 class ImageSizeError(ServiceError):
-    """The image has too many pixels, or a side that is too short or too long."""
+    """The image has too many pixels, or a side outside of the supported range."""
 
     status, code, title = 413, "image_size", "The image size is not supported"
 
 
 class InvalidOptionError(ServiceError):
-    """A request option is unknown or out of range."""
+    """An option is unknown, out of range or not supported by the model."""
 
     status, code, title = 422, "invalid_option", "A request option is not valid"
 
@@ -132,21 +132,21 @@ class UnknownModelError(ServiceError):
 
 
 class QueueFullError(ServiceError):
-    """More requests are waiting than this service admits."""
+    """The queue or the memory for request bodies is full."""
 
     status, code, title = 429, "queue_full", "Too many requests are waiting"
     retryable = True
 
 
 class DeadlineUnreachableError(ServiceError):
-    """The queue is too long for the deadline that the request gave."""
+    """The request cannot be completed by its deadline."""
 
     status, code, title = 429, "deadline_unreachable", "The deadline cannot be met"
     retryable = True
 
 
 class NotReadyError(ServiceError):
-    """The service is starting, or its models take no requests."""
+    """The models are being loaded, or a model is not ready."""
 
     status, code, title = 503, "not_ready", "The service is not ready"
     retryable = True
@@ -160,9 +160,9 @@ class StoppingError(ServiceError):
 
 
 class DeadlineExceededError(ServiceError):
-    """The answer was not ready in time."""
+    """The response was not ready by the deadline."""
 
-    status, code, title = 504, "deadline_exceeded", "The answer was not ready in time"
+    status, code, title = 504, "deadline_exceeded", "The response was not ready in time"
     retryable = True
 
 
@@ -174,12 +174,12 @@ class EngineError(ServiceError):
 
 
 class UnrecoverableError(ServiceError):
-    """The engine will not serve again in this process."""
+    """The engine cannot be used again in this process."""
 
     status, code, title = 503, "engine_broken", "The service must be restarted"
 
 
 class InternalError(ServiceError):
-    """A mistake of ours; the cause is in the log."""
+    """An unexpected exception; the cause is in the log."""
 
-    status, code, title = 500, "internal_error", "The service made a mistake"
+    status, code, title = 500, "internal_error", "Internal server error"

@@ -1,4 +1,4 @@
-"""Loading the models while the server answers its probes already."""
+"""Loading the models in the background, while the server answers its probes."""
 
 import asyncio
 import threading
@@ -9,13 +9,13 @@ from service.model_registry import ModelRegistry
 from service.observability.tracing import Tracing
 
 RETRY_AFTER_S = 5
-"""Nobody knows how long loading takes; a client may ask so often."""
+"""Retry-After while the models are loaded; how long that takes is not known."""
 
 
 class ModelLoader:
-    """The models, once ``load`` has given them.
+    """Runs ``load`` in a thread of its own and holds its result.
 
-    ``load`` runs in a thread of its own and is handed a function to say what it is doing.
+    ``load`` receives a function that takes descriptions of its steps.
     """
 
     def __init__(self, load: Callable[[Callable[[str], None]], ModelRegistry]) -> None:
@@ -23,9 +23,10 @@ class ModelLoader:
         self._models: ModelRegistry | None = None
         self._step = "starting"
         self.error: BaseException | None = None
+        """The exception of ``load``, if it raised one."""
 
     async def run(self, tracing: Tracing | None) -> None:
-        """Load the models and begin to serve; :attr:`error` has what ``load`` raised."""
+        """Load the models and start them; sets :attr:`error` if that fails."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[ModelRegistry] = loop.create_future()
 
@@ -33,21 +34,21 @@ class ModelLoader:
             if done.cancelled():
                 return
             if models is None:
-                done.set_exception(error or RuntimeError("nothing was loaded"))
+                done.set_exception(error or RuntimeError("no models were loaded"))
             else:
                 done.set_result(models)
 
-        def work() -> None:
+        def load() -> None:
             models, error = None, None
             try:
-                models = self._load(self._note)
-            except BaseException as caught:  # whatever it was, the waiting task must hear of it
+                models = self._load(self._report_step)
+            except BaseException as caught:  # whatever it is, the waiting task must receive it
                 error = caught
             if not loop.is_closed():
                 loop.call_soon_threadsafe(finish, models, error)
 
-        # A daemon, so that SIGTERM does not wait for a large model to be loaded.
-        threading.Thread(target=work, name="startup", daemon=True).start()
+        # A daemon thread, so that SIGTERM does not wait for a large model.
+        threading.Thread(target=load, name="model-loader", daemon=True).start()
         try:
             models = await done
         except Exception as error:
@@ -56,7 +57,7 @@ class ModelLoader:
         models.start(tracing)
         self._models = models
 
-    def _note(self, step: str) -> None:
+    def _report_step(self, step: str) -> None:
         self._step = step
 
     @property
@@ -66,7 +67,7 @@ class ModelLoader:
 
     @property
     def models(self) -> ModelRegistry:
-        """The loaded models. Raises :class:`NotReadyError` before there are any."""
+        """The loaded models. Raises :class:`NotReadyError` before they are loaded."""
         if self._models is None:
             raise NotReadyError(
                 f"The service is starting: {self._step}. Send the request again after the time "
@@ -76,6 +77,6 @@ class ModelLoader:
         return self._models
 
     async def stop(self) -> None:
-        """Finish what was admitted, if anything was."""
+        """Finish the admitted requests, if the models were loaded."""
         if self._models is not None:
             await self._models.stop()

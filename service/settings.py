@@ -1,4 +1,4 @@
-"""Deployment facts: the only reader of the environment and the command line."""
+"""Settings of a deployment, from environment variables and command-line options."""
 
 import ipaddress
 import os
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "CENTERNET_"
-# What Kubernetes sets in every pod beside a Service named "centernet".
+# Variables that Kubernetes sets in every pod next to a Service named "centernet".
 _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
@@ -18,21 +18,32 @@ _ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than there are."""
+    """Return the number of cores that this process may use, for example in a container."""
     return len(os.sched_getaffinity(0))
 
 
-def _split_commas(given: object) -> object:
+def split_commas(given: object) -> object:
+    """Split a string, or the strings of a list, at commas; return other values unchanged."""
+    if isinstance(given, str):
+        return given.split(",")
+    if not isinstance(given, list):
+        return given
+    return [
+        part for item in given for part in (item.split(",") if isinstance(item, str) else [item])
+    ]
+
+
+def _split_names(given: object) -> object:
     if not isinstance(given, str):
         return given
-    return tuple(part.strip() for part in given.split(",") if part.strip())
+    return tuple(part for part in map(str.strip, given.split(",")) if part)
 
 
-_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
 class Settings(BaseSettings):
-    """Each setting is an option, ``--max-batch-size``, and a variable with the prefix above."""
+    """Each field is an option (``--max-batch-size``) and a variable (:data:`PREFIX`)."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -45,71 +56,80 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    models: Path = Field(
-        Path("models"), description="A model package, or a directory that holds packages."
-    )
+    models: Path = Field(Path("models"), description="A model package, or a directory of packages.")
     default_model: str | None = Field(
-        None, description="The model behind POST /detect; may be left out when there is one."
+        None, description="The model of POST /detect; may be omitted if there is only one model."
     )
     backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"] = (
-        Field("auto", description="What runs the models; auto takes the first that works here.")
+        Field(
+            "auto",
+            description="Runtime of the models; auto takes the first that works on this machine.",
+        )
     )
     build_engines: bool = Field(
         False,
         description="Build the engines of the backend (tensorrt or tensorrt-rtx) before the "
-        "service is ready, where a package has none for this machine; needs centernet-export "
-        "and packages that may be written to.",
+        "service is ready, if a package has none for this machine; needs centernet-"
+        "export and writable packages.",
     )
     engine_threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="Threads of one run on the CPU, of which as many go on at a time as there are "
-        "cores for. Without it, one thread; all cores for models that would take long so.",
+        description="Threads per engine run on the CPU; concurrent runs share the cores. Default: "
+        "one thread, or all cores for slow models.",
     )
     image_threads: int = Field(
         default_factory=available_cores,
         ge=1,
         le=1024,
-        description="Threads that decode images and results, for all models together.",
+        description="Threads that decode images and outputs, shared by all models.",
     )
     max_batch_size: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Images in one engine run; without it, as many as warm-up finds worth it.",
+        description="Maximum batch size; default: chosen by warm-up.",
     )
     max_queue_delay_ms: float = Field(
         0.0,
         ge=0,
         le=1000,
-        description="Milliseconds that a batch may wait for company while the engine is free.",
+        description="Maximum milliseconds that a batch waits for further inputs while the engine "
+        "is idle.",
     )
     target_latency_ms: float | None = Field(
         None,
         gt=0,
         le=3_600_000,
-        description="Milliseconds from a whole request to its answer that are to be kept to: who "
-        "would wait longer gets 429. Without it, only max_queue_size bounds the queue.",
+        description="Target latency in milliseconds, from the end of the body to the response: "
+        "requests that are expected to exceed it get 429. Default: only "
+        "max_queue_size limits the queue.",
     )
     max_queue_size: int = Field(
         128,
         ge=1,
         le=65536,
-        description="Network inputs per model (a request has one per scale and flipped image) "
-        "before further requests get 429.",
+        description="Maximum number of admitted network inputs per model (one per scale and "
+        "flipped image of a request); further requests get 429.",
     )
     max_images_per_request: int = Field(
-        16, ge=1, le=1024, description="Images in one request to /detect/batch."
+        16, ge=1, le=1024, description="Maximum number of images in a request to /detect/batch."
     )
     max_body_bytes: int = Field(
-        16 * 1024 * 1024, ge=1024, le=2**30, description="Bytes of one request body."
+        16 * 1024 * 1024, ge=1024, le=2**30, description="Maximum bytes of a request body."
     )
     max_upload_bytes: int = Field(
-        512 * 1024 * 1024, ge=1024, le=2**40, description="Bytes of all request bodies in memory."
+        512 * 1024 * 1024,
+        ge=1024,
+        le=2**40,
+        description="Maximum bytes of all request bodies in memory.",
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=256, le=170_000_000, description="Pixels of one image, before decoding."
+        50_000_000,
+        ge=256,
+        le=170_000_000,
+        description="Maximum pixels of an image, checked before decoding.",
     )
     scaled_decoding: bool = Field(
         True, description="Decode JPEGs much larger than the network input at 1/2, 1/4 or 1/8."
@@ -118,43 +138,49 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="Seconds for a request body to arrive."
     )
     request_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Seconds from the whole body to the answer."
+        30.0, gt=0, le=3600, description="Seconds from the end of the body to the response."
     )
     self_test_interval_s: float = Field(
         60.0,
         ge=0,
         le=86400,
-        description="Seconds between runs of a known image, which make a model that goes blind "
-        "not ready; 0 for none.",
+        description="Seconds between runs of the self-test, which sets a model with wrong outputs "
+        "to not ready; 0 disables it.",
     )
     drain_delay_s: float = Field(
         0.0,
         ge=0,
         le=600,
-        description="Seconds after SIGTERM in which requests are still taken, so that load "
-        "balancers can see that the service is not ready any more.",
+        description="Seconds after SIGTERM in which requests are still accepted, so that load "
+        "balancers notice that the service is not ready.",
     )
     shutdown_timeout_s: int = Field(
-        20, ge=1, le=3600, description="Seconds that admitted requests get after SIGTERM."
+        20,
+        ge=1,
+        le=3600,
+        description="Seconds that admitted requests get to complete after SIGTERM.",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="A file with one API key per line; requests must then bring one. Probes and "
-        "the API's description stay open.",
+        description="File with one API key per line; requests must then have one. Probes and the "
+        "API documentation stay open.",
     )
     rate_limit_per_s: float | None = Field(
         None,
         ge=0.001,
         le=1e6,
-        description="Requests per second of one API key, or of one address without keys; more get "
-        "429.",
+        description="Requests per second per API key, or per address without keys; further "
+        "requests get 429.",
     )
     rate_limit_burst: int = Field(
-        20, ge=1, le=1_000_000, description="Requests that a client may send at once before that."
+        20,
+        ge=1,
+        le=1_000_000,
+        description="Requests that a client may send at once before the rate limit applies.",
     )
     trusted_proxies: _Names = Field(
         (),
-        description="Addresses or networks of proxies whose X-Forwarded-For is believed; separated "
+        description="Addresses or networks of proxies whose X-Forwarded-For is trusted; separated "
         "by commas.",
     )
     cors_origins: _Names = Field(
@@ -162,15 +188,15 @@ class Settings(BaseSettings):
         description="Origins of web pages that may call the API, such as https://example.org; "
         "separated by commas.",
     )
-    log_format: Literal["text", "json"] = Field("text", description="How log lines are written.")
+    log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
-        description="The least that is logged: info has a line per request, warning only failures.",
+        description="Minimum log level; info has a line per request, warning only failures.",
     )
     otlp_endpoint: str | None = Field(
         None,
-        description="OTLP/HTTP receiver that gets traces, such as http://localhost:4318; needs the "
-        "extra `otel`.",
+        description="OTLP/HTTP receiver of traces, such as http://localhost:4318; needs the extra "
+        "`otel`.",
     )
 
     @field_validator("port", mode="before")
@@ -203,16 +229,16 @@ class Settings(BaseSettings):
 
     @field_validator("otlp_endpoint")
     @classmethod
-    def _is_a_url(cls, endpoint: str | None) -> str | None:
+    def _is_url(cls, endpoint: str | None) -> str | None:
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
             raise ValueError(f"received {endpoint!r}; it looks like http://localhost:4318")
         return endpoint
 
     @model_validator(mode="after")
-    def _what_to_build_is_known(self) -> Self:
+    def _backend_can_be_built(self) -> Self:
         if self.build_engines and not self.backend.startswith("tensorrt"):
             raise ValueError(
-                f"build_engines needs the backend tensorrt or tensorrt-rtx, not {self.backend}"
+                f"build_engines needs the backend tensorrt or tensorrt-rtx, received {self.backend}"
             )
         return self
 
@@ -229,6 +255,6 @@ class Settings(BaseSettings):
         if unknown:
             raise ValueError(
                 f"unknown variables in the environment: {', '.join(unknown)}; "
-                f"there are {', '.join(sorted(known))}"
+                f"accepted are {', '.join(sorted(known))}"
             )
         return self

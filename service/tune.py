@@ -1,4 +1,4 @@
-"""``centernet-serve tune``: which batch size and delay keep to a latency on this machine."""
+"""``centernet-serve tune``: find the batch size and queue delay for a latency on this machine."""
 
 import asyncio
 import json
@@ -12,35 +12,40 @@ import numpy as np
 from pydantic import Field
 
 from model_package import ModelManifest
-from service.batching.batcher import RUN_OVERHEAD_S, Batcher, BatchInput, BatchLimits, BatchRun
+from service.batching.batcher import RUN_OVERHEAD_S, Batcher
 from service.batching.latency_model import LatencyModel
+from service.batching.types import BatchInput, BatchLimits, BatchRun
+from service.detector import open_model_engine
 from service.engines import Engine
-from service.model_registry import find_packages, open_model_engine
+from service.model_registry import find_packages
 from service.self_test import draw_test_image
 from service.settings import Settings
-from service.warmup import BatchTiming, calibrate
+from service.warmup import BatchTiming, time_batches
 
 LOAD = 0.8
-"""Share of the engine's best rate at which latencies are compared: what a busy service has."""
-LARGEST = 32
+"""Share of the engine's best throughput at which latencies are compared."""
+MAX_BATCH_SIZE = 32
 KEPT_UP = 0.97
-"""A trial whose answers came at this share of the rate of its requests has kept up."""
+"""A trial kept up if its throughput is at least this share of the offered rate."""
 _SEED = 1
 
 
 class TuneSettings(Settings):
-    """The settings of the service, and what to tune for."""
+    """The settings of the service, and those of the search."""
 
     p99_ms: float = Field(
-        100.0, gt=0, le=3_600_000, description="Milliseconds that 99 % of the runs may take."
+        100.0,
+        gt=0,
+        le=3_600_000,
+        description="Target of the 99th percentile of the latency, in milliseconds.",
     )
-    seconds: float = Field(5.0, gt=0, le=600, description="Seconds of each trial.")
-    output: Path | None = Field(None, description="File for everything measured, as JSON.")
+    seconds: float = Field(5.0, gt=0, le=600, description="Duration of each trial in seconds.")
+    output: Path | None = Field(None, description="JSON file for all measurements.")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Latencies from arrival to outputs, of inputs that arrived at random times."""
+    """Latencies of one configuration, from arrival to outputs, for inputs at random times."""
 
     max_batch_size: int
     max_queue_delay_ms: float
@@ -52,13 +57,13 @@ class Trial:
 
     @property
     def kept_up(self) -> bool:
-        """Whether the queue did not grow without bound."""
+        """Whether the throughput reached the offered rate."""
         return self.images_per_s >= KEPT_UP * self.offered_per_s
 
 
 @dataclass(frozen=True)
 class ModelTuning:
-    """What was measured of one model, and the best trial; None when none kept up."""
+    """Measurements of one model, and the best trial; None if no trial kept up."""
 
     model: str
     engine: str
@@ -67,8 +72,8 @@ class ModelTuning:
     chosen: Trial | None
 
 
-def tune(settings: TuneSettings, say: Callable[[str], None]) -> list[ModelTuning]:
-    """Measure every model, print what is found and write ``settings.output``.
+def tune(settings: TuneSettings, log: Callable[[str], None]) -> list[ModelTuning]:
+    """Measure every model, log the results and write ``settings.output``.
 
     Raises :class:`model_package.PackageError` and
     :class:`service.engines.EngineUnavailableError`.
@@ -77,7 +82,7 @@ def tune(settings: TuneSettings, say: Callable[[str], None]) -> list[ModelTuning
     for package in find_packages(settings):
         engine = open_model_engine(package, settings)
         try:
-            tunings.append(_tune_model(package.manifest, engine, settings, say))
+            tunings.append(_tune_model(package.manifest, engine, settings, log))
         finally:
             engine.close()
     if settings.output is not None:
@@ -87,29 +92,31 @@ def tune(settings: TuneSettings, say: Callable[[str], None]) -> list[ModelTuning
 
 
 def _tune_model(
-    manifest: ModelManifest, engine: Engine, settings: TuneSettings, say: Callable[[str], None]
+    manifest: ModelManifest, engine: Engine, settings: TuneSettings, log: Callable[[str], None]
 ) -> ModelTuning:
-    say(f"{manifest.name} on {engine.description}, {engine.concurrency} runs at a time")
-    largest = min(settings.max_batch_size or LARGEST, engine.max_batch_size or LARGEST)
-    longest_run_s = settings.p99_ms / 1000
-    timings = calibrate(engine, manifest, largest, settings.seconds / 4, longest_run_s)
-    say("  batch size  run ms  images/s")
+    log(f"{manifest.name} on {engine.description}, {engine.concurrency} runs at a time")
+    largest = min(
+        settings.max_batch_size or MAX_BATCH_SIZE, engine.max_batch_size or MAX_BATCH_SIZE
+    )
+    max_run_s = settings.p99_ms / 1000
+    timings = time_batches(engine, manifest, largest, settings.seconds / 4, max_run_s)
+    log("  batch size  run ms  images/s")
     for timing in timings:
-        say(f"  {timing.batch_size:10}  {1000 * timing.run_s:6.1f}  {timing.images_per_s:8.1f}")
+        log(f"  {timing.batch_size:10}  {1000 * timing.run_s:6.1f}  {timing.images_per_s:8.1f}")
     rate = LOAD * max(timing.images_per_s for timing in timings)
-    say(f"  at {rate:.1f} images/s, {100 * LOAD:.0f} % of the best rate, arriving at random:")
-    say("  batch size  delay ms  p50 ms  p99 ms  mean batch")
+    log(f"  at {rate:.1f} images/s, {100 * LOAD:.0f} % of the best rate, arriving at random:")
+    log("  batch size  delay ms  p50 ms  p99 ms  mean batch")
     trials = []
     for limits in _candidates(timings):
         trial = asyncio.run(_try(engine, manifest, limits, timings, rate, settings.seconds))
         trials.append(trial)
-        say(
+        log(
             f"  {trial.max_batch_size:10}  {trial.max_queue_delay_ms:8.1f}  {trial.p50_ms:6.1f}"
             f"  {trial.p99_ms:6.1f}  {trial.mean_batch_size:10.2f}"
             + ("" if trial.kept_up else "  (could not keep up)")
         )
     chosen = min((trial for trial in trials if trial.kept_up), key=_p99_ms, default=None)
-    _advise(chosen, settings, say)
+    _advise(chosen, settings, log)
     return ModelTuning(manifest.name, engine.description, timings, trials, chosen)
 
 
@@ -118,7 +125,7 @@ def _p99_ms(trial: Trial) -> float:
 
 
 def _candidates(timings: Sequence[BatchTiming]) -> Iterable[BatchLimits]:
-    """Every size without a delay; the largest also with delays of a part of its run."""
+    """Yield every size without delay, and the largest with delays of a part of its run."""
     for timing in timings:
         yield BatchLimits(timing.batch_size, run_overhead_s=RUN_OVERHEAD_S)
     largest = timings[-1]
@@ -127,31 +134,31 @@ def _candidates(timings: Sequence[BatchTiming]) -> Iterable[BatchLimits]:
             yield BatchLimits(largest.batch_size, delay_s=round(part * largest.run_s, 4))
 
 
-def _advise(chosen: Trial | None, settings: TuneSettings, say: Callable[[str], None]) -> None:
+def _advise(chosen: Trial | None, settings: TuneSettings, log: Callable[[str], None]) -> None:
     if chosen is None:
-        say("  no setting kept up: tune on a machine that does nothing else.")
+        log("  no configuration kept up: tune on an idle machine.")
         return
-    say(f"  CENTERNET_MAX_BATCH_SIZE={chosen.max_batch_size}")
-    say(f"  CENTERNET_MAX_QUEUE_DELAY_MS={chosen.max_queue_delay_ms:g}")
+    log(f"  CENTERNET_MAX_BATCH_SIZE={chosen.max_batch_size}")
+    log(f"  CENTERNET_MAX_QUEUE_DELAY_MS={chosen.max_queue_delay_ms:g}")
     if chosen.p99_ms > settings.p99_ms:
-        say(
-            f"  p99 is {chosen.p99_ms:.1f} ms even so, {settings.p99_ms:g} ms were asked for: "
+        log(
+            f"  p99 is {chosen.p99_ms:.1f} ms, the target is {settings.p99_ms:g} ms: "
             "use a smaller network, a faster machine or more replicas."
         )
 
 
 class BatchSizes:
-    """Remembers how large batches were."""
+    """An observer that collects the batch sizes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
     def batch_done(self, run: BatchRun) -> None:
-        """Note the size."""
+        """Collect the batch size."""
         self.sizes.append(len(run.requests))
 
     def cancelled(self, stage: str) -> None:
-        """Nothing is given up here."""
+        """Do nothing: no input is cancelled."""
 
 
 async def _try(
@@ -162,7 +169,7 @@ async def _try(
     rate: float,
     seconds: float,
 ) -> Trial:
-    """Send inputs at times of a Poisson process; latencies count from when they were due."""
+    """Submit inputs of a Poisson process; latencies count from the scheduled times."""
     sizes = BatchSizes()
     estimate = LatencyModel((timing.batch_size, timing.run_s) for timing in timings)
     batcher = Batcher(BorrowedEngine(engine), limits, estimate, sizes)
@@ -170,7 +177,7 @@ async def _try(
     image = BatchInput(draw_test_image(manifest.input.height_px, manifest.input.width_px))
     latencies: list[float] = []
 
-    async def ask(due_at: float) -> None:
+    async def submit(due_at: float) -> None:
         await batcher.submit([image])
         latencies.append(time.perf_counter() - due_at)
 
@@ -180,7 +187,7 @@ async def _try(
     tasks = []
     for due_at in began_at + np.cumsum(random.exponential(1 / rate, count)):
         await asyncio.sleep(max(0.0, due_at - time.perf_counter()))
-        tasks.append(asyncio.create_task(ask(due_at)))
+        tasks.append(asyncio.create_task(submit(due_at)))
     offered_s = time.perf_counter() - began_at
     await asyncio.gather(*tasks)
     elapsed_s = time.perf_counter() - began_at
@@ -198,7 +205,7 @@ async def _try(
 
 
 class BorrowedEngine:
-    """An engine that outlives the batcher."""
+    """An engine that its batcher does not close."""
 
     def __init__(self, engine: Engine) -> None:
         self.description = engine.description
@@ -208,4 +215,4 @@ class BorrowedEngine:
         self.run = engine.run
 
     def close(self) -> None:
-        """Leave that to the owner."""
+        """Do nothing: the owner closes the engine."""

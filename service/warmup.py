@@ -1,4 +1,4 @@
-"""How fast an engine is alone, by batch size."""
+"""Warm-up: check the outputs of an engine, time its batch sizes and choose the maximum."""
 
 import math
 import time
@@ -15,20 +15,19 @@ from service.batching.batcher import RUN_OVERHEAD_S
 from service.batching.latency_model import LatencyModel
 from service.engines import Engine, EngineUnavailableError
 
-ENOUGH_OF_BEST = 0.9
-"""Rates that differ by less cannot be told apart in the time that warm-up has."""
-LITTLE = 0.03
-"""A share of a run's time that is not worth a larger batch, for which everybody in it waits."""
+NEARLY_BEST = 0.9
+"""Share of the best throughput; smaller differences are noise within the time of a warm-up."""
+MAX_OVERHEAD = 0.03
+"""Share of a run's duration that is accepted as overhead, since larger batches add latency."""
 RUNS_WITHIN_TARGET = 3
-"""An answer waits for about one run that has begun and for its own, and for decoding: so many
-runs of the chosen batch size must fit the target."""
+"""Number of runs of the chosen batch size that must fit the target latency: one run in progress,
+the request's own, and decoding."""
 DEFAULT_MAX_BATCH_SIZE = 8
-"""Where nothing else bounds it."""
 
 
 @dataclass(frozen=True)
 class BatchTiming:
-    """Runs of one batch size, as many at a time as the engine takes."""
+    """Median duration of a run of one batch size, and throughput of all concurrent runs."""
 
     batch_size: int
     run_s: float
@@ -36,21 +35,22 @@ class BatchTiming:
 
 
 def batch_sizes_up_to(largest: int) -> list[int]:
-    """1, 2, 4, ... and ``largest``."""
+    """Return 1, 2, 4, ... and ``largest``."""
     return sorted({largest, *(2**power for power in range(largest.bit_length()))})
 
 
-def calibrate(
+def time_batches(
     engine: Engine,
     manifest: ModelManifest,
     largest: int,
     seconds_per_size: float,
-    longest_run_s: float = math.inf,
+    max_run_s: float = math.inf,
 ) -> list[BatchTiming]:
-    """Check and time runs of every size of :func:`batch_sizes_up_to`, of each variant once.
+    """Check the outputs of every artifact variant and time every size up to ``largest``.
 
-    Sizes whose run takes longer than ``longest_run_s`` are left out, but for the smallest. Raises
-    :class:`EngineUnavailableError` when the outputs are not those of the manifest.
+    Larger sizes are left out after a run that took more than ``max_run_s``; the smallest size is
+    always timed. Raises :class:`EngineUnavailableError` if the outputs are not those of the
+    manifest.
     """
     shape = (manifest.input.height_px, manifest.input.width_px, 3)
     flips = sorted({artifact.flip for artifact in manifest.artifacts})
@@ -61,7 +61,7 @@ def calibrate(
             for flip in flips:
                 _check_outputs(manifest, batch_size, _try_run(engine, manifest, images, flip))
             timing = _time_runs(engine, images, threads, seconds_per_size)
-            if timings and timing.run_s > longest_run_s:
+            if timings and timing.run_s > max_run_s:
                 break
             timings.append(timing)
     return timings
@@ -70,7 +70,7 @@ def calibrate(
 def _time_runs(
     engine: Engine, images: NDArray[np.uint8], threads: ThreadPoolExecutor, seconds: float
 ) -> BatchTiming:
-    def run_for_a_while() -> list[float]:
+    def run_repeatedly() -> list[float]:
         durations: list[float] = []
         while not durations or time.perf_counter() < end_at:
             began_at = time.perf_counter()
@@ -80,19 +80,18 @@ def _time_runs(
 
     began_at = time.perf_counter()
     end_at = began_at + seconds
-    workers = [threads.submit(run_for_a_while) for _ in range(engine.concurrency)]
+    workers = [threads.submit(run_repeatedly) for _ in range(engine.concurrency)]
     durations = [duration for worker in workers for duration in worker.result()]
     elapsed_s = time.perf_counter() - began_at
-    rate = len(images) * len(durations) / elapsed_s
-    return BatchTiming(len(images), float(np.median(durations)), rate)
+    images_per_s = len(images) * len(durations) / elapsed_s
+    return BatchTiming(len(images), float(np.median(durations)), images_per_s)
 
 
 def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) -> int:
-    """Take the smallest batch to which larger ones would add little, of those that suit the target.
+    """Return the smallest batch size whose overhead per run is small.
 
-    What a run costs beside its images is then a small part of it. A batch that is slower than
-    smaller ones is never taken. It is a bound: where images come more slowly, the batcher takes
-    fewer at a time.
+    Only sizes that fit the target latency ``target_s`` and reach nearly the best throughput are
+    considered. The result is a maximum: the batcher dispatches smaller batches at lower load.
     """
     suitable = [
         timing
@@ -100,10 +99,10 @@ def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) ->
         if target_s is None or RUNS_WITHIN_TARGET * timing.run_s <= target_s
     ] or [timings[0]]
     best = max(timing.images_per_s for timing in suitable)
-    fast = [timing for timing in suitable if timing.images_per_s >= ENOUGH_OF_BEST * best]
-    # By the line through all of them, because a single one is off by more.
+    fast = [timing for timing in suitable if timing.images_per_s >= NEARLY_BEST * best]
+    # From the line through all of them, because a single timing has a larger error.
     slope_s, base_s = LatencyModel((one.batch_size, one.run_s) for one in fast).line
-    enough = (base_s + RUN_OVERHEAD_S) / (LITTLE * slope_s) if slope_s else math.inf
+    enough = (base_s + RUN_OVERHEAD_S) / (MAX_OVERHEAD * slope_s) if slope_s else math.inf
     sizes = [timing.batch_size for timing in fast]
     return next((size for size in sizes if size >= enough), sizes[-1])
 
@@ -113,7 +112,7 @@ def _try_run(
 ) -> Mapping[str, NDArray[Any]]:
     try:
         return engine.run(images, flip)
-    except Exception as error:  # each backend has exceptions of its own
+    except Exception as error:  # each runtime has exceptions of its own
         raise EngineUnavailableError(
             f"{manifest.name} does not run on {engine.description}: {error}"
         ) from error

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from benchmarks.peers.shared.detector import Preparer
 from model_package import load_package
 from service.decoders import ModelOutput, make_decoder
-from service.http.query_parameters import DetectParameters
+from service.options import DetectParameters
 from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import open_image
 from service.imaging.resize import InputPlanner
 from service.imaging.warp import draw_input
-from service.options import OptionRules
+from service.option_rules import OptionRules
 
 BATCH_SIZES = (1, 2, 4, 8)
 _MAX_PIXELS = 50_000_000

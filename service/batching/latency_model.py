@@ -1,12 +1,13 @@
-"""What past durations say of the next one."""
+"""Online models of durations and arrivals."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 WINDOW = 50
-"""Observations that count: some seconds of work, so that a change of load is soon believed."""
+"""Number of observations in the fit: some seconds of work, so that it follows changes of load."""
 
 
 class LinearModel(NamedTuple):
@@ -16,26 +17,25 @@ class LinearModel(NamedTuple):
     base_s: float
 
     def seconds(self, n: float) -> float:
-        """Its value at ``n``."""
+        """Return the value at ``n``."""
         return self.slope_s * n + self.base_s
 
 
 class LatencyModel:
-    """Learns a line from what is observed, neither part below zero.
+    """Least-squares line through observed durations, with slope and base of at least zero.
 
-    ``n`` counts items, or is any measure of work. ``known`` are pairs (n, seconds) to begin with,
-    measured when nothing else ran. Live work is often of one size, which says how fast the machine
-    is now but nothing of the slope; so the known pairs keep their say, scaled to the speed that
-    was observed last.
+    ``n`` is a number of items or any measure of work. ``known`` are initial pairs (n, seconds) from
+    a warm-up. Live work often has a single size, which determines the current speed but not the
+    slope; the known pairs therefore stay in the fit, scaled to the observed speed.
     """
 
     def __init__(self, known: Iterable[tuple[float, float]] = ()) -> None:
         self._observed: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._sums = _Sums()
         self._known: list[tuple[float, float]] = []
-        # One object: other threads never see the slope of one line with the base of another.
+        # One object, so that no thread combines the slope of one fit with the base of another.
         self.line = LinearModel(0.0, 0.0)
-        """Read by any thread, changed by one."""
+        """The current fit; written by one thread, read by any."""
         pairs = list(known)
         for pair in pairs:
             self._sums.add(*pair)
@@ -47,11 +47,11 @@ class LatencyModel:
         self._sums = _Sums()
 
     def seconds(self, n: float) -> float:
-        """Expected duration for so much work, ``n``; 0 while nothing is known."""
+        """Return the expected duration of work ``n``; 0 while nothing is known."""
         return self.line.seconds(n)
 
     def observe(self, n: float, seconds: float) -> None:
-        """Learn that ``n`` took ``seconds``."""
+        """Add an observation: work ``n`` took ``seconds``."""
         if len(self._observed) == WINDOW:
             self._sums.add(*self._observed[0], weight=-1)
         self._observed.append((n, seconds))
@@ -67,14 +67,14 @@ class LatencyModel:
         self._fit(sums)
 
     def _fit(self, sums: "_Sums") -> None:
-        """Least squares, on the border of the allowed region where its solution lies outside."""
+        """Fit by least squares, on the boundary of the feasible region where necessary."""
         if sums.weight < 0.5:
             return
         mean_n, mean_s = sums.n / sums.weight, sums.s / sums.weight
         spread = sums.nn / sums.weight - mean_n**2
         slope_s = (sums.ns / sums.weight - mean_n * mean_s) / spread if spread > 1e-9 else 0.0
         base_s = mean_s - slope_s * mean_n
-        if spread <= 1e-9 or base_s < 0:  # one size only: it is all slope
+        if spread <= 1e-9 or base_s < 0:  # one size only: attribute all to the slope
             slope_s, base_s = mean_s / mean_n, 0.0
         elif slope_s < 0:
             slope_s, base_s = 0.0, mean_s
@@ -83,7 +83,7 @@ class LatencyModel:
 
 @dataclass
 class _Sums:
-    """What least squares need of the pairs (n, seconds)."""
+    """Weighted sums over the pairs (n, seconds)."""
 
     weight: float = 0.0
     n: float = 0.0
@@ -92,9 +92,30 @@ class _Sums:
     ns: float = 0.0
 
     def add(self, n: float, seconds: float, weight: float = 1.0) -> None:
-        """Add a pair, or take it away again with the weight -1."""
+        """Add a pair; a weight of -1 removes it."""
         self.weight += weight
         self.n += weight * n
         self.s += weight * seconds
         self.nn += weight * n * n
         self.ns += weight * n * seconds
+
+
+class ArrivalRate:
+    """Rate of arrivals, exponentially smoothed over about the last ten."""
+
+    def __init__(self) -> None:
+        self._last_at: float | None = None
+        self._interval_s = math.inf
+
+    def observe(self, arrived_at: float) -> None:
+        """Add an arrival."""
+        if self._last_at is not None:
+            interval_s = arrived_at - self._last_at
+            if math.isinf(self._interval_s):
+                self._interval_s = interval_s
+            self._interval_s += 0.1 * (interval_s - self._interval_s)
+        self._last_at = arrived_at
+
+    def expected(self, seconds: float) -> float:
+        """Return the number of arrivals expected within ``seconds``."""
+        return seconds / self._interval_s if self._interval_s > 0 else math.inf

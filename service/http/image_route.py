@@ -1,55 +1,30 @@
-"""The routes that images come in by, without the framework's detours."""
+"""The route class of the detection endpoints."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.problem_details import HANDLED, problem_response
+from service.http.state import service_state
 
 
-class DirectRoutes:
-    """Plain ASGI: calls the endpoints of ``routes`` itself; all other requests are for ``app``.
+class ImageRoute(APIRoute):
+    """A route whose endpoint takes the request and its path parameters, and returns a response.
 
-    FastAPI describes those routes, too; but finding one and solving its dependencies takes it
-    several times as long as refusing the request, and under overload that is the engine's time.
-    An endpoint takes the request and what its path holds, and gives a ``Response``. ``check``
-    comes first, and raises what there is against the request.
+    FastAPI documents it as any other route, but does not solve dependencies, validate parameters
+    or serialize the result: for a rejected request that costs several times the rest
+    (docs/adr/0013-image-route.md). The rate limit and the API key are checked here.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        routes: Collection[APIRoute],
-        check: Callable[[Request], Awaitable[None]],
-    ) -> None:
-        self._app = app
-        self._routes = [
-            (route.path_regex.fullmatch, route.methods or set(), route) for route in routes
-        ]
-        self._check = check
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return a handler that calls the endpoint directly."""
+        endpoint = self.endpoint
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass it on."""
-        if scope["type"] == "http":
-            for match, methods, route in self._routes:
-                found = match(scope["path"])
-                if found and scope["method"] in methods:
-                    scope["route"] = route
-                    request = Request(scope, receive)
-                    response = await self._response(route, request, found.groupdict())
-                    await response(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+        async def handle(request: Request) -> Response:
+            service_state(request).access.check_rate_limit(request)
+            response: Response = await endpoint(request, **request.path_params)
+            return response
 
-    async def _response(
-        self, route: APIRoute, request: Request, of_path: dict[str, str]
-    ) -> Response:
-        try:
-            await self._check(request)
-            response: Response = await route.endpoint(request, **of_path)
-        except HANDLED as error:
-            return await problem_response(request, error)
-        return response
+        return handle

@@ -1,4 +1,4 @@
-"""What surrounds every request: its record, its headers, its end. Plain ASGI, no buffering."""
+"""Middleware of every request: its record, response headers, metrics, log line and span."""
 
 import asyncio
 import logging
@@ -10,11 +10,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.problem_details import bug_response, cut_off_response
+from service.http.problem_details import internal_error_response, shutdown_response
+from service.http.request_scope import set_request_record
+from service.http.state import state_of
 from service.observability.logs import log_request
 from service.observability.metrics import Metrics
 from service.observability.request_record import RequestRecord, current_record, new_request_id
-from service.observability.tracing import Tracing, read_traceparent
+from service.observability.tracing import Tracing, read_trace_context
 
 _log = logging.getLogger(__name__)
 
@@ -24,13 +26,12 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
-    # Detections can be personal, and probes must be asked each time.
+    # Detections can be personal data, and probes must not be cached.
     (b"cache-control", b"no-store"),
 ]
 _NO_CONTENT = b"default-src 'none'; frame-ancestors 'none'"
 _POLICIES = {
-    # Swagger UI comes from where FastAPI takes it; its page has one inline script, which holds
-    # nothing of the request.
+    # FastAPI's page of Swagger UI: assets of a CDN, and one inline script without request data.
     "/docs": b"default-src 'none'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
     b"script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
     b"style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
@@ -39,10 +40,11 @@ _POLICIES = {
 
 
 class RequestContext:
-    """Gives each request an id (the client's own if it is printable) and a record.
+    """Gives each request an id (the client's if it is printable) and a record.
 
-    At its end the record becomes a metric, a line in the log and a span. Routes of
-    ``quiet_routes``, which machines ask all day, are logged only when they fail, and not traced.
+    At the end of the request the record becomes metrics, a log line and a span. ``quiet_routes``
+    are polled by machines: they are logged only if they fail, and not traced. Plain ASGI, without
+    buffering.
     """
 
     def __init__(
@@ -58,11 +60,12 @@ class RequestContext:
         self._quiet_routes = quiet_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one connection on; only HTTP requests are looked at."""
+        """Process one request; connections of other types are passed on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = scope["record"] = _new_record(scope)
+        record = _new_record(scope)
+        set_request_record(scope, record)
         if self._tracing:
             self._tracing.begin(record)
         token = current_record.set(record)
@@ -79,32 +82,32 @@ class RequestContext:
                     *_HEADERS,
                     (b"content-security-policy", policy),
                 ]
-                if scope["app"].state.draining.is_set():
-                    # The next request goes elsewhere.
+                if state_of(scope["app"]).draining.is_set():
+                    # The client must open a new connection, to another instance.
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            # The server does this when the time for shutting down is over.
+            # By the server, when the shutdown timeout is over.
             if status is None:
-                await cut_off_response(Request(scope))(scope, receive, send_with_headers)
+                await shutdown_response(Request(scope))(scope, receive, send_with_headers)
         except Exception:
             _log.exception(
                 "request %s: unexpected error",
                 record.request_id,
-                extra={"facts": {"request_id": record.request_id, "trace_id": record.trace_id}},
+                extra={"fields": {"request_id": record.request_id, "trace_id": record.trace_id}},
             )
             if status is not None:
-                raise  # too late for an answer: the server closes the connection
-            await bug_response(Request(scope))(scope, receive, send_with_headers)
+                raise  # the response has begun: the server closes the connection
+            await internal_error_response(Request(scope))(scope, receive, send_with_headers)
         finally:
             current_record.reset(token)
             self._end(scope, record, status)
 
     def _end(self, scope: Scope, record: RequestRecord, status: int | None) -> None:
-        # The route's template and known methods: words of strangers never become labels.
+        # Templates and known methods only: untrusted input must not become label values.
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         seconds = time.perf_counter() - record.started_at
@@ -122,5 +125,5 @@ def _new_record(scope: Scope) -> RequestRecord:
     return RequestRecord(
         request_id=offered if _REQUEST_ID.fullmatch(offered) else new_request_id(),
         client=scope["client"][0] if scope.get("client") else "unknown",
-        parent=read_traceparent(Headers(scope=scope)) if b"traceparent" in first else None,
+        parent=read_trace_context(Headers(scope=scope)) if b"traceparent" in first else None,
     )

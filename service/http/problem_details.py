@@ -1,4 +1,4 @@
-"""Errors on the wire: ``application/problem+json`` (RFC 9457)."""
+"""Error responses: ``application/problem+json`` (RFC 9457)."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -11,13 +11,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import InternalError, RouterError, ServiceError, StoppingError
-from service.http.schemas import Problem, to_json
+from service.http.request_scope import request_record
+from service.http.responses import to_json
+from service.http.schemas import Problem
+from service.http.state import service_state
+from service.observability.metrics import Metrics
 
 PROBLEM_JSON = "application/problem+json"
 REQUEST_ID_FIELD: Mapping[str, Any] = {
     "X-Request-ID": {
-        "description": "The client's own id of the request, if it sent a printable one of up to "
-        "128 characters, or else a new one.",
+        "description": "The id that the client sent, if it is printable and has at most 128 "
+        "characters; otherwise a new one.",
         "schema": {"type": "string"},
     }
 }
@@ -27,23 +31,23 @@ _RETRY_AFTER_FIELD: Mapping[str, Any] = {
         "schema": {"type": "integer", "minimum": 1},
     }
 }
-_WAITABLE = frozenset({429, 503})
+_WITH_RETRY_AFTER = frozenset({429, 503})
 HANDLED = (ServiceError, HTTPException, ClientDisconnect)
-"""The errors that :func:`problem_response` answers."""
+"""The exceptions that :func:`problem_response` handles."""
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every error of ``app`` with a problem document."""
+def install_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Respond to every error of ``app`` with a problem document."""
     for kind in HANDLED:
         app.add_exception_handler(kind, problem_response)
-    # Every code is there from the start, so that Prometheus sees the first error as an increase.
+    # Every series exists from the start, so that Prometheus sees the first error as an increase.
     for error in ServiceError.__subclasses__():
-        if error is not RouterError:  # whose code is that of a status
-            app.state.metrics.errors.labels(error.code)
+        if error is not RouterError:  # its code depends on the status
+            metrics.errors.labels(error.code)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors that a route can answer with."""
+    """Return the OpenAPI responses for the errors of a route."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         entry = by_status.setdefault(
@@ -52,7 +56,7 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
                 "description": "",
                 "headers": {
                     **REQUEST_ID_FIELD,
-                    **(_RETRY_AFTER_FIELD if error.status in _WAITABLE else {}),
+                    **(_RETRY_AFTER_FIELD if error.status in _WITH_RETRY_AFTER else {}),
                 },
                 "content": {PROBLEM_JSON: {"schema": TypeAdapter(Problem).json_schema()}},
             },
@@ -63,13 +67,12 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
 
 
 def problem_of(error: ServiceError, instance: str, request_id: str) -> Problem:
-    """The document that says what went wrong with one request."""
+    """Return the problem document of an error."""
     return Problem(
         type=f"urn:centernet-serving:problem:{error.code}",
         title=error.title,
         status=error.status,
         detail=error.detail,
-        error=error.detail,
         instance=instance[:200],
         code=error.code,
         request_id=request_id,
@@ -77,46 +80,51 @@ def problem_of(error: ServiceError, instance: str, request_id: str) -> Problem:
     )
 
 
-def _answer(
+async def problem_response(request: Request, error: Exception) -> Response:
+    """Return the response for one of the exceptions in :data:`HANDLED`."""
+    if isinstance(error, ServiceError):
+        return _response(request, error)
+    if isinstance(error, HTTPException):  # of the router: no such path, method not allowed
+        detail = (
+            f"{request.method} {request.scope['path'][:200]}: {error.detail}. "
+            "The API is described at /docs."
+        )
+        return _response(request, RouterError(detail, HTTPStatus(error.status_code)), error.headers)
+    assert isinstance(error, ClientDisconnect)
+    request_record(request).code = "client_disconnected"
+    service_state(request).metrics.errors.labels("client_disconnected").inc()
+    return Response(status_code=400)  # not sent: the client has disconnected
+
+
+def shutdown_response(request: Request) -> Response:
+    """Return the response to a request that exceeded the shutdown timeout."""
+    return _response(
+        request,
+        StoppingError(
+            "The service shut down before the response was ready. Send the request again."
+        ),
+    )
+
+
+def internal_error_response(request: Request) -> Response:
+    """Return the response to a request that caused an unexpected exception."""
+    return _response(
+        request,
+        InternalError(
+            "An unexpected error occurred, which is not caused by the request; see the log of the "
+            "service."
+        ),
+    )
+
+
+def _response(
     request: Request, error: ServiceError, more: Mapping[str, str] | None = None
 ) -> Response:
-    record = request.scope["record"]
+    record = request_record(request)
     record.code = error.code
-    request.app.state.metrics.errors.labels(error.code).inc()
+    service_state(request).metrics.errors.labels(error.code).inc()
     headers = {**error.headers, **(more or {})}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     document = to_json(problem_of(error, request.scope["path"], record.request_id))
     return Response(document, error.status, headers, PROBLEM_JSON)
-
-
-async def problem_response(request: Request, error: Exception) -> Response:
-    """The answer to a request that ended in one of the errors that are handled."""
-    if isinstance(error, ServiceError):
-        return _answer(request, error)
-    if isinstance(error, HTTPException):  # what the router refuses: no such path, no such method
-        asked = f"{request.method} {request.scope['path'][:200]}"
-        detail = f"{asked}: {error.detail}. The API is described at /docs."
-        return _answer(request, RouterError(detail, HTTPStatus(error.status_code)), error.headers)
-    assert isinstance(error, ClientDisconnect)
-    request.scope["record"].code = "client_disconnected"
-    request.app.state.metrics.errors.labels("client_disconnected").inc()
-    return Response(status_code=400)  # nobody is there to read it
-
-
-def cut_off_response(request: Request) -> Response:
-    """The answer to a request that took longer than the shutdown may take."""
-    return _answer(
-        request,
-        StoppingError("The service shut down before the answer was ready. Send the request again."),
-    )
-
-
-def bug_response(request: Request) -> Response:
-    """The answer to a request that ran into a mistake of ours."""
-    return _answer(
-        request,
-        InternalError(
-            "Something went wrong that is not the request's fault; the service's log has the cause."
-        ),
-    )

@@ -1,4 +1,4 @@
-"""The image in a request: raw or multipart, never more bytes in memory than allowed."""
+"""Request bodies: raw or multipart images, with limits on bytes and time."""
 
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ _MULTIPART = "multipart/form-data"
 
 
 class BodyBudget:
-    """Bounds the memory of all request bodies together; a connection without bytes costs none."""
+    """Bounds the memory of all request bodies together; connections without bytes use none."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -30,14 +30,14 @@ class BodyBudget:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of bodies that are in memory."""
+        """Bytes of request bodies in memory."""
         return self._held_bytes
 
     @contextmanager
     def hold(self) -> Iterator[Callable[[int], None]]:
-        """Give a function that claims bytes until the block ends.
+        """Yield a function that reserves bytes until the block ends.
 
-        The function raises :class:`QueueFullError` when the budget is spent.
+        It raises :class:`QueueFullError` if the budget is exhausted.
         """
         claimed = 0
 
@@ -45,7 +45,7 @@ class BodyBudget:
             nonlocal claimed
             if self._held_bytes + size > self._max_bytes:
                 raise QueueFullError(
-                    f"The images of other requests fill the {self._max_bytes} bytes that are "
+                    f"The bodies of other requests use the {self._max_bytes} bytes that are "
                     "held at a time. Send the request again after the time in Retry-After.",
                     retry_after_s=1,
                 )
@@ -59,16 +59,20 @@ class BodyBudget:
 
 
 async def read_images(
-    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None], most: int
+    request: Request,
+    max_bytes: int,
+    timeout_s: float,
+    claim: Callable[[int], None],
+    max_images: int,
 ) -> list[bytes]:
-    """Return the bytes of the images in the request; ``claim`` is told each part's size.
+    """Return the encoded images of a request; ``claim`` is called with the size of each chunk.
 
-    A multipart form has one in each file field ``image``, ``most`` at most. Where that is 1, the
-    body may also be the image itself (``image/*``, ``application/octet-stream`` or no
+    A multipart form has one image in each file field ``image``, at most ``max_images``. If that is
+    1, the body may also be the image itself (``image/*``, ``application/octet-stream`` or no
     Content-Type). Raises the body errors of :mod:`service.errors`.
     """
     media_type = _check_media_type(request.headers)
-    if most > 1 and media_type != _MULTIPART:
+    if max_images > 1 and media_type != _MULTIPART:
         raise UnsupportedMediaTypeError(
             f"Content-Type: received {media_type[:100]!r}. Several images come as "
             f"multipart/form-data with a file field named {IMAGE_FIELD!r} for each; "
@@ -76,7 +80,7 @@ async def read_images(
         )
     body = await _receive(request, max_bytes, timeout_s, claim)
     if media_type == _MULTIPART:
-        return await _images_of_form(request.headers, body, most)
+        return await _images_of_form(request.headers, body, max_images)
     return [body]
 
 
@@ -137,20 +141,20 @@ def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-async def _images_of_form(headers: Headers, body: bytes, most: int) -> list[bytes]:
+async def _images_of_form(headers: Headers, body: bytes, max_images: int) -> list[bytes]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    # Options stand in the query string, so the form has files and no fields.
-    parser = MultiPartParser(headers, stream(), max_files=most, max_fields=0)
-    parser.spool_max_size = len(body)  # the body is in memory: do not write it to a disk
+    # Options belong to the query string, so the form has files and no other fields.
+    parser = MultiPartParser(headers, stream(), max_files=max_images, max_fields=0)
+    parser.spool_max_size = len(body)  # the body is in memory already: no temporary file
     try:
         form = await parser.parse()
-    # ValueError: names that are not in the character set that the form claims, for one.
+    # ValueError: for example names that are not in the declared character set.
     except (MultiPartException, KeyError, ValueError) as error:
         text = "the boundary is missing" if isinstance(error, KeyError) else _text_of(error)
         raise BadFormError(
-            f"The multipart form cannot be used: {text}. Send {_up_to(most)} named "
+            f"The multipart form cannot be used: {text}. Send {_up_to(max_images)} named "
             f"{IMAGE_FIELD!r}; options belong in the query string."
         ) from None
     try:
@@ -165,8 +169,8 @@ async def _images_of_form(headers: Headers, body: bytes, most: int) -> list[byte
         await form.close()
 
 
-def _up_to(most: int) -> str:
-    return "one file field" if most == 1 else f"up to {most} file fields"
+def _up_to(max_images: int) -> str:
+    return "one file field" if max_images == 1 else f"up to {max_images} file fields"
 
 
 def _text_of(error: Exception) -> str:

@@ -1,60 +1,107 @@
-"""The fields of one detection that only some tasks have."""
+"""Responses from predictions and models."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import TypeAdapter
 
+from model_package import CenterPosesDecoder, ModelManifest
+from service.async_detector import AsyncDetector
 from service.decoders.types import Detections, Detections3D, PoseDetections
+from service.detector import Prediction
+from service.http.schemas import (
+    BatchResponse,
+    Box3D,
+    Detection,
+    DetectResponse,
+    ImageInfo,
+    ModelDetails,
+    ModelOptions,
+    ModelReference,
+    ModelSummary,
+    PoseModelDetails,
+    Problem,
+)
 
-Keypoint = Annotated[
-    list[float],
-    Field(
-        min_length=3,
-        max_length=3,
-        description="x, y in pixels of the upright original image, to 0.001, and the score (0 to "
-        "1) of the peak in the keypoint's heatmap; 0 where the keypoint is only inferred from the box.",
-        examples=[[120.25, 44.5, 0.83]],
-    ),
-]
-_Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
-_Point = Annotated[list[float], Field(min_length=2, max_length=2)]
-_Corners = Annotated[list[_Point], Field(min_length=8, max_length=8)]
+_JSON: Mapping[type[Any], TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (DetectResponse, BatchResponse, Problem)
+}
 
 
-@dataclass(slots=True)
-class Box3D:
-    """A 3D box, in the camera's frame (x right, y down, z forward), as KITTI has it."""
+def to_json(body: DetectResponse | BatchResponse | Problem) -> bytes:
+    """Serialize a response body."""
+    return _JSON[type(body)].dump_json(body, exclude_none=True)
 
-    dimensions_hwl: Annotated[_Triple, Field(description="Height, width, length in metres.")]
-    location_xyz: Annotated[_Triple, Field(description="Middle of the bottom face, in metres.")]
-    rotation_y: Annotated[
-        float,
-        Field(description="Radians about the y axis, -pi to pi; 0 when the length points along x."),
-    ]
-    alpha: Annotated[
-        float,
-        Field(
-            description="Radians; the rotation relative to the line of sight, as the network gives "
-            "it: -3 pi / 2 to 3 pi / 2."
+
+def to_response(manifest: ModelManifest, prediction: Prediction, request_id: str) -> DetectResponse:
+    """Make the response from a prediction: class names, rounded numbers."""
+    return DetectResponse(
+        model=ModelReference(name=manifest.name, version=manifest.version),
+        image=ImageInfo(
+            width=prediction.image_width_px,
+            height=prediction.image_height_px,
+            orientation_applied=prediction.orientation_applied,
         ),
+        detections=_detections(manifest, prediction.detections),
+        timing_ms={
+            stage: round(1000 * seconds, 3) for stage, seconds in prediction.stage_s.items()
+        },
+        request_id=request_id,
+    )
+
+
+def _detections(manifest: ModelManifest, detections: Detections) -> list[Detection]:
+    rows = zip(
+        detections.class_ids.tolist(),
+        detections.scores.astype(float).round(6).tolist(),
+        detections.boxes_xyxy.round(3).tolist(),
+        RESPONSE_FIELDS[type(detections)](detections),
+        strict=True,
+    )
+    return [
+        Detection(class_id, manifest.classes[class_id], score, box, **task_fields)
+        for class_id, score, box, task_fields in rows
     ]
-    depth: Annotated[float, Field(description="Metres, as the network gives it.")]
-    corners_px: Annotated[
-        _Corners | SkipJsonSchema[None],
-        Field(
-            description="The corners in pixels of the upright original image: bottom face, then "
-            "top face, each around, so that corner i stands under corner i + 4. Absent where a "
-            "corner is not in front of the camera."
+
+
+def model_summary(detector: AsyncDetector, *, is_default: bool) -> ModelSummary:
+    """Return the entry of a model in the list of models."""
+    manifest, rules = detector.manifest, detector.rules
+    return ModelSummary(
+        name=manifest.name,
+        version=manifest.version,
+        description=manifest.description,
+        task=manifest.decoder.kind,
+        classes=manifest.classes,
+        input_width=manifest.input.width_px,
+        input_height=manifest.input.height_px,
+        top_k=manifest.decoder.top_k,
+        score_threshold=manifest.decoder.score_threshold,
+        options=ModelOptions(
+            flip=list(rules.flip),
+            keep_resolution=list(rules.keep_resolution),
+            soft_nms=list(rules.soft_nms),
+            max_scales=rules.max_scales,
+            camera=rules.has_camera,
         ),
-    ] = None
+        engine=detector.engine_description,
+        default=is_default,
+    )
 
 
-def _nothing(found: Detections) -> Iterator[dict[str, Any]]:
+def model_details(detector: AsyncDetector, *, is_default: bool) -> ModelDetails:
+    """Return the description of a model with its manifest."""
+    summary = model_summary(detector, is_default=is_default)
+    decoder = detector.manifest.decoder
+    fields = {**dict(summary), "manifest": detector.manifest}
+    if isinstance(decoder, CenterPosesDecoder):
+        return PoseModelDetails(**fields, keypoints=decoder.keypoints, skeleton=decoder.skeleton)
+    return ModelDetails(**fields)
+
+
+def _no_fields(found: Detections) -> Iterator[dict[str, Any]]:
     return ({} for _ in range(len(found)))
 
 
@@ -87,14 +134,14 @@ def _boxes_3d(found: Detections3D) -> Iterator[dict[str, Any]]:
 
 
 def _rounded(values: NDArray[np.float64]) -> list[Any]:
-    """Metres and radians to four decimals: below any sensor's accuracy."""
+    """Round metres and radians to four decimals, which is below any sensor's accuracy."""
     rounded: list[Any] = values.round(4).tolist()
     return rounded
 
 
-TASK_FIELDS: Mapping[type[Detections], Callable[[Any], Iterator[dict[str, Any]]]] = {
-    Detections: _nothing,
+RESPONSE_FIELDS: Mapping[type[Detections], Callable[[Any], Iterator[dict[str, Any]]]] = {
+    Detections: _no_fields,
     PoseDetections: _keypoints,
     Detections3D: _boxes_3d,
 }
-"""By the kind of detections: a dictionary of further fields for each detection."""
+"""By type of detections: the function that returns the task's fields of each detection."""

@@ -1,16 +1,26 @@
-"""The HTTP surface."""
+"""The endpoints, grouped by the checks that apply to them."""
 
 import asyncio
-from typing import Annotated, Any
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
 from service import errors
+from service.async_detector import AsyncDetector
+from service.batching.types import PRIORITY_OFFSETS_S, SchedulingOptions
 from service.cancellation import CancelScope
-from service.http.accept_request import AcceptedRequest, accept_request, models_of
-from service.http.problem_details import REQUEST_ID_FIELD, problem_of, problem_responses
-from service.http.query_parameters import describe_parameters
-from service.http.request_body import IMAGE_FIELD
+from service.http.image_route import ImageRoute
+from service.http.openapi import DETECT, DETECT_BATCH
+from service.http.problem_details import problem_of, problem_responses
+from service.http.query_parameters import read_parameters, read_scheduling_headers
+from service.http.request_body import read_images
+from service.http.request_scope import disconnect_signal, request_record
+from service.http.responses import model_details, model_summary, to_json, to_response
 from service.http.schemas import (
     BatchResponse,
     DetectResponse,
@@ -19,115 +29,72 @@ from service.http.schemas import (
     ModelList,
     PoseModelDetails,
     Problem,
-    model_details,
-    model_facts,
-    to_json,
-    to_response,
 )
-from service.model_loader import RETRY_AFTER_S, ModelLoader
+from service.http.state import service_state
+from service.model_loader import RETRY_AFTER_S
+from service.options import RequestOptions
 
-detection = APIRouter()
-"""What images are sent to: as ``router``, and answered by :mod:`service.http.image_route`."""
+detection = APIRouter(route_class=ImageRoute)
+"""Endpoints that receive images; API key and rate limit apply."""
 router = APIRouter()
-"""What clients use: behind the API keys and the rate limit, where there are any."""
+"""Other endpoints for clients; API key and rate limit apply."""
 probes = APIRouter()
-"""What orchestrators use: open to everybody, because they have no key and must get an answer."""
+"""Endpoints for orchestrators; open, because kubelet and load balancers have no key."""
 monitoring = APIRouter()
-"""What Prometheus uses: behind the keys, since it can send one; never limited."""
-
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_REQUEST_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "One image: JPEG, PNG, WebP or BMP.",
-        "content": {
-            "image/jpeg": _BINARY,
-            "image/png": _BINARY,
-            "image/webp": _BINARY,
-            "image/bmp": _BINARY,
-            "application/octet-stream": _BINARY,
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [IMAGE_FIELD],
-                    "properties": {IMAGE_FIELD: _BINARY["schema"]},
-                }
-            },
-        },
-    }
-}
-_DETECT_ERRORS = problem_responses(
-    errors.EmptyBodyError,
-    errors.BadFormError,
-    errors.BadImageError,
-    errors.UnknownModelError,
-    errors.SlowBodyError,
-    errors.BodyTooLargeError,
-    errors.ImageSizeError,
-    errors.UnsupportedMediaTypeError,
-    errors.UnsupportedImageError,
-    errors.InvalidOptionError,
-    errors.QueueFullError,
-    errors.DeadlineUnreachableError,
-    errors.RateLimitedError,
-    errors.EngineError,
-    errors.NotReadyError,
-    errors.StoppingError,
-    errors.DeadlineExceededError,
-)
-_ANSWER_HEADERS = {
-    **REQUEST_ID_FIELD,
-    "X-Batch-Size": {
-        "description": "Images that shared the engine run.",
-        "schema": {"type": "integer"},
-    },
-    "Server-Timing": {
-        "description": "Milliseconds per stage; what made the batch leave.",
-        "schema": {"type": "string"},
-    },
-}
-_DETECT: dict[str, Any] = {
-    "response_model": DetectResponse,
-    "responses": {200: {"headers": _ANSWER_HEADERS}, **_DETECT_ERRORS},
-    "openapi_extra": {**_REQUEST_BODY, "parameters": describe_parameters()},
-    "tags": ["detection"],
-}
-_DETECT_BATCH: dict[str, Any] = {
-    **_DETECT,
-    "response_model": BatchResponse,
-    "responses": _DETECT_ERRORS,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "description": "A form with a file field for each image.",
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": [IMAGE_FIELD],
-                        "properties": {
-                            IMAGE_FIELD: {
-                                "type": "array",
-                                "minItems": 1,
-                                "items": _BINARY["schema"],
-                            }
-                        },
-                    }
-                }
-            },
-        },
-        "parameters": describe_parameters(),
-    },
-}
+"""Endpoints for Prometheus; the API key applies, the rate limit does not."""
 
 
-@detection.post("/detect", operation_id="detect", **_DETECT)
+@dataclass(frozen=True)
+class AcceptedRequest:
+    """A detection request that was admitted."""
+
+    detector: AsyncDetector
+    options: RequestOptions
+    scheduling: SchedulingOptions
+    images: list[bytes]
+
+
+@asynccontextmanager
+async def accept_request(
+    request: Request, model: str | None, max_images: int
+) -> AsyncIterator[AcceptedRequest]:
+    """Read a detection request and admit it until the block ends.
+
+    Order: model, options, admission as far as it is known before the body, body, admission. A
+    request occupies places in the queue only once its whole body is here, so that slow uploads
+    occupy none. Raises the errors of :mod:`service.errors` for head, body, options and queue.
+    """
+    received_at = time.perf_counter()
+    state, record = service_state(request), request_record(request)
+    settings = state.settings
+    detector = state.loader.models.get(model)
+    record.model = detector.manifest.name
+    options = detector.rules.complete(read_parameters(request))
+    headers = read_scheduling_headers(request.headers)
+    allowed_ms = math.inf if headers.deadline_ms is None else headers.deadline_ms
+    deadline_at = received_at + allowed_ms / 1000
+    # Under overload most requests are rejected here, before their bodies cost anything.
+    detector.admission.check(options.inputs.count, deadline_at)
+    with state.bodies.hold() as claim:
+        reading = read_images(
+            request, settings.max_body_bytes, settings.body_timeout_s, claim, max_images
+        )
+        with CancelScope(state.stopping):
+            images = await reading
+        record.record_body(sum(len(image) for image in images))
+        deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
+        scheduling = SchedulingOptions(deadline_at, PRIORITY_OFFSETS_S[headers.priority])
+        with detector.admission.admit(options.inputs.count * len(images), deadline_at):
+            yield AcceptedRequest(detector, options, scheduling, images)
+
+
+@detection.post("/detect", operation_id="detect", **DETECT)
 async def detect(request: Request) -> Response:
     """Detect objects with the default model."""
     return await _detect(request, None)
 
 
-@detection.post("/models/{name}/detect", operation_id="detect_with_model", **_DETECT)
+@detection.post("/models/{name}/detect", operation_id="detect_with_model", **DETECT)
 async def detect_with_model(
     request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
 ) -> Response:
@@ -136,29 +103,29 @@ async def detect_with_model(
 
 
 async def _detect(request: Request, name: str | None) -> Response:
-    record = request.scope["record"]
-    async with accept_request(request, name, 1) as given:
-        with CancelScope(request.scope["connection_lost"]):
-            prediction = await given.predictor.predict(
-                given.images[0], given.options, given.scheduling
+    record = request_record(request)
+    async with accept_request(request, name, 1) as accepted:
+        with CancelScope(disconnect_signal(request)):
+            prediction = await accepted.detector.detect(
+                accepted.images[0], accepted.options, accepted.scheduling
             )
-    manifest = given.predictor.manifest
+    manifest = accepted.detector.manifest
     record.record_prediction(manifest.name, prediction.batch_size, prediction.stage_s)
-    answer = to_response(manifest, prediction, record.request_id)
-    timing = [f"{stage};dur={ms}" for stage, ms in answer.timing_ms.items()]
+    response = to_response(manifest, prediction, record.request_id)
+    timing = [f"{stage};dur={ms}" for stage, ms in response.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
     headers = {"Server-Timing": ", ".join(timing), "X-Batch-Size": str(prediction.batch_size)}
-    return Response(to_json(answer), 200, headers, "application/json")
+    return Response(to_json(response), 200, headers, "application/json")
 
 
-@detection.post("/detect/batch", operation_id="detect_batch", **_DETECT_BATCH)
+@detection.post("/detect/batch", operation_id="detect_batch", **DETECT_BATCH)
 async def detect_batch(request: Request) -> Response:
     """Detect objects in several images with the default model."""
     return await _detect_batch(request, None)
 
 
 @detection.post(
-    "/models/{name}/detect/batch", operation_id="detect_batch_with_model", **_DETECT_BATCH
+    "/models/{name}/detect/batch", operation_id="detect_batch_with_model", **DETECT_BATCH
 )
 async def detect_batch_with_model(
     request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
@@ -168,38 +135,43 @@ async def detect_batch_with_model(
 
 
 async def _detect_batch(request: Request, name: str | None) -> Response:
-    most = request.app.state.settings.max_images_per_request
-    async with accept_request(request, name, most) as given:
-        with CancelScope(request.scope["connection_lost"]):
-            results = await _answer_all(request, given)
+    max_images = service_state(request).settings.max_images_per_request
+    async with accept_request(request, name, max_images) as accepted:
+        with CancelScope(disconnect_signal(request)):
+            results = await _detect_all(request, accepted)
     return Response(to_json(BatchResponse(results)), 200, None, "application/json")
 
 
-async def _answer_all(request: Request, given: AcceptedRequest) -> list[DetectResponse | Problem]:
-    """Answer each image; what is wrong with one is its own problem."""
-    request_id = request.scope["record"].request_id
+async def _detect_all(
+    request: Request, accepted: AcceptedRequest
+) -> list[DetectResponse | Problem]:
+    """Detect in each image; an error in one does not affect the others."""
+    request_id = request_record(request).request_id
+    metrics = service_state(request).metrics
 
-    async def answer(image: bytes) -> DetectResponse | Problem:
+    async def detect_one(image: bytes) -> DetectResponse | Problem:
         try:
-            prediction = await given.predictor.predict(image, given.options, given.scheduling)
+            prediction = await accepted.detector.detect(
+                image, accepted.options, accepted.scheduling
+            )
         except errors.ServiceError as error:
-            request.app.state.metrics.errors.labels(error.code).inc()
+            metrics.errors.labels(error.code).inc()
             return problem_of(error, request.scope["path"], request_id)
-        return to_response(given.predictor.manifest, prediction, request_id)
+        return to_response(accepted.detector.manifest, prediction, request_id)
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(answer(image)) for image in given.images]
+        tasks = [group.create_task(detect_one(image)) for image in accepted.images]
     return [task.result() for task in tasks]
 
 
 @router.get("/models", operation_id="list_models", tags=["models"])
 async def list_models(request: Request) -> ModelList:
     """List every loaded model."""
-    models = models_of(request)
+    models = service_state(request).loader.models
     return ModelList(
         models=[
-            model_facts(predictor, is_default=predictor.manifest.name == models.default_name)
-            for predictor in models.predictors.values()
+            model_summary(detector, is_default=name == models.default_name)
+            for name, detector in models.detectors.items()
         ]
     )
 
@@ -208,14 +180,13 @@ async def list_models(request: Request) -> ModelList:
     "/models/{name}",
     operation_id="get_model",
     tags=["models"],
-    # 422 cannot occur; not naming it would have FastAPI describe one of its own making.
+    # 422 cannot occur; unless it is declared, FastAPI documents a schema of its own for it.
     responses=problem_responses(errors.UnknownModelError, errors.InvalidOptionError),
 )
 async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDetails:
     """Describe one loaded model, with its whole manifest."""
-    models = models_of(request)
-    predictor = models.get(name)
-    return model_details(predictor, is_default=predictor.manifest.name == models.default_name)
+    models = service_state(request).loader.models
+    return model_details(models.get(name), is_default=name == models.default_name)
 
 
 @probes.head("/livez", include_in_schema=False)
@@ -226,13 +197,13 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
     responses=problem_responses(errors.UnrecoverableError),
 )
 async def live(request: Request) -> Health:
-    """Say whether the process can still serve; if not, restart it. Uses no queue, no engine."""
-    startup: ModelLoader = request.app.state.startup
-    if startup.is_done:
-        for name, predictor in startup.models.predictors.items():
-            if predictor.fatal_problem is not None:
+    """Report whether the process can serve, or must be restarted. Uses no queue and no engine."""
+    loader = service_state(request).loader
+    if loader.is_done:
+        for name, detector in loader.models.detectors.items():
+            if detector.fatal_problem is not None:
                 raise errors.UnrecoverableError(
-                    f"Model {name}: {predictor.fatal_problem}. Restart the service."
+                    f"Model {name}: {detector.fatal_problem}. Restart the service."
                 )
     return Health(status="live")
 
@@ -245,8 +216,8 @@ async def live(request: Request) -> Health:
     responses=problem_responses(errors.NotReadyError),
 )
 async def started(request: Request) -> Health:
-    """Say whether the models are loaded and warm."""
-    models_of(request)
+    """Report whether the models are loaded and warmed up."""
+    _ = service_state(request).loader.models
     return Health(status="started")
 
 
@@ -258,13 +229,14 @@ async def started(request: Request) -> Health:
     responses=problem_responses(errors.StoppingError, errors.NotReadyError),
 )
 async def ready(request: Request) -> Health:
-    """Say whether requests are served: models are loaded and right, no shutdown has begun."""
-    if request.app.state.draining.is_set():
+    """Report whether requests are served: models loaded, self-tests passed, not shutting down."""
+    state = service_state(request)
+    if state.draining.is_set():
         raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
-    for name, predictor in models_of(request).predictors.items():
-        if predictor.problem is not None:
+    for name, detector in state.loader.models.detectors.items():
+        if detector.problem is not None:
             raise errors.NotReadyError(
-                f"Model {name}: {predictor.problem}.", retry_after_s=RETRY_AFTER_S
+                f"Model {name}: {detector.problem}.", retry_after_s=RETRY_AFTER_S
             )
     return Health(status="ready")
 
@@ -272,6 +244,6 @@ async def ready(request: Request) -> Health:
 @monitoring.head("/metrics", include_in_schema=False)
 @monitoring.get("/metrics", operation_id="metrics", tags=["health"], response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Metrics for Prometheus."""
-    content = request.app.state.metrics.render()
+    """Return the metrics in the Prometheus text format."""
+    content = service_state(request).metrics.render()
     return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")

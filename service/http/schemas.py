@@ -1,16 +1,16 @@
-"""What travels over the wire; the OpenAPI document is made from these classes."""
+"""Schemas of the responses; FastAPI makes the OpenAPI document from them.
 
-from collections.abc import Mapping
+Responses of the detection endpoints are dataclasses: the values are computed here and
+need no validation, and pydantic serializes them faster than models.
+"""
+
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from model_package import CenterPosesDecoder, ModelManifest
-from service.decoders.types import Detections
-from service.detector import Detector, Prediction
-from service.http.responses import TASK_FIELDS, Box3D, Keypoint
+from model_package import ModelManifest
 
 Box = Annotated[
     list[float],
@@ -26,32 +26,70 @@ _UprightPixels = Annotated[
     int, Field(description="Pixels, after the EXIF orientation was applied.")
 ]
 
-# What each answer is made of are dataclasses: nobody has to check our own numbers, and pydantic
-# writes their JSON without having made them.
+Keypoint = Annotated[
+    list[float],
+    Field(
+        min_length=3,
+        max_length=3,
+        description="x, y in pixels of the upright original image, to 0.001, and the score (0 to "
+        "1) of the peak in the keypoint's heatmap; 0 if it is regressed from the center only.",
+        examples=[[120.25, 44.5, 0.83]],
+    ),
+]
+_Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
+_Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+_Corners = Annotated[list[_Point], Field(min_length=8, max_length=8)]
+
+
+@dataclass(slots=True)
+class Box3D:
+    """A 3D box in the camera frame (x right, y down, z forward), in KITTI's conventions."""
+
+    dimensions_hwl: Annotated[_Triple, Field(description="Height, width, length in metres.")]
+    location_xyz: Annotated[_Triple, Field(description="Center of the bottom face, in metres.")]
+    rotation_y: Annotated[
+        float,
+        Field(description="Radians about the y axis, -pi to pi; 0 when the length points along x."),
+    ]
+    alpha: Annotated[
+        float,
+        Field(
+            description="Observation angle in radians, as predicted by the network: -3 pi / 2 to "
+            "3 pi / 2."
+        ),
+    ]
+    depth: Annotated[float, Field(description="Metres, as predicted by the network.")]
+    corners_px: Annotated[
+        _Corners | SkipJsonSchema[None],
+        Field(
+            description="Corners in pixels of the upright original image: bottom face, then top "
+            "face; corner i is below corner i + 4. Absent if a corner is behind the camera."
+        ),
+    ] = None
 
 
 @dataclass(slots=True)
 class ModelReference:
-    """The model that answered."""
+    """The model that made the prediction."""
 
     name: str
     version: str
 
 
 @dataclass(slots=True)
-class ImageFacts:
-    """The image as it was evaluated."""
+class ImageInfo:
+    """The image after its EXIF orientation was applied."""
 
     width: _UprightPixels
     height: _UprightPixels
     orientation_applied: Annotated[
-        bool, Field(description="Whether EXIF turned or flipped the image.")
+        bool, Field(description="Whether the EXIF orientation rotated or flipped the image.")
     ]
 
 
 @dataclass(slots=True)
 class Detection:
-    """One object; what the model's task does not find is absent, never null."""
+    """One detected object; fields of other tasks are absent, never null."""
 
     class_id: Annotated[int, Field(description="Index into the model's classes.")]
     class_name: str
@@ -60,8 +98,8 @@ class Detection:
     keypoints: Annotated[
         list[Keypoint] | SkipJsonSchema[None],
         Field(
-            description="Pose models: the keypoints in the order of the model's `keypoints`, see "
-            "GET /models/{name}."
+            description="Pose models: in the order of the model's `keypoints`, see GET "
+            "/models/{name}."
         ),
     ] = None
     box3d: Annotated[Box3D | SkipJsonSchema[None], Field(description="3D models: the 3D box.")] = (
@@ -71,10 +109,10 @@ class Detection:
 
 @dataclass(slots=True)
 class DetectResponse:
-    """The objects in one image, best score first."""
+    """The detections of one image, best score first."""
 
     model: ModelReference
-    image: ImageFacts
+    image: ImageInfo
     detections: list[Detection]
     timing_ms: Annotated[
         dict[str, float],
@@ -87,18 +125,16 @@ class DetectResponse:
 
 
 class ModelOptions(BaseModel):
-    """What requests may ask of a model; lists hold the accepted values, the model's own first."""
+    """The request options of a model; lists hold the accepted values, the default first."""
 
     flip: list[bool]
     keep_resolution: list[bool]
-    soft_nms: list[bool] = Field(
-        description="Without the option, several scales are joined with soft-NMS."
-    )
-    max_scales: int = Field(description="1: only the scale 1.")
-    camera: bool = Field(description="Whether fx, fy, cx and cy, or projection, mean anything.")
+    soft_nms: list[bool] = Field(description="With several scales, soft-NMS is the default.")
+    max_scales: int = Field(description="Maximum number of scales; 1: only the scale 1.")
+    camera: bool = Field(description="Whether fx, fy, cx and cy, or projection, are accepted.")
 
 
-class ModelFacts(BaseModel):
+class ModelSummary(BaseModel):
     """A loaded model."""
 
     name: str
@@ -115,7 +151,7 @@ class ModelFacts(BaseModel):
     default: bool
 
 
-class ModelDetails(ModelFacts):
+class ModelDetails(ModelSummary):
     """A loaded model with its whole manifest."""
 
     manifest: ModelManifest
@@ -126,14 +162,14 @@ class PoseModelDetails(ModelDetails):
 
     keypoints: tuple[str, ...] = Field(description="Names, in the order of `keypoints`.")
     skeleton: tuple[tuple[int, int], ...] = Field(
-        description="Pairs of indices into `keypoints` to draw a line between."
+        description="Pairs of indices into `keypoints` that are connected."
     )
 
 
 class ModelList(BaseModel):
     """Every loaded model."""
 
-    models: list[ModelFacts]
+    models: list[ModelSummary]
 
 
 class Health(BaseModel):
@@ -144,7 +180,7 @@ class Health(BaseModel):
 
 @dataclass(slots=True)
 class Problem:
-    """An error (RFC 9457), with members for programs."""
+    """An error (RFC 9457) with extension members."""
 
     type: str
     title: str
@@ -152,91 +188,12 @@ class Problem:
     detail: Annotated[str, Field(description="What was received, what is accepted, what to do.")]
     instance: str
     code: Annotated[str, Field(description="Stable name of the error.")]
-    error: Annotated[
-        str, Field(description="The detail again, where clients of other servers look.")
-    ]
     request_id: str
     retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
 
 
 @dataclass(slots=True)
 class BatchResponse:
-    """The answer for each image of a request, in their order: detections or what is wrong."""
+    """The result for each image of a request, in their order: detections or an error."""
 
     results: list[DetectResponse | Problem]
-
-
-_JSON: Mapping[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (DetectResponse, BatchResponse, Problem)
-}
-
-
-def to_json(answer: DetectResponse | BatchResponse | Problem) -> bytes:
-    """The answer as it travels."""
-    return _JSON[type(answer)].dump_json(answer, exclude_none=True)
-
-
-def to_response(manifest: ModelManifest, prediction: Prediction, request_id: str) -> DetectResponse:
-    """Name the classes and round the numbers of a prediction."""
-    return DetectResponse(
-        model=ModelReference(name=manifest.name, version=manifest.version),
-        image=ImageFacts(
-            width=prediction.image_width_px,
-            height=prediction.image_height_px,
-            orientation_applied=prediction.orientation_applied,
-        ),
-        detections=_detections(manifest, prediction.detections),
-        timing_ms={
-            stage: round(1000 * seconds, 3) for stage, seconds in prediction.stage_s.items()
-        },
-        request_id=request_id,
-    )
-
-
-def _detections(manifest: ModelManifest, found: Detections) -> list[Detection]:
-    rows = zip(
-        found.class_ids.tolist(),
-        found.scores.astype(float).round(6).tolist(),
-        found.boxes_xyxy.round(3).tolist(),
-        TASK_FIELDS[type(found)](found),
-        strict=True,
-    )
-    return [
-        Detection(class_id, manifest.classes[class_id], score, box, **of_task)
-        for class_id, score, box, of_task in rows
-    ]
-
-
-def model_facts(predictor: Detector, *, is_default: bool) -> ModelFacts:
-    """What a list of models says of one."""
-    manifest, rules = predictor.manifest, predictor.rules
-    return ModelFacts(
-        name=manifest.name,
-        version=manifest.version,
-        description=manifest.description,
-        task=manifest.decoder.kind,
-        classes=manifest.classes,
-        input_width=manifest.input.width_px,
-        input_height=manifest.input.height_px,
-        top_k=manifest.decoder.top_k,
-        score_threshold=manifest.decoder.score_threshold,
-        options=ModelOptions(
-            flip=list(rules.flip),
-            keep_resolution=list(rules.keep_resolution),
-            soft_nms=list(rules.soft_nms),
-            max_scales=rules.max_scales,
-            camera=rules.has_camera,
-        ),
-        engine=predictor.engine_description,
-        default=is_default,
-    )
-
-
-def model_details(predictor: Detector, *, is_default: bool) -> ModelDetails:
-    """Everything there is to say of a model."""
-    facts = model_facts(predictor, is_default=is_default)
-    decoder = predictor.manifest.decoder
-    every = {**dict(facts), "manifest": predictor.manifest}
-    if isinstance(decoder, CenterPosesDecoder):
-        return PoseModelDetails(**every, keypoints=decoder.keypoints, skeleton=decoder.skeleton)
-    return ModelDetails(**every)

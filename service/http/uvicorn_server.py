@@ -1,4 +1,4 @@
-"""uvicorn, with bounds that it does not have and a shutdown that is announced."""
+"""uvicorn with limits on request heads and with graceful shutdown."""
 
 import asyncio
 import select
@@ -15,27 +15,29 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.cancellation import CancelSignal
 from service.errors import MalformedRequestError, ServiceError, SlowHeadError
 from service.http.problem_details import PROBLEM_JSON, problem_of
-from service.http.schemas import to_json
+from service.http.request_scope import set_disconnect_signal
+from service.http.responses import to_json
+from service.http.state import state_of
 from service.observability.request_record import new_request_id
 from service.settings import Settings
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Bytes of a request's line and headers; the parser itself has no bound."""
+"""Maximum bytes of the request line and headers; the parser itself has no limit."""
 
 
-LAST_CALL_S = 0.2
-"""Seconds from the end of listening until idle connections are closed: what clients sent before is
-read meanwhile."""
+IDLE_CLOSE_DELAY_S = 0.2
+"""Seconds between the end of listening and the closing of idle connections, to read requests that
+were sent before."""
 
 HEAD_TIMEOUT_S = 15.0
-"""Seconds for a request's head to arrive; the server would wait for ever."""
+"""Seconds for the head of a request to arrive; uvicorn has no timeout for it."""
 
 
-class _Outbox:
-    """A connection's transport that sends what is written in one turn of the event loop at once.
+class _CoalescingTransport:
+    """A transport that sends all writes of one turn of the event loop together.
 
-    An answer comes as two writes, head and body. Sent one by one they wake the client up twice,
-    and on a busy machine that stops an engine twice.
+    A response consists of two writes, head and body. Sent separately they wake up the client
+    twice, which on a busy machine preempts an engine thread twice.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -47,26 +49,26 @@ class _Outbox:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send, soon."""
+        """Send at the end of this turn of the event loop."""
         if not self._written:
             self._loop.call_soon(self._send)
         self._written.append(data)
 
     def close(self) -> None:
-        """Send what was written, and hang up."""
+        """Send the pending writes and close the connection."""
         self._send()
         self._transport.close()
 
     def _send(self) -> None:
         written, self._written = self._written, []
-        if written and not self._transport.is_closing():  # the client may have hung up meanwhile
+        if written and not self._transport.is_closing():  # the client may have disconnected
             self._transport.write(b"".join(written))
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """Refuses a head that goes on and on, or does not come, or is none, and hangs up.
+    """Responds 400 or 408 to heads that are too long, too slow or not HTTP, and disconnects.
 
-    ``scope["connection_lost"]`` is an :class:`CancelSignal` for the application.
+    It also sets the disconnect signal of each request (:mod:`service.http.request_scope`).
     """
 
     _in_head = True
@@ -74,38 +76,37 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
-        super().connection_made(_Outbox(transport, self.loop))  # type: ignore[arg-type]
-        self._lost = CancelSignal(ClientDisconnect)
+        """Start the timer for the first request."""
+        super().connection_made(_CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
+        self._disconnected = CancelSignal(ClientDisconnect)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting, and the work that nobody waits for any more."""
+        """Cancel the work for the requests of this connection."""
         self._stop_waiting()
         super().connection_lost(exc)
-        self._lost.set()
+        self._disconnected.set()
 
     def on_message_begin(self) -> None:
-        """Begin to count."""
+        """Start counting the bytes of a head."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
-        # ASGI's own way is a task that receives: it costs every request two turns of the loop.
-        self.scope["connection_lost"] = self._lost  # type: ignore[typeddict-unknown-key]
+        set_disconnect_signal(self.scope, self._disconnected)
 
     def on_headers_complete(self) -> None:
-        """Stop counting and waiting: what follows is the body, which the application bounds."""
+        """Stop the timer: the application limits the body that follows."""
         self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Go on reading, which a large body stops: or nobody notices that the client leaves."""
+        """Resume reading, which a large body has paused, so that a disconnect is noticed."""
         super().on_message_complete()
         if not self.pipeline:
             self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, then evaluate what still is a head; most come in one piece."""
+        """Parse, then check the size of an incomplete head; most arrive in one piece."""
         super().data_received(data)
         if self._in_head:
             if not self._head_bytes:
@@ -117,8 +118,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
                 )
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request; called by the parser's owner, too."""
-        self._refuse(MalformedRequestError(f"{msg} The API is described at /docs."))
+        """Respond to an invalid request; also called by uvicorn."""
+        self._respond(MalformedRequestError(f"{msg} The API is described at /docs."))
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
@@ -131,18 +132,18 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def _on_slow_head(self) -> None:
         if self._head_bytes == 0:
-            self.transport.close()  # nobody asked anything
+            self.transport.close()  # an idle connection
         elif not self.transport.is_closing():
-            self._refuse(
+            self._respond(
                 SlowHeadError(
                     f"The request's headers did not arrive within {HEAD_TIMEOUT_S:g} s. "
                     "Send the request again."
                 )
             )
 
-    def _refuse(self, error: ServiceError) -> None:
-        # There is no request yet, so the application cannot answer.
-        self.config.app.state.metrics.errors.labels(error.code).inc()  # type: ignore[union-attr]
+    def _respond(self, error: ServiceError) -> None:
+        # There is no complete request, so the application cannot respond.
+        state_of(self.config.app).metrics.errors.labels(error.code).inc()  # type: ignore[arg-type]
         request_id = new_request_id()
         document = to_json(problem_of(error, "", request_id))
         headers = {
@@ -160,7 +161,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Announces its end: not ready first, then no new work, then the end within bounded time."""
+    """Shuts down in steps: not ready, then no new requests, then exit within a bounded time."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
@@ -169,10 +170,10 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 http=BoundedHeadProtocol,
-                access_log=False,  # the application logs requests itself
+                access_log=False,  # the middleware logs requests
                 log_config=None,
                 server_header=False,
-                # Said outright, because uvicorn trusts 127.0.0.1 unless told otherwise.
+                # Explicit, because uvicorn trusts 127.0.0.1 by default.
                 proxy_headers=bool(settings.trusted_proxies),
                 forwarded_allow_ips=list(settings.trusted_proxies),
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
@@ -183,18 +184,18 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; the models are loaded meanwhile."""
+        """Listen; the lifespan loads the models meanwhile."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Say whether to end, ten times a second: also when the models cannot be loaded."""
-        return await super().on_tick(counter) or self.app.state.startup.error is not None
+        """Return whether to exit, ten times a second; also if loading the models has failed."""
+        return await super().on_tick(counter) or state_of(self.app).loader.error is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On the first signal be not ready, and after the delay stop; on a second stop at once."""
-        is_first = not self.app.state.draining.is_set()
-        self.app.state.draining.set()
+        """First signal: not ready, and stop after the drain delay. Second signal: stop at once."""
+        is_first = not state_of(self.app).draining.is_set()
+        state_of(self.app).draining.set()
         if is_first and self._drain_delay_s and self._loop is not None:
             delay_s, loop = self._drain_delay_s, self._loop
             loop.call_soon_threadsafe(loop.call_later, delay_s, self._stop, sig, frame)
@@ -202,27 +203,27 @@ class Server(uvicorn.Server):
             self._stop(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening; then do the rest as usual, when what had arrived has been read."""
-        await self._accept_those_in_line()
+        """Stop listening, read the requests that have arrived, then shut down as uvicorn does."""
+        await self._accept_backlog()
         for server in self.servers:
             server.close()
-        await asyncio.sleep(LAST_CALL_S)
+        await asyncio.sleep(IDLE_CLOSE_DELAY_S)
         await super().shutdown(sockets)
 
-    async def _accept_those_in_line(self) -> None:
-        """Let the event loop take the connections that the kernel holds: it would reset them."""
-        line = select.poll()
+    async def _accept_backlog(self) -> None:
+        """Let the event loop accept the connections of the backlog; the kernel would reset them."""
+        poller = select.poll()
         for server in self.servers:
             for listener in server.sockets:
-                line.register(listener, select.POLLIN)
-        # More may come all the time; but those who were there first are taken first, at least one
-        # in each turn, and the kernel holds no more than the backlog.
+                poller.register(listener, select.POLLIN)
+        # New connections may keep arriving, but each turn accepts at least one of the oldest, and
+        # the kernel queues no more than the backlog.
         for _ in range(self.config.backlog + 1):
-            if not line.poll(0):
+            if not poller.poll(0):
                 break
             await asyncio.sleep(0)
-        await asyncio.sleep(0)  # asyncio's own loop needs a turn more for those it has taken
+        await asyncio.sleep(0)  # asyncio's own loop needs one more turn for accepted connections
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
-        self.app.state.stopping.set()
+        state_of(self.app).stopping.set()
         super().handle_exit(sig, frame)

@@ -145,6 +145,31 @@ class OpenedImage:
         return Reduction(self.width_px, self.height_px, AffineTransform(reduction, x, y))
 
 
+class ArrayImage:
+    """An image that is decoded already, with the interface of :class:`OpenedImage`.
+
+    ``pixels``: uint8 RGB (height, width, 3). Raises :class:`UnsupportedImageError` and
+    :class:`ImageSizeError`.
+    """
+
+    orientation_applied = False
+
+    def __init__(self, pixels: NDArray[np.uint8], max_pixels: int) -> None:
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise UnsupportedImageError(
+                f"The array is {pixels.dtype} of shape {pixels.shape}. Pass uint8 RGB of shape "
+                "(height, width, 3)."
+            )
+        self.height_px, self.width_px, _ = pixels.shape
+        check_size(self.width_px, self.height_px, max_pixels)
+        self._pixels = pixels
+
+    def decode(self, reduction: int = 1) -> DecodedImage:
+        """Return the pixels in full size, whatever ``reduction``."""
+        del reduction
+        return DecodedImage(self._pixels)
+
+
 def open_image(body: bytes, max_pixels: int) -> OpenedImage:
     """Read the header of one image, and for other formats than JPEG its pixels.
 
@@ -157,7 +182,7 @@ def open_image(body: bytes, max_pixels: int) -> OpenedImage:
         )
     with _refusals(body, max_pixels):
         image = Image.open(io.BytesIO(body), formats=FORMATS)
-        _check_size(image.width, image.height, max_pixels)
+        check_size(image.width, image.height, max_pixels)
         _check_kind(image, body)
         return OpenedImage(image, body, max_pixels)
 
@@ -183,7 +208,8 @@ def _refusals(body: bytes, max_pixels: int) -> Iterator[None]:
         ) from None
 
 
-def _check_size(width_px: int, height_px: int, max_pixels: int) -> None:
+def check_size(width_px: int, height_px: int, max_pixels: int) -> None:
+    """Raise :class:`ImageSizeError` unless both sides and the number of pixels are in range."""
     received = f"The image is {width_px} x {height_px} pixels"
     if min(width_px, height_px) < MIN_SIDE_PX:
         raise ImageSizeError(f"{received}; each side must have at least {MIN_SIDE_PX}.")

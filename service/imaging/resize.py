@@ -10,7 +10,7 @@ from model_package import FreeSize, InputSpec, ModelManifest
 from service.errors import ImageSizeError
 from service.imaging.geometry import CORNER_STRIDE, AffineTransform, ImageTransform
 from service.imaging.image_decoding import MAX_SIDE_PX
-from service.options import InputOptions
+from service.imaging.types import InputOptions
 
 
 class InputPlanner:

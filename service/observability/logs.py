@@ -1,4 +1,4 @@
-"""Log lines, as text or as JSON; the facts of a request travel in ``extra={"facts": {...}}``."""
+"""Logging as text or JSON; structured fields are passed as ``extra={"fields": {...}}``."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ from service.observability.request_record import RequestRecord
 _access_log = logging.getLogger("service.http.auth")
 _to_json = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder each time
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
-"""Printable ASCII that nobody can take for more than one word."""
+"""Printable ASCII without spaces, quotes and equals signs: needs no quoting."""
 
 
 def set_up_logging(form: Literal["text", "json"], level: str) -> None:
-    """Send everything that is logged in this process, uvicorn's lines too, to stderr."""
+    """Send all log records of this process, including those of uvicorn, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -25,29 +25,29 @@ def set_up_logging(form: Literal["text", "json"], level: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """``time LEVEL logger: message`` and the facts as ``name=value``."""
+    """``time LEVEL logger: message`` and the fields as ``name=value``."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (their name)
-        """Append the facts, in quotes and escaped where they are more than a word."""
-        facts = "".join(f" {name}={_word(fact)}" for name, fact in _facts_of(record).items())
-        return super().formatMessage(record) + facts
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (name of the base class)
+        """Append the fields, quoted and escaped if they are more than one word."""
+        fields = "".join(f" {name}={_word(value)}" for name, value in _fields_of(record).items())
+        return super().formatMessage(record) + fields
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object per line; an exception's traceback is its member ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render a line; whatever strangers sent cannot break out of its string."""
+        """Format a record; untrusted values are escaped by the JSON encoder."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
             "time": time.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_facts_of(record),
+            **_fields_of(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -64,18 +64,18 @@ def log_request(
     *,
     quiet: bool,
 ) -> None:
-    """Write the line of a finished request; ``quiet`` ones are of interest when they fail."""
+    """Log a finished request; ``quiet`` ones at debug level unless they failed."""
     failed = status is None or status >= 500
     level = logging.WARNING if failed else logging.DEBUG if quiet else logging.INFO
     if not _access_log.isEnabledFor(level):
         return
-    facts = {
+    fields = {
         "request_id": record.request_id,
         "trace_id": record.trace_id,
         "client": record.client,
         "method": method,
         "route": route,
-        # The path of a known route is said by the route; query strings are nobody's business.
+        # Only of unknown routes; query strings may contain personal data.
         "path": path[:200] if route == "unmatched" else None,
         "status": status,
         "code": record.code,
@@ -85,22 +85,22 @@ def log_request(
         "batch_size": record.batch_size,
         "stages_ms": {stage.name: round(1000 * stage.seconds, 3) for stage in record.stages},
     }
-    known = {name: fact for name, fact in facts.items() if fact not in (None, {})}
-    _access_log.log(level, "request", extra={"facts": known})
+    known = {name: value for name, value in fields.items() if value not in (None, {})}
+    _access_log.log(level, "request", extra={"fields": known})
 
 
-def _facts_of(record: logging.LogRecord) -> Mapping[str, Any]:
-    facts: Mapping[str, Any] = getattr(record, "facts", {})
-    return facts
+def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = getattr(record, "fields", {})
+    return fields
 
 
-def _word(fact: Any) -> str:
-    # Most facts are numbers, and each request has a dozen: JSON says the same, but takes longer.
-    if type(fact) in (int, float):
-        return repr(fact)
-    if isinstance(fact, str):
-        return fact if _PLAIN.fullmatch(fact) else _to_json(fact)
-    if isinstance(fact, Mapping):
-        return ",".join(f"{name}:{_word(part)}" for name, part in fact.items())
-    text = _to_json(fact)
+def _word(value: Any) -> str:
+    # Most values are numbers, a dozen per request; repr equals their JSON and is faster.
+    if type(value) in (int, float):
+        return repr(value)
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else _to_json(value)
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{_word(part)}" for name, part in value.items())
+    text = _to_json(value)
     return text if _PLAIN.fullmatch(text) else _to_json(text)

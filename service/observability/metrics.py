@@ -1,4 +1,4 @@
-"""What Prometheus sees; names follow its naming rules (base units, ``_total`` on counters)."""
+"""Prometheus metrics; names follow its conventions (base units, ``_total`` for counters)."""
 
 import functools
 from collections.abc import Callable
@@ -23,85 +23,79 @@ _Family = TypeVar("_Family", Counter, Histogram)
 
 
 class Metrics:
-    """The metrics of one service; each instance has a registry of its own."""
+    """The metrics of one service, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = self._counter(
-            "http_requests", "Answered HTTP requests.", "route", "method", "status"
+            "http_requests", "Completed HTTP requests.", "route", "method", "status"
         )
         self.request_seconds = self._histogram(
             "http_request_duration_seconds",
-            "From the request's head to the end of its answer.",
+            "Time from the head of a request to the end of its response.",
             "route",
         )
-        self.errors = self._counter(
-            "request_errors", "Requests answered with an error, by its code.", "code"
-        )
-        self.body_bytes = self._gauge(
-            "request_body_bytes", "Bytes of all request bodies that are in memory."
-        )
+        self.errors = self._counter("request_errors", "Error responses by error code.", "code")
+        self.body_bytes = self._gauge("request_body_bytes", "Bytes of request bodies in memory.")
         self.event_loop_lag = self._gauge(
-            "event_loop_lag_seconds", "How late the event loop was at worst in the last second."
+            "event_loop_lag_seconds", "Maximum delay of the event loop in the last second."
         )
         self._gauge("build_info", "The version of the service.", "version").labels(
             version("centernet-serving")
         ).set(1)
         self.stage_seconds = self._histogram(
-            "stage_duration_seconds", "Time one image spent in a stage.", "model", "stage"
+            "stage_duration_seconds", "Time that one image spent in a stage.", "model", "stage"
         )
         self.batch_size = self._histogram(
-            "batch_size", "Images per engine run.", "model", buckets=_BATCH_SIZES
+            "batch_size", "Batch size of engine runs.", "model", buckets=_BATCH_SIZES
         )
         self.batches = self._counter(
-            "batches", "Engine runs, by what made the batch leave.", "model", "trigger"
+            "batches", "Engine runs by trigger of the batch.", "model", "trigger"
         )
-        self.images = self._counter(
-            "images", "Network inputs that the engine has run successfully.", "model"
-        )
+        self.images = self._counter("images", "Network inputs of successful engine runs.", "model")
         self.cancelled = self._counter(
             "cancelled_inputs",
-            "Network inputs that were given up (client gone, deadline passed): before the engine "
-            "(queue), or while it ran (infer), which is the engine time that was wasted.",
+            "Network inputs that were cancelled (client disconnected, deadline exceeded): in the "
+            "queue, or during their run (infer), whose engine time was wasted.",
             "model",
             "stage",
         )
-        self.queue = self._gauge(
-            "queue_inputs", "Network inputs that are admitted and not answered yet.", "model"
-        )
+        self.queue = self._gauge("queue_inputs", "Admitted network inputs.", "model")
         self.queue_limit = self._gauge(
             "queue_limit_inputs",
-            "Network inputs that are admitted at a time; requests for more get 429.",
+            "Maximum number of admitted network inputs; further requests get 429.",
             "model",
         )
         self.queue_oldest_age = self._gauge(
             "queue_oldest_age_seconds",
-            "How long the oldest network input has been waiting for the engine.",
+            "Time that the oldest network input has been queued.",
             "model",
         )
         self.calibrated_rate = self._gauge(
             "engine_calibrated_images_per_second",
-            "Images per second of the engine alone, measured at warm-up.",
+            "Throughput of the engine alone, measured at warm-up.",
             "model",
         )
         self.engine_seconds_per_image = self._gauge(
-            "engine_seconds_per_image", "Slope of the learned duration of a batch.", "model"
+            "engine_seconds_per_image", "Slope of the latency model of a run.", "model"
         )
         self.engine_seconds_per_batch = self._gauge(
-            "engine_seconds_per_batch", "Base of the learned duration of a batch.", "model"
+            "engine_seconds_per_batch", "Base of the latency model of a run.", "model"
         )
         self.model_ready = self._gauge(
-            "model_ready", "Whether the model serves requests.", "model", "version"
+            "model_ready", "Whether the model is ready.", "model", "version"
         )
-        self.engine_info = self._gauge("engine_info", "What runs the model.", "model", "engine")
+        self.engine_info = self._gauge(
+            "engine_info", "Runtime, version, precision and device of a model.", "model", "engine"
+        )
         self.build_progress = self._gauge(
             "engine_build_progress_ratio",
-            "How far the building of engines is that the start waits for.",
+            "Progress of building engines before the start.",
             "model",
         )
         self.self_test_runs = self._counter(
-            "self_test_runs", "Runs of a known image, by what came out.", "model", "result"
+            "self_test_runs", "Self-test runs by result.", "model", "result"
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -118,7 +112,7 @@ class Metrics:
         )
 
     def render(self) -> bytes:
-        """All metrics in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
@@ -129,7 +123,7 @@ def _cached(family: _Family) -> _Family:
 
 
 class ModelMetrics:
-    """The metrics of one model; every series is there from the start, at zero."""
+    """The metrics of one model; every series exists from the start, at zero."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
@@ -144,21 +138,21 @@ class ModelMetrics:
             metrics.self_test_runs.labels(model, result)
 
     def batch(self, size: int, trigger: str) -> None:
-        """Count a run that succeeded."""
+        """Count a successful run."""
         self._images.inc(size)
         self._batch_size.observe(size)
         self._metrics.batches.labels(self._model, trigger).inc()
 
     def cancelled(self, stage: Literal["queue", "infer"]) -> None:
-        """Count an input that was given up."""
+        """Count a cancelled input."""
         self._metrics.cancelled.labels(self._model, stage).inc()
 
     def stage(self, stage: str, seconds: float) -> None:
-        """Record what one image spent in a stage."""
+        """Record the time that one image spent in a stage."""
         self._metrics.stage_seconds.labels(self._model, stage).observe(seconds)
 
     def self_test(self, result: Literal["ok", "wrong", "failed"]) -> None:
-        """Count a run of the known image."""
+        """Count a run of the self-test."""
         self._metrics.self_test_runs.labels(self._model, result).inc()
 
     def watch(
@@ -174,7 +168,7 @@ class ModelMetrics:
         seconds_per_batch: Callable[[], float],
         is_ready: Callable[[], bool],
     ) -> None:
-        """State what runs the model and how fast it is alone; each scrape asks for the rest."""
+        """Set the constant gauges, and the functions that each scrape calls for the others."""
         metrics, model = self._metrics, self._model
         metrics.engine_info.labels(model, engine).set(1)
         metrics.calibrated_rate.labels(model).set(images_per_s)

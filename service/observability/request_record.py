@@ -1,4 +1,4 @@
-"""What becomes known of one request on its way: the source of its log line and of its spans."""
+"""The record of one request: the source of its log line and its spans."""
 
 import random
 import time
@@ -7,17 +7,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.observability.tracing import TraceParent
+from opentelemetry.trace import SpanContext, format_trace_id
 
 
 def new_request_id() -> str:
-    """An id for a request whose client gave none: 32 random hex digits, which are no secret."""
+    """Return an id for a request without one: 32 random hex digits, not a secret."""
     return f"{random.getrandbits(128):032x}"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a request; ``started_at`` in seconds of ``time.perf_counter``."""
+    """One stage of a request; ``started_at`` in seconds of :func:`time.perf_counter`."""
 
     name: str
     started_at: float
@@ -26,15 +26,15 @@ class Stage:
 
 @dataclass
 class RequestRecord:
-    """One request. Whoever learns something of it notes it here; nobody reads it before the end.
+    """One request; filled while it is processed and read at its end.
 
-    ``parent``: what the client's ``traceparent`` header said. ``span``: the request's own span,
-    where traces are exported.
+    ``parent``: the span context in the ``traceparent`` header. ``span``: the request's own span,
+    where traces are exported. ``code``: the code of its error.
     """
 
     request_id: str
     client: str
-    parent: TraceParent | None = None
+    parent: SpanContext | None = None
     span: Any = None
     started_at: float = field(default_factory=time.perf_counter)
     started_at_ns: int = field(default_factory=time.time_ns)
@@ -46,21 +46,19 @@ class RequestRecord:
 
     @property
     def trace_id(self) -> str | None:
-        """32 hex digits: of our own span, or else of the client's trace."""
-        if self.span is not None:
-            return format(self.span.get_span_context().trace_id, "032x")
-        return self.parent.trace_id if self.parent else None
+        """32 hex digits of the request's own span, or else of its parent."""
+        context = self.parent if self.span is None else self.span.get_span_context()
+        return None if context is None else format_trace_id(context.trace_id)
 
     def record_body(self, size: int) -> None:
-        """The whole body is here."""
+        """Record the end of the body and its size in bytes."""
         self.body_bytes = size
         self.stages.append(Stage("read", self.started_at, time.perf_counter() - self.started_at))
 
     def record_prediction(self, model: str, batch_size: int, stage_s: Mapping[str, float]) -> None:
-        """The answer is known, just now; ``stage_s`` is in the order of the stages."""
+        """Record a prediction that ends now; ``stage_s`` is in the order of the stages."""
         self.model, self.batch_size = model, batch_size
-        # Laid out from the end: what no stage accounts for is the wait for the image pool, and
-        # that comes first.
+        # Laid out from the end: time of no stage is the wait for the image pool, before the first.
         started_at = time.perf_counter() - sum(stage_s.values())
         for name, seconds in stage_s.items():
             self.stages.append(Stage(name, started_at, seconds))
@@ -68,4 +66,4 @@ class RequestRecord:
 
 
 current_record: ContextVar[RequestRecord | None] = ContextVar("current_record", default=None)
-"""The request that the running task works for; tasks that it starts inherit it."""
+"""The record of the request that the running task belongs to; inherited by its child tasks."""

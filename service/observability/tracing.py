@@ -1,87 +1,189 @@
-"""W3C trace context, and what the service needs of a tracer; OpenTelemetry is in ``spans``."""
+"""Traces: W3C trace context through opentelemetry-api, spans through opentelemetry-sdk.
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+The SDK is imported only where traces are exported; it is the extra ``otel``.
+"""
 
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib.metadata import version
+from typing import TYPE_CHECKING, ParamSpec
+
+from opentelemetry import trace
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
 
+from service.observability.request_record import RequestRecord
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.observability.request_record import RequestRecord
+    from opentelemetry.sdk.trace import SpanProcessor
 
-# W3C Trace Context, 3.2: later versions may append fields to those of version 00.
-_TRACEPARENT = re.compile(
-    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})"
-    r"-(?!0{16})(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
-)
+_EXPORT_TIMEOUT_S = 3.0
+_STOP_TIMEOUT_S = 2.0
+_log = logging.getLogger(__name__)
+_propagator = TraceContextTextMapPropagator()
+_Arguments = ParamSpec("_Arguments")
 
 
 class TracingUnavailableError(Exception):
-    """Traces are wanted and cannot be made."""
+    """Traces are configured, but OpenTelemetry's SDK is not installed."""
 
 
-@dataclass(frozen=True)
-class TraceParent:
-    """The place of the caller in a trace: 32 and 16 hex digits; ``state`` is ``tracestate``."""
-
-    trace_id: str
-    span_id: str
-    sampled: bool
-    state: str
-
-
-def read_traceparent(headers: Headers) -> TraceParent | None:
-    """The caller's place in a trace; None where it has none or says it wrongly, as W3C asks."""
-    given = headers.getlist("traceparent")
-    found = _TRACEPARENT.fullmatch(given[0].strip()) if len(given) == 1 else None
-    if found is None or (found["version"] == "00" and found["more"]):
+def read_trace_context(headers: Headers) -> SpanContext | None:
+    """Return the caller's span context; None if there is none or it is not valid (W3C)."""
+    if len(headers.getlist("traceparent")) != 1:
         return None
-    state = ",".join(headers.getlist("tracestate"))[:512]
-    return TraceParent(found["trace"], found["span"], bool(int(found["flags"], 16) & 1), state)
+    carrier = {
+        "traceparent": headers["traceparent"],
+        "tracestate": headers.getlist("tracestate"),
+    }
+    context = trace.get_current_span(_propagator.extract(carrier)).get_span_context()
+    return context if context.is_valid else None
 
 
-class Tracing(Protocol):
-    """Makes spans of what was measured. Nothing here waits or raises."""
+def _log_errors(method: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+    """Log exceptions instead of raising them: a failing span must not fail the request."""
 
-    def begin(self, record: "RequestRecord") -> None:
-        """Give the request a span of its own, ``record.span``."""
+    @wraps(method)
+    def guarded(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception:
+            _log.warning("a span could not be recorded", exc_info=True)
 
-    def end(self, record: "RequestRecord", method: str, route: str, status: int | None) -> None:
-        """End the request's span and add those of its stages."""
+    return guarded
 
+
+class Tracing:
+    """Makes spans from request records. No method blocks or, but for the constructor, raises.
+
+    ``processor``: OpenTelemetry span processor that receives the finished spans.
+    """
+
+    def __init__(self, processor: "SpanProcessor") -> None:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+
+        resource = Resource.create(
+            {"service.name": "centernet-serving", "service.version": version("centernet-serving")}
+        )
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(processor)
+        self._tracer = self._provider.get_tracer("centernet-serving")
+
+    @_log_errors
+    def begin(self, record: RequestRecord) -> None:
+        """Start the span of a request, ``record.span``."""
+        parent = trace.INVALID_SPAN if record.parent is None else NonRecordingSpan(record.parent)
+        record.span = self._tracer.start_span(
+            "request",
+            trace.set_span_in_context(parent),
+            SpanKind.SERVER,
+            start_time=record.started_at_ns,
+        )
+
+    @_log_errors
+    def end(self, record: RequestRecord, method: str, route: str, status: int | None) -> None:
+        """End the span of a request and add spans of its stages."""
+        span = record.span
+        if span is None or not span.is_recording():
+            return
+        ended_at_ns = _at_ns(record, time.perf_counter())
+        context = trace.set_span_in_context(span)
+        for stage in record.stages:
+            part = self._tracer.start_span(
+                stage.name, context, start_time=_at_ns(record, stage.started_at)
+            )
+            part.end(_at_ns(record, stage.started_at + stage.seconds))
+        span.update_name(f"{method} {route}")
+        attributes = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "http.request.body.size": record.body_bytes,
+            "client.address": record.client,
+            "error.type": record.code,
+            "centernet.request_id": record.request_id,
+            "centernet.model": record.model,
+            "centernet.batch_size": record.batch_size,
+        }
+        span.set_attributes(
+            {name: value for name, value in attributes.items() if value is not None}
+        )
+        if status is None or status >= 500:
+            span.set_status(StatusCode.ERROR, record.code)
+        span.end(ended_at_ns)
+
+    @_log_errors
     def batch(
         self,
         model: str,
-        requests: Sequence["RequestRecord | None"],
+        requests: Sequence[RequestRecord | None],
         started_at: float,
         seconds: float,
         **attributes: str | int | float,
     ) -> None:
-        """Add the span of an engine run, with a link to each request that shared it.
+        """Add the span of an engine run, linked to the requests whose inputs it had.
 
-        ``started_at`` is in seconds of ``time.perf_counter``; ``attributes`` are strings or
-        numbers, such as the trigger of the batch.
+        ``started_at`` is in seconds of :func:`time.perf_counter`; ``attributes`` are attributes of
+        the span, such as the trigger of the batch.
         """
+        records = {id(record): record for record in requests if record and record.span}
+        contexts = [record.span.get_span_context() for record in records.values()]
+        sampled = [context for context in contexts if context.trace_flags.sampled]
+        if not sampled:
+            return
+        ended_at_ns = time.time_ns() - round(1e9 * (time.perf_counter() - started_at - seconds))
+        span = self._tracer.start_span(
+            "batch",
+            trace.set_span_in_context(trace.INVALID_SPAN),  # a trace of its own: several parents
+            attributes={
+                **attributes,
+                "centernet.model": model,
+                "centernet.batch_size": len(requests),
+            },
+            links=[Link(context) for context in sampled],
+            start_time=ended_at_ns - round(1e9 * seconds),
+        )
+        span.end(ended_at_ns)
 
     def stop(self) -> None:
-        """Send what is left, within some seconds."""
+        """Export the remaining spans, for at most a few seconds."""
+        # The provider's own timeout is 30 s, which may exceed the grace period of the process.
+        shutdown = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        shutdown.start()
+        shutdown.join(_STOP_TIMEOUT_S)
 
 
 def open_tracing(settings: Settings) -> Tracing | None:
-    """A tracer that exports to ``settings.otlp_endpoint``; None where there is none.
+    """Return a tracer that exports to ``settings.otlp_endpoint``; None without an endpoint.
 
-    Raises :class:`TracingUnavailableError` when OpenTelemetry is not installed.
+    A background thread exports to the OTLP/HTTP receiver; spans are dropped when that is slow.
+    Resource attributes, sampling and headers of the export follow OpenTelemetry's variables
+    (``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``, ``OTEL_EXPORTER_OTLP_HEADERS``).
+
+    Raises :class:`TracingUnavailableError` if the SDK is not installed.
     """
     if settings.otlp_endpoint is None:
         return None
     try:
-        from service.observability.spans import otlp_spans
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        endpoint = f"{settings.otlp_endpoint.rstrip('/')}/v1/traces"
+        exporter = OTLPSpanExporter(endpoint, timeout=_EXPORT_TIMEOUT_S)
+        return Tracing(BatchSpanProcessor(exporter))
     except ModuleNotFoundError as error:
         raise TracingUnavailableError(
             f"otlp_endpoint is set, but {error.name} is not installed. Install "
-            "'centernet-serving[otel]', or leave the setting out."
+            "'centernet-serving[otel]', or remove the setting."
         ) from error
-    return otlp_spans(settings.otlp_endpoint)
+
+
+def _at_ns(record: RequestRecord, moment: float) -> int:
+    """Convert a time of :func:`time.perf_counter` to nanoseconds since the epoch."""
+    return record.started_at_ns + round(1e9 * (moment - record.started_at))

@@ -16,7 +16,7 @@ from service.decoders import DECODERS
 from service.engines import BACKENDS, EngineUnavailableError, open_engine
 from service.model_registry import load_models
 from service.observability.metrics import Metrics
-from service.options import TASK_RULES
+from service.option_rules import TASK_RULES
 from service.settings import Settings
 
 

@@ -17,12 +17,12 @@ from support.serving import (
     ColourEngine,
     GatedEngine,
     RunningServer,
+    make_async_detector,
     make_manifest,
     run_server,
     wait_until,
 )
 
-from service.detector import Detector
 from service.engines import Images
 from service.engines.errors import EngineBrokenError
 from service.model_registry import ModelRegistry
@@ -57,7 +57,7 @@ class FaultyEngine(GatedEngine):
 def together(server: RunningServer, engine: FaultyEngine, *bodies: bytes) -> list[httpx.Response]:
     """Ask for all of them in one batch: they gather while another run goes on."""
     engine.gate.clear()
-    predictor = server.app.state.startup.models.get(None)
+    predictor = server.state.loader.models.get(None)
     with ThreadPoolExecutor(1 + len(bodies)) as clients:
         first = clients.submit(post, server)
         assert engine.entered.acquire(timeout=10)
@@ -115,7 +115,7 @@ def test_post_processing_that_crashes_fails_its_image_only(
 ) -> None:
     engine = FaultyEngine(lambda outputs: outputs)
     server = start_server(engine)
-    decoder = server.app.state.startup.models.get(None).decoder
+    decoder = server.state.loader.models.get(None).detector.decoder
     decode = decoder.decode
 
     def crash_on_red(views: Any, options: Any) -> Any:
@@ -157,7 +157,7 @@ def test_an_engine_that_hangs_harms_nobody_else(monkeypatch: pytest.MonkeyPatch)
         pool = ThreadPoolExecutor(2)
         engines = {"painted": hanging, "other": ColourEngine()}
         predictors = {
-            name: Detector(
+            name: make_async_detector(
                 make_manifest().model_copy(update={"name": name}), engine, pool, settings, metrics
             )
             for name, engine in engines.items()

@@ -60,7 +60,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path
         _, text = service.process.communicate(timeout=60)
     assert service.process.returncode == 2
     assert "centernet-serve: error:" in text.decode()
-    assert "holds none" in text.decode()
+    assert "contains none" in text.decode()
 
 
 @pytest.mark.parametrize("program", [STILL_LOADING, LOADING_IN_A_POOL])

@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.serving import ColourEngine, RunningServer, make_manifest, run_server, wait_until
+from support.serving import (
+    ColourEngine,
+    RunningServer,
+    make_async_detector,
+    make_manifest,
+    run_server,
+    wait_until,
+)
 
-from service.detector import Detector
 from service.engines import EngineUnavailableError, Images
 from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
@@ -34,12 +40,12 @@ def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
     manifest, engine = make_manifest(), FadingEngine()
     self_test = SelfTest(manifest.input, engine)
     pool = ThreadPoolExecutor(1)
-    predictor = Detector(manifest, engine, pool, settings, metrics, self_test)
+    predictor = make_async_detector(manifest, engine, pool, settings, metrics, self_test)
     return ModelRegistry({"painted": predictor}, "painted", pool)
 
 
 def engine_of(server: RunningServer) -> FadingEngine:
-    engine = server.app.state.startup.models.get(None)._engine
+    engine = server.state.loader.models.get(None)._engine
     assert isinstance(engine, FadingEngine)
     return engine
 
@@ -104,7 +110,9 @@ def test_the_reference_is_not_compared_with_itself_at_the_start(
 
     engine.run = run  # type: ignore[method-assign]
     self_test = SelfTest(spec, engine)
-    Detector(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test).warm_up()
+    make_async_detector(
+        manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test
+    ).warm_up()
     assert sum(seen) == runs
 
 
@@ -112,7 +120,9 @@ def test_disagreement_at_the_start_stops_it() -> None:
     manifest, engine = make_manifest(), FadingEngine()
     engine.is_reference = False
     self_test = SelfTest(manifest.input, engine)
-    predictor = Detector(manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test)
+    predictor = make_async_detector(
+        manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test
+    )
     predictor.warm_up()
     engine.fault = blind
     with pytest.raises(EngineUnavailableError, match=r"painted on colour engine: .* differs by"):

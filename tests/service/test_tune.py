@@ -14,7 +14,7 @@ from support.serving import ColourEngine, make_manifest
 
 from service.cli import main
 from service.engines import EngineUnavailableError, Images
-from service.warmup import BatchTiming, batch_sizes_up_to, calibrate, choose_batch_size
+from service.warmup import BatchTiming, batch_sizes_up_to, choose_batch_size, time_batches
 
 
 def test_every_size_is_checked_and_timed() -> None:
@@ -24,7 +24,7 @@ def test_every_size_is_checked_and_timed() -> None:
             return super().run(images, flip)
 
     engine = SlowEngine()
-    timings = calibrate(engine, make_manifest(), 6, 0.01)
+    timings = time_batches(engine, make_manifest(), 6, 0.01)
     assert [timing.batch_size for timing in timings] == [1, 2, 4, 6]
     assert set(engine.batch_sizes) == {1, 2, 4, 6}
     for timing in timings:
@@ -33,7 +33,7 @@ def test_every_size_is_checked_and_timed() -> None:
 
 
 def test_sizes_beyond_a_run_that_is_long_are_left_out() -> None:
-    timings = calibrate(ColourEngine(), make_manifest(), 8, 0.0, longest_run_s=0.0)
+    timings = time_batches(ColourEngine(), make_manifest(), 8, 0.0, max_run_s=0.0)
     assert [timing.batch_size for timing in timings] == [1]
 
 
@@ -44,7 +44,7 @@ def test_wrong_outputs_are_found() -> None:
             return {**outputs, "scores": outputs["scores"].astype(np.float64)}
 
     with pytest.raises(EngineUnavailableError, match="output scores is"):
-        calibrate(WrongEngine(), make_manifest(), 1, 0.0)
+        time_batches(WrongEngine(), make_manifest(), 1, 0.0)
 
 
 def test_sizes() -> None:

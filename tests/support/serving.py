@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,15 @@ from model_package import (
     Verification,
 )
 from service.app import create_app
+from service.async_detector import AsyncDetector
 from service.detector import Detector
 from service.engines import Engine, Images
+from service.http.state import ServiceState, state_of
 from service.http.uvicorn_server import Server
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
+from service.self_test import SelfTest
 from service.settings import Settings
 
 TOP_K = 5
@@ -158,7 +161,7 @@ class RunningServer:
         self.url = url
         self.metrics = metrics
         self._server = server
-        self.app = server.app
+        self.state: ServiceState = state_of(server.app)
         self.client = httpx.Client(base_url=url, timeout=30)
 
     def stop(self) -> None:
@@ -169,6 +172,23 @@ class RunningServer:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+def make_async_detector(
+    manifest: ModelManifest,
+    engine: Engine,
+    pool: Executor,
+    settings: Settings,
+    metrics: Metrics,
+    self_test: SelfTest | None = None,
+) -> AsyncDetector:
+    detector = Detector(
+        manifest,
+        engine,
+        max_image_pixels=settings.max_image_pixels,
+        scaled_decoding=settings.scaled_decoding,
+    )
+    return AsyncDetector(detector, pool, settings, metrics, self_test)
+
+
 def one_model(
     engine: Engine, manifest: ModelManifest | None = None
 ) -> Callable[[Settings, Metrics], ModelRegistry]:
@@ -176,8 +196,8 @@ def one_model(
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
         pool = ThreadPoolExecutor(settings.image_threads)
-        predictor = Detector(manifest or make_manifest(), engine, pool, settings, metrics)
-        return ModelRegistry({"painted": predictor}, "painted", pool)
+        detector = make_async_detector(manifest or make_manifest(), engine, pool, settings, metrics)
+        return ModelRegistry({"painted": detector}, "painted", pool)
 
     return load
 

@@ -14,15 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from support.serving import ColourEngine, GatedEngine
 
-from service.batching.batcher import (
-    Batcher,
+from service.async_detector import run_prepared
+from service.batching.batcher import Batcher
+from service.batching.latency_model import LatencyModel
+from service.batching.types import (
     BatchInput,
     BatchItemOutput,
     BatchLimits,
     BatchRun,
     SchedulingOptions,
 )
-from service.batching.latency_model import LatencyModel
 from service.engines import Engine, Images
 from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
@@ -534,7 +535,7 @@ def sizes_of(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "service.batching.batcher._ArrivalRate.expected", lambda _, seconds: rate * seconds
+            "service.batching.latency_model.ArrivalRate.expected", lambda _, seconds: rate * seconds
         )
         run(engine, test, limits, FirmEstimate(image_s))
     sizes = sorted(engine.batch_sizes, reverse=True)
@@ -591,12 +592,10 @@ def test_nothing_of_a_request_waits_for_the_garbage_collector() -> None:
 
         with ThreadPoolExecutor(1) as pool:
             for _ in range(5):
-                await batcher.prepare_and_submit(
-                    pool, lambda: prepare(good=True), SchedulingOptions()
-                )
+                await run_prepared(batcher, pool, lambda: prepare(good=True), SchedulingOptions())
                 with pytest.raises(DamageError):
-                    await batcher.prepare_and_submit(
-                        pool, lambda: prepare(good=False), SchedulingOptions()
+                    await run_prepared(
+                        batcher, pool, lambda: prepare(good=False), SchedulingOptions()
                     )
         await submit(batcher, 2)
 

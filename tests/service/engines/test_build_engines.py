@@ -65,5 +65,7 @@ def test_the_real_builder_is_found_and_says_what_it_lacks(
 
 
 def test_what_to_build_must_be_said() -> None:
-    with pytest.raises(ValueError, match="needs the backend tensorrt or tensorrt-rtx, not auto"):
+    with pytest.raises(
+        ValueError, match="needs the backend tensorrt or tensorrt-rtx, received auto"
+    ):
         Settings(build_engines=True)

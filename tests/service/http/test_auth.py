@@ -11,8 +11,9 @@ from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer
 
 from service.cli import main
-from service.http import auth as access
-from service.http.auth import ApiKeys, KeyFileError, RateLimiter
+from service.http import rate_limit
+from service.http.auth import ApiKeys, KeyFileError
+from service.http.rate_limit import RateLimiter
 
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 IMAGE = encode(plain(1, 2))
@@ -93,11 +94,11 @@ def test_without_keys_the_description_names_none(server: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "no key in it"),
-        (b"# none yet\n", "no key in it"),
-        (b"short\n", "line 1 is no key"),
-        (FIRST.encode() + b"\ntwo words, which is odd\n", "line 2 is no key"),
-        ("schl\u00fcssel-0123456789".encode(), "line 1 is no key"),
+        (b"", "contains no key"),
+        (b"# none yet\n", "contains no key"),
+        (b"short\n", "line 1 is not a key"),
+        (FIRST.encode() + b"\ntwo words, which is odd\n", "line 2 is not a key"),
+        ("schl\u00fcssel-0123456789".encode(), "line 1 is not a key"),
         (b"\0" * (1 << 21), "more than 1048576 bytes"),
     ],
 )
@@ -124,7 +125,7 @@ def test_a_missing_key_file_stops_the_start(
 
 def test_only_digests_are_kept(key_file: Path) -> None:
     keys = ApiKeys.read(key_file)
-    assert keys.holder_of(Headers({"x-api-key": SECOND})) == "key_4"
+    assert keys.name_of(Headers({"x-api-key": SECOND})) == "key_4"
     assert FIRST not in repr(vars(keys))
 
 
@@ -162,7 +163,7 @@ def test_at_any_rate_the_long_run_average_is_the_rate(clock: Clock) -> None:
 
 
 def test_the_memory_of_clients_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "MAX_CLIENTS", 10)
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 10)
     limiter = RateLimiter(1.0, 1, clock)
     limiter.wait_s("first")
     for number in range(9):

@@ -156,5 +156,5 @@ def test_an_engine_that_hangs_does_not_keep_the_process_alive(stop: signal.Signa
         client.join(20)
     assert service.process.returncode == (-stop if stop == signal.SIGTERM else 128 + stop)
     assert [answer.json()["code"] for answer in answers] == ["stopping"]
-    assert "a run of the engine has not ended" in text.decode()
+    assert "an engine run has not ended" in text.decode()
     assert "Traceback" not in text.decode()

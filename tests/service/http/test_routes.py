@@ -19,7 +19,7 @@ def test_probes_and_metrics_answer_head(start_server: Callable[..., RunningServe
     for path in ("/livez", "/readyz", "/metrics"):
         answer = running.client.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
-    running.app.state.draining.set()
+    running.state.draining.set()
     assert running.client.head("/readyz").status_code == 503
     assert running.client.head("/livez").status_code == 200
 

@@ -107,7 +107,7 @@ def test_priorities_overtake(start_server: Callable[..., RunningServer]) -> None
 
 
 def waiting(server: RunningServer) -> int:
-    predictor = server.app.state.startup.models.get(None)
+    predictor = server.state.loader.models.get(None)
     depth: int = predictor._batcher.depth
     return depth
 

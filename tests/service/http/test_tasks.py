@@ -117,7 +117,7 @@ def test_bad_cameras_are_refused(start_server: Start) -> None:
     assert "less than or equal to 1000000" in refused(server, "?fx=1e308&fy=1&cx=1&cy=1")
     assert "equal to -1000000" in refused(server, "?fx=1&fy=1&cx=-1e308&cy=1")
     assert "equal to 1000000" in refused(server, "?projection=9,0,9,1e7,0,9,9,0,0,0,1,0")
-    assert "scale 1 only" in refused(server, "?scales=1&scales=2")
+    assert "only the scale 1" in refused(server, "?scales=1&scales=2")
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,9 @@ def test_corner_pairs_are_evaluated_with_their_flip_image(start_server: Start) -
     _, flipped = (row for row in found if row["class_name"] == "blue")
     assert flipped["score"] < 0.9
     assert flipped["bbox"][0] == pytest.approx(12 * cell - 31, abs=1e-3)
-    assert "can do only true" in refused(server, "?flip=false", body)
-    assert "can do only true" in refused(server, "?soft_nms=false", body)
-    assert "can do only true" in refused(server, "?keep_resolution=false", body)
+    assert "supports only true" in refused(server, "?flip=false", body)
+    assert "supports only true" in refused(server, "?soft_nms=false", body)
+    assert "supports only true" in refused(server, "?keep_resolution=false", body)
     assert detections(server, "?flip=true&keep_resolution=true&soft_nms=true", body) == found
 
 
@@ -212,7 +212,7 @@ def test_corner_triplets_need_a_center(start_server: Start) -> None:
     several = detections(server, "?scales=0.5,1,1.5")
     assert len(engine.calls[-1][0]) <= 4
     assert several[0]["score"] == found[0]["score"]
-    assert "finds its centers at the scale 1" in refused(server, "?scales=0.5&scales=2")
+    assert "takes its centers from the scale 1" in refused(server, "?scales=0.5&scales=2")
     large = encode(plain(1, 2, size=(600, 600)))
     assert "need an input of 639 x 639; the model takes at most 511" in refused(server, "", large)
 
@@ -246,9 +246,9 @@ def test_a_model_says_what_it_can_do(start_server: Start) -> None:
         "max_scales": 8,
         "camera": False,
     }
-    assert "flip: received true; model painted can do only false" in refused(server, "?flip=true")
-    assert "can do only false" in refused(server, "?keep_resolution=1")
-    assert "finds nothing in space" in refused(server, "?fx=1")
+    assert "flip: received true; model painted supports only false" in refused(server, "?flip=true")
+    assert "supports only false" in refused(server, "?keep_resolution=1")
+    assert "returns no 3D boxes" in refused(server, "?fx=1")
     assert "at most 8 items" in refused(server, "?" + "&".join(["scales=1"] * 9))
     assert "each scale once" in refused(server, "?scales=1,1")
     for scale in ("0.1", "9", "nan", "-1", "x"):
@@ -271,7 +271,7 @@ def test_inputs_count_against_the_queue(start_server: Start) -> None:
         assert engine.entered.acquire(timeout=10)
         response = post(server, "?scales=0.5,1")
         assert response.status_code == 429
-        assert "has 3 inputs waiting and admits 4; this request needs 2" in response.text
+        assert "has 3 inputs queued of at most 4, and this request needs 2" in response.text
         second = clients.submit(post, server)
         engine.gate.set()
         assert first.result(20).status_code == second.result(20).status_code == 200

@@ -94,7 +94,7 @@ def test_head_and_body_of_an_answer_travel_together() -> None:
     transport = WatchedTransport()
 
     async def answer() -> None:
-        outbox = server_module._Outbox(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+        outbox = server_module._CoalescingTransport(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
         for part in (b"head, ", b"body"):
             outbox.write(part)
         assert transport.calls == []

@@ -113,7 +113,7 @@ def test_probes_are_logged_only_when_they_fail(
     for path in ("/livez", "/readyz", "/metrics"):
         assert running.client.get(path).status_code == 200
     assert json_lines.requests(0) == []
-    running.app.state.draining.set()
+    running.state.draining.set()
     assert running.client.get("/readyz").status_code == 503
     (line,) = json_lines.requests()
     assert (line["level"], line["route"], line["code"]) == ("warning", "/readyz", "stopping")

@@ -11,17 +11,17 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import format_span_id, format_trace_id
 from starlette.datastructures import Headers
 from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer, wait_until
 
 from service.observability.request_record import RequestRecord
-from service.observability.spans import Spans
 from service.observability.tracing import (
-    TraceParent,
+    Tracing,
     TracingUnavailableError,
     open_tracing,
-    read_traceparent,
+    read_trace_context,
 )
 from service.settings import Settings
 
@@ -43,7 +43,10 @@ StartServer = Callable[..., RunningServer]
 )
 def test_a_trace_parent_is_read(given: str, sampled: bool) -> None:
     headers = Headers({"traceparent": given, "tracestate": "a=1"})
-    assert read_traceparent(headers) == TraceParent(TRACE, SPAN, sampled, "a=1")
+    context = read_trace_context(headers)
+    assert context is not None
+    assert (format_trace_id(context.trace_id), format_span_id(context.span_id)) == (TRACE, SPAN)
+    assert (context.trace_flags.sampled, context.trace_state.to_header()) == (sampled, "a=1")
 
 
 @pytest.mark.parametrize(
@@ -54,12 +57,12 @@ def test_a_trace_parent_is_read(given: str, sampled: bool) -> None:
     ],
 )
 def test_a_wrong_trace_parent_is_ignored(given: str) -> None:
-    assert read_traceparent(Headers({"traceparent": given})) is None
+    assert read_trace_context(Headers({"traceparent": given})) is None
 
 
 def test_two_trace_parents_are_none() -> None:
     raw = [(b"traceparent", PARENT.encode())] * 2
-    assert read_traceparent(Headers(raw=raw)) is None
+    assert read_trace_context(Headers(raw=raw)) is None
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def exporter() -> InMemorySpanExporter:
 def traced(
     start_server: StartServer, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> RunningServer:
-    spans = Spans(SimpleSpanProcessor(exporter))
+    spans = Tracing(SimpleSpanProcessor(exporter))
     monkeypatch.setattr("service.app.open_tracing", lambda _: spans)
     return start_server(ColourEngine())
 
@@ -124,7 +127,7 @@ def test_without_a_parent_a_trace_begins_and_the_log_names_it(
     assert request.parent is None
     assert request.context is not None
     (line,) = [record for record in caplog.records if record.name == "service.http.auth"]
-    assert line.facts["trace_id"] == format(request.context.trace_id, "032x")  # type: ignore[attr-defined]
+    assert line.fields["trace_id"] == format(request.context.trace_id, "032x")  # type: ignore[attr-defined]
     assert dict(request.attributes or {})["error.type"] == "unsupported_image"
     assert request.status.is_unset, "a mistake of the client is no failure of the server"
 
@@ -139,7 +142,7 @@ def test_the_caller_decides_what_is_sampled_and_probes_never_are(
 
 
 def test_a_batch_is_linked_to_the_requests_that_shared_it(exporter: InMemorySpanExporter) -> None:
-    spans = Spans(SimpleSpanProcessor(exporter))
+    spans = Tracing(SimpleSpanProcessor(exporter))
     records = [RequestRecord(f"r{number}", "client") for number in range(2)]
     for record in records:
         spans.begin(record)
@@ -168,7 +171,7 @@ def test_spans_that_cannot_be_made_cost_no_answer(
 
     monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", broken)
     assert traced.client.post("/detect", content=IMAGE).status_code == 200
-    wait_until(lambda: "a span could not be made" in caplog.text)
+    wait_until(lambda: "a span could not be recorded" in caplog.text)
 
 
 class Receiver(HTTPServer):
@@ -228,7 +231,7 @@ def test_a_receiver_that_hangs_or_is_away_costs_nothing(
     unused_endpoint: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.observability.spans._STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("service.observability.tracing._STOP_TIMEOUT_S", 0.1)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")  # milliseconds: it is at work meanwhile
     for endpoint in (receiver.endpoint, unused_endpoint):
         running = start_server(ColourEngine(), otlp_endpoint=endpoint)
@@ -249,7 +252,6 @@ def test_without_an_endpoint_there_is_no_tracer() -> None:
 
 
 def test_a_missing_extra_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "service.observability.spans", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(TracingUnavailableError, match=r"centernet-serving\[otel\]"):
         open_tracing(Settings(otlp_endpoint="http://localhost:4318"))

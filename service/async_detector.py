@@ -1,0 +1,297 @@
+"""The detector with dynamic batching: one loaded model behind an event loop."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+import numpy as np
+
+from service.batching.admission import Admission
+from service.batching.batcher import RUN_OVERHEAD_S, Batcher
+from service.batching.latency_model import LatencyModel
+from service.batching.metrics_observer import MetricsBatchObserver
+from service.batching.types import (
+    PRIORITY_STEP_S,
+    BatchInput,
+    BatchItemOutput,
+    BatchLimits,
+    BatchRequest,
+    SchedulingOptions,
+)
+from service.cancellation import CancelScope, Timeout
+from service.decoders.types import Detections
+from service.detector import Detector, Image, Prediction, PreprocessedImage
+from service.engines import EngineUnavailableError
+from service.errors import DeadlineExceededError, ServiceError
+from service.observability.metrics import Metrics, ModelMetrics
+from service.observability.tracing import Tracing
+from service.options import RequestOptions
+from service.self_test import SelfTest
+from service.settings import Settings
+from service.warmup import DEFAULT_MAX_BATCH_SIZE, BatchTiming, choose_batch_size, time_batches
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+_WARMUP_S_PER_SIZE = 0.2
+_WARMUP_MAX_RUN_S = 2.0
+"""Duration of the warm-up of each batch size; run duration after which no larger size is tried."""
+
+
+class AsyncDetector:
+    """A :class:`Detector` whose inputs are batched with those of concurrent calls.
+
+    ``cpu_pool``: threads that decode images and, for several inputs, outputs. Call
+    :meth:`warm_up`, then :meth:`start` inside the event loop.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        cpu_pool: Executor,
+        settings: Settings,
+        metrics: Metrics,
+        self_test: SelfTest | None = None,
+    ) -> None:
+        self.detector = detector
+        self.manifest = detector.manifest
+        self.rules = detector.rules
+        self.timings: Sequence[BatchTiming] = ()
+        self._engine = detector.engine
+        self.max_batch_size = settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+        if self._engine.max_batch_size is not None:
+            self.max_batch_size = min(self.max_batch_size, self._engine.max_batch_size)
+        self._cpu_pool = cpu_pool
+        self._settings = settings
+        self._self_test = self_test
+        self._self_test_error: str | None = None
+        self._metrics = ModelMetrics(metrics, self.manifest.name)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def engine_description(self) -> str:
+        """The runtime, its version, precision and device."""
+        return self._engine.description
+
+    def warm_up(self) -> None:
+        """Check and time the engine, and choose the batch size unless the settings give one.
+
+        Raises :class:`EngineUnavailableError` if the outputs differ from the manifest or from the
+        reference of the self-test.
+        """
+        chosen = self._settings.max_batch_size
+        self.timings = time_batches(
+            self._engine,
+            self.manifest,
+            self.max_batch_size,
+            _WARMUP_S_PER_SIZE,
+            math.inf if chosen else _WARMUP_MAX_RUN_S,
+        )
+        if chosen is None:
+            self.max_batch_size = choose_batch_size(self.timings, self._target_s)
+        # The reference engine made the expected scores itself just now.
+        if self._self_test is not None and not self._engine.is_reference:
+            error = self._self_test.error_of(self._engine.run(self._self_test.pixels[np.newaxis]))
+            if error is not None:
+                raise EngineUnavailableError(
+                    f"{self.manifest.name} on {self.engine_description}: {error}"
+                )
+
+    def start(self, tracing: Tracing | None = None) -> None:
+        """Start the batcher and the periodic self-test; call it inside the running event loop."""
+        settings, spec = self._settings, self.manifest.input
+        run_latency = LatencyModel((one.batch_size, one.run_s) for one in self.timings)
+        images_per_s = max((one.images_per_s for one in self.timings), default=0.0)
+        self.admission = Admission(
+            self.manifest.name,
+            settings.max_queue_size,
+            self._target_s,
+            LatencyModel(
+                _initial_latencies(run_latency.seconds(1), images_per_s, settings.max_queue_size)
+            ),
+        )
+        limits = BatchLimits(
+            self.max_batch_size,
+            settings.max_queue_delay_ms / 1000,
+            self.max_batch_size * spec.height_px * spec.width_px,
+            # Without timings, slope and base of the model cannot be told apart.
+            RUN_OVERHEAD_S if self.timings else None,
+        )
+        observer = MetricsBatchObserver(self.manifest.name, self._metrics, tracing)
+        self._batcher = Batcher(self._engine, limits, run_latency, observer)
+        self._batcher.start()
+        self._metrics.watch(
+            self.manifest.version,
+            self.engine_description,
+            images_per_s=images_per_s,
+            limit=self.admission.limit,
+            admitted=lambda: self.admission.admitted,
+            oldest_age_s=lambda: self._batcher.oldest_age_s,
+            seconds_per_image=lambda: run_latency.line.slope_s,
+            seconds_per_batch=lambda: run_latency.line.base_s,
+            is_ready=lambda: self.problem is None,
+        )
+        if self._self_test is not None and settings.self_test_interval_s:
+            self._tasks.append(asyncio.create_task(self._repeat_self_test(self._self_test)))
+
+    async def stop(self) -> None:
+        """Finish the admitted requests, then close the engine."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._batcher.stop()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the model is not ready; None if it is."""
+        return self.fatal_problem or self._self_test_error
+
+    @property
+    def fatal_problem(self) -> str | None:
+        """Why the process must be restarted; None if it need not be."""
+        return self._batcher.problem
+
+    async def detect(
+        self, image: Image, options: RequestOptions, scheduling: SchedulingOptions
+    ) -> Prediction:
+        """Detect the objects in one image.
+
+        Raises the image errors of :mod:`service.errors`, :class:`DeadlineExceededError`,
+        :class:`StoppingError` and :class:`EngineError`.
+        """
+        left_s = scheduling.deadline_at - time.perf_counter()
+        with CancelScope(Timeout(left_s, _deadline_exceeded)):
+            return await self._detect(image, options, scheduling)
+
+    async def _detect(
+        self, image: Image, options: RequestOptions, scheduling: SchedulingOptions
+    ) -> Prediction:
+        preprocessed: tuple[PreprocessedImage, float] | None = None
+
+        def prepare() -> Sequence[BatchInput]:
+            nonlocal preprocessed
+            preprocessed = _timed(lambda: self.detector.preprocess(image, options.inputs))
+            return preprocessed[0].inputs
+
+        items = await run_prepared(self._batcher, self._cpu_pool, prepare, scheduling)
+        assert preprocessed is not None
+        prepared, prepare_s = preprocessed
+        outputs = [item.outputs for item in items]
+
+        def postprocess() -> Detections:
+            return self.detector.postprocess(outputs, prepared, options.detection)
+
+        # The outputs of one input take about 0.1 ms: less than waiting for a thread of the pool,
+        # behind other images. More would block the event loop.
+        if len(outputs) == 1:
+            detections, postprocess_s = _timed(postprocess)
+        else:
+            detections, postprocess_s = await self._in_pool(postprocess)
+        stage_s = {"prepare": prepare_s, **_engine_stages(items), "postprocess": postprocess_s}
+        for stage, seconds in stage_s.items():
+            self._metrics.stage(stage, seconds)
+        largest = max(items, key=lambda item: item.batch_size)
+        return Prediction(
+            detections,
+            prepared.width_px,
+            prepared.height_px,
+            prepared.orientation_applied,
+            stage_s,
+            largest.batch_size,
+            largest.trigger,
+        )
+
+    async def _in_pool(self, function: Callable[[], _Result]) -> tuple[_Result, float]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._cpu_pool, _timed, function)
+
+    async def _repeat_self_test(self, self_test: SelfTest) -> None:
+        """Run the self-test periodically, at the lowest priority."""
+        scheduling = SchedulingOptions(priority_offset_s=-PRIORITY_STEP_S)
+        while True:
+            await asyncio.sleep(self._settings.self_test_interval_s)
+            try:
+                (item,) = await self._batcher.submit([BatchInput(self_test.pixels)], scheduling)
+            except ServiceError as error:
+                self._self_test_error = f"the self-test could not be run: {error}"
+                self._metrics.self_test("failed")
+                continue
+            outputs = {name: values[np.newaxis] for name, values in item.outputs.items()}
+            self._self_test_error = self_test.error_of(outputs)
+            self._metrics.self_test("wrong" if self._self_test_error else "ok")
+            if self._self_test_error:
+                _log.error("%s: %s", self.manifest.name, self._self_test_error)
+
+    @property
+    def _target_s(self) -> float | None:
+        target_ms = self._settings.target_latency_ms
+        return None if target_ms is None else target_ms / 1000
+
+
+async def run_prepared(
+    batcher: Batcher,
+    pool: Executor,
+    prepare: Callable[[], Sequence[BatchInput]],
+    scheduling: SchedulingOptions,
+) -> list[BatchItemOutput]:
+    """Call ``prepare`` in ``pool``, queue its inputs from there, and return their outputs.
+
+    The inputs do not pass through the event loop. Raises what ``prepare``, :meth:`Batcher.put` and
+    :meth:`Batcher.wait` raise.
+    """
+    request = batcher.new_request(scheduling)
+    # The traceback of an error refers to the arguments of the pool's function, and the request to
+    # the error. The list breaks this cycle, so that images are freed without garbage collection.
+    holder = [request]
+    future = pool.submit(_prepare_and_put, batcher, holder, prepare)
+    try:
+        return await batcher.wait(request)
+    finally:
+        future.cancel()
+        holder.clear()
+        del request
+
+
+def _prepare_and_put(
+    batcher: Batcher, holder: list[BatchRequest], prepare: Callable[[], Sequence[BatchInput]]
+) -> None:
+    for request in holder:  # empty if the request was cancelled meanwhile
+        try:
+            batcher.put(request, prepare())
+        except BaseException as error:  # whatever it is, the caller must receive it
+            batcher.fail(request, error)
+        finally:
+            del request
+
+
+def _deadline_exceeded() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "The response was not ready by the deadline and the request was dropped. "
+        "Send it again when the service is less busy, or allow more time."
+    )
+
+
+def _initial_latencies(
+    run_s: float, images_per_s: float, max_queue_size: int
+) -> list[tuple[float, float]]:
+    """Return expected latencies (admitted inputs, seconds) from the warm-up."""
+    if not images_per_s:
+        return []
+    return [(1, run_s), (max_queue_size, run_s + (max_queue_size - 1) / images_per_s)]
+
+
+def _timed(function: Callable[[], _Result]) -> tuple[_Result, float]:
+    """Return the result of ``function`` and the seconds that it took."""
+    started_at = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - started_at
+
+
+def _engine_stages(items: Sequence[BatchItemOutput]) -> dict[str, float]:
+    """Return the seconds until the first input began to run, and from then to the last output."""
+    queue_s = min(item.queue_s for item in items)
+    return {"queue": queue_s, "infer": max(item.queue_s + item.infer_s for item in items) - queue_s}

@@ -1,0 +1,97 @@
+"""OpenAPI descriptions of the detection endpoints, whose requests FastAPI does not read."""
+
+from typing import Any
+
+from service import errors
+from service.http.problem_details import REQUEST_ID_FIELD, problem_responses
+from service.http.query_parameters import describe_parameters
+from service.http.request_body import IMAGE_FIELD
+from service.http.schemas import BatchResponse, DetectResponse
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image: JPEG, PNG, WebP or BMP.",
+        "content": {
+            "image/jpeg": _BINARY,
+            "image/png": _BINARY,
+            "image/webp": _BINARY,
+            "image/bmp": _BINARY,
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [IMAGE_FIELD],
+                    "properties": {IMAGE_FIELD: _BINARY["schema"]},
+                }
+            },
+        },
+    }
+}
+_DETECT_ERRORS = problem_responses(
+    errors.EmptyBodyError,
+    errors.BadFormError,
+    errors.BadImageError,
+    errors.UnknownModelError,
+    errors.SlowBodyError,
+    errors.BodyTooLargeError,
+    errors.ImageSizeError,
+    errors.UnsupportedMediaTypeError,
+    errors.UnsupportedImageError,
+    errors.InvalidOptionError,
+    errors.QueueFullError,
+    errors.DeadlineUnreachableError,
+    errors.RateLimitedError,
+    errors.EngineError,
+    errors.NotReadyError,
+    errors.StoppingError,
+    errors.DeadlineExceededError,
+)
+_RESPONSE_HEADERS = {
+    **REQUEST_ID_FIELD,
+    "X-Batch-Size": {
+        "description": "Batch size of the engine run.",
+        "schema": {"type": "integer"},
+    },
+    "Server-Timing": {
+        "description": "Milliseconds per stage; the trigger of the batch.",
+        "schema": {"type": "string"},
+    },
+}
+DETECT: dict[str, Any] = {
+    "response_model": DetectResponse,
+    "responses": {200: {"headers": _RESPONSE_HEADERS}, **_DETECT_ERRORS},
+    "openapi_extra": {**_REQUEST_BODY, "parameters": describe_parameters()},
+    "tags": ["detection"],
+}
+"""Arguments for the decorator of an endpoint that takes one image."""
+
+DETECT_BATCH: dict[str, Any] = {
+    **DETECT,
+    "response_model": BatchResponse,
+    "responses": _DETECT_ERRORS,
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "description": "A form with one file field per image.",
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": [IMAGE_FIELD],
+                        "properties": {
+                            IMAGE_FIELD: {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": _BINARY["schema"],
+                            }
+                        },
+                    }
+                }
+            },
+        },
+        "parameters": describe_parameters(),
+    },
+}
+"""Arguments for the decorator of an endpoint that takes several images."""
