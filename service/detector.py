@@ -34,10 +34,11 @@ from service.http.query_parameters import PRIORITY_STEP_S, DetectParameters
 from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import open_image
 from service.imaging.resize import InputPlanner
-from service.imaging.warp import choose_reduction, draw_input
+from service.imaging.types import InputOptions
+from service.imaging.warp import choose_reduction, warp_to_input
 from service.observability.metrics import Metrics, ModelMetrics
 from service.observability.tracing import Tracing
-from service.options import InputOptions, OptionRules, RequestOptions
+from service.options import OptionRules, RequestOptions
 from service.self_test import SelfTest
 from service.settings import Settings
 from service.warmup import (
@@ -58,7 +59,7 @@ _LONGEST_RUN_S = 2.0
 @dataclass(frozen=True)
 class _Prepared:
     inputs: tuple[BatchInput, ...]
-    placements: tuple[ImageTransform, ...]
+    transforms: tuple[ImageTransform, ...]
     width_px: int
     height_px: int
     orientation_applied: bool
@@ -252,17 +253,17 @@ class Detector:
         rows = await self._batcher.prepare_and_submit(self._cpu_pool, prepare, scheduling)
         assert done is not None
         prepared, prepare_s = done
-        views = [
-            ModelOutput(row.outputs, placed)
-            for row, placed in zip(rows, prepared.placements, strict=True)
+        outputs = [
+            ModelOutput(row.outputs, transform)
+            for row, transform in zip(rows, prepared.transforms, strict=True)
         ]
 
         def decode() -> Detections:
-            return self.decoder.decode(views, options.detection)
+            return self.decoder.decode(outputs, options.detection)
 
-        # One view is some 0.1 ms of work: here, because in the pool it would wait behind other
+        # One input is some 0.1 ms of work: here, because in the pool it would wait behind other
         # images. More would hold up the event loop.
-        detections, decode_s = _timed(decode) if len(views) == 1 else await self._in_pool(decode)
+        detections, decode_s = _timed(decode) if len(outputs) == 1 else await self._in_pool(decode)
         stage_s = {"prepare": prepare_s, **_engine_stages(rows), "postprocess": decode_s}
         for stage, seconds in stage_s.items():
             self._metrics.stage(stage, seconds)
@@ -283,15 +284,15 @@ class Detector:
 
     def _prepare(self, body: bytes, options: InputOptions) -> _Prepared:
         image = open_image(body, self._settings.max_image_pixels)
-        placements = self._planner.place(image.width_px, image.height_px, options)
-        reduction = choose_reduction(placements) if self._settings.scaled_decoding else 1
+        transforms = self._planner.plan_inputs(image.width_px, image.height_px, options)
+        reduction = choose_reduction(transforms) if self._settings.scaled_decoding else 1
         decoded = image.decode(reduction)
-        drawn = [draw_input(decoded, placed) for placed in placements]
+        arrays = [warp_to_input(decoded, transform) for transform in transforms]
         inputs = tuple(
-            BatchInput(pixels, options.flip, self._work(pixels, options.flip)) for pixels in drawn
+            BatchInput(pixels, options.flip, self._work(pixels, options.flip)) for pixels in arrays
         )
         return _Prepared(
-            inputs, placements, image.width_px, image.height_px, image.orientation_applied
+            inputs, transforms, image.width_px, image.height_px, image.orientation_applied
         )
 
     def _work(self, pixels: NDArray[np.uint8], flip: bool) -> float:

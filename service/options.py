@@ -10,29 +10,11 @@ from model_package import ModelManifest
 from service.decoders.types import DetectionOptions
 from service.errors import InvalidOptionError
 from service.http.query_parameters import MAX_CAMERA_PX, MAX_SCALES, MIN_FOCAL_PX, DetectParameters
+from service.imaging.types import InputOptions
 
 # Error texts repeat at most this much of a request, and of a model's classes.
 _LETTERS_SHOWN = 100
 _CLASSES_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class InputOptions:
-    """Which network inputs a request wants of its image.
-
-    ``flip`` chooses the artifact that averages over the flipped image; ``add_flipped_input`` asks for the
-    flipped image as an input of its own, which is how the corner systems do it.
-    """
-
-    flip: bool = False
-    add_flipped_input: bool = False
-    scales: tuple[float, ...] = (1.0,)
-    keep_resolution: bool = False
-
-    @property
-    def count(self) -> int:
-        """Network inputs in all."""
-        return len(self.scales) * (1 + self.add_flipped_input)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,23 @@
+"""Plain types of the imaging stage."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Network inputs that a request needs for its image.
+
+    ``flip`` selects the artifact that averages its heatmaps over the image and its flipped copy;
+    ``add_flipped_input`` adds the flipped copy as a network input of its own, as the corner-based
+    models need it. ``scales``: test scales; ``keep_resolution``: pad rather than resize.
+    """
+
+    flip: bool = False
+    add_flipped_input: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    keep_resolution: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of network inputs."""
+        return len(self.scales) * (1 + self.add_flipped_input)
