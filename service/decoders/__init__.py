@@ -1,9 +1,14 @@
 """Decoders: from a model's output tensors to the detections of one image.
 
-One module per decoder kind of the manifest. To add a kind: add its entry with its output tensors
-to :mod:`model_package.manifest`, write a class with :meth:`Decoder.decode` in a module of its own,
-and register it in :data:`DECODERS`. Results follow the reference implementation; a decoder that
-corrects a mistake of the reference says so in its class docstring.
+One module per decoder kind of the manifest. To add a kind:
+
+1. Describe its manifest entry and its output tensors in :mod:`model_package.manifest`.
+2. Write a class with :meth:`Decoder.decode` in a module here, and add it to :data:`DECODERS`.
+3. Add its request options to :mod:`service.options`, and the response fields of a new
+   :class:`~service.decoders.types.Detections` subclass to :mod:`service.http.responses`.
+
+Results follow the reference implementation. A decoder that corrects one of its mistakes says so
+in the docstring of its class.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -61,7 +61,7 @@ def decode_triplets(
 ) -> Detections:
     """Return the best boxes of one image, given its center keypoints.
 
-    Separate from :class:`CornerTriplets` for the evaluation with ground-truth centers.
+    Separate from :class:`CornerTriplets` for the evaluation with ground truth centers.
     """
     candidates = CandidateBoxes.concatenate(
         [decode_candidates(output, _MARGIN_PX) for output in outputs]
