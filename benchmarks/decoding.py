@@ -1,18 +1,18 @@
-"""Milliseconds per image of everything after the engine, per task, on one core.
+"""Time per image of all steps after the engine, by decoder, on one core.
 
     python benchmarks/decoding.py
 
-Random outputs of the shapes that the released models have: 100 peaks; for the corner systems 1,000
-pairs each of the image and its flipped image, of 80 classes or all of one, and 70 centers each.
-Decoding goes from the graph's outputs to detections in the image's pixels; the answer, printed
-apart, from there to JSON. Prints Markdown.
+Random output tensors with the shapes of the released models: 100 peaks; for the corner-based
+models 1,000 pairs for the image and as many for its flipped copy, of 80 classes or of a single
+one, and 70 centers each. Decoding goes from output tensors to detections in pixels of the image;
+the response fields, timed separately, from there to values for JSON. Prints a Markdown table.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,10 @@ CAMERA = (707.0, 0, 604, 45, 0, 707, 180, 0, 0, 0, 1, 0)
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table."""
+    """One row of the table: a decoder, the number of classes and the request's options."""
 
     name: str
-    facts: Decoder
+    config: Decoder
     classes: int
     scales: tuple[float, ...] = (1.0,)
     soft_nms: bool = False
@@ -54,53 +54,48 @@ BOXES, POSES = CenterBoxesDecoder(**CENTER), CenterPosesDecoder(**CENTER, keypoi
 PAIR_BOXES = CornerPairsDecoder(**CORNER)
 TRIPLETS = CornerTripletsDecoder(**CORNER, centers=CENTERS)
 CASES = (
-    Case("boxes", BOXES, 80),
-    Case("boxes, soft-NMS", BOXES, 80, soft_nms=True),
-    Case("boxes, 5 scales", BOXES, 80, (0.5, 0.75, 1, 1.25, 1.5), soft_nms=True),
+    Case("2D boxes", BOXES, 80),
+    Case("2D boxes, soft-NMS", BOXES, 80, soft_nms=True),
+    Case("2D boxes, 5 test scales", BOXES, 80, (0.5, 0.75, 1, 1.25, 1.5), soft_nms=True),
     Case("poses", POSES, 1),
     Case("poses, soft-NMS", POSES, 1, soft_nms=True),
     Case("3D boxes", CenterBoxes3DDecoder(**CENTER, projection=CAMERA), 3),
     Case("corner pairs", PAIR_BOXES, 80, soft_nms=True),
-    Case("corner pairs, all of one class", PAIR_BOXES, 1, soft_nms=True),
+    Case("corner pairs, single class", PAIR_BOXES, 1, soft_nms=True),
     Case("corner triplets", TRIPLETS, 80, soft_nms=True),
-    Case("corner triplets, all of one class", TRIPLETS, 1, soft_nms=True),
+    Case("corner triplets, single class", TRIPLETS, 1, soft_nms=True),
 )
 
 
-def outputs(case: Case, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """Outputs of one input: every number between 0 and 1, but for places, sizes and classes."""
-    made: dict[str, NDArray[Any]] = {}
-    for spec in case.facts.outputs():
+def random_tensors(case: Case, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """Return the output tensors of one input: in [0, 1] except positions, sizes and class ids."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for spec in case.config.outputs():
         if spec.dtype == "int32":
-            made[spec.name] = rng.integers(0, case.classes, spec.shape, np.int32)
+            tensors[spec.name] = rng.integers(0, case.classes, spec.shape, np.int32)
         else:
-            made[spec.name] = rng.random(spec.shape, np.float32)
-    for name in {"centers", "keypoints"} & set(made):
-        made[name] *= CELLS
-    if "sizes" in made:
-        made["sizes"] *= 30
-    if "boxes" in made:
-        corners = made["boxes"] * CELLS
-        made["boxes"] = np.hstack([corners[:, :2], corners[:, :2] + 2 + corners[:, 2:] / 3])
-    if "depths" in made:
-        made["depths"] = made["depths"] * 60 + 5
-    made["scores"] = -np.sort(-made["scores"])
-    return made
+            tensors[spec.name] = rng.random(spec.shape, np.float32)
+    for name in {"centers", "keypoints"} & set(tensors):
+        tensors[name] *= CELLS
+    if "sizes" in tensors:
+        tensors["sizes"] *= 30
+    if "boxes" in tensors:
+        corners = tensors["boxes"] * CELLS
+        tensors["boxes"] = np.hstack([corners[:, :2], corners[:, :2] + 2 + corners[:, 2:] / 3])
+    if "depths" in tensors:
+        tensors["depths"] = tensors["depths"] * 60 + 5
+    tensors["scores"] = -np.sort(-tensors["scores"])
+    return tensors
 
 
-def views(case: Case, rng: np.random.Generator) -> list[ModelOutput]:
-    """Every view that a request of this case needs."""
-    flips = (False, True) if TASK_RULES[case.facts.kind].adds_flipped_input else (False,)
+def model_outputs(case: Case, rng: np.random.Generator) -> list[ModelOutput]:
+    """Return the outputs for all network inputs of a request."""
+    flips = (False, True) if TASK_RULES[case.config.kind].adds_flipped_input else (False,)
     side_px = 511 if len(flips) > 1 else 512
-    placed = ImageTransform(480, 400, side_px, side_px, AffineTransform(1.0, 16.0, 56.0))
+    transform = ImageTransform(480, 400, side_px, side_px, AffineTransform(1.0, 16.0, 56.0))
     return [
         ModelOutput(
-            outputs(case, rng),
-            ImageTransform(
-                *(placed.resized_width_px, placed.resized_height_px),
-                *(placed.input_width_px, placed.input_height_px),
-                *(placed.to_input, scale, flipped),
-            ),
+            random_tensors(case, rng), replace(transform, test_scale=scale, flipped=flipped)
         )
         for scale in case.scales
         for flipped in flips
@@ -108,35 +103,38 @@ def views(case: Case, rng: np.random.Generator) -> list[ModelOutput]:
 
 
 def milliseconds(work: Callable[[], Any], rounds: int) -> list[float]:
-    taken = []
+    """Return the duration of each of ``rounds`` calls."""
+    durations = []
     for _ in range(rounds):
         started_at = time.perf_counter()
         work()
-        taken.append(1000 * (time.perf_counter() - started_at))
-    return taken
+        durations.append(1000 * (time.perf_counter() - started_at))
+    return durations
 
 
 def row(case: Case, rounds: int) -> str:
-    """One line of the table."""
-    of_image = views(case, np.random.default_rng(0))
-    decoder = DECODERS[case.facts.kind](case.facts)
+    """Return one line of the table."""
+    outputs = model_outputs(case, np.random.default_rng(0))
+    decoder = DECODERS[case.config.kind](case.config)
     options = DetectionOptions(0.0, K, soft_nms=case.soft_nms)
-    found: Detections = decoder.decode(of_image, options)
-    decoding = milliseconds(lambda: decoder.decode(of_image, options), rounds)
-    fields = milliseconds(lambda: list(RESPONSE_FIELDS[type(found)](found)), rounds)
-    numbers = (
+    detections: Detections = decoder.decode(outputs, options)
+    decoding = milliseconds(lambda: decoder.decode(outputs, options), rounds)
+    fields = milliseconds(lambda: list(RESPONSE_FIELDS[type(detections)](detections)), rounds)
+    columns = (
         *(statistics.median(decoding), np.percentile(decoding, 95), min(decoding)),
         statistics.median(fields),
     )
-    times = " | ".join(f"{number:.2f}" for number in numbers)
-    return f"| {case.name} | {len(of_image)} | {len(found)} | {times} |"
+    times = " | ".join(f"{number:.2f}" for number in columns)
+    return f"| {case.name} | {len(outputs)} | {len(detections)} | {times} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=300)
     rounds = parser.parse_args().rounds
-    print("| task | inputs | found | decoding, ms, median | p95 | best | its fields for JSON, ms |")
+    print(
+        "| decoder | inputs | detections | decoding, ms: median | p95 | min | response fields, ms |"
+    )
     print("|---|---|---|---|---|---|---|")
     for case in CASES:
         print(row(case, rounds))

@@ -1,11 +1,12 @@
-"""CPU milliseconds from the bytes of a JPEG to the network's input, and with which decoder.
+"""CPU time from an encoded JPEG to the network input, and of several JPEG decoders.
 
     python benchmarks/decoding_images.py [photo.jpg ...]
 
-JPEGs of 640 x 480, 1920 x 1080 and 4000 x 3000 are made of the photos side by side, pixel for
-pixel, or of drawn shapes without any. Rounds of all candidates alternate, so that a machine whose
-speed drifts moves them alike. Prints Markdown: each decoder at each reduction, how much two threads
-get done in the time of one, and the service's own way to an input of 512 x 512 and of 256 x 256.
+JPEGs of 640 x 480, 1920 x 1080 and 4000 x 3000 pixels are tiled from the photos at full
+resolution, or from drawn shapes if no photo is given. Candidates alternate, so that changes of the
+machine's speed affect all of them. Prints Markdown tables: each decoder at each reduction, the
+throughput of two threads relative to one, and the service's preprocessing to network inputs of
+512 x 512 and 256 x 256.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from service.imaging.geometry import AffineTransform, ImageTransform
 from service.imaging.image_decoding import DecodedImage, open_image
-from service.imaging.warp import choose_reduction, draw_input
+from service.imaging.warp import choose_reduction, warp_to_input
 
 SIZES = ((640, 480, 40), (1920, 1080, 15), (4000, 3000, 5))
 """Width, height, rounds."""
@@ -64,17 +66,17 @@ DECODERS: Mapping[str, Callable[[bytes, int], NDArray[np.uint8]]] = {
     "Pillow": decode_with_pillow,
     "OpenCV": decode_with_opencv,
     "simplejpeg": decode_with_simplejpeg,
-    "the service": decode_as_served,
+    "service": decode_as_served,
 }
 
 
 def make_jpeg(width: int, height: int, photos: list[Image.Image]) -> bytes:
-    """Quality 88, 4:2:0."""
+    """Return a JPEG of quality 88 with 4:2:0 chroma subsampling."""
     sheet = Image.new("RGB", (width, height))
     tiles = [(left, top) for top in range(0, height, TILE[1]) for left in range(0, width, TILE[0])]
-    for index, place in enumerate(tiles):
+    for index, top_left in enumerate(tiles):
         tile = photos[index % len(photos)] if photos else _drawn(index)
-        sheet.paste(tile.crop((0, 0, *TILE)), place)
+        sheet.paste(tile.crop((0, 0, *TILE)), top_left)
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
@@ -93,18 +95,18 @@ def _drawn(index: int) -> Image.Image:
 
 
 def cpu_milliseconds(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median CPU time of this thread, candidates taking turns."""
-    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    """Return the median CPU time of this thread per candidate; candidates alternate."""
+    durations: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, work in candidates.items():
             started_at = time.thread_time()
             work()
-            taken[name].append(1000 * (time.thread_time() - started_at))
-    return {name: statistics.median(times) for name, times in taken.items()}
+            durations[name].append(1000 * (time.thread_time() - started_at))
+    return {name: statistics.median(times) for name, times in durations.items()}
 
 
-def two_thread_gain(work: Callable[[], Any], rounds: int) -> float:
-    """How many times the work of one thread two do in the same time; 2 is best."""
+def two_thread_speedup(work: Callable[[], Any], rounds: int) -> float:
+    """Return the throughput of two threads divided by that of one; at best 2."""
 
     def run() -> None:
         for _ in range(rounds):
@@ -123,19 +125,56 @@ def two_thread_gain(work: Callable[[], Any], rounds: int) -> float:
 
 
 def letterbox(width: int, height: int, side: int) -> ImageTransform:
+    """Return the transform of an image to a square input."""
     scale = side / max(width, height)
     centers = (width / 2, height / 2), (side / 2, side / 2)
     return ImageTransform(width, height, side, side, AffineTransform.centered(scale, *centers))
 
 
-def prepare(body: bytes, placed: ImageTransform, scaled: bool) -> NDArray[np.uint8]:
+def prepare(body: bytes, transform: ImageTransform, scaled: bool) -> NDArray[np.uint8]:
+    """Return the network input as the service makes it, with or without scaled decoding."""
     image = open_image(body, 50_000_000)
-    return draw_input(image.decode(choose_reduction([placed]) if scaled else 1), placed)
+    return warp_to_input(image.decode(choose_reduction([transform]) if scaled else 1), transform)
 
 
-def prepare_with_pillow(body: bytes, placed: ImageTransform) -> NDArray[np.uint8]:
-    """What the service did before: Pillow, in full size."""
-    return draw_input(DecodedImage(decode_with_pillow(body, 1)), placed)
+def prepare_with_pillow(body: bytes, transform: ImageTransform) -> NDArray[np.uint8]:
+    """Return the network input from an image that Pillow decoded at full size."""
+    return warp_to_input(DecodedImage(decode_with_pillow(body, 1)), transform)
+
+
+def print_decoders(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
+    """Print CPU times of the JPEG decoders; ``bodies``: file and rounds by width and height."""
+    print(f"Decoding, CPU ms | {' | '.join(DECODERS)} | speed-up of 2 threads: ", end="")
+    print(" | ".join(DECODERS))
+    print("|".join(["---"] * (1 + 2 * len(DECODERS))))
+    for (width, height), (body, rounds) in bodies.items():
+        for reduction in (1, 2, 4):
+            work = {name: partial(decode, body, reduction) for name, decode in DECODERS.items()}
+            expected = decode_with_pillow(body, reduction)
+            assert all(np.array_equal(decode(), expected) for decode in work.values())
+            times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
+            speedups = [
+                f"{two_thread_speedup(decode, max(2, rounds // 4)):.2f}" for decode in work.values()
+            ]
+            size = f"{width} x {height}, {len(body) // 1024} KiB, 1/{reduction}"
+            print(" | ".join([size, *times, *speedups]), flush=True)
+
+
+def print_preprocessing(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
+    """Print CPU times to network inputs; ``bodies``: file and rounds by width and height."""
+    print("\nJPEG to network input, CPU ms | Pillow, full size | full size | scaled | reduction")
+    print("---|---|---|---|---")
+    for (width, height), (body, rounds) in bodies.items():
+        for side in (512, 256):
+            transform = letterbox(width, height, side)
+            work = {
+                "pillow": partial(prepare_with_pillow, body, transform),
+                "full": partial(prepare, body, transform, False),
+                "scaled": partial(prepare, body, transform, True),
+            }
+            times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
+            row = [f"{width} x {height} to {side}", *times, f"1/{choose_reduction([transform])}"]
+            print(" | ".join(row), flush=True)
 
 
 def main() -> None:
@@ -144,36 +183,8 @@ def main() -> None:
     photos = [Image.open(path).convert("RGB") for path in parser.parse_args().photos]
     photos = [photo for photo in photos if photo.width >= TILE[0] and photo.height >= TILE[1]]
     bodies = {(w, h): (make_jpeg(w, h, photos), rounds) for w, h, rounds in SIZES}
-    print(f"Decoding, CPU ms | {' | '.join(DECODERS)} | two threads: {' | '.join(DECODERS)}")
-    print("|".join(["---"] * (1 + 2 * len(DECODERS))))
-    for (width, height), (body, rounds) in bodies.items():
-        for reduction in (1, 2, 4):
-            work = {
-                name: (lambda decode=decode, by=reduction, body=body: decode(body, by))
-                for name, decode in DECODERS.items()
-            }
-            whole = decode_with_pillow(body, reduction)
-            assert all(np.array_equal(decode(), whole) for decode in work.values())
-            times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
-            gains = [
-                f"{two_thread_gain(decode, max(2, rounds // 4)):.2f}" for decode in work.values()
-            ]
-            size = f"{width} x {height}, {len(body) // 1024} KiB, 1/{reduction}"
-            print(" | ".join([size, *times, *gains]), flush=True)
-    print(
-        "\nBytes to input, CPU ms | Pillow, whole | whole | scaled | reduction\n---|---|---|---|---"
-    )
-    for (width, height), (body, rounds) in bodies.items():
-        for side in (512, 256):
-            placed = letterbox(width, height, side)
-            work = {
-                "pillow": lambda body=body, placed=placed: prepare_with_pillow(body, placed),
-                "whole": lambda body=body, placed=placed: prepare(body, placed, False),
-                "scaled": lambda body=body, placed=placed: prepare(body, placed, True),
-            }
-            times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
-            row = [f"{width} x {height} to {side}", *times, f"1/{choose_reduction([placed])}"]
-            print(" | ".join(row), flush=True)
+    print_decoders(bodies)
+    print_preprocessing(bodies)
 
 
 if __name__ == "__main__":

@@ -12,24 +12,23 @@ import numpy as np
 
 from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
 from evaluation.local_model import OfflinePackage
-from service.decoders.corner_triplets import Centers, decode_triplets
-from service.decoders.model_output import ModelOutput
-from service.decoders.types import DetectionOptions, Detections
+from service.decoders.corner_triplets import CenterKeypoints, decode_triplets
+from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
 
 @dataclass(frozen=True)
 class _OptionsWithCenters(DetectionOptions):
-    centers: Centers | None = None
+    centers: CenterKeypoints | None = None
 
 
 class _GivenCenters:
     """The triplets' decoder with centers that the options bring."""
 
-    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
-        """Decode the views of one image."""
+    def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
+        """Decode the outputs of one image."""
         if not isinstance(options, _OptionsWithCenters) or options.centers is None:
             raise TypeError("decoding with given centers needs options that bring them")
-        return decode_triplets(views, options.centers, options)
+        return decode_triplets(outputs, options.centers, options)
 
 
 def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> OfflinePackage:
@@ -51,10 +50,10 @@ def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> Offli
     )
 
 
-def centers_of(labels: ImageLabels) -> Centers:
+def centers_of(labels: ImageLabels) -> CenterKeypoints:
     """The middles of all boxes but crowds', which stand for no single object."""
     boxes = labels.boxes_xyxy[~labels.is_crowd]
-    return Centers(
+    return CenterKeypoints(
         (boxes[:, :2] + boxes[:, 2:]) / 2,
         np.ones(len(boxes), np.float32),
         labels.class_ids[~labels.is_crowd].astype(np.int32),

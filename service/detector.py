@@ -29,7 +29,7 @@ from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import ArrayImage, open_image
 from service.imaging.resize import InputPlanner
 from service.imaging.types import InputOptions
-from service.imaging.warp import choose_reduction, draw_input
+from service.imaging.warp import choose_reduction, warp_to_input
 from service.option_rules import OptionRules
 from service.options import DetectParameters, RequestOptions, validate_options
 from service.settings import Settings, available_cores
@@ -142,12 +142,12 @@ class Detector(AbstractContextManager["Detector"]):
             opened: Any = ArrayImage(image, self._max_image_pixels)
         else:
             opened = open_image(image, self._max_image_pixels)
-        transforms = self._planner.place(opened.width_px, opened.height_px, options)
+        transforms = self._planner.plan_inputs(opened.width_px, opened.height_px, options)
         reduction = choose_reduction(transforms) if self._scaled_decoding else 1
         decoded = opened.decode(reduction)
         inputs = tuple(
             BatchInput(pixels, options.flip, self._relative_work(pixels, options.flip))
-            for pixels in (draw_input(decoded, transform) for transform in transforms)
+            for pixels in (warp_to_input(decoded, transform) for transform in transforms)
         )
         return PreprocessedImage(
             inputs, transforms, opened.width_px, opened.height_px, opened.orientation_applied

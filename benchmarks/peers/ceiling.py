@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from benchmarks.peers.shared.detector import Preparer
 from model_package import load_package
 from service.decoders import ModelOutput, make_decoder
-from service.options import DetectParameters
 from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import open_image
 from service.imaging.resize import InputPlanner
-from service.imaging.warp import draw_input
+from service.imaging.warp import warp_to_input
 from service.option_rules import OptionRules
+from service.options import DetectParameters
 
 BATCH_SIZES = (1, 2, 4, 8)
 _MAX_PIXELS = 50_000_000
@@ -90,8 +90,8 @@ class Pipeline:
     def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], ImageTransform]:
         """The network's input for one image, and where the image lies in it."""
         image = open_image(body, _MAX_PIXELS)
-        placed = self._planner.place(image.width_px, image.height_px, self._options.inputs)[0]
-        return draw_input(image.decode(), placed), placed
+        placed = self._planner.plan_inputs(image.width_px, image.height_px, self._options.inputs)[0]
+        return warp_to_input(image.decode(), placed), placed
 
     def run(self, inputs: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """One engine run on uint8 (n, height, width, 3)."""

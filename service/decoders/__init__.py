@@ -1,7 +1,14 @@
-"""Decoders: the outputs for one image to its detections; one file per task.
+"""Decoders: from a model's output tensors to the detections of one image.
 
-Where the reference implementation has a plain mistake that only hurts, the decoder's docstring says what is
-done instead.
+One module per decoder kind of the manifest. To add a kind:
+
+1. Describe its manifest entry and its output tensors in :mod:`model_package.manifest`.
+2. Write a class with :meth:`Decoder.decode` in a module here, and add it to :data:`DECODERS`.
+3. Add its request options to :mod:`service.options`, and the response fields of a new
+   :class:`~service.decoders.types.Detections` subclass to :mod:`service.http.responses`.
+
+Results follow the reference implementation. A decoder that corrects one of its mistakes says so
+in the docstring of its class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +20,21 @@ from service.decoders.center_boxes_3d import CenterBoxes3D
 from service.decoders.center_poses import CenterPoses
 from service.decoders.corner_pairs import CornerPairs
 from service.decoders.corner_triplets import CornerTriplets
-from service.decoders.model_output import ModelOutput
-from service.decoders.types import DetectionOptions, Detections
+from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
 __all__ = ["DECODERS", "Decoder", "ModelOutput", "make_decoder"]
 
 
 class Decoder(Protocol):
-    """Turns the outputs for one image into detections in its own pixels."""
+    """Converts the model outputs of one image to detections in that image's pixels."""
 
-    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
-        """Decode one image from all its views; see the decoder's class for what it reads."""
+    def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
+        """Return the detections of one image, best score first.
+
+        ``outputs`` has one element per network input of the image: by test scale, and with test
+        flips as separate inputs, each image before its flipped copy. Called from several threads
+        at once.
+        """
         ...
 
 
@@ -34,8 +45,9 @@ DECODERS: Mapping[str, Callable[[Any], Decoder]] = {
     "corner_pairs": CornerPairs,
     "corner_triplets": CornerTriplets,
 }
+"""Decoder class by the manifest's ``decoder.kind``; its argument is the ``decoder`` entry."""
 
 
 def make_decoder(manifest: ModelManifest) -> Decoder:
-    """Make the decoder that the manifest asks for."""
+    """Return the decoder of the manifest's ``decoder.kind``."""
     return DECODERS[manifest.decoder.kind](manifest.decoder)

@@ -1,4 +1,4 @@
-"""Boxes from center points (*Objects as Points*, section 4)."""
+"""2D boxes from center points (*Objects as Points*, Zhou et al. 2019, section 4)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,36 +7,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import CenterBoxesDecoder
-from service.decoders.model_output import ModelOutput
-from service.decoders.selection import choose
-from service.decoders.types import DetectionOptions, Detections
+from service.decoders.selection import select_top_k
+from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
 
 class CenterBoxes:
-    """Decodes the peaks of one image; all work is on ``top_k`` rows per view."""
+    """Decodes the ``top_k`` heatmap peaks that the graph returns per network input.
 
-    def __init__(self, facts: CenterBoxesDecoder) -> None:
-        self._stride = facts.output_stride
-
-    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
-        """Decode the views of one image (see :class:`CenterBoxesDecoder` for their outputs)."""
-        boxes = np.concatenate([boxes_in_image(view, self._stride) for view in views])
-        class_ids = join(views, "class_ids")
-        chosen, scores = choose(boxes, join(views, "scores"), class_ids, options)
-        return Detections(boxes[chosen], scores, class_ids[chosen])
-
-
-def boxes_in_image(view: ModelOutput, stride: int) -> NDArray[np.float64]:
-    """Boxes (top_k, 4) in pixels of the image: centers -/+ half the sizes.
-
-    Like the reference implementation, they are not clipped to the image.
+    Output tensors: see :class:`model_package.CenterBoxesDecoder`.
     """
-    centers = view.outputs["centers"].astype(np.float64) * stride
-    half_sizes = view.outputs["sizes"].astype(np.float64) * (stride / 2)
+
+    def __init__(self, config: CenterBoxesDecoder) -> None:
+        self._output_stride = config.output_stride
+
+    def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
+        """Return the best boxes of all network inputs of one image."""
+        boxes = np.concatenate([decode_boxes(output, self._output_stride) for output in outputs])
+        class_ids = concatenate(outputs, "class_ids")
+        rows, scores = select_top_k(boxes, concatenate(outputs, "scores"), class_ids, options)
+        return Detections(boxes[rows], scores, class_ids[rows])
+
+
+def decode_boxes(output: ModelOutput, output_stride: int) -> NDArray[np.float64]:
+    """Return boxes (top_k, 4), x1, y1, x2, y2 in pixels of the image: center -/+ half the size.
+
+    Reads ``centers`` and ``sizes``, both float32 (top_k, 2) in cells of the output map. As in the
+    reference implementation, boxes are not clipped to the image.
+    """
+    centers = output.tensors["centers"].astype(np.float64) * output_stride
+    half_sizes = output.tensors["sizes"].astype(np.float64) * (output_stride / 2)
     corners = np.stack([centers - half_sizes, centers + half_sizes], axis=1)
-    return view.placement.to_image(corners).reshape(-1, 4)
+    return output.transform.to_image(corners).reshape(-1, 4)
 
 
-def join(views: Sequence[ModelOutput], output: str) -> NDArray[Any]:
-    """One output of all views, row after row."""
-    return np.concatenate([view.outputs[output] for view in views])
+def concatenate(outputs: Sequence[ModelOutput], name: str) -> NDArray[Any]:
+    """Return the tensor ``name`` of all network inputs, concatenated along the first axis."""
+    return np.concatenate([output.tensors[name] for output in outputs])

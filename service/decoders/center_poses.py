@@ -1,41 +1,45 @@
-"""Boxes and keypoints from center points (*Objects as Points*, section 4.2)."""
+"""2D boxes and keypoints from center points (*Objects as Points*, section 4.2)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from model_package import CenterPosesDecoder
-from service.decoders.center_boxes import boxes_in_image, join
-from service.decoders.model_output import ModelOutput
-from service.decoders.selection import choose
-from service.decoders.types import DetectionOptions, PoseDetections
+from service.decoders.center_boxes import concatenate, decode_boxes
+from service.decoders.selection import select_top_k
+from service.decoders.types import DetectionOptions, ModelOutput, PoseDetections
 
 
 class CenterPoses:
-    """Decodes the peaks of one image; the graph has joined keypoints and people already.
+    """Decodes the ``top_k`` heatmap peaks that the graph returns per network input.
 
-    Differs from the reference implementation: several scales end at ``top_k`` people too (theirs returns all
-    of them).
+    Output tensors: see :class:`model_package.CenterPosesDecoder`. The graph has already assigned
+    keypoint heatmap peaks to objects.
+
+    Differs from the reference implementation: with several test scales the result is also limited
+    to ``top_k`` people; the reference returns all of them.
     """
 
-    def __init__(self, facts: CenterPosesDecoder) -> None:
-        self._stride = facts.output_stride
+    def __init__(self, config: CenterPosesDecoder) -> None:
+        self._output_stride = config.output_stride
 
-    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> PoseDetections:
-        """Decode the views of one image (see :class:`CenterPosesDecoder` for their outputs)."""
-        boxes = np.concatenate([boxes_in_image(view, self._stride) for view in views])
+    def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> PoseDetections:
+        """Return the best poses of all network inputs of one image."""
+        boxes = np.concatenate([decode_boxes(output, self._output_stride) for output in outputs])
         keypoints = np.concatenate(
             [
-                view.placement.to_image(view.outputs["keypoints"].astype(np.float64) * self._stride)
-                for view in views
+                output.transform.to_image(
+                    output.tensors["keypoints"].astype(np.float64) * self._output_stride
+                )
+                for output in outputs
             ]
         )
-        class_ids = join(views, "class_ids")
-        chosen, scores = choose(boxes, join(views, "scores"), class_ids, options)
+        class_ids = concatenate(outputs, "class_ids")
+        rows, scores = select_top_k(boxes, concatenate(outputs, "scores"), class_ids, options)
         return PoseDetections(
-            boxes[chosen],
+            boxes[rows],
             scores,
-            class_ids[chosen],
-            keypoints[chosen],
-            join(views, "keypoint_scores")[chosen],
+            class_ids[rows],
+            keypoints[rows],
+            concatenate(outputs, "keypoint_scores")[rows],
         )

@@ -1,4 +1,4 @@
-"""Boxes from pairs of corners (*CornerNet*, Law and Deng 2018, section 3)."""
+"""2D boxes from pairs of corners (*CornerNet*, Law and Deng 2018, section 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import CornerPairsDecoder
-from service.decoders.model_output import ModelOutput
-from service.decoders.selection import wanted
+from service.decoders.selection import selection_mask
 from service.decoders.soft_nms import soft_nms, soft_nms_merge
-from service.decoders.types import DetectionOptions, Detections
-from service.imaging.geometry import CORNER_STRIDE
+from service.decoders.types import DetectionOptions, Detections, ModelOutput
+from service.imaging.geometry import CORNER_STRIDE, ImageTransform
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Candidate boxes of one image, from all its views.
+class CandidateBoxes:
+    """Boxes from corner pairs of one image, before soft-NMS.
 
-    ``boxes_xyxy``: float64 (n, 4) in pixels of the image; ``scores``: float32 (n,); ``class_ids``:
-    int32 (n,); ``corner_scores``: float32 (n, 2).
+    ``boxes_xyxy``: float64 (n, 4) in pixels of the image; ``scores``: float32 (n,);
+    ``class_ids``: int32 (n,); ``corner_scores``: float32 (n, 2), top-left and bottom-right.
     """
 
     boxes_xyxy: NDArray[np.float64]
@@ -27,101 +26,111 @@ class Pairs:
     class_ids: NDArray[np.int32]
     corner_scores: NDArray[np.float32]
 
-    def __getitem__(self, rows: NDArray[np.generic]) -> "Pairs":
-        return Pairs(
+    def __getitem__(self, rows: NDArray[np.generic]) -> "CandidateBoxes":
+        return CandidateBoxes(
             self.boxes_xyxy[rows],
             self.scores[rows],
             self.class_ids[rows],
             self.corner_scores[rows],
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["CandidateBoxes"]) -> "CandidateBoxes":
+        """Return the candidates of all parts, in their order."""
+        return cls(
+            np.concatenate([part.boxes_xyxy for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.class_ids for part in parts]),
+            np.concatenate([part.corner_scores for part in parts]),
+        )
+
 
 class CornerPairs:
-    """Joins the pairs found in an image, its flipped image, and both at other scales.
+    """Merges the corner pairs of an image, its flipped copy, and both at other test scales.
 
-    Differs from the reference implementation where :mod:`service.decoders.soft_nms` says so, and in never returning
-    more than ``top_k`` boxes when several share the last score.
+    Output tensors: see :class:`model_package.CornerPairsDecoder`.
+
+    Differs from the reference implementation as :mod:`service.decoders.soft_nms` describes, and
+    never returns more than ``top_k`` boxes, also where several tie for the last score.
     """
 
-    def __init__(self, _facts: CornerPairsDecoder) -> None:
-        """Need nothing of the manifest: the outputs say everything."""
+    def __init__(self, _config: CornerPairsDecoder) -> None:
+        """Take the manifest's entry, like every decoder; nothing of it is needed."""
 
-    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
-        """Decode the views of one image (see :class:`CornerPairsDecoder` for their outputs)."""
-        pairs = concatenate([read_pairs(view) for view in views])
-        return suppress(pairs, options, merge=several_scales(views))
-
-
-def concatenate(parts: Sequence[Pairs]) -> Pairs:
-    """All candidates, in the order of the views."""
-    return Pairs(
-        np.concatenate([part.boxes_xyxy for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.class_ids for part in parts]),
-        np.concatenate([part.corner_scores for part in parts]),
-    )
+    def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
+        """Return the best boxes of all network inputs of one image."""
+        candidates = CandidateBoxes.concatenate([decode_candidates(output) for output in outputs])
+        return apply_soft_nms(candidates, options, merge=is_multi_scale(outputs))
 
 
-def read_pairs(view: ModelOutput, margin_px: float = np.inf) -> Pairs:
-    """Read the possible pairs of one view, clipped to the image.
+def decode_candidates(output: ModelOutput, margin_px: float = np.inf) -> CandidateBoxes:
+    """Return the valid corner pairs of one network input, clipped to the image.
 
-    Leaves out boxes that reach ``margin_px`` or more out of the resized image.
+    Drops boxes that extend ``margin_px`` or more beyond the resized image.
     """
-    outputs, placed = view.outputs, view.placement
-    possible = outputs["scores"] > -1
-    cells = outputs["boxes"][possible].astype(np.float64).reshape(-1, 2, 2)
-    corners = to_resized(cells, view)
-    if placed.flipped:  # left and right have changed places
+    tensors, transform = output.tensors, output.transform
+    valid = tensors["scores"] > -1
+    cells = tensors["boxes"][valid].astype(np.float64).reshape(-1, 2, 2)
+    corners = cells_to_resized(cells, transform)
+    if transform.flipped:  # flipping back swaps left and right
         corners[..., 0] = corners[:, ::-1, 0]
-    size = np.array([placed.resized_width_px, placed.resized_height_px])
+    size = np.array([transform.resized_width_px, transform.resized_height_px])
     inside = ((corners[:, 0] > -margin_px) & (corners[:, 1] < size + margin_px)).all(axis=1)
-    corners = np.clip(corners[inside], 0, size) / placed.test_scale
-    return Pairs(
+    corners = np.clip(corners[inside], 0, size) / transform.test_scale
+    return CandidateBoxes(
         corners.reshape(-1, 4),
-        outputs["scores"][possible][inside],
-        outputs["class_ids"][possible][inside],
-        outputs["corner_scores"][possible][inside],
+        tensors["scores"][valid][inside],
+        tensors["class_ids"][valid][inside],
+        tensors["corner_scores"][valid][inside],
     )
 
 
-def to_resized(points: NDArray[np.float64], view: ModelOutput) -> NDArray[np.float64]:
-    """Points (..., 2) in cells to pixels of the resized image, flipped ones turned back.
+def cells_to_resized(points: NDArray[np.float64], transform: ImageTransform) -> NDArray[np.float64]:
+    """Map points (..., 2) in cells of the output map to pixels of the resized image, unflipped.
 
-    The network's inputs have odd sides: 511 pixels make 128 cells, so a cell is a little less
-    than 4 pixels. Flipped images are turned at the map's width itself (not at its last cell),
-    which is how the authors do it.
+    The inputs of these networks have odd sides: 511 pixels give 128 cells, so a cell is slightly
+    less than 4 pixels. Flipped maps are flipped about their width rather than their last cell,
+    as in the reference implementation.
     """
-    placed = view.placement
-    input_size = np.array([placed.input_width_px, placed.input_height_px])
+    input_size = np.array([transform.input_width_px, transform.input_height_px])
     map_size = (input_size + 1) // CORNER_STRIDE
-    if placed.flipped:
+    if transform.flipped:
         points = np.stack([map_size[0] - points[..., 0], points[..., 1]], axis=-1)
-    return placed.to_input.inverse(points * (input_size / map_size))
+    return transform.to_input.apply_inverse(points * (input_size / map_size))
 
 
-def suppress(pairs: Pairs, options: DetectionOptions, *, merge: bool) -> Detections:
-    """Soft-NMS per class; with ``merge``, boxes are drawn towards those that they suppress."""
+def apply_soft_nms(
+    candidates: CandidateBoxes, options: DetectionOptions, *, merge: bool
+) -> Detections:
+    """Return the detections that remain after soft-NMS per class.
+
+    ``merge`` averages each selected box with the boxes it suppresses, as the reference
+    implementation does with several test scales.
+    """
     if merge:
-        # Rows of any score take part in the merging, so only classes are left out before.
-        pairs = pairs[wanted(np.ones_like(pairs.scores), pairs.class_ids, options)]
-        left = soft_nms_merge(
-            pairs.boxes_xyxy,
-            pairs.scores,
-            pairs.class_ids,
-            pairs.corner_scores,
+        # Boxes of any score take part in merging: filter by class only, by score afterwards.
+        perfect_scores = np.ones_like(candidates.scores)
+        candidates = candidates[selection_mask(perfect_scores, candidates.class_ids, options)]
+        kept = soft_nms_merge(
+            candidates.boxes_xyxy,
+            candidates.scores,
+            candidates.class_ids,
+            candidates.corner_scores,
             top_k=options.top_k,
         )
     else:
-        pairs = pairs[wanted(pairs.scores, pairs.class_ids, options)]
-        left = soft_nms(pairs.boxes_xyxy, pairs.scores, pairs.class_ids, top_k=options.top_k)
-    enough = left.scores >= options.score_threshold
+        candidates = candidates[selection_mask(candidates.scores, candidates.class_ids, options)]
+        kept = soft_nms(
+            candidates.boxes_xyxy, candidates.scores, candidates.class_ids, top_k=options.top_k
+        )
+    above = kept.scores >= options.score_threshold
     return Detections(
-        left.boxes_xyxy[enough].astype(np.float64),
-        left.scores[enough],
-        pairs.class_ids[left.rows[enough]],
+        kept.boxes_xyxy[above].astype(np.float64),
+        kept.scores[above],
+        candidates.class_ids[kept.rows[above]],
     )
 
 
-def several_scales(views: Sequence[ModelOutput]) -> bool:
-    """Whether the image was looked at in more than one size."""
-    return len({view.placement.test_scale for view in views}) > 1
+def is_multi_scale(outputs: Sequence[ModelOutput]) -> bool:
+    """Return whether the network inputs have more than one test scale."""
+    return len({output.transform.test_scale for output in outputs}) > 1

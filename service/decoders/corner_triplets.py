@@ -1,4 +1,4 @@
-"""Boxes from two corners and a center (*CenterNet: Keypoint Triplets*, Duan et al. 2019)."""
+"""2D boxes from two corners and a center (*CenterNet: Keypoint Triplets*, Duan et al. 2019)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,27 +8,26 @@ from numpy.typing import NDArray
 
 from model_package import CornerTripletsDecoder
 from service.decoders.corner_pairs import (
-    Pairs,
-    concatenate,
-    read_pairs,
-    several_scales,
-    suppress,
-    to_resized,
+    CandidateBoxes,
+    apply_soft_nms,
+    cells_to_resized,
+    decode_candidates,
+    is_multi_scale,
 )
-from service.decoders.model_output import ModelOutput
-from service.decoders.types import DetectionOptions, Detections
+from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
 _MARGIN_PX = 5.0
-"""Boxes that reach this far out of the image are dropped."""
-_LARGE_AREA = 150.0**2
-"""Larger boxes have their central region a fifth as wide, others a third (section 3.1)."""
+"""Boxes that extend this far beyond the resized image are dropped."""
+_LARGE_AREA_PX2 = 150.0**2
+"""Boxes with a larger area have a central region of 1/5 of each side, others 1/3 (section 3.1)."""
 
 
 @dataclass(frozen=True)
-class Centers:
-    """Center keypoints in the image, in the order in which they are tried.
+class CenterKeypoints:
+    """Center keypoints of one image, in order of precedence.
 
-    ``points``: float64 (m, 2) in pixels; ``scores``: float32 (m,); ``class_ids``: int32 (m,).
+    ``points``: float64 (m, 2) in pixels of the image; ``scores``: float32 (m,); ``class_ids``:
+    int32 (m,).
     """
 
     points: NDArray[np.float64]
@@ -37,62 +36,81 @@ class Centers:
 
 
 class CornerTriplets:
-    """Keeps the pairs of corners with a center keypoint of their class in the middle.
+    """Keeps the corner pairs that have a center keypoint of their class in their central region.
 
-    Differs from the reference implementation as :class:`service.decoders.corner_pairs.CornerPairs` does.
+    Output tensors: see :class:`model_package.CornerTripletsDecoder`.
+
+    Differs from the reference implementation as :class:`service.decoders.corner_pairs.CornerPairs`
+    does.
     """
 
-    def __init__(self, _facts: CornerTripletsDecoder) -> None:
-        """Need nothing of the manifest: the outputs say everything."""
+    def __init__(self, _config: CornerTripletsDecoder) -> None:
+        """Take the manifest's entry, like every decoder; nothing of it is needed."""
 
-    def decode(self, views: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
-        """Decode the views of one image (see :class:`CornerTripletsDecoder` for their outputs)."""
-        # As in the reference implementation, the centers come from the image at its own scale alone.
-        centers = _read_centers([view for view in views if view.placement.test_scale == 1])
-        return decode_triplets(views, centers, options)
+    def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
+        """Return the best boxes of all network inputs of one image.
+
+        As in the reference implementation, center keypoints are taken at test scale 1 only.
+        """
+        centers = _decode_centers([one for one in outputs if one.transform.test_scale == 1])
+        return decode_triplets(outputs, centers, options)
 
 
 def decode_triplets(
-    views: Sequence[ModelOutput], centers: Centers, options: DetectionOptions
+    outputs: Sequence[ModelOutput], centers: CenterKeypoints, options: DetectionOptions
 ) -> Detections:
-    """Join the views' pairs of corners with ``centers``, wherever those come from."""
-    pairs = concatenate([read_pairs(view, _MARGIN_PX) for view in views])
-    return suppress(confirm(pairs, centers), options, merge=several_scales(views))
+    """Return the best boxes of one image, given its center keypoints.
+
+    Separate from :class:`CornerTriplets` for the evaluation with ground truth centers.
+    """
+    candidates = CandidateBoxes.concatenate(
+        [decode_candidates(output, _MARGIN_PX) for output in outputs]
+    )
+    triplets = filter_by_centers(candidates, centers)
+    return apply_soft_nms(triplets, options, merge=is_multi_scale(outputs))
 
 
-def _read_centers(views: Sequence[ModelOutput]) -> Centers:
-    points = [to_resized(view.outputs["centers"].astype(np.float64), view) for view in views]
-    return Centers(
+def _decode_centers(outputs: Sequence[ModelOutput]) -> CenterKeypoints:
+    points = [
+        cells_to_resized(output.tensors["centers"].astype(np.float64), output.transform)
+        for output in outputs
+    ]
+    return CenterKeypoints(
         np.concatenate(points),
-        np.concatenate([view.outputs["center_scores"] for view in views]),
-        np.concatenate([view.outputs["center_class_ids"] for view in views]),
+        np.concatenate([output.tensors["center_scores"] for output in outputs]),
+        np.concatenate([output.tensors["center_class_ids"] for output in outputs]),
     )
 
 
-def confirm(pairs: Pairs, centers: Centers) -> Pairs:
-    """Keep the pairs with a center inside their central region; score = mean of the three.
+def filter_by_centers(candidates: CandidateBoxes, centers: CenterKeypoints) -> CandidateBoxes:
+    """Keep the boxes with a center of their class strictly inside their central region.
 
-    The first center that fits counts, as in the reference implementation: the image's own by descending
-    score, then the flipped image's.
+    The score becomes the mean of the two corners' and the center's. As in the reference
+    implementation, the first matching center counts: those of the image by descending score, then
+    those of the flipped image.
     """
-    low, high = central_regions(pairs.boxes_xyxy)
-    # One row per pair, so that its first center is found in adjacent memory.
-    fits = pairs.class_ids[:, None] == centers.class_ids
+    low, high = central_regions(candidates.boxes_xyxy)
+    # (boxes, centers): the first center of a box is found in contiguous memory.
+    matches = candidates.class_ids[:, None] == centers.class_ids
     for axis in (0, 1):
-        at = centers.points[:, axis].astype(np.float32)
-        fits &= at > low[:, axis, None]
-        fits &= at < high[:, axis, None]
-    first = fits.argmax(axis=1)
-    confirmed = np.flatnonzero(fits[np.arange(len(fits)), first])
-    kept = pairs[confirmed]
-    return replace(kept, scores=(kept.scores * 2 + centers.scores[first[confirmed]]) / 3)
+        coordinates = centers.points[:, axis].astype(np.float32)
+        matches &= coordinates > low[:, axis, None]
+        matches &= coordinates < high[:, axis, None]
+    first = matches.argmax(axis=1)
+    rows = np.flatnonzero(matches[np.arange(len(matches)), first])
+    kept = candidates[rows]
+    return replace(kept, scores=(kept.scores * 2 + centers.scores[first[rows]]) / 3)
 
 
 def central_regions(
     boxes_xyxy: NDArray[np.float64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Both ends (n, 2) of the middle third of each side, or the middle fifth of large boxes."""
-    first, last = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    large = (last - first).prod(axis=1, keepdims=True) > _LARGE_AREA
-    margin = (last - first) * np.where(large, 2 / 5, 1 / 3)
-    return (first + margin).astype(np.float32), (last - margin).astype(np.float32)
+    """Return the low and the high ends (n, 2) of the central regions of boxes (n, 4), in pixels.
+
+    The middle third of each side, the middle fifth for boxes above 150 x 150 pixels (section 3.1).
+    """
+    top_left, bottom_right = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    sides = bottom_right - top_left
+    large = sides.prod(axis=1, keepdims=True) > _LARGE_AREA_PX2
+    margin = sides * np.where(large, 2 / 5, 1 / 3)
+    return (top_left + margin).astype(np.float32), (bottom_right - margin).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which rows a request wants to see."""
+"""Score threshold, class filter, soft-NMS and top-k, shared by the decoders."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,35 +7,37 @@ from service.decoders.soft_nms import soft_nms
 from service.decoders.types import DetectionOptions
 
 
-def wanted(
+def selection_mask(
     scores: NDArray[np.float32], class_ids: NDArray[np.int32], options: DetectionOptions
 ) -> NDArray[np.bool_]:
-    """Whether each row (n,) has the score and one of the classes that were asked for."""
-    keep = scores >= options.score_threshold
+    """Return a mask (n,) of the rows that pass the options' score threshold and class filter."""
+    mask = scores >= options.score_threshold
     if options.class_ids is not None:
-        keep &= np.isin(class_ids, list(options.class_ids))
-    return keep
+        mask &= np.isin(class_ids, list(options.class_ids))
+    return mask
 
 
-def choose(
+def select_top_k(
     boxes_xyxy: NDArray[np.float64],
     scores: NDArray[np.float32],
     class_ids: NDArray[np.int32],
     options: DetectionOptions,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the rows to show, best first, and their scores, which soft-NMS may have lowered.
+    """Return the rows to return, best score first, and their scores, decayed by soft-NMS if on.
 
-    Takes boxes (n, 4) in the image, scores (n,) and class ids (n,). Never more than ``top_k``
-    rows, also where several share the last score (the upstream cut keeps all of those).
+    ``boxes_xyxy`` (n, 4) in pixels of the image, ``scores`` (n,), ``class_ids`` (n,). Returns at
+    most ``top_k`` rows, also where several tie for the last score (the reference implementation
+    keeps all of those).
     """
-    # A row influences lower ones only, so what is below the threshold can go first.
-    rows = np.flatnonzero(wanted(scores, class_ids, options))
+    # A row only decays rows with lower scores, so rows below the threshold can be dropped first.
+    rows = np.flatnonzero(selection_mask(scores, class_ids, options))
     if not options.soft_nms:
-        # Not NumPy's: that lets go of Python's lock, and the event loop would wait to get it back.
-        wanted_scores = scores[rows].tolist()
-        best_first = sorted(range(len(rows)), key=wanted_scores.__getitem__, reverse=True)
-        chosen = rows[best_first[: options.top_k]]
-        return chosen, scores[chosen]
-    left = soft_nms(boxes_xyxy[rows], scores[rows], class_ids[rows], top_k=options.top_k)
-    enough = left.scores >= options.score_threshold
-    return rows[left.rows[enough]], left.scores[enough]
+        # Python's sort rather than NumPy's, which releases the GIL: the event loop would have to
+        # wait to acquire it again.
+        row_scores = scores[rows].tolist()
+        order = sorted(range(len(rows)), key=row_scores.__getitem__, reverse=True)
+        top = rows[order[: options.top_k]]
+        return top, scores[top]
+    kept = soft_nms(boxes_xyxy[rows], scores[rows], class_ids[rows], top_k=options.top_k)
+    above = kept.scores >= options.score_threshold
+    return rows[kept.rows[above]], kept.scores[above]

@@ -1,11 +1,14 @@
-"""Soft-NMS (*Soft-NMS*, Bodla et al. 2017), in float32 like the reference implementation.
+"""Soft-NMS (*Soft-NMS*, Bodla et al. 2017) in float32, and its variant that merges boxes.
 
-Sides and overlaps count both end pixels (+1). What differs from the reference implementation:
+Implemented here because no library has what the reference implementation does: torchvision has
+only hard NMS, OpenCV's ``softNMSBoxes`` takes integer boxes of a single class, and neither merges
+boxes. Widths, heights and overlaps include both end pixels (+1), as in the reference
+implementation. Two of its mistakes are corrected:
 
-* It overwrites a box that falls below the threshold by the last one and keeps the stale copies at
-  the end of the array in its results; here only survivors are returned.
-* Its merging variant moves boxes without their corner scores, so boxes are averaged with weights
-  of other rows; here the weights belong to their rows.
+* It overwrites a box that falls below the minimum score by the last one, and returns the stale
+  copies at the end of the array; here only the selected boxes are returned.
+* Its merging variant reorders boxes without their corner scores, so boxes are averaged with the
+  weights of other boxes; here the weights stay with their boxes.
 """
 
 from collections.abc import Callable
@@ -15,18 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Decay = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Overlaps (intersection over union) in [0, 1] to the factors that scores are multiplied by."""
+"""Returns the factors that scores are multiplied by, given IoU in [0, 1]."""
 
-FORGET_BELOW = 0.001
-"""A box whose score was lowered to less than this is gone."""
+MIN_SCORE = 0.001
+"""Boxes whose score was decayed below this are dropped."""
 
 
 @dataclass(frozen=True)
-class Survivors:
-    """What soft-NMS leaves, in the order of selection, which is that of the lowered scores.
+class SoftNMSResult:
+    """Boxes that soft-NMS selected, in order of selection: by descending decayed score.
 
-    ``rows``: int64 (n,), indices into the input; ``scores``: float32 (n,), lowered; ``boxes_xyxy``:
-    float32 (n, 4).
+    ``rows``: int64 (n,), indices into the input; ``scores``: float32 (n,), decayed;
+    ``boxes_xyxy``: float32 (n, 4), in the unit of the input.
     """
 
     rows: NDArray[np.int64]
@@ -34,21 +37,21 @@ class Survivors:
     boxes_xyxy: NDArray[np.float32]
 
 
-def gaussian(sigma: float = 0.5) -> Decay:
-    """Lower a score by exp(-overlap^2 / sigma), at any overlap."""
+def gaussian_decay(sigma: float = 0.5) -> Decay:
+    """Return the decay exp(-IoU^2 / sigma)."""
 
-    def decay(overlaps: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(np.exp(overlaps * overlaps * np.float32(-1 / sigma)))
+    def decay(ious: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(np.exp(ious * ious * np.float32(-1 / sigma)))
 
     return decay
 
 
-def linear(overlap: float = 0.5) -> Decay:
-    """Lower a score by 1 - overlap where the overlap is larger than ``overlap``."""
+def linear_decay(iou_threshold: float = 0.5) -> Decay:
+    """Return the decay 1 - IoU above ``iou_threshold``, and 1 below."""
 
-    def decay(overlaps: NDArray[np.float32]) -> NDArray[np.float32]:
-        factors = np.where(overlaps > np.float32(overlap), 1 - overlaps, np.float32(1))
-        # Not quite 0, which would revive what is marked with minus infinity.
+    def decay(ious: NDArray[np.float32]) -> NDArray[np.float32]:
+        factors = np.where(ious > np.float32(iou_threshold), 1 - ious, np.float32(1))
+        # Never 0: 0 times the -inf that marks processed boxes would be NaN.
         return np.maximum(factors, np.float32(1e-9))
 
     return decay
@@ -61,14 +64,15 @@ def soft_nms(
     *,
     top_k: int | None = None,
     decay: Decay | None = None,
-    forget_below: float = FORGET_BELOW,
-) -> Survivors:
-    """Select the best box, lower the scores of its class that overlap it, and again.
+    min_score: float = MIN_SCORE,
+) -> SoftNMSResult:
+    """Repeatedly select the best box and decay the scores of its class by their IoU with it.
 
-    ``boxes_xyxy`` (n, 4), ``scores`` (n,), ``class_ids`` (n,); all classes in one pass, since they
-    do not touch each other. Selected scores never rise, so the first ``top_k`` are the best.
+    ``boxes_xyxy`` (n, 4), ``scores`` (n,), ``class_ids`` (n,). All classes are processed in one
+    pass, since they do not affect each other. ``decay`` defaults to :func:`gaussian_decay`.
+    Stops after ``top_k`` boxes, which are the best: scores only decrease.
     """
-    return _select(boxes_xyxy, scores, class_ids, None, top_k, decay or gaussian(), forget_below)
+    return _select(boxes_xyxy, scores, class_ids, None, top_k, decay or gaussian_decay(), min_score)
 
 
 def soft_nms_merge(
@@ -80,70 +84,73 @@ def soft_nms_merge(
     top_k: int | None = None,
     weight_exp: float = 10.0,
     decay: Decay | None = None,
-    forget_below: float = FORGET_BELOW,
-) -> Survivors:
-    """Do as :func:`soft_nms`, and draw each selected box towards those that it suppresses.
+    min_score: float = MIN_SCORE,
+) -> SoftNMSResult:
+    """Do :func:`soft_nms`, and average each selected box with the boxes that it suppresses.
 
-    Each corner becomes the mean over the selected and the suppressed boxes, weighted with their
-    ``corner_scores`` (n, 2) (top-left, bottom-right) and, for the suppressed, with
-    (1 - decay)^weight_exp. Upstream: the multi-scale configurations of the corner systems.
+    Each corner becomes the mean over the selected and the suppressed boxes, weighted by their
+    ``corner_scores`` (n, 2) (top-left, bottom-right) and, for the suppressed ones, by
+    (1 - decay)^weight_exp. Used by the multi-scale configurations of CornerNet and CenterNet:
+    Keypoint Triplets.
     """
-    merge = _Merge(np.asarray(corner_scores, np.float32), weight_exp)
-    return _select(boxes_xyxy, scores, class_ids, merge, top_k, decay or gaussian(), forget_below)
+    merge = _BoxMerging(np.asarray(corner_scores, np.float32), weight_exp)
+    return _select(
+        boxes_xyxy, scores, class_ids, merge, top_k, decay or gaussian_decay(), min_score
+    )
 
 
 def _select(
     boxes_xyxy: NDArray[np.floating],
     scores: NDArray[np.floating],
     class_ids: NDArray[np.integer],
-    merge: "_Merge | None",
+    merge: "_BoxMerging | None",
     top_k: int | None,
     decay: Decay,
-    forget_below: float,
-) -> Survivors:
-    given = np.asarray(scores, np.float32)
-    current = given.copy()
-    pairs = _Pairs(np.asarray(boxes_xyxy, np.float32), class_ids, decay)
-    most = len(given) if top_k is None else min(top_k, len(given))
-    chosen: list[int] = []
-    chosen_scores, chosen_corners = [], []
-    while len(chosen) < most:
+    min_score: float,
+) -> SoftNMSResult:
+    original = np.asarray(scores, np.float32)
+    current = original.copy()  # -inf once a box is selected or dropped
+    pairwise = _PairwiseDecay(np.asarray(boxes_xyxy, np.float32), class_ids, decay)
+    max_count = len(original) if top_k is None else min(top_k, len(original))
+    selected: list[int] = []
+    selected_scores, selected_corners = [], []
+    while len(selected) < max_count:
         best = int(current.argmax())
         score = current[best]
         if score == -np.inf:
             break
-        # Forgotten when a selection brought it below; what began there and was not touched stays.
-        # Nothing that low is a maximum before everything else is, so this is soon enough.
-        if score < forget_below and score != given[best]:
+        # Drop a box that was decayed below the minimum, but keep one that started there. Checked
+        # only when it is the maximum, which is after all boxes with higher scores.
+        if score < min_score and score != original[best]:
             current[best] = -np.inf
             continue
-        factors = pairs.factors(best, current)
+        factors = pairwise.factors(best, current)
         current[best] = -np.inf
-        corners = pairs.corners[:, best]
+        corners = pairwise.corners[:, best]
         if merge is not None:
-            alive = (current >= forget_below) | (current == given)
-            corners = merge.corners(pairs.corners, best, factors, alive)
+            alive = (current >= min_score) | (current == original)
+            corners = merge.corners(pairwise.corners, best, factors, alive)
         current *= factors
-        chosen.append(best)
-        chosen_scores.append(score)
-        chosen_corners.append(corners)
-    return Survivors(
-        np.array(chosen, np.int64),
-        np.array(chosen_scores, np.float32),
-        _boxes(np.array(chosen_corners, np.float32).reshape(-1, 4)),
+        selected.append(best)
+        selected_scores.append(score)
+        selected_corners.append(corners)
+    return SoftNMSResult(
+        np.array(selected, np.int64),
+        np.array(selected_scores, np.float32),
+        _to_boxes(np.array(selected_corners, np.float32).reshape(-1, 4)),
     )
 
 
-class _Pairs:
-    """By which factor each box lowers each other one, worked out when it is needed.
+class _PairwiseDecay:
+    """Decay factors between all pairs of boxes, computed on demand.
 
-    ``corners``: float32 (4, n), (-x1, -y1, x2 + 1, y2 + 1): the sides of an intersection are then
-    sums of the minimum of all four at once.
+    ``corners``: float32 (4, n), rows -x1, -y1, x2 + 1, y2 + 1: an elementwise minimum of two
+    columns gives their intersection, and the sum of its halves the intersection's sides.
     """
 
-    # Boxes that are likely to be selected next are prepared together, since a call of numpy costs
-    # as much as this many numbers.
-    _NUMBERS_AT_ONCE = 8192
+    # Number of factors computed at once, for the boxes with the highest scores: those are likely
+    # to be selected next, and a NumPy call costs as much as about this many elements.
+    _BLOCK_SIZE = 8192
 
     def __init__(
         self, boxes: NDArray[np.float32], class_ids: NDArray[np.integer], decay: Decay
@@ -152,37 +159,39 @@ class _Pairs:
         self.corners[:2] *= -1
         self.corners[2:] += 1
         sides = np.maximum(self.corners[:2] + self.corners[2:], 0)
-        # A box without an area meets nothing; the smallest area keeps its quotients at 0.
+        # A box with no area has IoU 0 with all others; this minimum avoids 0 / 0.
         self._areas = np.maximum(sides[0] * sides[1], np.float32(1e-30))
         self._class_ids = class_ids
         self._decay = decay
-        self._rows_at_once = max(1, self._NUMBERS_AT_ONCE // max(1, len(boxes)))
-        self._prepared: dict[int, int] = {}
+        self._rows_per_block = max(1, self._BLOCK_SIZE // max(1, len(boxes)))
+        self._computed: dict[int, int] = {}
         self._factors = np.zeros((0, len(boxes)), np.float32)
 
     def factors(self, best: int, current: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The factors (n,) for all boxes when ``best``, the highest of ``current``, is selected."""
-        if best not in self._prepared:
-            self._prepare(best, current)
-        return np.asarray(self._factors[self._prepared[best]])
+        """Return the factors (n,) for all boxes; ``best`` is the maximum of ``current`` (n,)."""
+        if best not in self._computed:
+            self._compute(best, current)
+        return np.asarray(self._factors[self._computed[best]])
 
-    def _prepare(self, best: int, current: NDArray[np.float32]) -> None:
-        count = min(self._rows_at_once, len(current))
+    def _compute(self, best: int, current: NDArray[np.float32]) -> None:
+        count = min(self._rows_per_block, len(current))
         rows = np.argpartition(current, -count)[-count:]
         if best not in rows:
-            rows[0] = best  # as good as each of the others: they can only have tied with it
-        nearest = np.minimum(self.corners[:, rows, None], self.corners[:, None, :])
-        sides = nearest[:2] + nearest[2:]
+            rows[0] = best  # only a tie can leave it out, so any row may be replaced
+        inner = np.minimum(self.corners[:, rows, None], self.corners[:, None, :])
+        sides = inner[:2] + inner[2:]
         np.maximum(sides, 0, out=sides)
-        shared = sides[0] * sides[1]
-        shared *= self._class_ids[rows, None] == self._class_ids
-        overlaps = shared / (self._areas[rows, None] + self._areas - shared)
-        self._factors = self._decay(overlaps)
-        self._prepared = {row: index for index, row in enumerate(rows.tolist())}
+        intersections = sides[0] * sides[1]
+        intersections *= self._class_ids[rows, None] == self._class_ids
+        ious = intersections / (self._areas[rows, None] + self._areas - intersections)
+        self._factors = self._decay(ious)
+        self._computed = {row: index for index, row in enumerate(rows.tolist())}
 
 
 @dataclass(frozen=True)
-class _Merge:
+class _BoxMerging:
+    """Weighted averages of selected boxes with those that they suppress."""
+
     corner_scores: NDArray[np.float32]
     weight_exp: float
 
@@ -193,16 +202,18 @@ class _Merge:
         factors: NDArray[np.float32],
         alive: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
-        """The selected box after merging, (4,) like a column of ``corners``."""
+        """Return the merged box ``best``, (4,), like a column of ``corners`` (4, n)."""
         rows = np.flatnonzero(alive & (factors < 1))
         weights = (1 - factors[rows]) ** self.weight_exp
         rows, weights = np.append(rows, best), np.append(weights, np.float32(1))
-        by_corner = np.repeat(self.corner_scores[rows] * weights[:, None], 2, axis=1).T
-        return np.asarray((corners[:, rows] * by_corner).sum(axis=1) / by_corner.sum(axis=1))
+        corner_weights = np.repeat(self.corner_scores[rows] * weights[:, None], 2, axis=1).T
+        return np.asarray(
+            (corners[:, rows] * corner_weights).sum(axis=1) / corner_weights.sum(axis=1)
+        )
 
 
-def _boxes(corners: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Undo the corners' signs and ends, (n, 4)."""
+def _to_boxes(corners: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Convert corners (n, 4), -x1, -y1, x2 + 1, y2 + 1, to boxes (n, 4), x1, y1, x2, y2."""
     boxes = corners.copy()
     boxes[:, :2] *= -1
     boxes[:, 2:] -= 1

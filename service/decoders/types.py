@@ -1,18 +1,34 @@
-"""What a decoder makes of one image, and what it is asked for."""
+"""Inputs, options and results of the decoders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.imaging.geometry import ImageTransform
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Output tensors of one network input, and the transform that made that input.
+
+    ``tensors``: arrays by output name, without the batch axis, with the dtypes and shapes of
+    ``outputs()`` of the manifest's decoder; ``transform``: from the image to the network input.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    transform: ImageTransform
 
 
 @dataclass(frozen=True)
 class Detections:
     """Axis-aligned boxes of one image, best score first.
 
-    ``boxes_xyxy``: float64 (n, 4) in pixels of the upright original image, not clipped to it
-    (the corner systems clip); ``scores``: float32 (n,) in [0, 1]; ``class_ids``: int32 (n,),
-    indices into the class names.
+    ``boxes_xyxy``: float64 (n, 4) in pixels of the upright original image, clipped to the image
+    by the corner-based decoders only; ``scores``: float32 (n,) in [0, 1]; ``class_ids``: int32
+    (n,), indices into the manifest's class names.
     """
 
     boxes_xyxy: NDArray[np.float64]
@@ -28,8 +44,8 @@ class PoseDetections(Detections):
     """Boxes with keypoints.
 
     ``keypoints``: float64 (n, keypoints, 2) in pixels of the upright original image;
-    ``keypoint_scores``: float32 (n, keypoints), 0 where the keypoint is regressed from the center
-    because no peak of its heatmap fitted.
+    ``keypoint_scores``: float32 (n, keypoints), 0 where no heatmap peak matched and the keypoint
+    is the one regressed from the center.
     """
 
     keypoints: NDArray[np.float64]
@@ -38,15 +54,15 @@ class PoseDetections(Detections):
 
 @dataclass(frozen=True)
 class Detections3D(Detections):
-    """Boxes with a 3D box, in the camera's frame: x right, y down, z forward.
+    """Boxes with 3D boxes in the camera frame: x right, y down, z forward, as in KITTI.
 
-    ``dimensions_hwl_m``: float64 (n, 3), height, width, length; ``locations_m``: float64 (n, 3),
-    middle of the *bottom* face; ``rotations_y_rad``: float64 (n,) about the y axis, 0 when the
-    object's length points along x, in [-pi, pi]; ``alphas_rad``: float64 (n,), the rotation
-    relative to the line of sight, in [-3 pi / 2, 3 pi / 2] as the network gives it; ``depths_m``:
-    float64 (n,), as the network gives it; ``corners``: float64 (n, 8, 2), the corners of the box
-    in pixels of the upright original image, bottom face first, NaN for all eight where one is not
-    in front of the camera.
+    ``dimensions_hwl_m``: float64 (n, 3), height, width and length in metres; ``locations_m``:
+    float64 (n, 3), center of the *bottom* face in metres; ``rotations_y_rad``: float64 (n,) in
+    [-pi, pi], rotation about the y axis, 0 when the object's length is along x; ``alphas_rad``:
+    float64 (n,), observation angle, in [-3 pi / 2, 3 pi / 2] as the network predicts it;
+    ``depths_m``: float64 (n,) in metres, as the network predicts it; ``corners``: float64
+    (n, 8, 2), corners of the 3D box in pixels of the upright original image, bottom face first,
+    NaN for all eight unless each of them is in front of the camera.
     """
 
     dimensions_hwl_m: NDArray[np.float64]
@@ -59,10 +75,12 @@ class Detections3D(Detections):
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """What one request wants of the decoder; ``class_ids`` of None means every class.
+    """Decoding options of one request.
 
-    ``projection``: float64 (3, 4), camera matrix for pixels of the upright original image; None
-    for the model's own.
+    ``score_threshold``: lowest score that is returned; ``top_k``: maximum number of detections;
+    ``class_ids``: classes to return, None for all; ``soft_nms``: apply soft-NMS (the corner-based
+    decoders always do); ``projection``: float64 (3, 4), camera matrix for pixels of the upright
+    original image, None for the manifest's.
     """
 
     score_threshold: float

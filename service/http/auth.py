@@ -29,7 +29,7 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: Path) -> "ApiKeys":
-        """Read a file with one key per line; empty lines and lines with a leading ``#`` are ignored.
+        """Read a file with one key per line; empty and ``#`` lines are ignored.
 
         Raises :class:`KeyFileError`.
         """

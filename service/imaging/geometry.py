@@ -1,10 +1,10 @@
-"""Coordinates, stated once.
+"""Coordinate systems and the transforms between them.
 
 * Points are (x, y), x to the right and y down; boxes are (x1, y1, x2, y2).
-* Integer coordinates are pixel *centers*, as in the reference implementation: there is no half-pixel shift
-  between the image, the network input and the output map.
-* Frames: *image* is the upright original image, *resized* the image after a test scale,
-  *input* the network's input (all in pixels), *map* the output map in cells.
+* Integer coordinates are pixel *centers*, as in the reference implementation: there is no
+  half-pixel offset between the image, the network input and the output map.
+* Frames: *image* is the upright original image, *resized* is the image multiplied by a test
+  scale, *input* is the network input (all three in pixels), *map* is the output map, in cells.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 CORNER_STRIDE = 4
-"""Input pixels per cell in the corner systems, which have no other; rounded up at the end."""
+"""Output stride of the corner-based models, in input pixels per cell; the size of the output map
+is rounded up. The manifest of these models does not state it."""
 
 
 @dataclass(frozen=True)
 class AffineTransform:
-    """One frame to another: ``p_to = scale * p_from + (shift_x_px, shift_y_px)``."""
+    """Uniform scale and translation: ``p_to = scale * p_from + (shift_x_px, shift_y_px)``."""
 
     scale: float
     shift_x_px: float
@@ -31,7 +32,7 @@ class AffineTransform:
         from_center_px: tuple[float, float],
         to_center_px: tuple[float, float],
     ) -> "AffineTransform":
-        """Scale so that one center comes to lie on the other."""
+        """Return the transform with this scale that maps one center (x, y) to the other."""
         return cls(
             scale,
             to_center_px[0] - scale * from_center_px[0],
@@ -40,24 +41,25 @@ class AffineTransform:
 
     @property
     def is_integer_shift(self) -> bool:
-        """Whether every pixel lands on a pixel, so that nothing is interpolated."""
+        """True for a translation by whole pixels, which needs no interpolation."""
         return self.scale == 1 and self.shift_x_px % 1 == 0 and self.shift_y_px % 1 == 0
 
     def matrix(self) -> NDArray[np.float64]:
-        """The transform as a (2, 3) matrix for column vectors (x, y, 1)."""
+        """Return the (2, 3) matrix for column vectors (x, y, 1), as OpenCV takes it."""
         return np.array([[self.scale, 0, self.shift_x_px], [0, self.scale, self.shift_y_px]])
 
-    def inverse(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map float64 points (..., 2) back."""
+    def apply_inverse(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Apply the inverse transform to float64 points (..., 2)."""
         return (points - (self.shift_x_px, self.shift_y_px)) / self.scale
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Where an image lies in one network input.
+    """Transform from an image to one network input.
 
-    The image is resized by ``test_scale`` (its sides cut to whole pixels), then moved by
-    ``to_input`` into a black input; ``flipped`` inputs are turned left to right after that.
+    The image is resized by ``test_scale`` (sides truncated to whole pixels), then mapped by
+    ``to_input`` into an input that is black elsewhere. Where ``flipped``, the input is flipped
+    horizontally after that.
     """
 
     resized_width_px: int
@@ -65,19 +67,19 @@ class ImageTransform:
     input_width_px: int
     input_height_px: int
     to_input: AffineTransform
-    """Resized to (unmirrored) input."""
+    """From the resized frame to the input frame before the flip."""
     test_scale: float = 1.0
     flipped: bool = False
 
     def to_image(self, points_in_input: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map float64 points (..., 2) from the unmirrored input to the image.
+        """Map float64 points (..., 2) from the input frame before the flip to the image frame.
 
-        Like the authors, divides by the test scale itself, not by the ratio of the whole-pixel
-        sides.
+        As in the reference implementation, this divides by the test scale itself rather than by
+        the ratio of the truncated sides.
         """
-        return self.to_input.inverse(points_in_input) / self.test_scale
+        return self.to_input.apply_inverse(points_in_input) / self.test_scale
 
     @property
     def image_px_per_input_px(self) -> float:
-        """How long one input pixel is in the image."""
+        """Length of one input pixel, in pixels of the image."""
         return 1 / (self.to_input.scale * self.test_scale)

@@ -1,6 +1,6 @@
-"""Which network inputs a request needs, and where the image lies in each.
+"""Sizes and transforms of the network inputs of an image.
 
-Everything here is arithmetic on sizes; :mod:`service.imaging.warp` moves the pixels.
+Computes with sizes only; :mod:`service.imaging.warp` transforms the pixels.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,68 +14,78 @@ from service.imaging.types import InputOptions
 
 
 class InputPlanner:
-    """Places images in the inputs of one model; refuses what would be too much or too little."""
+    """Computes the transforms to the network inputs of one model, and enforces size limits."""
 
     def __init__(self, manifest: ModelManifest, max_image_pixels: int) -> None:
         self._spec = manifest.input
         self._max_image_pixels = max_image_pixels
-        # A map must have as many cells as peaks are taken from it.
-        stride = getattr(manifest.decoder, "output_stride", CORNER_STRIDE)
-        self._min_input_pixels = manifest.decoder.top_k * stride**2
+        # The graph takes the top k cells of an output map, so the map needs that many.
+        output_stride = getattr(manifest.decoder, "output_stride", CORNER_STRIDE)
+        self._min_input_pixels = manifest.decoder.top_k * output_stride**2
 
-    def place(
+    def plan_inputs(
         self, width_px: int, height_px: int, options: InputOptions
     ) -> tuple[ImageTransform, ...]:
-        """Place an image in every input that the options ask for, in the order of the scales.
+        """Return one transform per network input of an image, in the order of the test scales.
 
-        A flipped image follows its original. Raises :class:`ImageSizeError`.
+        ``width_px`` and ``height_px`` are those of the upright original image. The flipped copy
+        of an input follows it. Raises :class:`ImageSizeError`.
         """
-        rules = _KEEPING if options.keep_resolution else _SCALING
-        place = rules[self._spec.resize]
-        placements = []
+        modes = _KEEP_RESOLUTION_MODES if options.keep_resolution else _RESIZE_MODES
+        transform_for = modes[self._spec.resize]
+        transforms = []
         for scale in options.scales:
-            placement = place(self._spec, width_px, height_px, scale)
-            self._check(placement, options)
-            placements.append(placement)
+            transform = transform_for(self._spec, width_px, height_px, scale)
+            self._check_size(transform, options)
+            transforms.append(transform)
             if options.add_flipped_input:
-                placements.append(replace(placement, flipped=True))
-        return tuple(placements)
+                transforms.append(replace(transform, flipped=True))
+        return tuple(transforms)
 
-    def _check(self, placed: ImageTransform, options: InputOptions) -> None:
-        resized = f"{placed.resized_width_px} x {placed.resized_height_px} pixels"
-        received = f"At the scale {placed.test_scale:g} the image has {resized}"
+    def _check_size(self, transform: ImageTransform, options: InputOptions) -> None:
+        resized_width, resized_height = transform.resized_width_px, transform.resized_height_px
+        received = (
+            f"At test scale {transform.test_scale:g} the image has "
+            f"{resized_width} x {resized_height} pixels"
+        )
         if (
-            placed.resized_width_px * placed.resized_height_px > self._max_image_pixels
-            or max(placed.resized_width_px, placed.resized_height_px) > MAX_SIDE_PX
+            resized_width * resized_height > self._max_image_pixels
+            or max(resized_width, resized_height) > MAX_SIDE_PX
         ):
             raise ImageSizeError(
-                f"{received}; at most {self._max_image_pixels} in all and {MAX_SIDE_PX} per side "
-                "are accepted. Send a smaller image, or leave out the larger scales."
+                f"{received}; at most {self._max_image_pixels} in total and {MAX_SIDE_PX} per "
+                "side are accepted. Send a smaller image or omit the larger scales."
             )
-        free_size = self._spec.free_size
-        if not options.keep_resolution or free_size is None:
-            return
-        needed = f"{placed.input_width_px} x {placed.input_height_px}"
-        if max(placed.input_width_px, placed.input_height_px) > free_size.max_side_px:
+        if options.keep_resolution and self._spec.free_size is not None:
+            self._check_free_size(transform, self._spec.free_size, received)
+
+    def _check_free_size(
+        self, transform: ImageTransform, free_size: FreeSize, received: str
+    ) -> None:
+        """Check the input size that ``keep_resolution`` leads to."""
+        width, height = transform.input_width_px, transform.input_height_px
+        if max(width, height) > free_size.max_side_px:
             raise ImageSizeError(
-                f"{received}, which need an input of {needed}; the model takes at most "
-                f"{free_size.max_side_px} per side with its resolution kept. Send a smaller "
-                "image or smaller scales, or leave out keep_resolution where the model can."
+                f"{received}, which need a network input of {width} x {height}; with "
+                f"keep_resolution the model accepts at most {free_size.max_side_px} per side. "
+                "Send a smaller image or smaller scales, or omit keep_resolution if the model "
+                "allows it."
             )
-        if placed.input_width_px * placed.input_height_px < self._min_input_pixels:
+        if width * height < self._min_input_pixels:
             raise ImageSizeError(
-                f"{received}, which make an input of {needed}: too little for the model with its "
-                "resolution kept. Send a larger image or larger scales, or leave out "
-                "keep_resolution where the model can."
+                f"{received}, which give a network input of {width} x {height}; with "
+                f"keep_resolution the model needs at least {self._min_input_pixels} pixels in "
+                "total. Send a larger image or larger scales, or omit keep_resolution if the "
+                "model allows it."
             )
 
 
 def _letterbox(spec: InputSpec, width_px: int, height_px: int, test_scale: float) -> ImageTransform:
-    """Fit the longer side of the *unscaled* image to the input's width, centers aligned.
+    """Fit the longer side of the *unscaled* image to the width of the input, centers aligned.
 
-    The upstream fixed-resolution test: the height of the input never enters, so an image that is
-    relatively taller than the input is cropped at top and bottom; a test scale changes how large
-    the image appears in the same input.
+    The fixed-resolution test of the reference implementation: it ignores the height of the input,
+    so an image with a taller aspect ratio than the input is cropped at top and bottom. A test
+    scale changes how large the image appears in the same input.
     """
     return _centered(
         spec, width_px, height_px, test_scale, spec.width_px / max(width_px, height_px)
@@ -83,20 +93,21 @@ def _letterbox(spec: InputSpec, width_px: int, height_px: int, test_scale: float
 
 
 def _fit_width(spec: InputSpec, width_px: int, height_px: int, test_scale: float) -> ImageTransform:
-    """Fit the width of the image to the input's; its height is cropped or padded (3D)."""
+    """Fit the width of the image to that of the input; crop or pad the height (3D boxes)."""
     return _centered(spec, width_px, height_px, test_scale, spec.width_px / width_px)
 
 
 def _crop_or_pad(
     spec: InputSpec, width_px: int, height_px: int, test_scale: float
 ) -> ImageTransform:
-    """Do not scale; crop or pad both sides around the center (3D, resolution kept)."""
+    """Crop or pad both sides around the center without scaling (3D boxes, keep_resolution)."""
     return _centered(spec, width_px, height_px, test_scale, 1.0)
 
 
 def _centered(
     spec: InputSpec, width_px: int, height_px: int, test_scale: float, scale: float
 ) -> ImageTransform:
+    """Return the transform that scales the resized image and aligns its center with the input's."""
     resized_width, resized_height = _resized(width_px, height_px, test_scale)
     to_input = AffineTransform.centered(
         scale,
@@ -111,11 +122,12 @@ def _centered(
 def _keep_resolution(
     spec: InputSpec, width_px: int, height_px: int, test_scale: float
 ) -> ImageTransform:
-    """Pad to the next size that the network takes; a shift by whole pixels.
+    """Pad to the next size that the network accepts, translating by whole pixels.
 
-    Halves are rounded down on both sides, by *Objects as Points* as by the corner systems.
+    Half sizes are rounded down on both sides, by the reference implementations of *Objects as
+    Points* and of the corner-based models alike.
     """
-    assert spec.free_size is not None, "the options allow it only then"
+    assert spec.free_size is not None, "keep_resolution is accepted for such models only"
     resized_width, resized_height = _resized(width_px, height_px, test_scale)
     input_width = _padded(resized_width, spec.free_size)
     input_height = _padded(resized_height, spec.free_size)
@@ -128,6 +140,7 @@ def _keep_resolution(
 
 
 def _padded(side_px: int, free_size: FreeSize) -> int:
+    """Return the padded side, in pixels; see :class:`model_package.FreeSize` for the rule."""
     return (side_px | (free_size.multiple_px - 1)) + free_size.extra_px
 
 
@@ -135,9 +148,10 @@ def _resized(width_px: int, height_px: int, test_scale: float) -> tuple[int, int
     return int(width_px * test_scale), int(height_px * test_scale)
 
 
-_Rule = Callable[[InputSpec, int, int, float], ImageTransform]
-_SCALING: Mapping[str, _Rule] = {"letterbox": _letterbox, "fit_width": _fit_width}
-_KEEPING: Mapping[str, _Rule] = {
+_ResizeMode = Callable[[InputSpec, int, int, float], ImageTransform]
+# By the manifest's ``input.resize``.
+_RESIZE_MODES: Mapping[str, _ResizeMode] = {"letterbox": _letterbox, "fit_width": _fit_width}
+_KEEP_RESOLUTION_MODES: Mapping[str, _ResizeMode] = {
     "letterbox": _keep_resolution,
     "fit_width": _crop_or_pad,
     "keep_resolution": _keep_resolution,

@@ -1,15 +1,15 @@
-"""Plain types of image preprocessing."""
+"""Plain types of the imaging stage."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class InputOptions:
-    """Network inputs to make of one image.
+    """Network inputs that a request needs for its image.
 
-    ``flip``: run the artifact that averages its maps over the flipped image. ``add_flipped_input``:
-    add the flipped image as an input of its own, as the corner systems do. ``scales``: test scales,
-    one input each. ``keep_resolution``: pad instead of resizing.
+    ``flip`` selects the artifact that averages its heatmaps over the image and its flipped copy;
+    ``add_flipped_input`` adds the flipped copy as a network input of its own, as the corner-based
+    models need it. ``scales``: test scales; ``keep_resolution``: pad rather than resize.
     """
 
     flip: bool = False

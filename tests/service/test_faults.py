@@ -118,10 +118,10 @@ def test_post_processing_that_crashes_fails_its_image_only(
     decoder = server.state.loader.models.get(None).detector.decoder
     decode = decoder.decode
 
-    def crash_on_red(views: Any, options: Any) -> Any:
-        if views[0].outputs["centers"][0, 0] > 200:
+    def crash_on_red(outputs: Any, options: Any) -> Any:
+        if outputs[0].tensors["centers"][0, 0] > 200:
             raise IndexError("a mistake")
-        return decode(views, options)
+        return decode(outputs, options)
 
     monkeypatch.setattr(decoder, "decode", crash_on_red)
     answers = together(server, engine, GOOD, BAD, GOOD)

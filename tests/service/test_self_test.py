@@ -1,4 +1,4 @@
-"""The known image: an engine that goes blind is found out, at the start and later."""
+"""The self-test detects an engine with wrong outputs, at start-up and later."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +25,8 @@ from service.settings import Settings
 Outputs = Mapping[str, NDArray[Any]]
 
 
-class FadingEngine(ColourEngine):
-    """Its outputs go through a function that the test may change."""
+class FaultyEngine(ColourEngine):
+    """Engine whose outputs pass through ``fault``, which a test can replace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,24 +37,24 @@ class FadingEngine(ColourEngine):
 
 
 def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
-    manifest, engine = make_manifest(), FadingEngine()
+    manifest, engine = make_manifest(), FaultyEngine()
     self_test = SelfTest(manifest.input, engine)
     pool = ThreadPoolExecutor(1)
-    predictor = make_async_detector(manifest, engine, pool, settings, metrics, self_test)
-    return ModelRegistry({"painted": predictor}, "painted", pool)
+    detector = make_async_detector(manifest, engine, pool, settings, metrics, self_test)
+    return ModelRegistry({"painted": detector}, "painted", pool)
 
 
-def engine_of(server: RunningServer) -> FadingEngine:
+def engine_of(server: RunningServer) -> FaultyEngine:
     engine = server.state.loader.models.get(None)._engine
-    assert isinstance(engine, FadingEngine)
+    assert isinstance(engine, FaultyEngine)
     return engine
 
 
-def blind(outputs: Outputs) -> Outputs:
+def zero_scores(outputs: Outputs) -> Outputs:
     return {**outputs, "scores": np.zeros_like(outputs["scores"])}
 
 
-def not_numbers(outputs: Outputs) -> Outputs:
+def nan_scores(outputs: Outputs) -> Outputs:
     return {**outputs, "scores": np.full_like(outputs["scores"], np.nan)}
 
 
@@ -65,18 +65,18 @@ def raising(_: Outputs) -> Outputs:
 @pytest.mark.parametrize(
     ("fault", "result", "reason"),
     [
-        (blind, "wrong", "differs by 0.9 from its reference"),
-        (not_numbers, "failed", "could not be run"),
+        (zero_scores, "wrong", "differs by 0.9 from its reference"),
+        (nan_scores, "failed", "could not be run"),
         (raising, "failed", "could not be run"),
     ],
 )
-def test_a_wrong_engine_is_not_ready_until_it_recovers(
+def test_not_ready_while_the_engine_returns_wrong_outputs(
     fault: Callable[[Outputs], Outputs], result: str, reason: str
 ) -> None:
     with run_server(load, Settings(self_test_interval_s=0.05)) as server:
 
-        def runs(of: str) -> float:
-            return server.metric("centernet_self_test_runs_total", model="painted", result=of)
+        def runs(result: str) -> float:
+            return server.metric("centernet_self_test_runs_total", model="painted", result=result)
 
         wait_until(lambda: runs("ok") >= 1)
         assert server.client.get("/readyz").status_code == 200
@@ -95,17 +95,15 @@ def test_a_wrong_engine_is_not_ready_until_it_recovers(
 
 
 @pytest.mark.parametrize(("is_reference", "runs"), [(True, 1), (False, 2)])
-def test_the_reference_is_not_compared_with_itself_at_the_start(
-    is_reference: bool, runs: int
-) -> None:
-    manifest, engine = make_manifest(), FadingEngine()
+def test_warm_up_does_not_compare_the_reference_with_itself(is_reference: bool, runs: int) -> None:
+    manifest, engine = make_manifest(), FaultyEngine()
     engine.is_reference = is_reference
     spec = manifest.input
-    image, seen = draw_test_image(spec.height_px, spec.width_px), []
+    image, is_self_test = draw_test_image(spec.height_px, spec.width_px), []
     original = engine.run
 
     def run(images: Images, flip: bool = False) -> Outputs:
-        seen.append(np.array_equal(images[0], image))
+        is_self_test.append(np.array_equal(images[0], image))
         return original(images, flip)
 
     engine.run = run  # type: ignore[method-assign]
@@ -113,28 +111,28 @@ def test_the_reference_is_not_compared_with_itself_at_the_start(
     make_async_detector(
         manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test
     ).warm_up()
-    assert sum(seen) == runs
+    assert sum(is_self_test) == runs
 
 
-def test_disagreement_at_the_start_stops_it() -> None:
-    manifest, engine = make_manifest(), FadingEngine()
+def test_warm_up_raises_when_the_engine_disagrees_with_the_reference() -> None:
+    manifest, engine = make_manifest(), FaultyEngine()
     engine.is_reference = False
     self_test = SelfTest(manifest.input, engine)
-    predictor = make_async_detector(
+    detector = make_async_detector(
         manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test
     )
-    predictor.warm_up()
-    engine.fault = blind
+    detector.warm_up()
+    engine.fault = zero_scores
     with pytest.raises(EngineUnavailableError, match=r"painted on colour engine: .* differs by"):
-        predictor.warm_up()
+        detector.warm_up()
 
 
-def test_no_interval_means_no_runs() -> None:
+def test_interval_zero_disables_the_self_test() -> None:
     with run_server(load, Settings(self_test_interval_s=0)) as server:
-        assert engine_of(server).batch_sizes == [1], "the reference alone"
+        assert engine_of(server).batch_sizes == [1], "only the run of the reference"
 
 
-def test_the_image_is_the_same_for_everybody_and_has_something_in_it() -> None:
+def test_the_image_is_deterministic_and_not_uniform() -> None:
     image = draw_test_image(64, 96)
     assert (image.shape, image.dtype) == ((64, 96, 3), np.uint8)
     assert np.array_equal(image, draw_test_image(64, 96))

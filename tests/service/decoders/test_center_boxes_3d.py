@@ -1,4 +1,4 @@
-"""Geometry of 3D boxes, against the upstream helpers (``unit_geometry_xz.npz``)."""
+"""Geometry of 3D boxes against the reference implementation (``unit_geometry_xz.npz``)."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from service.decoders.center_boxes_3d import (
+    alphas_to_rotations_y,
     box_corners,
-    observation_angles,
+    decode_alphas,
     project,
-    rotation_from_observation,
     unproject,
 )
 
@@ -23,33 +23,33 @@ def golden(project: Path) -> Golden:
         return {name: file[name].astype(np.float64) for name in file.files}
 
 
-def test_angles(golden: Golden) -> None:
-    found = observation_angles(golden["rot_in"])
-    assert np.abs(found - golden["rot_alpha"]).max() <= 1e-6
-    rotations_y = rotation_from_observation(
+def test_angles_equal_upstream(golden: Golden) -> None:
+    actual = decode_alphas(golden["rot_in"])
+    assert np.abs(actual - golden["rot_alpha"]).max() <= 1e-6
+    rotations_y = alphas_to_rotations_y(
         golden["ddd_alpha"], golden["ddd_center"][:, 0], golden["ddd_calib"]
     )
     assert np.abs(rotations_y - golden["ddd_roty"]).max() <= 1e-6
 
 
-def test_places(golden: Golden) -> None:
-    found = unproject(golden["ddd_center"], golden["ddd_depth"], golden["ddd_calib"])
-    assert np.abs(found - golden["ddd_unproject"]).max() <= 2e-5
-    found[:, 1] += golden["ddd_dim"][:, 0] / 2
-    assert np.abs(found - golden["ddd_loc"]).max() <= 2e-5
+def test_locations_equal_upstream(golden: Golden) -> None:
+    actual = unproject(golden["ddd_center"], golden["ddd_depth"], golden["ddd_calib"])
+    assert np.abs(actual - golden["ddd_unproject"]).max() <= 2e-5
+    actual[:, 1] += golden["ddd_dim"][:, 0] / 2
+    assert np.abs(actual - golden["ddd_loc"]).max() <= 2e-5
 
 
-def test_corners(golden: Golden) -> None:
+def test_corners_equal_upstream(golden: Golden) -> None:
     corners = box_corners(golden["ddd_dim"], golden["ddd_loc"], golden["ddd_roty"])
     assert np.abs(corners - golden["ddd_corners"]).max() <= 2e-5
-    found = project(golden["ddd_corners"], golden["ddd_calib"])
+    actual = project(golden["ddd_corners"], golden["ddd_calib"])
     in_front = (golden["ddd_corners"][..., 2] > 0).all(axis=1)
-    assert np.isnan(found[~in_front]).all()
-    assert np.abs(found[in_front] - golden["ddd_proj"][in_front]).max() <= 2e-4
+    assert np.isnan(actual[~in_front]).all()
+    assert np.abs(actual[in_front] - golden["ddd_proj"][in_front]).max() <= 2e-4
     assert in_front.sum() == 63
 
 
-def test_unprojecting_undoes_projecting(golden: Golden) -> None:
+def test_unproject_inverts_project(golden: Golden) -> None:
     points = np.random.default_rng(0).uniform((-20, -3, 5), (20, 3, 60), (9, 3))
     camera = golden["ddd_calib"]
     in_image = project(points[:, None], camera)[:, 0]

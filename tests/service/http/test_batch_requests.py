@@ -1,4 +1,4 @@
-"""Several images in one request."""
+"""Requests with several images."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +13,17 @@ def form(*bodies: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [("image", (f"{index}.png", body)) for index, body in enumerate(bodies)]
 
 
-def test_each_image_gets_the_answer_that_it_gets_alone(server: RunningServer) -> None:
+def test_each_image_gets_the_detections_of_a_single_request(server: RunningServer) -> None:
     bodies = [encode(plain(red, 10)) for red in (20, 90, 200)]
     alone = [server.client.post("/detect", content=body).json() for body in bodies]
     for url in ("/detect/batch", "/models/painted/detect/batch"):
-        answer = server.client.post(url, files=form(*bodies))
-        assert answer.status_code == 200
-        results = answer.json()["results"]
+        response = server.client.post(url, files=form(*bodies))
+        assert response.status_code == 200
+        results = response.json()["results"]
         assert [one["detections"] for one in results] == [one["detections"] for one in alone]
 
 
-def test_a_bad_image_is_its_own_problem(server: RunningServer) -> None:
+def test_an_invalid_image_fails_alone(server: RunningServer) -> None:
     good, bad = encode(plain(20, 10)), encode(plain(20, 10))[:60]
     results = server.client.post("/detect/batch", files=form(good, bad, good)).json()["results"]
     assert "detections" in results[0]
@@ -31,28 +31,28 @@ def test_a_bad_image_is_its_own_problem(server: RunningServer) -> None:
     assert results[2]["detections"] == results[0]["detections"]
 
 
-def test_more_images_than_a_batch_holds_are_split(
+def test_requests_larger_than_a_batch_are_split(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = ColourEngine()
     server = start_server(engine, max_batch_size=4)
     bodies = [encode(plain(10 * index, 10)) for index in range(11)]
-    answer = server.client.post("/detect/batch", files=form(*bodies))
-    assert len(answer.json()["results"]) == 11
+    response = server.client.post("/detect/batch", files=form(*bodies))
+    assert len(response.json()["results"]) == 11
     assert sum(engine.batch_sizes) == 11
     assert max(engine.batch_sizes) <= 4
 
 
-def test_images_are_what_the_queue_counts(start_server: Callable[..., RunningServer]) -> None:
+def test_each_image_takes_a_queue_slot(start_server: Callable[..., RunningServer]) -> None:
     engine = GatedEngine()
     server = start_server(engine, max_queue_size=3)
     body = encode(plain(1, 2))
     with ThreadPoolExecutor(1) as clients:
         first = clients.submit(server.client.post, "/detect", content=body)
         assert engine.entered.acquire(timeout=10)
-        refused = server.client.post("/detect/batch", files=form(body, body, body))
-        assert refused.status_code == 429
-        assert "this request needs 3" in refused.json()["detail"]
+        response = server.client.post("/detect/batch", files=form(body, body, body))
+        assert response.status_code == 429
+        assert "this request needs 3" in response.json()["detail"]
         engine.gate.set()
         assert first.result(20).status_code == 200
     assert server.client.post("/detect/batch", files=form(body, body, body)).status_code == 200
@@ -66,9 +66,9 @@ def test_images_are_what_the_queue_counts(start_server: Callable[..., RunningSer
         ({"files": [("file", ("a", b"x"))]}, 400, "no file field named 'image'"),
     ],
 )
-def test_bad_batches_are_refused(
+def test_rejects_invalid_batch_requests(
     server: RunningServer, arguments: dict[str, Any], status: int, text: str
 ) -> None:
-    answer = server.client.post("/detect/batch", **arguments)
-    assert answer.status_code == status
-    assert text in answer.json()["detail"]
+    response = server.client.post("/detect/batch", **arguments)
+    assert response.status_code == status
+    assert text in response.json()["detail"]

@@ -1,4 +1,4 @@
-"""The detect routes over HTTP: answers, options, refusals, and who sits next to whom in a batch."""
+"""The detect routes over HTTP: responses, options, errors and batching."""
 
 import socket
 import threading
@@ -27,29 +27,29 @@ RED = encode(plain(200, 40))
 def post(
     server: RunningServer, body: bytes = RED, query: str = "", **headers: str
 ) -> httpx.Response:
-    given = PNG | {name.replace("_", "-"): value for name, value in headers.items()}
-    return server.client.post(f"/detect{query}", content=body, headers=given)
+    all_headers = PNG | {name.replace("_", "-"): value for name, value in headers.items()}
+    return server.client.post(f"/detect{query}", content=body, headers=all_headers)
 
 
 def expected_box(red: float, green: float) -> list[float]:
-    """The colour engine's box for a 64 x 64 image: center (4 red, 4 green), 8 x 8 pixels."""
+    """Return ``ColourEngine``'s box for 64 x 64 pixels: center (4 red, 4 green), sides of 8."""
     return [4 * red - 4, 4 * green - 4, 4 * red + 4, 4 * green + 4]
 
 
-def test_a_raw_body_is_answered(server: RunningServer) -> None:
+def test_detects_in_a_raw_body(server: RunningServer) -> None:
     response = post(server)
     assert response.status_code == 200
-    answer = response.json()
-    assert answer["model"] == {"name": "painted", "version": "1"}
-    assert answer["image"] == {"width": 64, "height": 64, "orientation_applied": False}
-    assert answer["detections"][0] == {
+    result = response.json()
+    assert result["model"] == {"name": "painted", "version": "1"}
+    assert result["image"] == {"width": 64, "height": 64, "orientation_applied": False}
+    assert result["detections"][0] == {
         "class_id": 0,
         "class_name": "red",
         "score": 0.9,
         "bbox": expected_box(200, 40),
     }
-    assert set(answer["timing_ms"]) == {"prepare", "queue", "infer", "postprocess"}
-    assert response.headers["X-Request-ID"] == answer["request_id"]
+    assert set(result["timing_ms"]) == {"prepare", "queue", "infer", "postprocess"}
+    assert response.headers["X-Request-ID"] == result["request_id"]
     assert response.headers["X-Batch-Size"] == "1"
     assert "infer;dur=" in response.headers["Server-Timing"]
 
@@ -61,36 +61,36 @@ def test_accepted_content_types(server: RunningServer, content_type: str) -> Non
     assert post(server, Content_Type=content_type).status_code == 200
 
 
-def test_a_body_without_content_type_is_answered(server: RunningServer) -> None:
+def test_detects_in_a_body_without_content_type(server: RunningServer) -> None:
     assert server.client.post("/detect", content=RED).status_code == 200
 
 
-def test_a_multipart_file_is_answered_like_a_raw_body(server: RunningServer) -> None:
+def test_a_multipart_file_gives_the_detections_of_a_raw_body(server: RunningServer) -> None:
     response = server.client.post("/detect", files={"image": ("x.png", RED, "image/png")})
     assert response.status_code == 200
     assert response.json()["detections"] == post(server).json()["detections"]
 
 
-def test_a_large_multipart_file_is_answered(server: RunningServer) -> None:
+def test_detects_in_a_large_multipart_file(server: RunningServer) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
     response = server.client.post("/detect", files={"image": encode(noise)})
     assert response.status_code == 200
     assert response.json()["image"]["width"] == 1000
 
 
-def test_the_named_model_answers_like_the_default_one(server: RunningServer) -> None:
+def test_the_default_model_is_available_by_name(server: RunningServer) -> None:
     response = server.client.post("/models/painted/detect", content=RED)
     assert response.json()["detections"] == post(server).json()["detections"]
 
 
 def test_detections_are_in_the_upright_image(server: RunningServer) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored on its side: turn it clockwise
+    exif[0x0112] = 6  # stored rotated: rotate 90 degrees clockwise
     body = encode(quadrants(96, 64), "PNG", exif=exif.tobytes())
-    answer = post(server, body).json()
-    assert answer["image"] == {"width": 64, "height": 96, "orientation_applied": True}
+    result = post(server, body).json()
+    assert result["image"] == {"width": 64, "height": 96, "orientation_applied": True}
     upright = encode(np.rot90(quadrants(96, 64), -1).copy())
-    assert answer["detections"] == post(server, upright).json()["detections"]
+    assert result["detections"] == post(server, upright).json()["detections"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_detections_are_in_the_upright_image(server: RunningServer) -> None:
         ("?classes=red&classes=green&top_k=3", ["red", "green", "red"]),
     ],
 )
-def test_options_choose_detections(server: RunningServer, query: str, classes: list[str]) -> None:
+def test_options_filter_detections(server: RunningServer, query: str, classes: list[str]) -> None:
     detections = post(server, query=query).json()["detections"]
     assert [detection["class_name"] for detection in detections] == classes
     scores = [detection["score"] for detection in detections]
@@ -127,7 +127,7 @@ def test_options_choose_detections(server: RunningServer, query: str, classes: l
         ("threshold=0.5", "'0.5'", "The options are score_threshold, top_k, classes"),
     ],
 )
-def test_bad_options_are_refused(
+def test_returns_422_for_invalid_options(
     server: RunningServer, query: str, received: str, accepted: str
 ) -> None:
     problem = assert_problem(post(server, query=f"?{query}"), 422, "invalid_option")
@@ -146,7 +146,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-BAD_BODIES = {
+INVALID_BODIES = {
     "empty": (b"", 400, "empty_body", "is empty"),
     "text": (b"an image of a cat", 415, "unsupported_image", "Send one JPEG, PNG"),
     "html": (b"<!doctype html><html></html>", 415, "unsupported_image", "'<!doctype ht'"),
@@ -164,15 +164,15 @@ BAD_BODIES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_BODIES)
-def test_bad_images_are_refused(server: RunningServer, name: str) -> None:
-    body, status, code, text = BAD_BODIES[name]
+@pytest.mark.parametrize("name", INVALID_BODIES)
+def test_rejects_invalid_images(server: RunningServer, name: str) -> None:
+    body, status, code, text = INVALID_BODIES[name]
     problem = assert_problem(post(server, body), status, code)
     assert text in str(problem["detail"])
     assert server.client.post("/detect", files={"image": body}).status_code == status
 
 
-def test_bad_images_leave_their_neighbours_in_the_batch_alone(
+def test_invalid_images_do_not_affect_others_in_the_batch(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = GatedEngine()
@@ -181,8 +181,8 @@ def test_bad_images_leave_their_neighbours_in_the_batch_alone(
         first = clients.submit(post, server)
         assert engine.entered.acquire(timeout=10)
         good = [clients.submit(post, server, encode(plain(10 * i, 5 * i))) for i in range(4)]
-        bad = [clients.submit(post, server, body) for body, *_ in BAD_BODIES.values()]
-        # Refused while the engine still runs the first batch: the queue never saw them.
+        bad = [clients.submit(post, server, body) for body, *_ in INVALID_BODIES.values()]
+        # Rejected while the engine still runs the first batch, before they enter the queue.
         assert all(400 <= future.result(20).status_code < 500 for future in bad)
         wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 5)
         engine.gate.set()
@@ -190,12 +190,12 @@ def test_bad_images_leave_their_neighbours_in_the_batch_alone(
         for i, future in enumerate(good):
             response = future.result(20)
             assert response.json()["detections"][0]["bbox"] == expected_box(10 * i, 5 * i)
-    # The bad ones never ran; the good ones shared a run, or two where one was late.
+    # Invalid images are not run; the others share one batch, or two if one arrived late.
     assert sum(engine.batch_sizes) == 5
     assert max(engine.batch_sizes) > 1
 
 
-def test_64_clients_get_their_own_answers_in_shared_batches(
+def test_64_clients_in_shared_batches_get_their_own_detections(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = ColourEngine()
@@ -211,7 +211,7 @@ def test_64_clients_get_their_own_answers_in_shared_batches(
     assert max(int(response.headers["X-Batch-Size"]) for response in responses) > 1
 
 
-def test_a_body_over_the_limit_is_refused_from_its_announcement(
+def test_returns_413_when_content_length_exceeds_the_limit(
     start_server: Callable[..., RunningServer],
 ) -> None:
     server = start_server(ColourEngine(), max_body_bytes=5000)
@@ -219,7 +219,7 @@ def test_a_body_over_the_limit_is_refused_from_its_announcement(
     assert "5001 bytes were announced, at most 5000" in str(problem["detail"])
 
 
-def test_a_body_over_the_limit_is_refused_without_content_length(
+def test_returns_413_when_a_chunked_body_exceeds_the_limit(
     start_server: Callable[..., RunningServer],
 ) -> None:
     server = start_server(ColourEngine(), max_body_bytes=5000)
@@ -233,7 +233,7 @@ def test_a_body_over_the_limit_is_refused_without_content_length(
     assert "more than 5000 bytes were received" in str(problem["detail"])
 
 
-def test_a_chunked_body_within_the_limit_is_answered(server: RunningServer) -> None:
+def test_detects_in_a_chunked_body_within_the_limit(server: RunningServer) -> None:
     half = len(RED) // 2
     response = server.client.post("/detect", content=iter([RED[:half], RED[half:]]), headers=PNG)
     assert response.json()["detections"] == post(server).json()["detections"]
@@ -242,14 +242,14 @@ def test_a_chunked_body_within_the_limit_is_answered(server: RunningServer) -> N
 @pytest.mark.parametrize(
     "content_type", ["application/json", "text/html", "application/x-www-form-urlencoded", "x"]
 )
-def test_other_content_types_are_refused(server: RunningServer, content_type: str) -> None:
+def test_returns_415_for_other_content_types(server: RunningServer, content_type: str) -> None:
     response = post(server, Content_Type=content_type)
     problem = assert_problem(response, 415, "unsupported_media_type")
     assert repr(content_type) in str(problem["detail"])
     assert "-H 'Content-Type: image/jpeg'" in str(problem["detail"])
 
 
-def test_compressed_bodies_are_refused(server: RunningServer) -> None:
+def test_returns_415_for_compressed_bodies(server: RunningServer) -> None:
     problem = assert_problem(post(server, Content_Encoding="gzip"), 415, "unsupported_media_type")
     assert "'gzip'" in str(problem["detail"])
 
@@ -267,14 +267,14 @@ def test_compressed_bodies_are_refused(server: RunningServer) -> None:
         ),
     ],
 )
-def test_bad_forms_are_refused(
+def test_returns_400_for_invalid_forms(
     server: RunningServer, arguments: dict[str, object], code: str, text: str
 ) -> None:
     problem = assert_problem(server.client.post("/detect", **arguments), 400, code)  # type: ignore[arg-type]
     assert text in str(problem["detail"])
 
 
-def test_unknown_models_routes_and_methods_are_problems(server: RunningServer) -> None:
+def test_unknown_models_routes_and_methods_return_problem_details(server: RunningServer) -> None:
     response = server.client.post("/models/cars/detect", content=RED)
     problem = assert_problem(response, 404, "unknown_model")
     assert "'cars'" in str(problem["detail"])
@@ -284,7 +284,7 @@ def test_unknown_models_routes_and_methods_are_problems(server: RunningServer) -
     assert_problem(server.client.get("/detect"), 405, "method_not_allowed")
 
 
-def test_a_body_that_does_not_arrive_is_refused_in_time(
+def test_returns_408_when_the_body_does_not_arrive_in_time(
     start_server: Callable[..., RunningServer],
 ) -> None:
     server = start_server(ColourEngine(), body_timeout_s=0.2)
@@ -299,7 +299,7 @@ def test_a_body_that_does_not_arrive_is_refused_in_time(
     assert_problem(response, 408, "slow_body")
 
 
-def test_an_answer_that_is_late_is_given_up_and_costs_no_engine_time(
+def test_returns_504_at_the_deadline_and_dequeues_the_input(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = GatedEngine()
@@ -313,24 +313,24 @@ def test_an_answer_that_is_late_is_given_up_and_costs_no_engine_time(
     engine.gate.set()
     wait_until(lambda: len(engine.batch_sizes) >= 1)
     assert post(server).status_code == 200
-    # The second late request had left the queue: one ran in vain, and the last one.
+    # The second request had left the queue: only the first and the last one were run.
     assert sum(engine.batch_sizes) == 2
 
 
-def test_more_than_the_queue_holds_is_refused_with_a_time_to_wait(
+def test_returns_429_with_retry_after_when_the_queue_is_full(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = GatedEngine()
     server = start_server(engine, max_queue_size=3)
     with ThreadPoolExecutor(3) as clients:
-        admitted = [clients.submit(post, server) for _ in range(3)]
+        accepted_requests = [clients.submit(post, server) for _ in range(3)]
         wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 3)
         response = post(server)
         problem = assert_problem(response, 429, "queue_full")
         assert problem["retryable"] is True
         assert int(response.headers["Retry-After"]) >= 1
         engine.gate.set()
-        assert [future.result(20).status_code for future in admitted] == [200] * 3
+        assert [future.result(20).status_code for future in accepted_requests] == [200] * 3
     assert post(server).status_code == 200
 
 
@@ -343,7 +343,7 @@ def connect(server: RunningServer) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=20)
 
 
-def test_clients_that_are_gone_cost_no_engine_time(
+def test_inputs_of_disconnected_clients_are_not_run(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = GatedEngine()
@@ -364,7 +364,7 @@ def test_clients_that_are_gone_cost_no_engine_time(
     assert server.metric("centernet_request_errors_total", code="client_disconnected") == 5
 
 
-def test_a_client_that_leaves_after_a_large_image_is_noticed(
+def test_detects_a_disconnect_after_a_large_body(
     start_server: Callable[..., RunningServer],
 ) -> None:
     large = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
@@ -374,7 +374,7 @@ def test_a_client_that_leaves_after_a_large_image_is_noticed(
         first = clients.submit(post, server)
         assert engine.entered.acquire(timeout=10)
         with connect(server) as connection:
-            # More than uvicorn reads ahead comes when the application waits for it already.
+            # More than uvicorn buffers, so the rest arrives while the application awaits it.
             connection.sendall(raw_request(f"Content-Length: {len(large)}") + large[:1000])
             wait_until(lambda: server.metric("centernet_request_body_bytes") == len(RED) + 1000)
             connection.sendall(large[1000:])
@@ -385,7 +385,7 @@ def test_a_client_that_leaves_after_a_large_image_is_noticed(
     assert engine.batch_sizes == [1]
 
 
-def test_connections_that_send_no_body_take_nobody_s_place(
+def test_incomplete_uploads_take_no_queue_slots(
     start_server: Callable[..., RunningServer],
 ) -> None:
     server = start_server(ColourEngine(), max_queue_size=2)
@@ -396,7 +396,9 @@ def test_connections_that_send_no_body_take_nobody_s_place(
         assert post(server).status_code == 200
 
 
-def test_bodies_share_a_bound(start_server: Callable[..., RunningServer]) -> None:
+def test_returns_429_when_bodies_exceed_their_shared_limit(
+    start_server: Callable[..., RunningServer],
+) -> None:
     body = encode(NOISE)
     limit = len(body) + 1000
     server = start_server(ColourEngine(), max_upload_bytes=limit)
@@ -410,24 +412,24 @@ def test_bodies_share_a_bound(start_server: Callable[..., RunningServer]) -> Non
     assert post(server, body).status_code == 200
 
 
-def test_endless_headers_are_cut_off(server: RunningServer) -> None:
+def test_closes_connections_with_endless_headers(server: RunningServer) -> None:
     with connect(server) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
         with suppress(OSError):  # reset or broken pipe
             for _ in range(20):
                 connection.sendall(b"y" * 10_000)
                 threading.Event().wait(0.01)
-            pytest.fail("200,000 bytes of headers were taken")
+            pytest.fail("200,000 bytes of headers were accepted")
 
 
-def test_a_form_in_a_character_set_that_does_not_exist_is_refused(server: RunningServer) -> None:
+def test_returns_400_for_a_form_with_an_unknown_charset(server: RunningServer) -> None:
     body = b'--B\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--B--\r\n'
     content_type = "multipart/form-data; boundary=B; charset=undefined"
     response = server.client.post("/detect", content=body, headers={"Content-Type": content_type})
     assert_problem(response, 400, "bad_form")
 
 
-def test_a_mistake_of_ours_is_a_problem_with_its_id_in_the_log(
+def test_unexpected_errors_return_500_and_log_the_request_id(
     start_server: Callable[..., RunningServer],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -442,7 +444,7 @@ def test_a_mistake_of_ours_is_a_problem_with_its_id_in_the_log(
     assert "request order-66: unexpected error" in caplog.text
 
 
-def test_stopping_is_announced_and_waits_for_no_upload(
+def test_stop_aborts_uploads_and_completes_accepted_requests(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = GatedEngine()
@@ -454,4 +456,4 @@ def test_stopping_is_announced_and_waits_for_no_upload(
         server.stop()
         assert b"503 Service Unavailable" in upload.recv(1000)
         engine.gate.set()
-        assert accepted.result(20).status_code == 200, "what was accepted is answered"
+        assert accepted.result(20).status_code == 200, "accepted requests are completed"

@@ -1,4 +1,4 @@
-"""Health, metadata, metrics, OpenAPI and request ids."""
+"""Health, model metadata, metrics, OpenAPI and request IDs."""
 
 import json
 from collections.abc import Callable
@@ -9,44 +9,44 @@ from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer
 
 
-def test_health(server: RunningServer) -> None:
+def test_health_probes(server: RunningServer) -> None:
     assert server.client.get("/livez").json() == {"status": "live"}
     assert server.client.get("/readyz").json() == {"status": "ready"}
 
 
-def test_probes_and_metrics_answer_head(start_server: Callable[..., RunningServer]) -> None:
+def test_probes_and_metrics_support_head(start_server: Callable[..., RunningServer]) -> None:
     running = start_server(ColourEngine())
     for path in ("/livez", "/readyz", "/metrics"):
-        answer = running.client.head(path)
-        assert (answer.status_code, answer.content) == (200, b"")
+        response = running.client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
     running.state.draining.set()
     assert running.client.head("/readyz").status_code == 503
     assert running.client.head("/livez").status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("query", "complaint"),
+    ("query", "message"),
     [
         ("top_k=1&top_k=2", "top_k: received 2 values, ['1', '2']"),
         ("flip=false&score_threshold=0.1&flip=false", "flip: received 2 values"),
         ("fx=1&fx=2&fx=3", "fx: received 3 values"),
     ],
 )
-def test_two_values_where_one_is_meant_are_refused(
-    server: RunningServer, query: str, complaint: str
+def test_rejects_repeated_single_value_options(
+    server: RunningServer, query: str, message: str
 ) -> None:
-    answer = server.client.post(f"/detect?{query}", content=encode(plain(1, 2)))
-    assert answer.status_code == 422
-    assert answer.json()["code"] == "invalid_option"
-    assert complaint in answer.json()["detail"]
+    response = server.client.post(f"/detect?{query}", content=encode(plain(1, 2)))
+    assert response.status_code == 422
+    assert response.json()["code"] == "invalid_option"
+    assert message in response.json()["detail"]
 
 
-def test_lists_may_be_repeated(server: RunningServer) -> None:
+def test_accepts_repeated_list_options(server: RunningServer) -> None:
     url = "/detect?classes=red&classes=green&scales=1&scales=0.5"
     assert server.client.post(url, content=encode(plain(1, 2))).status_code == 200
 
 
-def test_models_are_listed_and_described(server: RunningServer) -> None:
+def test_lists_and_describes_models(server: RunningServer) -> None:
     (listed,) = server.client.get("/models").json()["models"]
     assert listed["name"] == "painted"
     assert listed["default"] is True
@@ -56,12 +56,12 @@ def test_models_are_listed_and_described(server: RunningServer) -> None:
     assert described == listed
 
 
-def test_request_ids_are_echoed_or_made(server: RunningServer) -> None:
-    given = server.client.get("/livez", headers={"X-Request-ID": "order-66"})
-    assert given.headers["X-Request-ID"] == "order-66"
+def test_request_ids_are_echoed_or_generated(server: RunningServer) -> None:
+    echoed = server.client.get("/livez", headers={"X-Request-ID": "order-66"})
+    assert echoed.headers["X-Request-ID"] == "order-66"
     for bad in ("x" * 129, "two words", "caf\u00e9".encode()):
-        made = server.client.get("/livez", headers={"X-Request-ID": bad})
-        assert len(made.headers["X-Request-ID"]) == 32
+        generated = server.client.get("/livez", headers={"X-Request-ID": bad})
+        assert len(generated.headers["X-Request-ID"]) == 32
 
 
 def test_metrics_count_requests_errors_stages_and_batches(server: RunningServer) -> None:
@@ -79,7 +79,7 @@ def test_metrics_count_requests_errors_stages_and_batches(server: RunningServer)
         assert line in text
 
 
-def test_openapi_describes_bodies_answers_and_problems(server: RunningServer) -> None:
+def test_openapi_describes_requests_responses_and_problems(server: RunningServer) -> None:
     document = server.client.get("/openapi.json").json()
     detect = document["paths"]["/detect"]["post"]
     assert set(detect["requestBody"]["content"]) >= {
@@ -101,7 +101,7 @@ def test_openapi_describes_bodies_answers_and_problems(server: RunningServer) ->
         for path in document["paths"].values()
         for operation in path.values()
     ]
-    assert len(operations) == len(set(operations)), "a client generator needs unique names"
+    assert len(operations) == len(set(operations)), "client generators need unique operation IDs"
     detection = document["components"]["schemas"]["Detection"]["properties"]
     assert "EXIF" in detection["bbox"]["description"]
     assert "HTTPValidationError" not in json.dumps(document)
@@ -113,33 +113,39 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def faults(value: Any, schema: dict[str, Any], named: dict[str, Any], at: str = "") -> list[str]:
-    """Where a value is not what its schema says: types, lengths and required members."""
+def schema_violations(
+    value: Any, schema: dict[str, Any], named: dict[str, Any], at: str = ""
+) -> list[str]:
+    """Return the violations of a JSON schema by a value: types, lengths and required properties."""
     if "$ref" in schema:
-        return faults(value, named[schema["$ref"].rpartition("/")[2]], named, at)
+        return schema_violations(value, named[schema["$ref"].rpartition("/")[2]], named, at)
     for choices in (schema.get("anyOf"), schema.get("oneOf")):
         if choices:
-            found = [faults(value, choice, named, at) for choice in choices]
+            found = [schema_violations(value, choice, named, at) for choice in choices]
             return [] if [] in found else found[0]
     kind = schema.get("type")
     if kind and (not isinstance(value, JSON_TYPES[kind]) or (value is True and kind == "integer")):
         return [f"{at} is {value!r}, not {kind}"]
     parts: list[tuple[Any, dict[str, Any], str]] = []
-    wrong = []
+    violations = []
     if isinstance(value, dict):
         known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-        wrong = [f"{at} lacks {name}" for name in schema.get("required", []) if name not in value]
+        violations = [
+            f"{at} lacks {name}" for name in schema.get("required", []) if name not in value
+        ]
         others = others if isinstance(others, dict) else {}
         parts = [(part, known.get(name, others), f"{at}.{name}") for name, part in value.items()]
     elif isinstance(value, list):
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-            wrong = [f"{at} has {len(value)} items"]
+            violations = [f"{at} has {len(value)} items"]
         each = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
         parts = [
             (part, of_part, f"{at}[{index}]")
             for index, (part, of_part) in enumerate(zip(value, each, strict=False))
         ]
-    return wrong + [fault for part in parts for fault in faults(part[0], part[1], named, part[2])]
+    return violations + [
+        fault for part in parts for fault in schema_violations(part[0], part[1], named, part[2])
+    ]
 
 
 @pytest.mark.parametrize(
@@ -149,26 +155,28 @@ def faults(value: Any, schema: dict[str, Any], named: dict[str, Any], at: str = 
         *(("post", "/detect"), ("post", "/models/{name}/detect")),
     ],
 )
-def test_answers_match_their_openapi_schema(server: RunningServer, method: str, route: str) -> None:
+def test_responses_match_their_openapi_schema(
+    server: RunningServer, method: str, route: str
+) -> None:
     document = server.client.get("/openapi.json").json()
     responses, named = document["paths"][route][method]["responses"], document["components"]
     schema = responses["200"]["content"]["application/json"]["schema"]
     body = encode(plain(1, 2)) if method == "post" else None
     url = route.replace("{name}", "painted")
-    answer = server.client.request(method, url, content=body)
-    assert answer.status_code == 200
-    assert faults(answer.json(), schema, named["schemas"]) == []
-    assert method == "get" or answer.json()["detections"]
+    response = server.client.request(method, url, content=body)
+    assert response.status_code == 200
+    assert schema_violations(response.json(), schema, named["schemas"]) == []
+    assert method == "get" or response.json()["detections"]
     if method == "post":
-        refused = server.client.post(url, content=body, params={"top_k": 0})
+        invalid = server.client.post(url, content=body, params={"top_k": 0})
         problem = responses["422"]["content"]["application/problem+json"]["schema"]
-        assert faults(refused.json(), problem, named["schemas"]) == []
+        assert schema_violations(invalid.json(), problem, named["schemas"]) == []
 
 
-def test_the_openapi_check_finds_faults(server: RunningServer) -> None:
+def test_the_schema_check_finds_violations(server: RunningServer) -> None:
     named = server.client.get("/openapi.json").json()["components"]["schemas"]
-    wrong = {"class_id": 1, "score": None, "bbox": [1, 2, "3"]}
-    assert faults(wrong, named["Detection"], named) == [
+    invalid = {"class_id": 1, "score": None, "bbox": [1, 2, "3"]}
+    assert schema_violations(invalid, named["Detection"], named) == [
         " lacks class_name",
         ".score is None, not number",
         ".bbox has 3 items",

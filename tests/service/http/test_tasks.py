@@ -1,4 +1,4 @@
-"""Poses, 3D boxes and corner systems over HTTP, over engines that give known outputs."""
+"""Poses, 3D boxes and corner-based models over HTTP, with engines that return fixed outputs."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,14 +40,14 @@ def detections(server: RunningServer, query: str = "", body: bytes = IMAGE) -> A
     return response.json()["detections"]
 
 
-def refused(server: RunningServer, query: str, body: bytes = IMAGE) -> str:
+def error_detail(server: RunningServer, query: str, body: bytes = IMAGE) -> str:
     response = post(server, query, body)
     assert response.status_code in (413, 422), response.text
     assert response.json()["code"] in ("invalid_option", "image_size")
     return str(response.json()["detail"])
 
 
-def test_a_pose_has_its_keypoints_in_the_image(start_server: Start) -> None:
+def test_keypoints_are_in_image_pixels(start_server: Start) -> None:
     server = start_server(FixedEngine(POSE_ROWS), make_manifest(POSES))
     first, second = detections(server)
     assert first["bbox"] == [24, 16, 40, 48]
@@ -60,18 +60,18 @@ def test_a_pose_has_its_keypoints_in_the_image(start_server: Start) -> None:
     assert "keypoints" not in server.client.get("/models").json()["models"][0]
 
 
-def test_a_pose_is_the_same_at_twice_the_size(start_server: Start) -> None:
+def test_keypoints_scale_with_the_image(start_server: Start) -> None:
     server = start_server(FixedEngine(POSE_ROWS), make_manifest(POSES))
     double = encode(plain(9, 9, size=(128, 128)))
     assert detections(server, body=double)[0]["keypoints"] == [[64, 40, 0.75], [64, 92, 0]]
 
 
-def test_a_box_3d(start_server: Start) -> None:
+def test_returns_3d_boxes_in_the_camera_frame(start_server: Start) -> None:
     server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     far, near = detections(server)
     assert far["bbox"] == [24, 24, 40, 40]
     box = far["box3d"]
-    # On the optical axis, 20 m away, standing 1 m below it; its length points along the sight.
+    # On the optical axis at 20 m, bottom face 1 m below it, length along the viewing direction.
     assert box["dimensions_hwl"] == [2, 3, 4]
     assert box["location_xyz"] == [0, 1, 20]
     assert box["depth"] == 20
@@ -80,7 +80,7 @@ def test_a_box_3d(start_server: Start) -> None:
     near_face = sorted(box["corners_px"], key=lambda corner: abs(corner[0] - 32))[-4:]
     expected = [[32 + 150 / 18 * x, 32 + 100 / 18 * y] for x in (-1, 1) for y in (-1, 1)]
     assert np.allclose(sorted(near_face), expected, atol=1e-3)
-    # Half a metre away, 4 m long: it reaches behind the camera, where nothing has an image.
+    # At half a metre and 4 m long it extends behind the camera, where points have no projection.
     assert "corners_px" not in near["box3d"]
 
 
@@ -92,7 +92,7 @@ def test_a_box_3d(start_server: Start) -> None:
         "?" + "&".join(f"projection={x}" for x in (200, 0, 32, 0, 0, 200, 32, 0, 0, 0, 1, 0)),
     ],
 )
-def test_a_request_brings_its_camera(start_server: Start, query: str) -> None:
+def test_a_request_can_set_the_camera(start_server: Start, query: str) -> None:
     rows = BOXES_3D_ROWS | {"centers": np.float32([[12, 8], [12, 8]])}
     server = start_server(FixedEngine(rows), make_manifest(BOXES_3D, CANVAS_3D))
     # 16 pixels from the axis at 20 m: 3.2 m at a focal length of 100, 1.6 m at 200.
@@ -100,24 +100,24 @@ def test_a_request_brings_its_camera(start_server: Start, query: str) -> None:
     assert detections(server, query)[0]["box3d"]["location_xyz"] == [1.6, 1, 20]
 
 
-def test_bad_cameras_are_refused(start_server: Start) -> None:
+def test_rejects_invalid_cameras(start_server: Start) -> None:
     server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
-    assert "all four of fx, fy, cx and cy" in refused(server, "?fx=100&cx=1")
-    assert "12 numbers of a matrix and 1 of" in refused(
+    assert "all four of fx, fy, cx and cy" in error_detail(server, "?fx=100&cx=1")
+    assert "12 numbers of a matrix and 1 of" in error_detail(
         server, "?fx=1&projection=200,0,32,0,0,200,32,0,0,0,1,0"
     )
-    assert "at least 12" in refused(server, "?projection=1,2,3")
-    assert "valid number" in refused(server, "?projection=a,0,32,0,0,200,32,0,0,0,1,0")
-    focal = refused(server, "?projection=-2,0,32,0,0,200,32,0,0,0,1,0")
+    assert "at least 12" in error_detail(server, "?projection=1,2,3")
+    assert "valid number" in error_detail(server, "?projection=a,0,32,0,0,200,32,0,0,0,1,0")
+    focal = error_detail(server, "?projection=-2,0,32,0,0,200,32,0,0,0,1,0")
     assert "received the focal lengths -2 and 200" in focal
     assert "Both must be from 1 to 1e+06" in focal
     for fx in ("0", "1e-310"):
-        text = refused(server, f"?fx={fx}&fy=1&cx=1&cy=1")
+        text = error_detail(server, f"?fx={fx}&fy=1&cx=1&cy=1")
         assert "greater than or equal to 1" in text
-    assert "less than or equal to 1000000" in refused(server, "?fx=1e308&fy=1&cx=1&cy=1")
-    assert "equal to -1000000" in refused(server, "?fx=1&fy=1&cx=-1e308&cy=1")
-    assert "equal to 1000000" in refused(server, "?projection=9,0,9,1e7,0,9,9,0,0,0,1,0")
-    assert "only the scale 1" in refused(server, "?scales=1&scales=2")
+    assert "less than or equal to 1000000" in error_detail(server, "?fx=1e308&fy=1&cx=1&cy=1")
+    assert "equal to -1000000" in error_detail(server, "?fx=1&fy=1&cx=-1e308&cy=1")
+    assert "equal to 1000000" in error_detail(server, "?projection=9,0,9,1e7,0,9,9,0,0,0,1,0")
+    assert "only the scale 1" in error_detail(server, "?scales=1&scales=2")
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,9 @@ def test_bad_cameras_are_refused(start_server: Start) -> None:
         "200,0,32,0,0,200,32,0,0,0,0,0",
     ],
 )
-def test_matrices_of_other_than_rectified_cameras_are_refused(
-    start_server: Start, matrix: str
-) -> None:
+def test_rejects_matrices_of_unrectified_cameras(start_server: Start, matrix: str) -> None:
     server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
-    text = refused(server, f"?projection={matrix}")
+    text = error_detail(server, f"?projection={matrix}")
     assert f"received {matrix.replace(',', ', ')}. Only the matrix of a rectified camera" in text
 
 
@@ -147,19 +145,19 @@ def test_matrices_of_other_than_rectified_cameras_are_refused(
         "?projection=1,0,-1e6,1e6,0,1e6,1e6,-1e6,0,0,1,-1e6",
     ],
 )
-def test_no_accepted_camera_brings_null(start_server: Start, query: str) -> None:
+def test_accepted_cameras_give_no_null_values(start_server: Start, query: str) -> None:
     server = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     response = post(server, query)
     assert response.status_code == 200, response.text
     assert "null" not in response.text
 
 
-def test_refusals_repeat_only_so_much(start_server: Start) -> None:
+def test_error_details_are_limited_in_length(start_server: Start) -> None:
     many = make_manifest().model_copy(
         update={"classes": tuple(f"class {index:04} {'y' * 200}" for index in range(1000))}
     )
     server = start_server(FixedEngine(BOX_ROWS), many)
-    text = refused(server, f"?classes={'x' * 10_000}")
+    text = error_detail(server, f"?classes={'x' * 10_000}")
     assert f"received '{'x' * 100}'; model" in text
     assert "class 0019" in text
     assert "class 0020" not in text
@@ -167,7 +165,7 @@ def test_refusals_repeat_only_so_much(start_server: Start) -> None:
     assert len(text) < 2500
 
 
-def test_the_resolution_of_a_3d_image_can_be_kept(start_server: Start) -> None:
+def test_3d_boxes_support_keep_resolution(start_server: Start) -> None:
     engine = FixedEngine(BOXES_3D_ROWS)
     server = start_server(engine, make_manifest(BOXES_3D, CANVAS_3D))
     wide = encode(quadrants(96, 64))
@@ -175,49 +173,51 @@ def test_the_resolution_of_a_3d_image_can_be_kept(start_server: Start) -> None:
     assert np.array_equal(engine.calls[-1][0][0], quadrants(96, 64)[:, 16:80])
 
 
-def test_corner_pairs_are_evaluated_with_their_flip_image(start_server: Start) -> None:
+def test_corner_pairs_run_the_image_and_its_flipped_copy(start_server: Start) -> None:
     engine = FixedEngine(PAIR_ROWS)
     decoder = CornerPairsDecoder(pairs=3, top_k=5, score_threshold=0.1)
     server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
     body = encode(quadrants(64, 64))
     response = post(server, body=body)
     assert response.headers["X-Batch-Size"] == "2"
-    plain_input, flip_input = engine.calls[0][0]
+    plain_input, flipped_input = engine.calls[0][0]
     assert plain_input.shape == (127, 127, 3)
     assert np.array_equal(plain_input[31:95, 31:95], quadrants(64, 64))
-    assert np.array_equal(flip_input, plain_input[:, ::-1])
-    found = response.json()["detections"]
+    assert np.array_equal(flipped_input, plain_input[:, ::-1])
+    results = response.json()["detections"]
     cell = 127 / 32
-    best = next(detection["bbox"] for detection in found if detection["score"] == 0.9)
+    best = next(detection["bbox"] for detection in results if detection["score"] == 0.9)
     expected = [10 * cell - 31, 10 * cell - 31, 20 * cell - 31, 22 * cell - 31]
     assert best == pytest.approx(expected, abs=1e-3)
-    # The same cells in the flipped image are 12 to 22 in the image: it overlaps and is lowered.
-    _, flipped = (row for row in found if row["class_name"] == "blue")
+    # The same cells of the flipped copy are 12 to 22 in the image: it overlaps, its score decays.
+    _, flipped = (row for row in results if row["class_name"] == "blue")
     assert flipped["score"] < 0.9
     assert flipped["bbox"][0] == pytest.approx(12 * cell - 31, abs=1e-3)
-    assert "supports only true" in refused(server, "?flip=false", body)
-    assert "supports only true" in refused(server, "?soft_nms=false", body)
-    assert "supports only true" in refused(server, "?keep_resolution=false", body)
-    assert detections(server, "?flip=true&keep_resolution=true&soft_nms=true", body) == found
+    assert "supports only true" in error_detail(server, "?flip=false", body)
+    assert "supports only true" in error_detail(server, "?soft_nms=false", body)
+    assert "supports only true" in error_detail(server, "?keep_resolution=false", body)
+    assert detections(server, "?flip=true&keep_resolution=true&soft_nms=true", body) == results
 
 
-def test_corner_triplets_need_a_center(start_server: Start) -> None:
+def test_corner_triplets_require_a_center(start_server: Start) -> None:
     engine = FixedEngine(PAIR_ROWS | CENTER_ROWS)
     decoder = CornerTripletsDecoder(pairs=3, top_k=5, score_threshold=0.1, centers=2)
     server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
-    found = detections(server)
-    # Boxes 10..20 and 12..22 have a center of their class inside; the small one has none.
-    assert [detection["class_name"] for detection in found] == ["blue", "blue"]
-    assert found[0]["score"] == pytest.approx((2 * 0.9 + 0.6) / 3, abs=1e-6)
-    several = detections(server, "?scales=0.5,1,1.5")
+    results = detections(server)
+    # Boxes 10..20 and 12..22 have a center of their class in the central region, the small one not.
+    assert [detection["class_name"] for detection in results] == ["blue", "blue"]
+    assert results[0]["score"] == pytest.approx((2 * 0.9 + 0.6) / 3, abs=1e-6)
+    multi_scale = detections(server, "?scales=0.5,1,1.5")
     assert len(engine.calls[-1][0]) <= 4
-    assert several[0]["score"] == found[0]["score"]
-    assert "takes its centers from the scale 1" in refused(server, "?scales=0.5&scales=2")
+    assert multi_scale[0]["score"] == results[0]["score"]
+    assert "takes its centers from the scale 1" in error_detail(server, "?scales=0.5&scales=2")
     large = encode(plain(1, 2, size=(600, 600)))
-    assert "need an input of 639 x 639; the model takes at most 511" in refused(server, "", large)
+    assert "input of 639 x 639; with keep_resolution the model accepts at most 511" in error_detail(
+        server, "", large
+    )
 
 
-def test_options_choose_variant_scales_and_sizes(start_server: Start) -> None:
+def test_options_select_artifact_scales_and_input_size(start_server: Start) -> None:
     engine = FixedEngine(BOX_ROWS)
     server = start_server(engine, make_manifest(input_spec=FREE, flips=(False, True)))
     assert len(detections(server)) == 2
@@ -228,7 +228,7 @@ def test_options_choose_variant_scales_and_sizes(start_server: Start) -> None:
     assert response.status_code == 200
     shapes = [(images.shape[1:3], flip) for images, flip in engine.calls[-2:]]
     assert shapes == [((64, 64), True), ((96, 96), True)]
-    # Soft-NMS is on where scales are joined, off where not, and can be asked for.
+    # Soft-NMS defaults to on with several scales and to off with one, and can be requested.
     assert [row["score"] for row in detections(server, "?soft_nms=true&score_threshold=0.1")] == [
         0.9,
         pytest.approx(0.8 * np.exp(-2 * (15 * 33 / (19 * 33)) ** 2), abs=1e-5),
@@ -236,7 +236,7 @@ def test_options_choose_variant_scales_and_sizes(start_server: Start) -> None:
     ]
 
 
-def test_a_model_says_what_it_can_do(start_server: Start) -> None:
+def test_models_list_their_options(start_server: Start) -> None:
     server = start_server(FixedEngine(BOX_ROWS), make_manifest())
     (model,) = server.client.get("/models").json()["models"]
     assert model["options"] == {
@@ -246,24 +246,26 @@ def test_a_model_says_what_it_can_do(start_server: Start) -> None:
         "max_scales": 8,
         "camera": False,
     }
-    assert "flip: received true; model painted supports only false" in refused(server, "?flip=true")
-    assert "supports only false" in refused(server, "?keep_resolution=1")
-    assert "returns no 3D boxes" in refused(server, "?fx=1")
-    assert "at most 8 items" in refused(server, "?" + "&".join(["scales=1"] * 9))
-    assert "each scale once" in refused(server, "?scales=1,1")
+    assert "flip: received true; model painted supports only false" in error_detail(
+        server, "?flip=true"
+    )
+    assert "supports only false" in error_detail(server, "?keep_resolution=1")
+    assert "returns no 3D boxes" in error_detail(server, "?fx=1")
+    assert "at most 8 items" in error_detail(server, "?" + "&".join(["scales=1"] * 9))
+    assert "each scale once" in error_detail(server, "?scales=1,1")
     for scale in ("0.1", "9", "nan", "-1", "x"):
-        assert f"'{scale}'" in refused(server, f"?scales={scale}")
-    assert "valid boolean" in refused(server, "?flip=perhaps")
+        assert f"'{scale}'" in error_detail(server, f"?scales={scale}")
+    assert "valid boolean" in error_detail(server, "?flip=perhaps")
 
 
-def test_a_request_takes_a_place_for_each_of_its_inputs(start_server: Start) -> None:
+def test_a_single_request_may_exceed_the_queue_limit(start_server: Start) -> None:
     server = start_server(FixedEngine(BOX_ROWS), make_manifest(), max_queue_size=2)
-    # Alone it is served, whatever the limit.
+    # A single request is accepted even if it exceeds the limit.
     assert post(server, "?scales=0.5,1,1.5").status_code == 200
     assert server.metric("centernet_admitted_inputs", model="painted") == 0
 
 
-def test_inputs_count_against_the_queue(start_server: Start) -> None:
+def test_each_input_of_a_request_takes_a_queue_slot(start_server: Start) -> None:
     engine = GatedEngine()
     server = start_server(engine, max_queue_size=4)
     with ThreadPoolExecutor(2) as clients:
@@ -277,7 +279,7 @@ def test_inputs_count_against_the_queue(start_server: Start) -> None:
         assert first.result(20).status_code == second.result(20).status_code == 200
 
 
-def test_openapi_types_what_tasks_add(server: RunningServer) -> None:
+def test_openapi_describes_the_fields_of_all_tasks(server: RunningServer) -> None:
     document = server.client.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     detection = schemas["Detection"]
@@ -296,7 +298,7 @@ def test_openapi_types_what_tasks_add(server: RunningServer) -> None:
     assert "keypoints" in schemas["PoseModelDetails"]["properties"]
 
 
-def test_skeletons_and_boxes_3d_are_drawn() -> None:
+def test_draws_skeletons_and_3d_boxes() -> None:
     black = Image.new("RGB", (200, 200))
     person = {
         "class_id": 1,
@@ -306,12 +308,12 @@ def test_skeletons_and_boxes_3d_are_drawn() -> None:
         "keypoints": [[100, 80, 0.9], [100, 180, 0]],
     }
     blue = (0x00, 0x72, 0xB2)
-    alone = np.asarray(draw_detections(black, [person]))
-    joined = np.asarray(draw_detections(black, [person], [(0, 1), (0, 16)]))
-    assert tuple(joined[130, 100]) == blue
-    assert tuple(alone[130, 100]) == (0, 0, 0)
-    assert tuple(alone[80, 100]) == tuple(alone[180, 100]) == blue
-    assert tuple(alone[125, 20]) == blue
+    without_skeleton = np.asarray(draw_detections(black, [person]))
+    with_skeleton = np.asarray(draw_detections(black, [person], [(0, 1), (0, 16)]))
+    assert tuple(with_skeleton[130, 100]) == blue
+    assert tuple(without_skeleton[130, 100]) == (0, 0, 0)
+    assert tuple(without_skeleton[80, 100]) == tuple(without_skeleton[180, 100]) == blue
+    assert tuple(without_skeleton[125, 20]) == blue
     corners = [
         [60, 150],
         [150, 150],
@@ -331,4 +333,4 @@ def test_skeletons_and_boxes_3d_are_drawn() -> None:
     }
     drawn = np.asarray(draw_detections(black, [car]))
     assert tuple(drawn[120, 60]) == tuple(drawn[150, 100]) == blue
-    assert tuple(drawn[125, 20]) == (0, 0, 0), "the 3D box stands for the flat one"
+    assert tuple(drawn[125, 20]) == (0, 0, 0), "the 3D box replaces the 2D box"

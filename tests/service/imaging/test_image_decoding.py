@@ -1,4 +1,4 @@
-"""Which images are accepted, and what their pixels become."""
+"""Accepted and rejected image files, and the decoded pixels."""
 
 import io
 import subprocess
@@ -23,12 +23,12 @@ LIMIT = 50_000_000
 
 
 def decode(body: bytes) -> NDArray[np.uint8]:
-    """Every pixel of an image."""
+    """Return the pixels of an encoded image at full size."""
     return open_image(body, LIMIT).decode().pixels
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP"])
-def test_lossless_formats_keep_every_pixel(image_format: str) -> None:
+def test_lossless_formats_keep_all_pixels(image_format: str) -> None:
     decoded = decode(encode(quadrants(), image_format))
     assert np.array_equal(decoded, quadrants())
     assert not open_image(encode(quadrants(), image_format), LIMIT).orientation_applied
@@ -40,27 +40,27 @@ def test_lossy_formats_are_decoded(image_format: str) -> None:
     assert np.abs(decoded.astype(int) - (180, 90, 40)).max() <= 4
 
 
-def test_grey_and_one_bit_images_become_rgb() -> None:
-    grey = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
-    assert np.array_equal(decode(encode(grey)), np.repeat(grey[..., None], 3, axis=2))
-    bits = Image.fromarray(grey).convert("1", dither=Image.Dither.NONE)
-    expected = np.where(grey >= 128, 255, 0)
+def test_gray_and_one_bit_images_become_rgb() -> None:
+    gray = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
+    assert np.array_equal(decode(encode(gray)), np.repeat(gray[..., None], 3, axis=2))
+    bits = Image.fromarray(gray).convert("1", dither=Image.Dither.NONE)
+    expected = np.where(gray >= 128, 255, 0)
     assert np.array_equal(decode(encode(bits))[..., 0], expected)
 
 
-def test_16_bit_greys_keep_their_high_byte() -> None:
+def test_16_bit_gray_images_keep_their_high_byte() -> None:
     deep = (np.arange(64 * 64, dtype=np.uint32) * 15 % 65536).astype(np.uint16).reshape(64, 64)
     decoded = decode(encode(Image.fromarray(deep)))
     assert np.array_equal(decoded[..., 1], (deep >> 8).astype(np.uint8))
 
 
-def test_palette_images_become_their_colours() -> None:
+def test_palette_images_become_rgb() -> None:
     palette = Image.fromarray(quadrants()).quantize(4)
     decoded = decode(encode(palette))
     assert np.array_equal(decoded, np.asarray(palette.convert("RGB")))
 
 
-def test_alpha_is_dropped_and_the_colour_kept() -> None:
+def test_alpha_is_dropped_and_colors_are_kept() -> None:
     transparent = np.dstack([plain(10, 200, 30), np.zeros((64, 64), np.uint8)])
     assert np.array_equal(decode(encode(transparent)), plain(10, 200, 30))
 
@@ -77,7 +77,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     opened = open_image(encode(stored, "PNG", exif=exif.tobytes()), LIMIT)
-    turns = {
+    transposes = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -87,22 +87,22 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
-    turn = turns[orientation]
-    upright = stored if turn is None else stored.transpose(turn)
+    transpose = transposes[orientation]
+    upright = stored if transpose is None else stored.transpose(transpose)
     assert np.array_equal(opened.decode().pixels, np.asarray(upright))
     assert (opened.height_px, opened.width_px) == upright.size[::-1]
     assert opened.orientation_applied == (orientation != 1)
 
 
-def test_a_broken_exif_block_does_not_cost_the_image() -> None:
+def test_a_damaged_exif_block_is_ignored() -> None:
     body = encode(plain(9, 9, 9), "JPEG")
-    broken = (
+    damaged = (
         body[:2] + b"\xff\xe1\x00\x14Exif\x00\x00II*\x00\xff\xff\xff\xff\xff\xff\xff\xff" + body[2:]
     )
-    assert decode(broken).shape == (64, 64, 3)
+    assert decode(damaged).shape == (64, 64, 3)
 
 
-def test_odd_files_leave_nothing_in_the_log(project: Path) -> None:
+def test_pillow_warnings_are_not_logged(project: Path) -> None:
     program = """
 import sys
 from PIL import TiffImagePlugin
@@ -117,7 +117,7 @@ assert set(getattr(TiffImagePlugin, "__warningregistry__", ())) <= {"version"}
     assert done.stderr == b""
 
 
-def test_a_jpeg_of_several_images_shows_its_main_one() -> None:
+def test_mpo_decodes_the_main_image() -> None:
     body = io.BytesIO()
     first, second = Image.fromarray(plain(200, 0)), Image.fromarray(plain(0, 200))
     first.save(body, "MPO", save_all=True, append_images=[second], quality=95)
@@ -126,7 +126,7 @@ def test_a_jpeg_of_several_images_shows_its_main_one() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
-def test_moving_images_are_refused(image_format: str) -> None:
+def test_animated_images_are_rejected(image_format: str) -> None:
     frames = [Image.fromarray(plain(value, 0)) for value in (0, 100, 200)]
     body = encode(frames[0], image_format, save_all=True, append_images=frames[1:])
     with pytest.raises(UnsupportedImageError, match=r"animated.*each frame"):
@@ -134,25 +134,25 @@ def test_moving_images_are_refused(image_format: str) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "TIFF"])
-def test_other_formats_are_refused_by_name_of_what_is_accepted(image_format: str) -> None:
+def test_rejecting_other_formats_names_the_supported_ones(image_format: str) -> None:
     with pytest.raises(UnsupportedImageError, match="Send one JPEG, PNG, WebP or BMP"):
         decode(encode(plain(1, 2, 3), image_format))
 
 
 @pytest.mark.parametrize("body", [b"hello", b"<!doctype html><html></html>", bytes(1000)])
-def test_what_is_no_image_is_refused_with_its_first_bytes(body: bytes) -> None:
+def test_rejecting_other_data_quotes_the_first_bytes(body: bytes) -> None:
     with pytest.raises(UnsupportedImageError) as caught:
         decode(body)
     assert repr(body[:12]) in caught.value.detail
 
 
-def test_nothing_is_refused_as_nothing() -> None:
+def test_empty_bodies_are_rejected() -> None:
     with pytest.raises(EmptyBodyError, match="0 bytes"):
         decode(b"")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_truncated_images_are_refused(image_format: str) -> None:
+def test_truncated_images_are_rejected(image_format: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
     body = encode(noise, image_format)
     with pytest.raises((BadImageError, UnsupportedImageError)) as caught:
@@ -164,13 +164,13 @@ def test_truncated_images_are_refused(image_format: str) -> None:
     ("width", "height", "reason"),
     [
         (20_000, 20_000, r"400000000 pixels.*At most 50000000 pixels are accepted"),
-        (9_000, 9_000, "9000 x 9000 pixels, 81000000 in all"),
+        (9_000, 9_000, "9000 x 9000 pixels, 81000000 in total"),
         (30_000, 10, "30000 x 10 pixels; each side must have at least"),
         (1, 1, "1 x 1 pixels; each side must have at least"),
         (MAX_SIDE_PX + 1, MIN_SIDE_PX, "a side may have at most"),
     ],
 )
-def test_sizes_out_of_range_are_refused_from_the_header(
+def test_sizes_out_of_range_are_rejected_from_the_header(
     width: int, height: int, reason: str
 ) -> None:
     with pytest.raises(ImageSizeError, match=reason):
@@ -184,29 +184,29 @@ def test_the_smallest_and_the_longest_images_are_accepted() -> None:
 
 
 def progressive_with_scans(extra: int, side: int = 1000) -> bytes:
-    """A progressive JPEG whose first scan is there ``extra`` times more."""
+    """Return a progressive JPEG with ``extra`` copies of its first scan."""
     body = encode(plain(1, 2, 3, (side, side)), "JPEG", progressive=True)
     start = body.index(b"\xff\xda")
     scan = body[start : body.index(b"\xff", start + 14)]
     return body[:start] + scan * extra + body[start:]
 
 
-def test_a_jpeg_that_repeats_its_scans_is_refused() -> None:
+def test_a_jpeg_with_repeated_scans_is_rejected() -> None:
     assert decode(progressive_with_scans(0)).shape == (1000, 1000, 3)
-    most = MAX_SCANNED_PIXELS // 1000**2
-    with pytest.raises(UnsupportedImageError, match=f"more than the {most} scans"):
-        decode(progressive_with_scans(most))
+    max_scans = MAX_SCANNED_PIXELS // 1000**2
+    with pytest.raises(UnsupportedImageError, match=f"more than the {max_scans} scans"):
+        decode(progressive_with_scans(max_scans))
 
 
-def test_what_is_appended_to_a_jpeg_does_not_count() -> None:
-    """Phones append a short film to their images."""
-    film = b"\xff\xda" * 10_000
-    decoded = decode(encode(plain(9, 9, 9, (600, 600)), "JPEG") + film)
+def test_data_after_the_end_of_a_jpeg_are_ignored() -> None:
+    """Phones append a short video to their photos."""
+    video = b"\xff\xda" * 10_000
+    decoded = decode(encode(plain(9, 9, 9, (600, 600)), "JPEG") + video)
     assert decoded.shape == (600, 600, 3)
 
 
-def test_a_png_that_is_damaged_in_the_middle_is_refused() -> None:
-    """Not decoded in part: half an image gives wrong boxes and no warning."""
+def test_a_png_damaged_in_the_middle_is_rejected() -> None:
+    """A partly decoded image would give wrong boxes without an error."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     body = bytearray(encode(noise))
     for position in (len(body) // 3, len(body) // 2):
@@ -217,13 +217,13 @@ def test_a_png_that_is_damaged_in_the_middle_is_refused() -> None:
 
 
 ROW = b"\0" + bytes(range(1, 21))
-# Adam7's seven passes over 20 x 17 pixels: (columns, rows) of each.
+# Adam7's seven passes over 20 x 17 pixels: columns and rows of each.
 PASSES = ((3, 3), (2, 3), (5, 2), (5, 5), (10, 4), (10, 9), (20, 8))
 
 
 @pytest.mark.parametrize("missing", [0, 1, 16])
-def test_a_png_that_ends_between_two_rows_is_refused(missing: int) -> None:
-    """Its compressed data are undamaged and complete, only too few."""
+def test_a_png_that_ends_between_two_rows_is_rejected(missing: int) -> None:
+    """Its compressed stream is valid, but has too few rows."""
     body = png_of_rows(20, 17, [ROW] * (17 - missing), depth=8)
     if missing:
         with pytest.raises(BadImageError, match="end before the last row"):
@@ -233,7 +233,7 @@ def test_a_png_that_ends_between_two_rows_is_refused(missing: int) -> None:
 
 
 @pytest.mark.parametrize("missing", [0, 1, 9])
-def test_an_interlaced_png_that_ends_between_two_rows_is_refused(missing: int) -> None:
+def test_an_interlaced_png_that_ends_between_two_rows_is_rejected(missing: int) -> None:
     rows = [b"\0" + b"\x80" * columns for columns, count in PASSES for _ in range(count)]
     body = png_of_rows(20, 17, rows[: len(rows) - missing], depth=8, interlaced=True)
     if missing:
@@ -243,7 +243,7 @@ def test_an_interlaced_png_that_ends_between_two_rows_is_refused(missing: int) -
         assert (decode(body) == 0x80).all()
 
 
-def test_a_png_with_a_black_last_row_is_whole() -> None:
+def test_a_png_with_a_black_last_row_is_complete() -> None:
     pixels = quadrants()
     pixels[-3:] = 0
     assert np.array_equal(decode(encode(pixels)), pixels)

@@ -1,4 +1,4 @@
-"""Damaged files are decoded or refused; nothing else may happen to the service."""
+"""Damaged files are decoded or rejected with one of the service's errors."""
 
 from collections import Counter
 from itertools import islice
@@ -14,14 +14,14 @@ MUTANTS = 6_000
 REDUCTIONS = (1, 2, 4, 8)
 
 
-def test_every_original_is_decoded() -> None:
+def test_all_original_files_are_decoded() -> None:
     for body in originals():
         image = open_image(body, LIMIT)
         assert {image.width_px, image.height_px} == {50, 67}
         assert image.decode().pixels.shape == (image.height_px, image.width_px, 3)
 
 
-def test_damaged_files_raise_only_our_errors() -> None:
+def test_damaged_files_raise_only_service_errors() -> None:
     outcomes: Counter[str] = Counter()
     statuses = set()
     for index, body in enumerate(islice(mutants(7, originals()), MUTANTS)):
@@ -41,6 +41,6 @@ def test_damaged_files_raise_only_our_errors() -> None:
         assert decoded.pixels.shape == (*size, 3)
         assert decoded.pixels.dtype == np.uint8
     assert statuses <= set(range(400, 500))
-    # Damage that all fails at the first byte, or nowhere, would test nothing.
+    # Mutants that all fail at the header, or that all decode, would test nothing.
     expected = ("decoded", "bad_image", "unsupported_image", "image_size")
     assert min(outcomes[name] for name in expected) > MUTANTS / 50, outcomes

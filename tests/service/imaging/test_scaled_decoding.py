@@ -1,4 +1,4 @@
-"""A JPEG decoded at a fraction of its size lies where the whole one lies."""
+"""JPEGs decoded at reduced size: the same geometry as at full size."""
 
 import io
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from service.errors import BadImageError
 from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import OpenedImage, open_image
 from service.imaging.resize import InputPlanner
-from service.imaging.warp import MIN_PX_PER_INPUT_PX, choose_reduction, draw_input
-from service.options import InputOptions
+from service.imaging.types import InputOptions
+from service.imaging.warp import MIN_PX_PER_INPUT_PX, choose_reduction, warp_to_input
 
 LIMIT = 50_000_000
 SMALL = InputSpec(width_px=96, height_px=64)
@@ -26,15 +26,15 @@ FREE = SMALL.model_copy(
 )
 
 
-def place(
+def plan_inputs(
     image: OpenedImage, options: InputOptions, spec: InputSpec = SMALL
 ) -> list[ImageTransform]:
     planner = InputPlanner(make_manifest(input_spec=spec), LIMIT)
-    return list(planner.place(image.width_px, image.height_px, options))
+    return list(planner.plan_inputs(image.width_px, image.height_px, options))
 
 
 def blobs(width: int, height: int) -> NDArray[np.uint8]:
-    """A soft blob of each color, well inside; one value everywhere would hide a shift."""
+    """Draw a Gaussian blob per channel; uniform pixels would hide a shift."""
     y, x = np.mgrid[:height, :width]
     centers = [(0.2, 0.3), (0.7, 0.4), (0.4, 0.7)]
     channels = [
@@ -43,37 +43,38 @@ def blobs(width: int, height: int) -> NDArray[np.uint8]:
     return (220 * np.dstack(channels)).astype(np.uint8)
 
 
-def centroids(canvas: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(x, y) of each channel's mass, (3, 2)."""
-    mass = np.maximum(canvas.astype(np.float64) - 12, 0)  # without what JPEG leaves in the black
+def centroids(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the center of mass (x, y) of each channel, (3, 2)."""
+    mass = np.maximum(pixels.astype(np.float64) - 12, 0)  # without JPEG artifacts in the black
     y, x = np.indices((*mass.shape[:2], 1))[:2]
     total = mass.sum((0, 1))
     return np.column_stack([(x * mass).sum((0, 1)), (y * mass).sum((0, 1))]) / total[:, None]
 
 
 def jpeg(
-    pixels: NDArray[np.uint8], orientation: int = 1, mode: str = "RGB", **given: object
+    pixels: NDArray[np.uint8], orientation: int = 1, mode: str = "RGB", **options: object
 ) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(pixels).convert(mode)
-    return encode(image, "JPEG", **{"quality": 95, "exif": exif.tobytes()} | given)
+    return encode(image, "JPEG", **{"quality": 95, "exif": exif.tobytes()} | options)
 
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_reduced_pixels_lie_where_the_full_ones_do(orientation: int, reduction: int) -> None:
-    """In sizes that are no multiples of the reduction, where libjpeg rounds up."""
+def test_reduced_pixels_have_the_geometry_of_full_size(orientation: int, reduction: int) -> None:
+    """Sizes are not multiples of the reduction, so libjpeg rounds up."""
     body = jpeg(blobs(8 * 97 + 1, 8 * 71 + 3), orientation)
     options = InputOptions(scales=(1.0, 0.5))
     full, reduced = open_image(body, LIMIT), open_image(body, LIMIT)
-    pixels, fewer = full.decode(), reduced.decode(reduction)
-    assert fewer.pixels.shape[0] == -(-full.height_px // reduction)
-    assert fewer.pixels.shape[1] == -(-full.width_px // reduction)
-    for placed in place(full, options, SQUARE):
-        apart = centroids(draw_input(pixels, placed)) - centroids(draw_input(fewer, placed))
-        # Corners taken for centers, or blocks counted from the wrong edge: 0.06 and more.
-        assert np.abs(apart).max() < 0.03
+    full_image, reduced_image = full.decode(), reduced.decode(reduction)
+    assert reduced_image.pixels.shape[0] == -(-full.height_px // reduction)
+    assert reduced_image.pixels.shape[1] == -(-full.width_px // reduction)
+    for transform in plan_inputs(full, options, SQUARE):
+        full_centroids = centroids(warp_to_input(full_image, transform))
+        errors = full_centroids - centroids(warp_to_input(reduced_image, transform))
+        # Corners confused with centers, or blocks counted from the wrong edge, give 0.06 or more.
+        assert np.abs(errors).max() < 0.03
 
 
 @pytest.mark.parametrize(
@@ -90,8 +91,8 @@ def test_reduced_pixels_lie_where_the_full_ones_do(orientation: int, reduction: 
     ids=str,
 )
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
-def test_pixels_equal_those_of_pillow(options: dict[str, object], reduction: int) -> None:
-    """Pillow's libjpeg is that of ``cv2.imread``, from which the upstream numbers come."""
+def test_pixels_equal_pillow(options: dict[str, object], reduction: int) -> None:
+    """Pillow's libjpeg is that of ``cv2.imread``, which the reference implementation uses."""
     noise = np.random.default_rng(3).integers(0, 256, (17, 23, 3), np.uint8)
     large = np.asarray(Image.fromarray(noise).resize((333, 217)))
     body = jpeg(large, **options)  # type: ignore[arg-type]
@@ -120,16 +121,16 @@ def test_other_formats_are_not_reduced() -> None:
         (120 * 4, InputOptions(keep_resolution=True), FREE, 1),
     ],
 )
-def test_the_finest_input_decides(
+def test_the_input_with_the_highest_resolution_determines_the_reduction(
     width: int, options: InputOptions, spec: InputSpec, expected: int
 ) -> None:
-    assert 120 / SMALL.width_px == MIN_PX_PER_INPUT_PX, "the widths above are for that"
+    assert 120 / SMALL.width_px == MIN_PX_PER_INPUT_PX, "the widths above assume it"
     image = open_image(jpeg(plain(0, 0, 0, (32, width))), LIMIT)
-    assert choose_reduction(place(image, options, spec)) == expected
+    assert choose_reduction(plan_inputs(image, options, spec)) == expected
 
 
-def test_no_pixels_are_decoded_before_the_sizes_are_known() -> None:
-    """Half a JPEG has a header; what is missing is found when its pixels are asked for."""
+def test_opening_a_jpeg_reads_its_header_only() -> None:
+    """Half a JPEG has a complete header; decoding raises the error."""
     body = jpeg(blobs(640, 480))
     image = open_image(body[: len(body) // 2], LIMIT)
     assert (image.width_px, image.height_px) == (640, 480)
@@ -138,10 +139,10 @@ def test_no_pixels_are_decoded_before_the_sizes_are_known() -> None:
 
 
 @pytest.mark.parametrize("scaled_decoding", [True, False])
-def test_the_setting_decides_and_boxes_stay_in_the_whole_image(
+def test_scaled_decoding_is_a_setting_and_boxes_are_in_full_size_pixels(
     scaled_decoding: bool, start_server: Callable[..., RunningServer]
 ) -> None:
-    """Fine stripes tell: whole, single ones are sampled; reduced, they become their mean."""
+    """Stripes of one pixel: at full size single stripes are sampled, reduced they are averaged."""
     stripes = np.zeros((1021, 1281, 3), np.uint8)
     stripes[:, ::2] = 255
     engine = FixedEngine(
@@ -151,11 +152,11 @@ def test_the_setting_decides_and_boxes_stay_in_the_whole_image(
         }
     )
     running = start_server(engine, scaled_decoding=scaled_decoding)
-    answer = running.client.post(
+    response = running.client.post(
         "/detect", content=jpeg(stripes, quality=100, subsampling=0)
     ).json()
-    assert (answer["image"]["width"], answer["image"]["height"]) == (1281, 1021)
+    assert (response["image"]["width"], response["image"]["height"]) == (1281, 1021)
     spread = engine.calls[-1][0][0, 20:40, 8:56].std()
     assert spread < 5 if scaled_decoding else spread > 20
-    (x1, _, x2, _) = answer["detections"][0]["bbox"]
-    assert x2 - x1 == pytest.approx(2 * 4 * 1281 / 64, abs=0.1), "two cells in the whole image"
+    (x1, _, x2, _) = response["detections"][0]["bbox"]
+    assert x2 - x1 == pytest.approx(2 * 4 * 1281 / 64, abs=0.1), "two cells in full-size pixels"
