@@ -111,8 +111,7 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         seconds = time.perf_counter() - record.started_at
-        self._metrics.requests.labels(route, method, str(status or "none")).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        self._metrics.record_request(route, method, str(status or "none"), seconds)
         quiet = route in self._quiet_routes
         log_request(record, method, route, scope["path"], status, seconds, quiet=quiet)
         if self._tracing and not quiet:

@@ -1,9 +1,8 @@
 """Prometheus metrics; names follow its conventions (base units, ``_total`` for counters)."""
 
-import functools
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Literal, TypeVar
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,7 +18,6 @@ _SECONDS = (
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-_Family = TypeVar("_Family", Counter, Histogram)
 
 
 class Metrics:
@@ -27,6 +25,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # Looking up a series by its labels costs several microseconds each time.
+        self._request_series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         ProcessCollector(registry=self.registry)
         self.requests = self._counter(
             "http_requests", "Completed HTTP requests.", "route", "method", "status"
@@ -99,7 +99,7 @@ class Metrics:
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return _cached(Counter(f"centernet_{name}_total", text, labels, registry=self.registry))
+        return Counter(f"centernet_{name}_total", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"centernet_{name}", text, labels, registry=self.registry)
@@ -107,19 +107,21 @@ class Metrics:
     def _histogram(
         self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
     ) -> Histogram:
-        return _cached(
-            Histogram(f"centernet_{name}", text, labels, buckets=buckets, registry=self.registry)
-        )
+        return Histogram(f"centernet_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def record_request(self, route: str, method: str, status: str, seconds: float) -> None:
+        """Count a completed request and record its duration."""
+        key = (route, method, status)
+        series = self._request_series.get(key)
+        if series is None:
+            series = self.requests.labels(*key), self.request_seconds.labels(route)
+            self._request_series[key] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
-
-
-def _cached(family: _Family) -> _Family:
-    """Let it find a series without taking a lock and checking the labels' names each time."""
-    family.labels = functools.cache(family.labels)  # type: ignore[method-assign]
-    return family
 
 
 class ModelMetrics:
@@ -130,30 +132,39 @@ class ModelMetrics:
         self._model = model
         self._images = metrics.images.labels(model)
         self._batch_size = metrics.batch_size.labels(model)
-        for trigger in ("full", "idle", "timeout", "deadline"):
-            metrics.batches.labels(model, trigger)
-        for stage in ("queue", "infer"):
-            metrics.cancelled.labels(model, stage)
-        for result in ("ok", "wrong", "failed"):
-            metrics.self_test_runs.labels(model, result)
+        self._batches = {
+            trigger: metrics.batches.labels(model, trigger)
+            for trigger in ("full", "idle", "timeout", "deadline")
+        }
+        self._cancelled = {
+            stage: metrics.cancelled.labels(model, stage) for stage in ("queue", "infer")
+        }
+        self._self_tests = {
+            result: metrics.self_test_runs.labels(model, result)
+            for result in ("ok", "wrong", "failed")
+        }
+        self._stages = {
+            stage: metrics.stage_seconds.labels(model, stage)
+            for stage in ("prepare", "queue", "infer", "postprocess")
+        }
 
     def batch(self, size: int, trigger: str) -> None:
         """Count a successful run."""
         self._images.inc(size)
         self._batch_size.observe(size)
-        self._metrics.batches.labels(self._model, trigger).inc()
+        self._batches[trigger].inc()
 
     def cancelled(self, stage: Literal["queue", "infer"]) -> None:
         """Count a cancelled input."""
-        self._metrics.cancelled.labels(self._model, stage).inc()
+        self._cancelled[stage].inc()
 
     def stage(self, stage: str, seconds: float) -> None:
         """Record the time that one image spent in a stage."""
-        self._metrics.stage_seconds.labels(self._model, stage).observe(seconds)
+        self._stages[stage].observe(seconds)
 
     def self_test(self, result: Literal["ok", "wrong", "failed"]) -> None:
         """Count a run of the self-test."""
-        self._metrics.self_test_runs.labels(self._model, result).inc()
+        self._self_tests[result].inc()
 
     def watch(
         self,
