@@ -43,7 +43,7 @@ def read_coco_split(
 
     With ``keypoints``, every category must have those keypoints, in that order; objects without
     keypoints have none labelled. Boxes without an area are skipped, because published data has
-    some; a missing image, a wrong image size, a box outside its image and everything that
+    some; a missing image, a wrong image size, a box outside its image and all files that
     :mod:`labels.coco` refuses raise :class:`DatasetError`.
     """
     dataset = read_coco(annotation_file)

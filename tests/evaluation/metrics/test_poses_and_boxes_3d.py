@@ -174,26 +174,26 @@ def test_kitti_scores_by_hand() -> None:
     assert right.aos == (ALL,) * 3
     # Seen 60 degrees off, the similarity is (1 + cos 60) / 2.
     assert scores_of({"alpha": 0.5 + np.pi / 3}).aos == pytest.approx((0.75 * ALL,) * 3)
-    # One wrong box per image with a better score: at the end every second one is right.
-    wrong: dict[str, Any] = {
+    # A false positive with a higher score in each image: the final precision is a half.
+    false_positive: dict[str, Any] = {
         "boxes": (AT, ELSEWHERE),
         "boxes_3d": (CAR, FAR),
         "scores": (0.5, 0.95),
     }
-    assert scores_of({}, **wrong).ap["2D"] == pytest.approx((0.5 * ALL,) * 3)
-    assert scores_of({}, **wrong).ap["3D"] == pytest.approx((0.5 * ALL,) * 3)
+    assert scores_of({}, **false_positive).ap["2D"] == pytest.approx((0.5 * ALL,) * 3)
+    assert scores_of({}, **false_positive).ap["3D"] == pytest.approx((0.5 * ALL,) * 3)
     # In a DontCare region it is ignored, which applies to 2D boxes only.
     dont_care = {
         "type": "DontCare",
         "box": ELSEWHERE,
         "box_3d": [-1, -1, -1, -1000, -1000, -1000, -10],
     }
-    assert scores_of({}, dont_care, **wrong).ap["2D"] == pytest.approx((ALL,) * 3)
-    assert scores_of({}, dont_care, **wrong).ap["BEV"] == pytest.approx((0.5 * ALL,) * 3)
+    assert scores_of({}, dont_care, **false_positive).ap["2D"] == pytest.approx((ALL,) * 3)
+    assert scores_of({}, dont_care, **false_positive).ap["BEV"] == pytest.approx((0.5 * ALL,) * 3)
     # A van detected as a car is ignored; a truck is a false positive.
     van = {"type": "Van", "box": ELSEWHERE, "box_3d": FAR}
-    assert scores_of({}, van, **wrong).ap["3D"] == pytest.approx((ALL,) * 3)
-    assert scores_of({}, van | {"type": "Truck"}, **wrong).ap["3D"] == pytest.approx(
+    assert scores_of({}, van, **false_positive).ap["3D"] == pytest.approx((ALL,) * 3)
+    assert scores_of({}, van | {"type": "Truck"}, **false_positive).ap["3D"] == pytest.approx(
         (0.5 * ALL,) * 3
     )
 
@@ -227,7 +227,7 @@ def test_small_detections_are_not_false_positives() -> None:
 def test_an_object_matched_by_a_small_detection_is_ignored() -> None:
     tall, low = [100.0, 100.0, 200.0, 141.0], [100.0, 100.0, 200.0, 139.0]
     assert scores_of({"box": tall}, boxes=(low,)).ap["2D"] == (0, ALL, ALL)
-    # Beside an object that is found and a wrong box: half of what counts is right, not two thirds.
+    # With another matched object and a false positive, the precision is a half, not two thirds.
     nowhere = [700.0, 100.0, 800.0, 160.0]
     found = scores_of(
         *({"box": tall}, {"box": ELSEWHERE}),
