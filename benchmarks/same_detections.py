@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from evaluation.detections import ImageDetections
 from evaluation.ground_truth import LabelledImage
-from evaluation.local_model import OfflinePackage
+from evaluation.local_model import LocalModel
 from evaluation.report import Cell, markdown_table
 from labels.matching import Indices, box_iou, match_boxes
 from model_export.pipeline import ONNX_FILE
@@ -120,13 +120,13 @@ def concatenate(images: Sequence[Mapping[str, Quantity]]) -> dict[str, Quantity]
     }
 
 
-def detect(file: Path, images: Sequence[LabelledImage], rounded: bool) -> list[ImageDetections]:
+def detect(file: Path, images: Sequence[LabelledImage], rounded: bool) -> Sequence[ImageDetections]:
     """Return all detections of ``file`` in the images; ``rounded``: with explicit rounding."""
     with _single_file_package(file, rounded) as package:
-        model = OfflinePackage(package)
+        model = LocalModel(package)
         name = f"{file}{', with explicit rounding' if rounded else ''}"
         print(f"{name}: {model.model.kind} on {model.model.engine}", file=sys.stderr)
-        return model.detect(images, lambda: None).all_detections()
+        return model.detect(images, lambda: None).detections
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from PIL import Image
 from evaluation.detections import ImageDetections, to_coco_results
 from evaluation.ground_truth import map_to_classes
 from evaluation.label_readers import read_ground_truth
-from evaluation.local_model import OfflinePackage
+from evaluation.local_model import LocalModel
 from evaluation.metrics.coco import box_scores
 from evaluation.report import markdown_row, markdown_table
 from labels.matching import match_boxes
@@ -101,14 +101,14 @@ def make_sheets(
 
 def detect(
     package: Path, annotations: Path, reduction: int
-) -> tuple[list[ImageDetections], float, float]:
+) -> tuple[Sequence[ImageDetections], float, float]:
     """Return detections, AP and AP50 of all sheets, with JPEGs decoded at 1 / ``reduction``."""
-    model = OfflinePackage(package)
+    model = LocalModel(package)
     ground_truth = map_to_classes(
         read_ground_truth(annotations, annotations.parent), model.model.classes
     )
     with patch("service.detector.choose_reduction", return_value=reduction):
-        detections = model.detect(ground_truth.images, lambda: None).all_detections()
+        detections = model.detect(ground_truth.images, lambda: None).detections
     results = to_coco_results(detections, [image.image_id for image in ground_truth.images])
     summary = box_scores(ground_truth.coco, results).summary
     return detections, summary["AP"], summary["AP50"]
@@ -144,7 +144,7 @@ def main() -> None:
     print(markdown_table(COLUMNS))
     for side in args.sheet:
         per_input_px = side * 640 / input_width
-        full_size: list[ImageDetections] = []
+        full_size: Sequence[ImageDetections] = ()
         for variant in VARIANTS:
             with tempfile.TemporaryDirectory() as output:
                 sheets = make_sheets(coco, args.images, side, args.shuffles, variant, Path(output))

@@ -15,7 +15,7 @@ from evaluation.ground_truth import GroundTruth, check_images, map_to_classes
 from evaluation.ground_truth_centers import with_ground_truth_centers
 from evaluation.http_model import HttpModel
 from evaluation.label_readers import read_ground_truth
-from evaluation.local_model import OfflinePackage
+from evaluation.local_model import LocalModel
 from evaluation.metrics.coco import COCO_SIGMAS
 from evaluation.model_under_test import DetectionRun, DetectionSource, ModelUnderTest
 from evaluation.report import Report, Table, check_output, write_report
@@ -77,7 +77,7 @@ def _evaluate(args: argparse.Namespace) -> Report:
     ground_truth = read_ground_truth(args.annotations, args.images)
     check_images(ground_truth)
     source: DetectionSource = (
-        OfflinePackage(args.package) if args.url is None else HttpModel(args.url, args.model)
+        LocalModel(args.package) if args.url is None else HttpModel(args.url, args.model)
     )
     model = source.model
     if args.ground_truth_centers and model.kind != "corner_triplets":

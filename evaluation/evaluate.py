@@ -34,7 +34,7 @@ def evaluate(
     ``ground_truth``: with the model's class ids, see
     :func:`evaluation.ground_truth.map_to_classes`; ``sigmas``: those of the keypoints, or None.
     """
-    detections = run.all_detections()
+    detections = run.detections
     labels = labels_by_image(ground_truth)
     thresholded = [one.filter_by_score(model.score_threshold) for one in detections]
     results = to_coco_results(detections, [image.image_id for image in ground_truth.images])

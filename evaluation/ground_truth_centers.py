@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
-from evaluation.local_model import OfflinePackage
+from evaluation.local_model import LocalModel
 from service.decoders.corner_triplets import CenterKeypoints, decode_triplets
 from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
@@ -31,7 +31,7 @@ class _DecoderWithCenters:
         return decode_triplets(outputs, options.centers, options)
 
 
-def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> OfflinePackage:
+def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> LocalModel:
     """Load a triplets package whose predicted centers are replaced by those of the labels.
 
     The center of a label is the center of its box, with score 1, as in a perfect heatmap.
@@ -40,7 +40,7 @@ def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> Offli
         image.image_id: centers_of(labels)
         for image, labels in zip(ground_truth.images, labels_by_image(ground_truth), strict=True)
     }
-    return OfflinePackage(
+    return LocalModel(
         package,
         _DecoderWithCenters(),
         lambda image, options: _OptionsWithCenters(

@@ -1,7 +1,6 @@
 """A model behind a running service."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 from client.detect import ask_service, request_detections
@@ -9,11 +8,11 @@ from evaluation.detections import ImageDetections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
 from evaluation.model_under_test import (
-    IN_FLIGHT,
     DetectionRun,
     ModelUnderTest,
     Stopwatch,
     read_image,
+    run_detection,
 )
 
 
@@ -49,21 +48,8 @@ class HttpModel:
     def detect(
         self, images: Sequence[LabelledImage], on_result: Callable[[], object]
     ) -> DetectionRun:
-        """Send all images, :data:`IN_FLIGHT` at a time; the first error ends the run."""
-        self._request(images[0])
-        run = DetectionRun([None] * len(images))
-        stopwatch = Stopwatch()
-        with ThreadPoolExecutor(IN_FLIGHT) as clients:
-            try:
-                for index, (detections, seconds) in enumerate(clients.map(self._request, images)):
-                    run.detections[index] = detections
-                    run.latencies_s.append(seconds)
-                    on_result()
-            except BaseException:
-                clients.shutdown(cancel_futures=True)
-                raise
-        run.wall_s = stopwatch.seconds
-        return run
+        """Send all images; see :meth:`evaluation.model_under_test.DetectionSource.detect`."""
+        return run_detection(self._request, images, on_result)
 
     def _request(self, image: LabelledImage) -> tuple[ImageDetections, float]:
         body = read_image(image)

@@ -1,8 +1,7 @@
-"""A package that runs in this process."""
+"""A model package that runs in this process."""
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,11 @@ from evaluation.detections import ImageDetections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
 from evaluation.model_under_test import (
-    IN_FLIGHT,
     DetectionRun,
     ModelUnderTest,
     Stopwatch,
     read_image,
+    run_detection,
 )
 from model_package import ModelManifest, PackageError
 from service.decoders import Decoder
@@ -28,7 +27,7 @@ from service.options import DetectParameters, RequestOptions
 ImageOptions = Callable[[LabelledImage, DetectionOptions], DetectionOptions]
 
 
-class OfflinePackage:
+class LocalModel:
     """A package, loaded by the service's library; ``CENTERNET_*`` variables apply as there.
 
     ``decoder`` replaces the decoder of the package; ``image_options`` then maps an image and its
@@ -53,24 +52,9 @@ class OfflinePackage:
     def detect(
         self, images: Sequence[LabelledImage], on_result: Callable[[], object]
     ) -> DetectionRun:
-        """Detect in all images, then close the engine; may be called once."""
+        """Process all images, then close the engine; can be called once."""
         with self._detector:
-            self._detect_image(images[0])
-            run = DetectionRun([None] * len(images))
-            stopwatch = Stopwatch()
-            with ThreadPoolExecutor(IN_FLIGHT) as threads:
-                try:
-                    for index, (detections, seconds) in enumerate(
-                        threads.map(self._detect_image, images)
-                    ):
-                        run.detections[index] = detections
-                        run.latencies_s.append(seconds)
-                        on_result()
-                except BaseException:
-                    threads.shutdown(cancel_futures=True)
-                    raise
-            run.wall_s = stopwatch.seconds
-        return run
+            return run_detection(self._detect_image, images, on_result)
 
     def _detect_image(self, image: LabelledImage) -> tuple[ImageDetections, float]:
         body = read_image(image)

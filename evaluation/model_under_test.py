@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,23 +56,16 @@ class ModelUnderTest:
         return options
 
 
-@dataclass
+@dataclass(frozen=True)
 class DetectionRun:
-    """Detections of all images, in their order, and timings.
+    """Detections of all images, in the order of the images, and timings.
 
-    Attributes:
-        detections: per image; None until the image has been processed.
-        latencies_s: seconds per image, in the order of completion or of the images.
-        wall_s: seconds for all images.
+    ``latencies_s``: seconds per image; ``wall_s``: seconds for all images.
     """
 
-    detections: list[ImageDetections | None]
-    latencies_s: list[float] = field(default_factory=list)
-    wall_s: float = 0.0
-
-    def all_detections(self) -> list[ImageDetections]:
-        """Return the detections of a completed run."""
-        return [one for one in self.detections if one is not None]
+    detections: Sequence[ImageDetections]
+    latencies_s: Sequence[float]
+    wall_s: float
 
     def speed(self) -> dict[str, float]:
         """Return images per second, and median and 95th percentile of the latency in ms."""
@@ -97,6 +91,31 @@ class DetectionSource(Protocol):
         :class:`EvaluationError` with the path of the image and the cause.
         """
         ...
+
+
+def run_detection(
+    detect_image: Callable[[LabelledImage], tuple[ImageDetections, float]],
+    images: Sequence[LabelledImage],
+    on_result: Callable[[], object],
+) -> DetectionRun:
+    """Process all images in :data:`IN_FLIGHT` threads; see :meth:`DetectionSource.detect`.
+
+    ``detect_image`` returns the detections of one image and the seconds that it took. The first
+    error ends the run.
+    """
+    detect_image(images[0])
+    detections, latencies_s = [], []
+    stopwatch = Stopwatch()
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        try:
+            for image_detections, seconds in threads.map(detect_image, images):
+                detections.append(image_detections)
+                latencies_s.append(seconds)
+                on_result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    return DetectionRun(detections, latencies_s, stopwatch.seconds)
 
 
 def read_image(image: LabelledImage) -> bytes:
