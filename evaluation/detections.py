@@ -91,6 +91,6 @@ def to_coco_results(
             if keypoints:
                 result["keypoints"] = keypoints
             if box_3d:
-                result["space"] = box_3d
+                result["box_3d"] = box_3d
             results.append(result)
     return results

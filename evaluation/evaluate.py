@@ -175,7 +175,7 @@ def _add_box_3d_errors(
     boxes_3d = [(ground_truth.boxes_3d or {})[image.image_id] for image in ground_truth.images]
     boxes = [to_boxes_3d(one)[np.isin(one.types, model.classes)] for one in boxes_3d]
     errors = box_3d_errors(list(zip(labels, detections, boxes, strict=True)))
-    report.metrics["space"] = asdict(errors)
+    report.metrics["boxes_3d"] = asdict(errors)
     report.sections.append(
         Table(
             "3D boxes",

@@ -156,10 +156,10 @@ def test_boxes_3d_over_http(tmp_path: Path) -> None:
     manifest = make_manifest(BOXES_3D, CANVAS_3D)
     with run_server(one_model(FixedEngine(BOXES_3D_ROWS), manifest), Settings()) as server:
         metrics = evaluate(*where, "--url", server.url, "--output", tmp_path / "report")
-    assert metrics["space"]["found"] == 1
-    assert metrics["space"]["depth"] == 0
+    assert metrics["boxes_3d"]["found"] == 1
+    assert metrics["boxes_3d"]["depth"] == 0
     # Its center is 10 pixels under the principal point: 1 m at 20 m, and half the height more.
-    assert metrics["space"]["iou_3d"] == pytest.approx(1, abs=1e-3)
+    assert metrics["boxes_3d"]["iou_3d"] == pytest.approx(1, abs=1e-3)
     assert metrics["kitti"]["green"].keys() == {"0.5", "0.25"}
     report = (tmp_path / "report/report.md").read_text()
     assert "| green | AOS | 0.5 | –" in report  # noqa: RUF001 (16 pixels: too low for KITTI)
