@@ -21,11 +21,11 @@ def build(package: ModelPackage, max_batch_size: int, notes: Notes) -> list[dict
     """Build the package's engines with every installed library; return one row per library."""
     rows = []
     for backend, library in TENSORRT_LIBRARIES.items():
-        what = f"{package.manifest.name}: build for {backend}"
+        check_name = f"{package.manifest.name}: build for {backend}"
         if find_spec(library.backend) is None:
-            notes.skip(what, f"the Python package {library.backend} is not installed")
+            notes.skip(check_name, f"the Python package {library.backend} is not installed")
             continue
-        with notes.skip_on_error(what):
+        with notes.skip_on_error(check_name):
             rows.append({"package": package.manifest.name, "backend": backend}
                         | _build(package, backend, max_batch_size))  # fmt: skip
     return rows

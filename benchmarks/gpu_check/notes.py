@@ -13,22 +13,22 @@ class Notes:
     failed: list[str] = field(default_factory=list)
 
     @contextmanager
-    def skip_on_error(self, what: str) -> Iterator[None]:
-        """Suppress an exception of the block and record ``what`` as not run.
+    def skip_on_error(self, check: str) -> Iterator[None]:
+        """Suppress an exception of the block and record ``check`` as not run.
 
         Few machines have every optional package, and the other checks should still run.
         """
         try:
             yield
         except Exception as error:
-            self.skip(what, f"{type(error).__name__}: {error}")
+            self.skip(check, f"{type(error).__name__}: {error}")
 
-    def skip(self, what: str, reason: str) -> None:
-        """Record that ``what`` was not run."""
-        self.not_run.append(f"{what}: {reason}")
+    def skip(self, check: str, reason: str) -> None:
+        """Record that ``check`` was not run."""
+        self.not_run.append(f"{check}: {reason}")
         print(f"not run: {self.not_run[-1]}", flush=True)
 
-    def fail(self, what: str, reason: str) -> None:
-        """Record that ``what`` was run and gave a wrong result."""
-        self.failed.append(f"{what}: {reason}")
+    def fail(self, check: str, reason: str) -> None:
+        """Record that ``check`` was run and gave a wrong result."""
+        self.failed.append(f"{check}: {reason}")
         print(f"FAILED: {self.failed[-1]}", flush=True)

@@ -29,16 +29,16 @@ def check(package: ModelPackage, backends: Sequence[str], threads: int, notes: N
     rows = []
     for backend in backends:
         for precision in ("fp32", "fp16"):
-            what = f"{package.manifest.name}: {backend} {precision}"
+            check_name = f"{package.manifest.name}: {backend} {precision}"
             try:
                 with open_precision(
                     package, backend, precision, threads, max(BATCH_SIZES)
                 ) as engine:
-                    found = _run(engine, images)
+                    detections = _run(engine, images)
             except (EngineUnavailableError, LookupError) as error:
-                notes.skip(what, str(error))
+                notes.skip(check_name, str(error))
                 continue
-            row = _compare(package, precision, expected, found, what, notes)
+            row = _compare(package, precision, expected, detections, check_name, notes)
             rows.append({"package": package.manifest.name, "backend": backend,
                          "precision": precision, **row})  # fmt: skip
     return rows
@@ -46,13 +46,13 @@ def check(package: ModelPackage, backends: Sequence[str], threads: int, notes: N
 
 def _run(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, Detections]]:
     """Return the index of each image and its detections, over batches of changing size."""
-    found: list[tuple[int, Detections]] = []
+    detections: list[tuple[int, Detections]] = []
     for start, batch_size in enumerate(BATCH_SIZES):
         size = min(batch_size, engine.max_batch_size or batch_size)
         indices = [(start + offset) % len(images) for offset in range(size)]
         rows = _rows(engine.run([images[index] for index in indices]))
-        found += zip(indices, rows, strict=True)
-    return found
+        detections += zip(indices, rows, strict=True)
+    return detections
 
 
 def _rows(outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
@@ -64,33 +64,38 @@ def _compare(
     package: ModelPackage,
     precision: str,
     expected: Sequence[Detections],
-    found: Sequence[tuple[int, Detections]],
-    what: str,
+    detections: Sequence[tuple[int, Detections]],
+    check_name: str,
     notes: Notes,
 ) -> Row:
     """Compare with the criteria of the package verification for the precision."""
     from model_export.errors import ExportError
 
     try:
-        row = (_compare_fp32 if precision == "fp32" else _compare_fp16)(package, expected, found)
+        row = (_compare_fp32 if precision == "fp32" else _compare_fp16)(
+            package, expected, detections
+        )
     except ExportError as error:
-        notes.fail(what, str(error))
+        notes.fail(check_name, str(error))
         return {"agrees": False, "matched": None, "worst_errors": {}}
     if not row["agrees"]:
-        notes.fail(what, f"only {row['matched']:.4f} of the detections match")
+        notes.fail(check_name, f"only {row['matched']:.4f} of the detections match")
     return row
 
 
 def _compare_fp32(
     package: ModelPackage,
     expected: Sequence[Detections],
-    found: Sequence[tuple[int, Detections]],
+    detections: Sequence[tuple[int, Detections]],
 ) -> Row:
     from model_export.verification.comparison import TOLERANCES, compare
 
     # The export sets wider tolerances for networks that amplify rounding errors.
     tolerances = {**TOLERANCES, **package.manifest.verification.tolerances}
-    results = [compare(expected[index], one, f"image {index}", tolerances) for index, one in found]
+    results = [
+        compare(expected[index], actual, f"image {index}", tolerances)
+        for index, actual in detections
+    ]
     worst: dict[str, float] = {}
     for result in results:
         for name, error in result.worst_errors.items():
@@ -103,11 +108,11 @@ def _compare_fp32(
 def _compare_fp16(
     package: ModelPackage,  # noqa: ARG001  # same signature as for fp32
     expected: Sequence[Detections],
-    found: Sequence[tuple[int, Detections]],
+    detections: Sequence[tuple[int, Detections]],
 ) -> Row:
     from model_export.verification.detection_agreement import MIN_MATCHED_FRACTION, agree, together
 
-    agreement = together([agree(expected[index], one) for index, one in found])
+    agreement = together([agree(expected[index], actual) for index, actual in detections])
     return {
         "agrees": agreement.matched_fraction >= MIN_MATCHED_FRACTION,
         "matched": agreement.matched_fraction,

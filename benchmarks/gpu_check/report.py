@@ -42,10 +42,10 @@ def _targets(result: Mapping[str, Any]) -> Iterator[str]:
         )
     ]
     for network in ("res_18-boxes", "dla_34-boxes"):
-        what = f"{network}, batch 8: best engine against PyTorch fp16"
-        rows.append((what, f">= {TARGET_SPEEDUP}x", _speedup_over_eager(speed, network)))
-    what = "res_18-boxes, 512x512, batch 1: milliseconds"
-    rows.append((what, f"< {TARGET_LATENCY_MS}", _best_ms(speed, "res_18-boxes", 1)))
+        measure = f"{network}, batch 8: best engine against PyTorch fp16"
+        rows.append((measure, f">= {TARGET_SPEEDUP}x", _speedup_over_eager(speed, network)))
+    measure = "res_18-boxes, 512x512, batch 1: milliseconds"
+    rows.append((measure, f"< {TARGET_LATENCY_MS}", _best_ms(speed, "res_18-boxes", 1)))
     yield from _table(("measure", "target", "measured"), rows)
     yield ""
     yield (
@@ -72,7 +72,7 @@ def _speedup_over_eager(rows: Sequence[Row], network: str) -> str:
 
 
 def _best_ms(rows: Sequence[Row], network: str, batch_size: int) -> str:
-    found = [
+    milliseconds = [
         row["ms_per_batch"]
         for row in rows
         if (row["network"], row["batch_size"]) == (network, batch_size)
@@ -80,7 +80,7 @@ def _best_ms(rows: Sequence[Row], network: str, batch_size: int) -> str:
         # Two concurrent runs: the time per batch is not the latency of one run.
         and "two at a time" not in row["contender"]
     ]
-    return f"{min(found):.3f}" if found else "not measured"
+    return f"{min(milliseconds):.3f}" if milliseconds else "not measured"
 
 
 def _is_engine(name: str) -> bool:

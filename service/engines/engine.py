@@ -21,7 +21,7 @@ class EngineOptions:
     """Settings of the deployment that an engine is opened with."""
 
     threads: int
-    """CPU threads that one run uses (``intra_op_num_threads`` of ONNX Runtime)."""
+    """CPU threads of a run (``intra_op_num_threads`` of ONNX Runtime)."""
     concurrency: int = 1
     """Concurrent runs on the CPU. GPU engines set their own :attr:`Engine.concurrency`."""
     max_batch_size: int = 8

@@ -56,7 +56,7 @@ class ExecutionContext(Protocol):
 
 @dataclass
 class ExecutionInstance:
-    """Everything that one batch in progress uses; instances share no mutable state."""
+    """Resources of one batch in progress; instances share no mutable state."""
 
     stream: Stream
     images: HostDeviceBuffer

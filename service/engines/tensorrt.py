@@ -193,9 +193,9 @@ def _tensor_mismatch(trt: Any, engine: Any, manifest: ModelManifest) -> str | No
     if names != {manifest.input.name, *expected}:
         return f"has the tensors {sorted(names)}, which are not those of the manifest"
     for name, dtype_and_shape in expected.items():
-        found = engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))[1:]
-        if found != dtype_and_shape:
-            return f"has the output {name} as {found}, the manifest says {dtype_and_shape}"
+        actual = engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))[1:]
+        if actual != dtype_and_shape:
+            return f"has the output {name} as {actual}, the manifest says {dtype_and_shape}"
     if engine.get_tensor_dtype(manifest.input.name) != trt.DataType.UINT8:
         return "does not take uint8 images"
     return None
@@ -259,5 +259,8 @@ class _ErrorLog:
 
 @cache
 def _error_log(trt: Any) -> _ErrorLog:
-    """Return the log of the library: one, as the library keeps the first logger it receives."""
+    """Return the log of a library.
+
+    There is only one, because the library uses the first logger that it receives everywhere.
+    """
     return _ErrorLog(trt)

@@ -39,9 +39,9 @@ def test_reports_what_it_did_not_run_without_a_gpu(project: Path, tmp_path: Path
         (name, size) for name in ("PyTorch fp32", "onnxruntime-cpu fp32") for size in (1, 2)
     }
     assert result["kernels"]["speed"] == []
-    for what in ("everything on a GPU", "corner pooling kernels", "slim: PyTorch fp16"):
-        assert any(line.startswith(what) for line in result["not_run"])
-        assert f"- {what}" in (tmp_path / "gpu_check.md").read_text()
+    for check in ("everything on a GPU", "corner pooling kernels", "slim: PyTorch fp16"):
+        assert any(line.startswith(check) for line in result["not_run"])
+        assert f"- {check}" in (tmp_path / "gpu_check.md").read_text()
     assert "| not measured |" in (tmp_path / "gpu_check.md").read_text()
 
 

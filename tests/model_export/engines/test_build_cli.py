@@ -124,9 +124,9 @@ def _check_package(package: Path, hidden: int) -> None:
     (engine,) = engines_of(package)
     names = {*contents(package)}
     assert {"model.json", "model.onnx", "model_flip.onnx", engine.file} <= names
-    others = names - {"model.json", "model.onnx", "model_flip.onnx", engine.file}
-    assert all(name.startswith(".") for name in others)
-    assert len(others) == hidden
+    other_files = names - {"model.json", "model.onnx", "model_flip.onnx", engine.file}
+    assert all(name.startswith(".") for name in other_files)
+    assert len(other_files) == hidden
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -162,8 +162,8 @@ def test_a_killed_build_leaves_a_valid_package(slow: Path) -> None:
     (slow / "notes.engine").write_bytes(b"another file of the user")
     load_package(slow)
 
-    again = start_build(slow, *ADA, "--precision", "fp16")  # has nothing to build, but cleans up
-    _, err = again.communicate(timeout=60)
+    process = start_build(slow, *ADA, "--precision", "fp16")  # has nothing to build, but cleans up
+    _, err = process.communicate(timeout=60)
     assert "no ONNX file in fp16" in err
     assert (slow / "notes.engine").exists()
     (slow / "notes.engine").unlink()

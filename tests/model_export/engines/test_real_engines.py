@@ -54,16 +54,16 @@ class HalfBody(nn.Module):
 def _write_network(directory: Path, state: State, max_side_px: int | None) -> None:
     """Write a package with the network of ``state`` in fp32 and fp16, not verified."""
     state = without_counters(state)
-    found = identify(state, None, None)
+    identified = identify(state, None, None)
     plan = make_plan(
         ExportConfig(name="network", version="1", max_side_px=max_side_px),
-        found.architecture,
-        ARCHITECTURES[found.architecture].input_multiple,
-        found.task,
-        found.num_classes,
-        found.num_keypoints,
+        identified.architecture,
+        ARCHITECTURES[identified.architecture].input_multiple,
+        identified.task,
+        identified.num_classes,
+        identified.num_keypoints,
     )
-    network = load_network(found, state).eval()
+    network = load_network(identified, state).eval()
     spec, names, files = plan.input, plan.output_names(), {}
     for file, make_body in {"model.onnx": nn.Identity, "model_fp16.onnx": HalfBody}.items():
         body = network if make_body is nn.Identity else make_body(network)

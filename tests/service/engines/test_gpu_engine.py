@@ -19,7 +19,6 @@ from support.fake_tensorrt import FakeTensorrt
 
 from model_package import FreeSize, InputSpec, ModelPackage
 from service.engines import Engine, EngineBrokenError, EngineUnavailableError, open_engine
-from service.engines.batch_sizes import power_of_two_batch_sizes
 
 FREE = InputSpec(
     width_px=64, height_px=64, free_size=FreeSize(multiple_px=32, extra_px=1, max_side_px=256)
@@ -132,8 +131,8 @@ def test_results_are_not_overwritten_by_later_batches(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
-    kept = [engine.run(make_images(value, value + 1)) for value in range(0, 100, 10)]
-    for value, outputs in zip(range(0, 100, 10), kept, strict=True):
+    results = [engine.run(make_images(value, value + 1)) for value in range(0, 100, 10)]
+    for value, outputs in zip(range(0, 100, 10), results, strict=True):
         assert outputs["scores"].tolist() == [[value], [value + 1]]
 
 
@@ -146,9 +145,9 @@ def test_concurrent_batches_return_their_own_rows(
     def run(start: int) -> None:
         for value in range(start, start + 40):
             values = [value] * (value % 8 + 1)
-            found = scores(engine, *values)
-            if found != values:
-                wrong.append((values, found))
+            actual = scores(engine, *values)
+            if actual != values:
+                wrong.append((values, actual))
 
     threads = [threading.Thread(target=run, args=(start,)) for start in (0, 100, 50)]
     for thread in threads:
@@ -206,9 +205,9 @@ def test_close_frees_everything(
 @pytest.mark.parametrize(
     ("backend", "name"),
     [
-        *((one, "cudaMalloc") for one in BACKENDS),
-        *((one, "cudaHostAlloc") for one in BACKENDS),
-        *((one, "cudaStreamCreateWithFlags") for one in BACKENDS),
+        *((backend, "cudaMalloc") for backend in BACKENDS),
+        *((backend, "cudaHostAlloc") for backend in BACKENDS),
+        *((backend, "cudaStreamCreateWithFlags") for backend in BACKENDS),
         ("tensorrt", "cudaStreamBeginCapture"),
         ("tensorrt", "cudaGraphInstantiate"),
     ],
@@ -263,16 +262,6 @@ def test_captures_only_batch_sizes_up_to_the_maximum_of_the_service(
     assert cuda.calls["cudaGraphInstantiate"] == 2 * 2 * 3
     assert scores(engine, 1, 2, 3) == [1, 2, 3]
     engine.close()
-
-
-@pytest.mark.parametrize(
-    ("minimum", "maximum", "sizes"),
-    [(1, 1, [1]), (1, 8, [1, 2, 4, 8]), (1, 6, [1, 2, 4, 6]), (3, 12, [3, 4, 8, 12])],
-)
-def test_batch_sizes_are_powers_of_two_and_both_bounds(
-    minimum: int, maximum: int, sizes: list[int]
-) -> None:
-    assert power_of_two_batch_sizes(maximum, minimum) == sizes
 
 
 @pytest.mark.usefixtures("tensorrt")

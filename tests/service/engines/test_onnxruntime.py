@@ -37,18 +37,18 @@ def test_does_not_run_fp16_files(tmp_path: Path) -> None:
 def test_concurrent_runs_return_their_own_rows(tmp_path: Path) -> None:
     engine = open_engine(make_package(tmp_path), "onnxruntime-cpu", threads=1, concurrency=3)
     assert engine.concurrency == 3
-    found: dict[int, list[list[float]]] = {}
+    results: dict[int, list[list[float]]] = {}
 
     def run(first: int) -> None:
         for _ in range(20):
-            found[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
+            results[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
 
     threads = [threading.Thread(target=run, args=(10 * index,)) for index in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {first: [[first], [first + 1]] for first in (0, 10, 20)}
+    assert results == {first: [[first], [first + 1]] for first in (0, 10, 20)}
 
 
 def test_reports_a_file_that_cannot_be_loaded(tmp_path: Path) -> None:
