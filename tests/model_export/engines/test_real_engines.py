@@ -125,7 +125,7 @@ def network(
 
 
 @pytest.mark.parametrize(("capability", "target"), [("8.9", b"sm89"), ("12.0", b"sm120")])
-def test_an_engine_of(
+def test_builds_engines_of_whole_networks(
     network: Path,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],

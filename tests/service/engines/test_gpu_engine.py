@@ -222,7 +222,7 @@ def test_a_failed_load_frees_everything(
     assert cuda.alive == 0
 
 
-def test_launches_are_recorded_once_per_size(
+def test_launches_are_captured_once_per_batch_size(
     tensorrt: FakeTensorrt, package: ModelPackage, cuda: FakeCudaRuntime
 ) -> None:
     engine = open_engine(package, "tensorrt", threads=1)
