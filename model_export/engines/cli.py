@@ -93,11 +93,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--optimal-batch-size", type=int, default=EngineRequest.optimal_batch_size, metavar="N",
-        help="batch size to tune for (%(default)s)",
+        help="batch size to tune for (default: %(default)s)",
     )  # fmt: skip
     add(
         "--max-batch-size", type=int, default=EngineRequest.max_batch_size, metavar="N",
-        help="largest batch size that the engine takes (%(default)s)",
+        help="largest batch size that the engine takes (default: %(default)s)",
     )  # fmt: skip
     add(
         "--compute-capability", metavar="X.Y",
@@ -110,7 +110,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--progress", choices=["text", "json"], default="text",
-        help="json: one line on standard output per step, with progress from 0 to 1 (%(default)s)",
+        help="json: one line on stdout per step, with progress 0 to 1 (default: %(default)s)",
     )  # fmt: skip
 
 
