@@ -142,7 +142,8 @@ FIRING: dict[str, list[tuple[Case, Alert]]] = {
             Case({IMAGES: "0+300x60", CALIBRATED: "50x60", AGE: "0.5x60"}, "12m"),
             Alert(
                 MODEL_LABELS,
-                "a:8000: cells runs at 40% of its calibrated throughput although inputs are queued.",
+                "a:8000: cells runs at 40% of its calibrated throughput although "
+                "inputs are queued.",
             ),
         )
     ],

@@ -1,8 +1,8 @@
-"""What every peer does with an image; only the server around it differs.
+"""The detector that all third-party servers use; only the server around it differs.
 
-Runs in the peers' environments: Pillow, OpenCV, NumPy and ONNX Runtime, nothing of this project.
-The steps are those of the service: decode, warp (as the package says: letterbox), run, turn peaks
-into boxes in the image.
+It depends on Pillow, OpenCV, NumPy and ONNX Runtime and on nothing of this project. The steps are
+those of the service: decode, warp (letterbox, as the package specifies), inference, and decoding of
+peaks to boxes in image pixels.
 """
 
 import io
@@ -20,37 +20,40 @@ cv2.setNumThreads(1)
 
 
 class Settings(NamedTuple):
-    """One peer's tuning, from the variables ``PEER_*`` that the runner sets."""
+    """Configuration of a server, from the environment variables ``SERVER_*``."""
 
     model: Path
     port: int
     workers: int
     """Processes, replicas or instances of the model."""
     threads: int
-    """Threads of one ONNX Runtime session."""
+    """Intra-op threads of each ONNX Runtime session."""
     batch_size: int
     wait_ms: float
-    """How long a batch that is not full waits for more."""
+    """Maximum delay of a batch that is not full."""
     variant: str
-    """One of the shapes in which the peer's documentation writes such a service."""
+    """Name of an alternative implementation from the server's documentation, or empty."""
 
 
 def read_settings() -> Settings:
-    """Read the variables."""
-    given = {name: os.environ[f"PEER_{name.upper()}"] for name in Settings._fields}
+    """Read the settings from the environment."""
+    values = {name: os.environ[f"SERVER_{name.upper()}"] for name in Settings._fields}
     return Settings(
-        Path(given["model"]),
-        int(given["port"]),
-        int(given["workers"]),
-        int(given["threads"]),
-        int(given["batch_size"]),
-        float(given["wait_ms"]),
-        given["variant"],
+        Path(values["model"]),
+        int(values["port"]),
+        int(values["workers"]),
+        int(values["threads"]),
+        int(values["batch_size"]),
+        float(values["wait_ms"]),
+        values["variant"],
     )
 
 
 class Prepared(NamedTuple):
-    """``pixels``: uint8 (height, width, 3); ``scale`` and shift lead from the image to them."""
+    """A network input.
+
+    ``pixels`` is uint8 (height, width, 3); ``scale`` and shift map image to input coordinates.
+    """
 
     pixels: np.ndarray
     scale: float
@@ -59,7 +62,7 @@ class Prepared(NamedTuple):
 
 
 class Preparer:
-    """Images to network inputs, without the network."""
+    """Preprocessing: encoded images to network inputs."""
 
     def __init__(self, model: Path) -> None:
         manifest = json.loads((model / "model.json").read_text())
@@ -71,7 +74,7 @@ class Preparer:
         return self.warp(Image.open(io.BytesIO(body)))
 
     def warp(self, image: Image.Image) -> Prepared:
-        """Warp one opened image; decodes it."""
+        """Decode and warp an opened image."""
         pixels = np.asarray(image.convert("RGB"))
         height, width = pixels.shape[:2]
         scale = self.width / max(width, height)
@@ -82,7 +85,7 @@ class Preparer:
 
 
 class Detector(Preparer):
-    """Images to boxes."""
+    """Preprocessing, inference and decoding of boxes."""
 
     def __init__(self, model: Path, threads: int) -> None:
         super().__init__(model)
@@ -97,21 +100,21 @@ class Detector(Preparer):
         self.session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        for size in (1, 8):  # the arena grows before the first request, not during it
+        for size in (1, 8):  # warm-up: lets the memory arena grow
             images = np.zeros((size, self.height, self.width, 3), np.uint8)
             self.session.run(None, {"images": images})
 
     def run(self, batch: list[Prepared]) -> list[dict[str, Any]]:
-        """One engine run; one answer per image."""
+        """Run one batch; return one response document per image."""
         pixels = np.stack([prepared.pixels for prepared in batch])
         names = ["scores", "class_ids", "centers", "sizes"]
         rows = self.session.run(names, {"images": pixels})
         return [
-            self._answer(prepared, *(values[index] for values in rows))
+            self._document(prepared, *(values[index] for values in rows))
             for index, prepared in enumerate(batch)
         ]
 
-    def _answer(
+    def _document(
         self,
         prepared: Prepared,
         scores: np.ndarray,
@@ -126,7 +129,6 @@ class Detector(Preparer):
         boxes = np.round((corners - shift) / prepared.scale, 3).tolist()
         rounded_scores = np.round(scores[kept].astype(np.float64), 6)
         columns = (class_ids[kept].tolist(), rounded_scores.tolist(), boxes)
-        found = zip(*columns, strict=True)
         return {
             "detections": [
                 {
@@ -135,6 +137,6 @@ class Detector(Preparer):
                     "score": score,
                     "bbox": box,
                 }
-                for class_id, score, box in found
+                for class_id, score, box in zip(*columns, strict=True)
             ]
         }

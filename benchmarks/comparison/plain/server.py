@@ -1,6 +1,6 @@
-"""A plain FastAPI loop: one image per request, one engine run per image.
+"""Plain FastAPI: one inference run per request, without batching.
 
-Work is in FastAPI's pool of threads, which share a session; several workers are uvicorn's.
+Inference runs in FastAPI's thread pool with one shared session; workers are those of uvicorn.
 """
 
 from typing import Any

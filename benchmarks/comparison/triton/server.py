@@ -1,4 +1,4 @@
-"""Triton with pytriton: encoded images in, one JSON string per image out, dynamic batching."""
+"""Triton with PyTriton and dynamic batching: encoded images in, one JSON string per image out."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 settings = read_settings()
-# Triton's Python backend loads libpython3.11 from where the linker finds it: where that is not the
-# library of this interpreter, it disagrees with the standard library that goes with this one.
+# Triton's Python backend loads libpython3.11 from the linker's search path. It must be the library
+# of this interpreter, or it does not match the standard library in use.
 os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
 
 
@@ -26,8 +26,9 @@ def make_infer() -> Callable[..., dict[str, np.ndarray]]:
     def infer(image: np.ndarray) -> dict[str, np.ndarray]:
         bodies = [bytes(row[0]) for row in image]
         each = pool.map if settings.variant == "decoding_pool" else map
-        answers = detector.run(list(each(detector.prepare, bodies)))
-        return {"answer": np.array([[json.dumps(answer).encode()] for answer in answers], object)}
+        documents = detector.run(list(each(detector.prepare, bodies)))
+        rows = [[json.dumps(document).encode()] for document in documents]
+        return {"detections": np.array(rows, object)}
 
     return infer
 
@@ -41,7 +42,7 @@ if __name__ == "__main__":
             model_name="detect",
             infer_func=[make_infer() for _ in range(settings.workers)],
             inputs=[Tensor(name="image", dtype=bytes, shape=(1,))],
-            outputs=[Tensor(name="answer", dtype=bytes, shape=(1,))],
+            outputs=[Tensor(name="detections", dtype=bytes, shape=(1,))],
             config=ModelConfig(
                 max_batch_size=settings.batch_size,
                 batcher=DynamicBatcher(max_queue_delay_microseconds=int(settings.wait_ms * 1000)),

@@ -1,4 +1,4 @@
-"""Ray Serve: replicas with ``@serve.batch``, decoding in the replica's threads before the queue."""
+"""Ray Serve: replicas with ``@serve.batch``; images are decoded in threads of the replica."""
 
 import asyncio
 from typing import Any

@@ -1,7 +1,7 @@
-"""Starting and pausing each server, and asking it one question.
+"""The compared servers: installation, configurations, start, pause and stop.
 
-A peer is a directory with ``server.py`` and ``requirements.txt``. It runs in an environment of its
-own; the tunings that are tried are listed here, so that they can be evaluated in one place.
+Each third-party server is a directory with ``server.py`` and ``requirements.txt`` and runs in its
+own virtual environment. All configurations that are tried are listed in this file.
 """
 
 import contextlib
@@ -21,29 +21,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison.ceiling import SCORE_TOLERANCE
 from benchmarks.load import Target
-from benchmarks.peers.ceiling import SCORE_TOLERANCE
 
 HERE = Path(__file__).parent
 READY_S = 180.0
 STOP_S = 20.0
 _STARTS = 3
-"""pytriton gives its instances one second to find each other, which a busy machine may miss."""
-_FORM = "field-that-no-jpeg-contains"
+"""Attempts: pytriton's instances time out after one second, which may happen on a busy machine."""
+_BOUNDARY = "field-that-no-jpeg-contains"
 
-
-LEAST = "least"
-OWN = ("local", "ours_scaled", LEAST)
-"""What runs from this checkout, in its environment."""
+DEFAULT = "centernet-serving"
+"""This service with its default settings."""
+FULL_DECODE = "centernet-serving-full-decode"
+"""This service with ``scaled_decoding`` off: JPEGs are decoded at full size, as by all others."""
+MINIMAL = "minimal"
+"""``minimal_server.py``: a reference point, not a service."""
+LOCAL = (DEFAULT, FULL_DECODE, MINIMAL)
+"""Servers that run from this checkout, in the current environment."""
 
 
 class ServerError(RuntimeError):
-    """A server did not start, or did not answer as it should."""
+    """A server did not start or did not respond as expected."""
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How one server is set up; see ``shared/detector.py``."""
+class Configuration:
+    """The configuration of a server; see ``Settings`` in ``shared/detector.py``."""
 
     workers: int
     threads: int
@@ -62,96 +66,105 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Server:
-    """One contestant: how to start it, what to send and where its detections are."""
+    """A compared server: its start command, request format and response format."""
 
     name: str
-    tunings: Sequence[Tuning]
+    configurations: Sequence[Configuration]
     path: str
     command: Callable[[int], Sequence[str]]
-    detections: Callable[[bytes], list[dict[str, Any]]] = lambda body: _found(json.loads(body))
+    detections: Callable[[bytes], list[dict[str, Any]]] = lambda body: _detections(json.loads(body))
     form_field: str | None = None
-    """Name of the file in a form; None: the body is the file."""
+    """Name of the file field of a multipart form; None if the body is the image itself."""
     headers: Sequence[str] = ("Content-Type: image/jpeg",)
     score_tolerance: float = SCORE_TOLERANCE
     environment: Mapping[str, str] | None = None
-    least_match: float = 0.95
-    """Share of the detections of each image that must be those of the pipeline alone."""
+    min_matched_fraction: float = 0.95
+    """Required fraction of matching detections, per image, compared with the bare pipeline."""
     can_pause: bool = True
-    """One that takes a pause for a fault is left idle between its turns."""
+    """False for servers that treat a pause as a failure; they are left idle between their turns."""
 
 
 def _script(_: int) -> list[str]:
     return ["python", "server.py"]
 
 
-def _found(answer: Any) -> list[dict[str, Any]]:
-    return list(answer["detections"])
+def _detections(document: Any) -> list[dict[str, Any]]:
+    return list(document["detections"])
 
 
 def _triton_detections(body: bytes) -> list[dict[str, Any]]:
-    # To a raw request Triton answers in its binary form: a JSON head, four bytes of length, ours.
+    # Triton's response to a raw binary request: a JSON header, a four-byte length, our JSON.
     _, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))
-    return _found(json.loads(body[end + 4 :]))
+    return _detections(json.loads(body[end + 4 :]))
 
 
-# Two cores: two workers of one thread, or one of two, are what their pages on CPUs lead to; waits
-# are a fraction of an engine run. One more variant where the documentation has a second shape.
+# For two cores, the documentation of the servers suggests two workers with one thread or one worker
+# with two; batch delays are a fraction of an engine run. A further variant is tried where the
+# documentation describes a second way to write the server.
 SERVERS = {
     server.name: server
     for server in (
-        # No tuning: what the settings are by default, but for whole images, like everybody else.
-        Server("local", [Tuning(0, 0, 0, 0, "whole images")], "/detect", lambda _: []),
-        # Images of which the network needs a part of the pixels only. Random networks find other
-        # things in them; docs/measurements/image_decoding.md evaluates that with trained ones.
+        # No configuration is tuned: default settings except for scaled_decoding.
+        Server(FULL_DECODE, [Configuration(0, 0, 0, 0, "full decode")], "/detect", lambda _: []),
+        # Detections are not verified: networks with random weights detect other objects in JPEGs
+        # decoded at a fraction of their size. docs/measurements/image_decoding.md evaluates the
+        # effect with trained networks.
         Server(
-            "ours_scaled",
-            [Tuning(0, 0, 0, 0, "defaults")],
+            DEFAULT,
+            [Configuration(0, 0, 0, 0, "defaults")],
             "/detect",
             lambda _: [],
-            least_match=0.0,
+            min_matched_fraction=0.0,
         ),
-        # Not a service, but how much of the ceiling one would leave.
-        Server(LEAST, [Tuning(0, 0, 8, 0), Tuning(0, 0, 4, 0)], "/", lambda _: []),
+        Server(MINIMAL, [Configuration(0, 0, 8, 0), Configuration(0, 0, 4, 0)], "/", lambda _: []),
         Server(
             "plain",
-            [Tuning(1, 1, 1, 0), Tuning(2, 1, 1, 0), Tuning(1, 2, 1, 0)],
+            [Configuration(1, 1, 1, 0), Configuration(2, 1, 1, 0), Configuration(1, 2, 1, 0)],
             "/detect",
             _script,
         ),
         Server(
             "litserve",
-            [Tuning(2, 1, 8, 5), Tuning(2, 1, 4, 1), Tuning(2, 1, 8, 5, "fast_queue")],
+            [
+                Configuration(2, 1, 8, 5),
+                Configuration(2, 1, 4, 1),
+                Configuration(2, 1, 8, 5, "fast_queue"),
+            ],
             "/predict",
             _script,
             form_field="image",
         ),
         Server(
             "bentoml",
-            [Tuning(2, 1, 8, 60_000), Tuning(1, 2, 8, 60_000), Tuning(3, 1, 8, 60_000)],
+            [
+                Configuration(2, 1, 8, 60_000),
+                Configuration(1, 2, 8, 60_000),
+                Configuration(3, 1, 8, 60_000),
+            ],
             "/detect",
             lambda port: ["bentoml", "serve", "server:Detect", "--port", str(port), "-q"],
-            detections=lambda body: _found(json.loads(body)[0]),
+            detections=lambda body: _detections(json.loads(body)[0]),
             form_field="images",
             environment={"BENTOML_DO_NOT_TRACK": "True"},
         ),
         Server(
             "ray_serve",
-            [Tuning(2, 1, 8, 5), Tuning(1, 2, 8, 5), Tuning(2, 1, 4, 1)],
+            [Configuration(2, 1, 8, 5), Configuration(1, 2, 8, 5), Configuration(2, 1, 4, 1)],
             "/detect",
             _script,
             environment={
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_AUTH_MODE": "disabled",
-                # By default its workers run at niceness 15, below everything else on the machine.
+                # By default the workers run with niceness 15, below all other processes.
                 "RAY_worker_niceness": "0",
             },
         ),
         Server(
             "mosec",
             [
-                Tuning(2, 1, 8, 5, "staged"),
-                Tuning(2, 1, 8, 5, "single"),
-                Tuning(1, 2, 8, 5, "staged"),
+                Configuration(2, 1, 8, 5, "staged"),
+                Configuration(2, 1, 8, 5, "single"),
+                Configuration(1, 2, 8, 5, "staged"),
             ],
             "/inference",
             lambda port: ["python", "server.py", "--port", str(port), "--timeout", "30000"],
@@ -159,20 +172,20 @@ SERVERS = {
         Server(
             "triton",
             [
-                Tuning(2, 1, 8, 1),
-                Tuning(2, 1, 8, 1, "decoding_pool"),
-                Tuning(1, 2, 8, 1, "decoding_pool"),
+                Configuration(2, 1, 8, 1),
+                Configuration(2, 1, 8, 1, "decoding_pool"),
+                Configuration(1, 2, 8, 1, "decoding_pool"),
             ],
             "/v2/models/detect/infer",
             _script,
             detections=_triton_detections,
-            # OpenCV 4 (see its requirements) interpolates a little otherwise than OpenCV 5.
+            # The interpolation of OpenCV 4 (see its requirements) differs slightly from OpenCV 5.
             score_tolerance=0.005,
             headers=(
                 "Content-Type: application/octet-stream",
                 "Inference-Header-Content-Length: 0",
             ),
-            # It takes its Python instances for dead when they have been still for so long.
+            # Triton considers Python instances that are paused for a turn as crashed.
             can_pause=False,
         ),
     )
@@ -180,8 +193,8 @@ SERVERS = {
 
 
 def prepare_environment(server: Server, environments: Path) -> Path:
-    """Install a peer into an environment of its own, unless that was done; return its python."""
-    if server.name in OWN:
+    """Create the virtual environment of a server unless it is up to date; return its Python."""
+    if server.name in LOCAL:
         return Path(sys.executable)
     requirements = HERE / server.name / "requirements.txt"
     texts = [requirements.read_text(), (HERE / "shared" / "requirements.txt").read_text()]
@@ -197,26 +210,26 @@ def prepare_environment(server: Server, environments: Path) -> Path:
     return python
 
 
-def bodies_for(server: Server, images: Sequence[Path], folder: Path) -> list[Path]:
-    """Files with what is sent for each image: the image, or a form around it."""
+def write_bodies(server: Server, images: Sequence[Path], folder: Path) -> list[Path]:
+    """Return the files with the request bodies: the images, or multipart forms with them."""
     if server.form_field is None:
         return list(images)
     folder.mkdir(parents=True, exist_ok=True)
     bodies = []
     for image in images:
         head = (
-            f"--{_FORM}\r\nContent-Disposition: form-data; "
+            f"--{_BOUNDARY}\r\nContent-Disposition: form-data; "
             f'name="{server.form_field}"; filename="{image.name}"\r\n'
             "Content-Type: image/jpeg\r\n\r\n"
         )
         body = folder / f"{image.stem}.form"
-        body.write_bytes(head.encode() + image.read_bytes() + f"\r\n--{_FORM}--\r\n".encode())
+        body.write_bytes(head.encode() + image.read_bytes() + f"\r\n--{_BOUNDARY}--\r\n".encode())
         bodies.append(body)
     return bodies
 
 
-class Running:
-    """A server that has answered, and where to send what."""
+class RunningServer:
+    """A started server and the target for its requests."""
 
     def __init__(
         self, target: Target, process: "subprocess.Popen[bytes]", *, can_pause: bool
@@ -226,25 +239,25 @@ class Running:
         self._can_pause = can_pause
 
     def pause(self) -> None:
-        """Stop its processes as they are, if it bears that, so that others have the machine."""
+        """Suspend all processes (SIGSTOP) if the server tolerates it."""
         if self._can_pause:
             self._send(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Resume all processes (SIGCONT)."""
         self._send(signal.SIGCONT)
 
     @contextmanager
-    def awake(self) -> Iterator[Target]:
-        """Let a paused server go on for a while."""
+    def resumed(self) -> Iterator[Target]:
+        """Resume a paused server for the duration of the block."""
         self.resume()
         try:
             yield self.target
         finally:
             self.pause()
 
-    def end(self) -> None:
-        """SIGTERM, then the end of every process that it started and left behind."""
+    def stop(self) -> None:
+        """Send SIGTERM; then kill all remaining descendant processes."""
         self.resume()
         started = _descendants(self._process.pid)
         self._process.send_signal(signal.SIGTERM)
@@ -254,16 +267,16 @@ class Running:
             self._process.kill()
             self._process.wait()
         for pid, started_at in started.items():
-            # The number may be somebody else's by now: the time of its start tells.
+            # Compare start times, because the process id may have been reused.
             if _started_at(pid) == started_at:
                 _kill(pid, signal.SIGKILL)
 
     def is_ready(self) -> bool:
-        """Whether it answers within the time that it has to start."""
+        """Wait until the server responds; return whether it did within ``READY_S``."""
         until = time.monotonic() + READY_S
         while time.monotonic() < until and self._process.poll() is None:
             with contextlib.suppress(ServerError):
-                ask(self.target, self.target.bodies[0])
+                send_request(self.target, self.target.bodies[0])
                 return True
             time.sleep(0.25)
         return False
@@ -274,41 +287,48 @@ class Running:
 
 
 @contextmanager
-def running(
-    server: Server, tuning: Tuning, python: Path, model: Path, bodies: Sequence[Path], logs: Path
-) -> Iterator[Running]:
-    """Start ``server`` and give it once it answers; stop all of it at the end.
+def run_server(
+    server: Server,
+    configuration: Configuration,
+    python: Path,
+    model: Path,
+    bodies: Sequence[Path],
+    logs: Path,
+) -> Iterator[RunningServer]:
+    """Start ``server``, yield it once it responds, and stop it at the end.
 
-    Raises :class:`ServerError`.
+    Raises :class:`ServerError` if it does not start.
     """
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{server.name}.log"
     for attempt in range(1, _STARTS + 1):
         port = _free_port()
-        process = _launch(server, tuning, python, model, port, log)
-        form = f"Content-Type: multipart/form-data; boundary={_FORM}"
+        process = _launch(server, configuration, python, model, port, log)
+        form = f"Content-Type: multipart/form-data; boundary={_BOUNDARY}"
         headers = server.headers if server.form_field is None else (form,)
         target = Target(port, server.path, bodies, headers)
-        started = Running(target, process, can_pause=server.can_pause)
+        running = RunningServer(target, process, can_pause=server.can_pause)
         try:
-            if started.is_ready():
-                yield started
+            if running.is_ready():
+                yield running
                 return
         finally:
-            started.end()
+            running.stop()
         print(f"{server.name} did not start (attempt {attempt}); see {log}", file=sys.stderr)
-    raise ServerError(f"{server.name} ({tuning}) did not start in {_STARTS} attempts; see {log}")
+    raise ServerError(
+        f"{server.name} ({configuration}) did not start in {_STARTS} attempts; see {log}"
+    )
 
 
 def _launch(
-    server: Server, tuning: Tuning, python: Path, model: Path, port: int, log: Path
+    server: Server, configuration: Configuration, python: Path, model: Path, port: int, log: Path
 ) -> "subprocess.Popen[bytes]":
-    # Programs of the environment are found first; state that peers keep at home stays with the log.
+    # Programs of the virtual environment come first; files written to $HOME stay with the logs.
     environment = dict(os.environ)
     environment["PATH"] = f"{python.parent}:{environment['PATH']}"
     with log.open("ab") as output:
-        if server.name in OWN:
-            command = [str(python), *_own_command(server, tuning, model, port)]
+        if server.name in LOCAL:
+            command = [str(python), *_local_command(server, configuration, model, port)]
             environment["PYTHONPATH"] = str(HERE.parents[1])
             return subprocess.Popen(
                 command, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -316,13 +336,13 @@ def _launch(
         environment["HOME"] = str(log.parent.absolute())
         environment["PYTHONPATH"] = str(HERE / "shared")
         environment |= {
-            "PEER_MODEL": str(model.absolute()),
-            "PEER_PORT": str(port),
-            "PEER_WORKERS": str(tuning.workers),
-            "PEER_THREADS": str(tuning.threads),
-            "PEER_BATCH_SIZE": str(tuning.batch_size),
-            "PEER_WAIT_MS": str(tuning.wait_ms),
-            "PEER_VARIANT": tuning.variant,
+            "SERVER_MODEL": str(model.absolute()),
+            "SERVER_PORT": str(port),
+            "SERVER_WORKERS": str(configuration.workers),
+            "SERVER_THREADS": str(configuration.threads),
+            "SERVER_BATCH_SIZE": str(configuration.batch_size),
+            "SERVER_WAIT_MS": str(configuration.wait_ms),
+            "SERVER_VARIANT": configuration.variant,
         }
         environment |= server.environment or {}
         return subprocess.Popen(
@@ -335,23 +355,25 @@ def _launch(
         )
 
 
-def _own_command(server: Server, tuning: Tuning, model: Path, port: int) -> list[str]:
-    """What of this checkout is started, and with which options."""
-    if server.name == LEAST:
+def _local_command(
+    server: Server, configuration: Configuration, model: Path, port: int
+) -> list[str]:
+    """Return the arguments of Python that start a server of this checkout."""
+    if server.name == MINIMAL:
         return [
-            *("-m", "benchmarks.peers.least", str(model)),
-            *("--port", str(port), "--batch-size", str(tuning.batch_size)),
+            *("-m", "benchmarks.comparison.minimal_server", str(model)),
+            *("--port", str(port), "--batch-size", str(configuration.batch_size)),
         ]
     return [
         *("-c", "from service.cli import main; main()", "--models", str(model)),
-        *("--port", str(port), "--scaled-decoding", str(server.name == "ours_scaled").lower()),
-        # The others write no line for each request.
+        *("--port", str(port), "--scaled-decoding", str(server.name == DEFAULT).lower()),
+        # No access log, as with the other servers.
         *("--log-level", "warning"),
     ]
 
 
-def ask(target: Target, body: Path) -> bytes:
-    """Send one body; return the answer. Raises :class:`ServerError`."""
+def send_request(target: Target, body: Path) -> bytes:
+    """Send one request and return the body of the response. Raises :class:`ServerError`."""
     headers = dict(header.split(": ", 1) for header in target.headers)
     url = f"http://127.0.0.1:{target.port}{target.path}"
     request = urllib.request.Request(url, body.read_bytes(), headers, method="POST")
@@ -375,14 +397,14 @@ def _kill(pid: int, number: signal.Signals) -> None:
 
 
 def _descendants(pid: int) -> dict[int, str]:
-    """Every process below ``pid`` and when each was started."""
-    found: dict[int, str] = {}
+    """Return all descendants of ``pid`` with their start times."""
+    descendants: dict[int, str] = {}
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, task.read_text().split()):
-                found[child] = _started_at(child)
-                found |= _descendants(child)
-    return found
+                descendants[child] = _started_at(child)
+                descendants |= _descendants(child)
+    return descendants
 
 
 def _started_at(pid: int) -> str:
@@ -390,5 +412,5 @@ def _started_at(pid: int) -> str:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    # The name may hold anything but its closing bracket is the last one; field 22 is the start.
+    # The process name may contain any character and ends at the last ")"; field 22 is starttime.
     return re.sub(r".*\) ", "", stat, flags=re.DOTALL).split()[19]

@@ -1,4 +1,4 @@
-"""LitServe: a LitAPI with batching and several workers; files come as forms, as its page has it."""
+"""LitServe: a LitAPI with batching and several workers; images are sent as multipart forms."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ class DetectApi(litserve.LitAPI):
         return self.detector.prepare(request["image"].file.read())
 
     def batch(self, inputs: list[Prepared]) -> list[Prepared]:
-        return inputs  # the detector stacks them
+        return inputs  # stacked by the detector
 
     def predict(self, x: Any) -> Any:
-        # Without batching LitServe gives one, not a list of one.
+        # Without batching LitServe passes a single input instead of a list.
         return self.detector.run(x) if isinstance(x, list) else self.detector.run([x])[0]
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:

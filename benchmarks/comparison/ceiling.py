@@ -1,12 +1,13 @@
-"""The most images per second that the CPU allows, and what an image's answer should be.
+"""Upper bound of the throughput that the CPU allows, and the expected detections of an image.
 
-The ceiling is cores / (decode + warp + engine CPU seconds per image), each measured on one thread
-with the service's own code and the best batch size: a server that reaches it spends nothing on
-HTTP, queues, copies between processes or idle cores. Cores that work at the same time may be slower
-than one alone (they share caches and memory), which that figure leaves out; so there is also what
-a thread on each core gets done with the same parts, and nothing else. And since a faster decoder
-raises the ceiling that its own server is measured by, there is the ceiling with the decoder that
-the others use.
+The throughput ceiling is cores / (decode + warp + engine CPU seconds per image), each measured on
+one thread with the code of the service and the best batch size. A server at the ceiling spends no
+time on HTTP, queues, copies between processes or idle cores.
+
+Cores that are busy at the same time may be slower than one alone, because they share caches and
+memory; the ceiling does not account for that. The *no server* throughput does: it is measured with
+one thread per core that runs the same steps and nothing else. A faster image decoder raises the
+ceiling, so a second ceiling uses Pillow, the decoder of the other servers.
 """
 
 import os
@@ -22,7 +23,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.peers.shared.detector import Preparer
+from benchmarks.comparison.shared.detector import Preparer
 from model_package import load_package
 from service.decoders import ModelOutput, make_decoder
 from service.imaging.geometry import ImageTransform
@@ -40,41 +41,42 @@ _BOX_TOLERANCE_PX = 0.5
 
 @dataclass(frozen=True)
 class Ceiling:
-    """CPU milliseconds per image and what they allow."""
+    """CPU milliseconds per image and the throughput that they allow."""
 
     prepare_ms: float
-    peers_prepare_ms: float
-    """With Pillow, as the peers do it."""
+    """Decode and warp, with the decoder of the service."""
+    pillow_prepare_ms: float
+    """Decode and warp, with Pillow."""
     engine_ms: float
     batch_size: int
     cores: int
-    unserved_per_second: float
-    """Images per second of one thread on each core, each decoding and running its own batches."""
+    no_server_images_per_second: float
+    """Throughput of one thread per core that decodes and runs its own batches."""
 
     @property
     def images_per_second(self) -> float:
-        """Cores divided by the seconds of one image."""
+        """The throughput ceiling with the decoder of the service."""
         return 1000 * self.cores / (self.prepare_ms + self.engine_ms)
 
     @property
-    def peers_images_per_second(self) -> float:
-        """The same for who decodes with Pillow."""
-        return 1000 * self.cores / (self.peers_prepare_ms + self.engine_ms)
+    def pillow_images_per_second(self) -> float:
+        """The throughput ceiling with Pillow."""
+        return 1000 * self.cores / (self.pillow_prepare_ms + self.engine_ms)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """Return all fields and both ceilings."""
         return {
             **asdict(self),
             "images_per_second": self.images_per_second,
-            "peers_images_per_second": self.peers_images_per_second,
+            "pillow_images_per_second": self.pillow_images_per_second,
         }
 
 
 class Pipeline:
-    """Decode, warp, run, decode again: the service's parts in one thread, without a server."""
+    """Decode, warp, inference and decoding of detections, in one thread and without a server."""
 
     def __init__(self, package: Path) -> None:
-        self._peer = Preparer(package)
+        self._pillow = Preparer(package)
         loaded = load_package(package)
         manifest = loaded.manifest
         self._options = OptionRules(manifest).complete(DetectParameters())
@@ -88,101 +90,109 @@ class Pipeline:
         )
 
     def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], ImageTransform]:
-        """The network's input for one image, and where the image lies in it."""
+        """Return the network input of an image, uint8 (height, width, 3), and its transform."""
         image = open_image(body, _MAX_PIXELS)
-        placed = self._planner.plan_inputs(image.width_px, image.height_px, self._options.inputs)[0]
-        return warp_to_input(image.decode(), placed), placed
+        transform = self._planner.plan_inputs(image.width_px, image.height_px, self._options.inputs)[0]
+        return warp_to_input(image.decode(), transform), transform
 
     def run(self, inputs: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """One engine run on uint8 (n, height, width, 3)."""
+        """Run the engine on uint8 (n, height, width, 3)."""
         values = self._session.run(self._names, {"images": inputs})
         return dict(zip(self._names, values, strict=True))
 
     def detect(self, body: bytes) -> list[dict[str, Any]]:
-        """What a server should answer: class id, score and box in the image."""
-        pixels, placed = self.prepare(body)
+        """Return the expected response: class id, score and box in image pixels."""
+        pixels, transform = self.prepare(body)
         rows = {name: values[0] for name, values in self.run(pixels[None]).items()}
-        return self.decode(rows, placed)
+        return self.decode(rows, transform)
 
-    def decode(self, rows: dict[str, NDArray[Any]], placed: ImageTransform) -> list[dict[str, Any]]:
-        """Class id, score and box in the image of what one row of each output says."""
-        found = self._decoder.decode([ModelOutput(rows, placed)], self._options.detection)
-        columns = (found.class_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist())
+    def decode(
+        self, rows: dict[str, NDArray[Any]], transform: ImageTransform
+    ) -> list[dict[str, Any]]:
+        """Decode the outputs of one image to class id, score and box in image pixels."""
+        detections = self._decoder.decode([ModelOutput(rows, transform)], self._options.detection)
+        columns = (
+            detections.class_ids.tolist(),
+            detections.scores.tolist(),
+            detections.boxes_xyxy.tolist(),
+        )
         return [
             {"class_id": class_id, "score": score, "bbox": box}
             for class_id, score, box in zip(*columns, strict=True)
         ]
 
     def best_batch_size(self, bodies: Sequence[bytes], seconds: float) -> int:
-        """The one of ``BATCH_SIZES`` with the least CPU time per image."""
+        """Return the batch size of ``BATCH_SIZES`` with the least CPU time per image."""
         share = seconds / len(BATCH_SIZES)
         return min(BATCH_SIZES, key=lambda size: self._engine_s(bodies, size, share))
 
     def ceiling(self, bodies: Sequence[bytes], batch_size: int, seconds: float) -> Ceiling:
-        """Measure for about ``seconds``, sharing them between the parts."""
+        """Measure the ceiling for about ``seconds``, a quarter for each step."""
         share = seconds / 4
-        prepare_s, peers_prepare_s = (
+        prepare_s, pillow_prepare_s = (
             statistics.median(_cpu_seconds(prepare, bodies, share / len(bodies)))
-            for prepare in (self.prepare, self._peer.prepare)
+            for prepare in (self.prepare, self._pillow.prepare)
         )
         cores = len(os.sched_getaffinity(0))
         return Ceiling(
             1000 * prepare_s,
-            1000 * peers_prepare_s,
+            1000 * pillow_prepare_s,
             1000 * self._engine_s(bodies, batch_size, share),
             batch_size,
             cores,
-            self._unserved(bodies, batch_size, cores, share),
+            self._no_server_rate(bodies, batch_size, cores, share),
         )
 
     def _engine_s(self, bodies: Sequence[bytes], size: int, seconds: float) -> float:
         inputs = np.stack([self.prepare(body)[0] for body in bodies[:size]])
         return statistics.median(_cpu_seconds(self.run, [inputs], seconds)) / size
 
-    def _unserved(self, bodies: Sequence[bytes], size: int, threads: int, seconds: float) -> float:
+    def _no_server_rate(
+        self, bodies: Sequence[bytes], size: int, threads: int, seconds: float
+    ) -> float:
         def work(first: int) -> float:
-            done, began_at = 0, time.perf_counter()
-            while time.perf_counter() < began_at + seconds:
+            done, started_at = 0, time.perf_counter()
+            while time.perf_counter() < started_at + seconds:
                 batch = [bodies[(first + done + index) % len(bodies)] for index in range(size)]
                 self.run(np.stack([self.prepare(body)[0] for body in batch]))
                 done += size
-            return done / (time.perf_counter() - began_at)
+            return done / (time.perf_counter() - started_at)
 
         with ThreadPoolExecutor(threads) as pool:
             return sum(pool.map(work, range(threads)))
 
 
 def _cpu_seconds(work: Any, inputs: Sequence[Any], seconds: float) -> list[float]:
-    """Per input the median CPU seconds of this thread, of at least three runs after a first."""
+    """Return per input the median thread CPU time of at least three calls, after a warm-up."""
     medians = []
-    for one in inputs:
-        work(one)
-        taken: list[float] = []
+    for value in inputs:
+        work(value)
+        samples: list[float] = []
         until = time.perf_counter() + seconds
-        while time.perf_counter() < until or len(taken) < 3:
-            started = time.thread_time()
-            work(one)
-            taken.append(time.thread_time() - started)
-        medians.append(statistics.median(taken))
+        while time.perf_counter() < until or len(samples) < 3:
+            started_at = time.thread_time()
+            work(value)
+            samples.append(time.thread_time() - started_at)
+        medians.append(statistics.median(samples))
     return medians
 
 
 def matched_fraction(
     expected: Sequence[dict[str, Any]],
-    found: Sequence[dict[str, Any]],
+    detections: Sequence[dict[str, Any]],
     threshold: float,
     score_tolerance: float = SCORE_TOLERANCE,
 ) -> float:
     """Return the fraction of the detections of both lists that have an equal in the other list.
 
-    Detections within the tolerance of the threshold may be in one list only: engines with another
-    number of threads sum in another order.
+    Detections within ``score_tolerance`` of the threshold are ignored if they are in one list only:
+    engines with a different number of threads add in a different order.
     """
     # Not labels.matching: equal means within pixels and scores, not by IoU, and several detections
     # may have the same equal.
     certain = [
         (one, other)
-        for one_list, other in ((expected, found), (found, expected))
+        for one_list, other in ((expected, detections), (detections, expected))
         for one in one_list
         if one["score"] >= threshold + score_tolerance
     ]

@@ -1,6 +1,6 @@
-"""BentoML: a batchable API that takes images, with workers.
+"""BentoML: a batchable API with images as input and several workers.
 
-Its adaptive batching learns how long to wait; ``wait_ms`` is the latency that it may not exceed.
+Its adaptive batching determines the delay itself; ``wait_ms`` is the maximum latency.
 """
 
 from typing import Any

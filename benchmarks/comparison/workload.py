@@ -1,4 +1,4 @@
-"""The networks and images of the comparison, made from seeds."""
+"""Networks and images of the comparison, generated from fixed seeds."""
 
 import hashlib
 import math
@@ -28,22 +28,22 @@ IMAGES = 8
 TOP_K = 100
 _SEED = 20
 _THRESHOLD = 0.3
-_FOUND = 20
-"""Detections per image on which the heatmap's bias is set: as many as a smear has cells."""
+_DETECTIONS = 20
+"""Detections per image, set through the bias of the heatmap: the number of cells in a smear."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the comparison."""
+    """A network input size and an image size."""
 
     side_px: int
-    """Of the network's square input."""
+    """Side of the square network input."""
     width_px: int
     height_px: int
 
     @property
     def name(self) -> str:
-        """How tables and files call it."""
+        """Name in tables and file names."""
         return f"{self.side_px}-{self.width_px}x{self.height_px}"
 
 
@@ -51,8 +51,8 @@ CASES = {
     case.name: case for case in (Case(256, 640, 480), Case(256, 1920, 1080), Case(512, 640, 480))
 }
 
-# A slim ResNet-18 of about 12 ms at 256 pixels on the core that the targets were measured on, and
-# one of about 57 ms at 512.
+# Slim ResNet-18 variants: about 12 ms per image at 256 pixels and 57 ms at 512 pixels on one core
+# of the reference machine.
 _ARCHITECTURES = {
     256: ResNetArchitecture(
         BasicBlock,
@@ -72,10 +72,10 @@ _ARCHITECTURES = {
 
 
 def make_package(side_px: int, directory: Path) -> Path:
-    """Export a network with random weights, unless that was done; return its package.
+    """Export a network with random weights unless it exists; return its package.
 
-    Its speed is what is measured. Its heads are set so that an image has about as many detections
-    as a real one: the answers should be of a realistic size.
+    The biases of the heads are set so that the number of detections per image, and thus the size of
+    the responses, is realistic.
     """
     output = directory / f"random_{side_px}"
     if output.exists():
@@ -110,7 +110,7 @@ def make_package(side_px: int, directory: Path) -> Path:
 
 
 def _set_heads(graph: DetectionGraph, side_px: int) -> None:
-    """Spread the heatmap's logits and shift them to ``_FOUND`` detections per image."""
+    """Scale and shift the heatmap logits to get ``_DETECTIONS`` detections per image."""
     images = np.zeros((IMAGES, side_px, side_px, 3), np.uint8)
     height_px = side_px * 3 // 4
     top = (side_px - height_px) // 2
@@ -126,20 +126,20 @@ def _set_heads(graph: DetectionGraph, side_px: int) -> None:
     with torch.no_grad():
         logits = graph.network(graph.normalize(pixels))["heatmap"]
         means = logits.mean((0, 2, 3))
-        # The bars beside a letterboxed image are all alike, so each of their cells is a "peak":
-        # they must lie low, or they fill the list with ties.
-        bars = logits[0, :, 1, logits.shape[3] // 2]
-        sign = torch.where(bars > means, -1.0, 1.0)
+        # All cells in the padding of a letterboxed image are equal, so each counts as a peak. Their
+        # logits must be low, or ties fill the top-k list.
+        padding = logits[0, :, 1, logits.shape[3] // 2]
+        sign = torch.where(padding > means, -1.0, 1.0)
         scale = 1.5 * sign / logits.std((0, 2, 3))
         heatmap.weight *= scale[:, None, None, None]
         heatmap.bias.copy_((heatmap.bias - means) * scale)
         size.bias.fill_(10.0)  # cells
-        at_rank = graph(pixels)[0][:, _FOUND].logit().median()
+        at_rank = graph(pixels)[0][:, _DETECTIONS].logit().median()
         heatmap.bias += math.log(_THRESHOLD / (1 - _THRESHOLD)) - at_rank
 
 
 def make_images(case: Case, directory: Path) -> list[Path]:
-    """Render JPEG files of the size of ``case``, unless that was done."""
+    """Render JPEG files of the image size of ``case`` unless they exist."""
     folder = directory / f"{case.width_px}x{case.height_px}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index}.jpg" for index in range(IMAGES)]
@@ -152,7 +152,7 @@ def make_images(case: Case, directory: Path) -> list[Path]:
 
 
 def _photograph(index: int, width_px: int, height_px: int) -> np.ndarray:
-    """A smear of that size, with the noise of a sensor: without it a JPEG decodes too easily."""
+    """Render a smear of the given size with sensor noise; without it a JPEG decodes too fast."""
     smear = _smear(index)
     height, width = smear.shape[:2]
     if (width_px, height_px) == (width, height):

@@ -1,9 +1,11 @@
-"""The results as Markdown and as a plot."""
+"""Reports of the comparison: a Markdown table and an SVG bar chart."""
 
 from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from benchmarks import markdown
 
 _BAR, _GAP, _GROUP, _HEIGHT, _LEFT, _TOP = 26, 4, 40, 220, 50, 40
 _COLOURS = (
@@ -11,14 +13,14 @@ _COLOURS = (
     *("#8b5a8c", "#a44a3f", "#4f8a8b", "#3b3b58"),
 )
 _PANELS = (
-    ("fraction_of_ceiling", "images/s as a fraction of the CPU ceiling"),
-    ("p99_own_ms", "p99 in ms at 80 % of each server's own rate"),
-    ("p99_common_ms", "p99 in ms at the same rate for all"),
+    ("fraction_of_ceiling", "images/s as a fraction of the throughput ceiling"),
+    ("p99_own_ms", "p99 in ms at 80 % of each server's own throughput"),
+    ("p99_common_ms", "p99 in ms at the same rate for all servers"),
 )
 
 
 def write_report(cases: dict[str, Any], output: Path) -> str:
-    """Write ``results.md`` and ``results.svg``; return the Markdown."""
+    """Write ``results.md`` and ``results.svg``; return the Markdown text."""
     text = "\n".join(_case(name, case) for name, case in cases.items())
     (output / "results.md").write_text(text)
     (output / "results.svg").write_text(_plot(cases))
@@ -28,48 +30,53 @@ def write_report(cases: dict[str, Any], output: Path) -> str:
 def _case(name: str, case: dict[str, Any]) -> str:
     ceilings = [
         ceiling
-        for found in case["rounds"]
-        for turn in found.values()
+        for results in case["rounds"]
+        for turn in results.values()
         for ceiling in turn["ceilings"]
     ]
-    unserved = median(one["unserved_per_second"] for one in ceilings)
+    no_server = median(one["no_server_images_per_second"] for one in ceilings)
     ceiling = sorted(ceilings, key=lambda one: one["images_per_second"])[len(ceilings) // 2]
     lines = [
         f"### {name}",
         "",
         f"Ceiling {ceiling['images_per_second']:.1f} images/s: {ceiling['cores']} cores / "
         f"({ceiling['prepare_ms']:.2f} ms decode and warp + {ceiling['engine_ms']:.2f} ms engine "
-        f"at batch {ceiling['batch_size']}), {ceiling['peers_images_per_second']:.1f} with Pillow "
-        f"({ceiling['peers_prepare_ms']:.2f} ms); a thread on each core without a server does "
-        f"{unserved:.1f}; medians of {len(case['rounds'])} rounds.",
+        f"at batch {ceiling['batch_size']}), {ceiling['pillow_images_per_second']:.1f} with Pillow "
+        f"({ceiling['pillow_prepare_ms']:.2f} ms); one thread per core without a server reaches "
+        f"{no_server:.1f}; medians of {len(case['rounds'])} rounds.",
         "",
-        "| server | images/s | of the ceiling | of that with Pillow | of no server "
-        f"| p99 at 80 % of its own | p99 at {case['common_rate']:.1f}/s | tuning |",
-        "|---|---|---|---|---|---|---|---|",
+        markdown.header(
+            *("server", "images/s", "of the ceiling", "of the ceiling with Pillow"),
+            *("of no server", "p99 at 80 % of its own throughput"),
+            *(f"p99 at {case['common_rate']:.1f}/s", "configuration"),
+        ),
     ]
     by_rate = sorted(
         case["medians"].items(), key=lambda item: item[1]["fraction_of_ceiling"], reverse=True
     )
     for server, row in by_rate:
         lines.append(
-            f"| {server} | {row['images_per_second']:.1f} | {row['fraction_of_ceiling']:.3f} "
-            f"| {row['fraction_of_peers_ceiling']:.3f} | {row['fraction_of_unserved']:.3f} "
-            f"| {_ms(row['p99_own_ms'])} | {_ms(row['p99_common_ms'])} "
-            f"| {case['tunings'][server]} |"
+            markdown.row(
+                *(server, f"{row['images_per_second']:.1f}", f"{row['fraction_of_ceiling']:.3f}"),
+                f"{row['fraction_of_pillow_ceiling']:.3f}",
+                f"{row['fraction_of_no_server']:.3f}",
+                *(_ms(row["p99_own_ms"]), _ms(row["p99_common_ms"])),
+                case["configurations"][server],
+            )
         )
     share = max(row["generator_cpu_share"] for row in case["medians"].values())
     lines += ["", f"The load generator used at most {share:.1%} of one core.", ""]
-    for server, why in case["left_out"].items():
-        lines += [f"Left out: {server}: {why}", ""]
+    for server, reason in case["excluded"].items():
+        lines += [f"Excluded: {server}: {reason}", ""]
     return "\n".join(lines)
 
 
 def _ms(value: float | None) -> str:
-    return "some failed" if value is None else f"{value:.0f} ms"
+    return "requests failed" if value is None else f"{value:.0f} ms"
 
 
 def _plot(cases: dict[str, Any]) -> str:
-    """Bars in three panels, one below the other; written by hand, since nothing here needs more."""
+    """Draw a bar chart with three panels as SVG, without a plotting library."""
     servers = list(dict.fromkeys(name for case in cases.values() for name in case["medians"]))
     group = len(servers) * (_BAR + _GAP) + _GROUP
     width = _LEFT + group * len(cases) + 130

@@ -1,6 +1,6 @@
-"""mosec: workers in stages; ``staged`` decodes in processes before those that batch.
+"""mosec: the variant ``staged`` has a preprocessing and an inference stage.
 
-``single`` does all in one kind of worker.
+The variant ``single`` does both in one stage.
 """
 
 import json
@@ -33,7 +33,7 @@ class Detect(Worker):
         return self.detector.run(data)
 
     def serialize(self, data: dict[str, Any]) -> bytes:
-        return json.dumps(data).encode()  # mosec's own would indent it
+        return json.dumps(data).encode()  # the default serializer indents
 
 
 class PrepareAndDetect(Detect):
