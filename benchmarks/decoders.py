@@ -1,6 +1,6 @@
 """Time per image of all steps after the engine, by decoder, on one core.
 
-    python benchmarks/decoding.py
+    python -m benchmarks.decoders
 
 Random output tensors with the shapes of the released models: 100 peaks; for the corner-based
 models 1,000 pairs for the image and as many for its flipped copy, of 80 classes or of a single
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import markdown
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
@@ -124,18 +125,16 @@ def row(case: Case, rounds: int) -> str:
         *(statistics.median(decoding), np.percentile(decoding, 95), min(decoding)),
         statistics.median(fields),
     )
-    times = " | ".join(f"{number:.2f}" for number in columns)
-    return f"| {case.name} | {len(outputs)} | {len(detections)} | {times} |"
+    times = (f"{number:.2f}" for number in columns)
+    return markdown.row(case.name, len(outputs), len(detections), *times)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=300)
     rounds = parser.parse_args().rounds
-    print(
-        "| decoder | inputs | detections | decoding, ms: median | p95 | min | response fields, ms |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = ("decoding, ms: median", "p95", "min", "response fields, ms")
+    print(markdown.header("decoder", "inputs", "detections", *columns))
     for case in CASES:
         print(row(case, rounds))
 

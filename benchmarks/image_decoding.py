@@ -1,6 +1,6 @@
 """CPU time from an encoded JPEG to the network input, and of several JPEG decoders.
 
-    python benchmarks/decoding_images.py [photo.jpg ...]
+    python -m benchmarks.image_decoding [photo.jpg ...]
 
 JPEGs of 640 x 480, 1920 x 1080 and 4000 x 3000 pixels are tiled from the photos at full
 resolution, or from drawn shapes if no photo is given. Candidates alternate, so that changes of the
@@ -25,6 +25,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from benchmarks import markdown
 from service.imaging.geometry import AffineTransform, ImageTransform
 from service.imaging.image_decoding import DecodedImage, open_image
 from service.imaging.warp import choose_reduction, warp_to_input
@@ -144,9 +145,8 @@ def prepare_with_pillow(body: bytes, transform: ImageTransform) -> NDArray[np.ui
 
 def print_decoders(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
     """Print CPU times of the JPEG decoders; ``bodies``: file and rounds by width and height."""
-    print(f"Decoding, CPU ms | {' | '.join(DECODERS)} | speed-up of 2 threads: ", end="")
-    print(" | ".join(DECODERS))
-    print("|".join(["---"] * (1 + 2 * len(DECODERS))))
+    speedup_columns = (f"speed-up of 2 threads: {name}" for name in DECODERS)
+    print(markdown.header("decoding, CPU ms", *DECODERS, *speedup_columns))
     for (width, height), (body, rounds) in bodies.items():
         for reduction in (1, 2, 4):
             work = {name: partial(decode, body, reduction) for name, decode in DECODERS.items()}
@@ -157,13 +157,13 @@ def print_decoders(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
                 f"{two_thread_speedup(decode, max(2, rounds // 4)):.2f}" for decode in work.values()
             ]
             size = f"{width} x {height}, {len(body) // 1024} KiB, 1/{reduction}"
-            print(" | ".join([size, *times, *speedups]), flush=True)
+            print(markdown.row(size, *times, *speedups), flush=True)
 
 
 def print_preprocessing(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
     """Print CPU times to network inputs; ``bodies``: file and rounds by width and height."""
-    print("\nJPEG to network input, CPU ms | Pillow, full size | full size | scaled | reduction")
-    print("---|---|---|---|---")
+    columns = ("Pillow, full size", "simplejpeg, full size", "scaled", "reduction")
+    print(f"\n{markdown.header('JPEG to network input, CPU ms', *columns)}")
     for (width, height), (body, rounds) in bodies.items():
         for side in (512, 256):
             transform = letterbox(width, height, side)
@@ -173,8 +173,8 @@ def print_preprocessing(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> 
                 "scaled": partial(prepare, body, transform, True),
             }
             times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
-            row = [f"{width} x {height} to {side}", *times, f"1/{choose_reduction([transform])}"]
-            print(" | ".join(row), flush=True)
+            name, reduction = f"{width} x {height} to {side}", choose_reduction([transform])
+            print(markdown.row(name, *times, f"1/{reduction}"), flush=True)
 
 
 def main() -> None:

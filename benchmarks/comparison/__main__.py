@@ -250,7 +250,7 @@ def _p99(loads: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _require_success(server: Server, load: Load) -> Load:
-    if not load.is_clean:
+    if not load.all_ok:
         raise ServerError(
             f"{server.name} did not respond with 200 to all requests of the closed loop: {load}."
         )
