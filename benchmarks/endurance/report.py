@@ -19,7 +19,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the value is within the bounds."""
+        """True if the value is within the bounds."""
         return self.min <= self.value <= self.max
 
     @property

@@ -94,13 +94,13 @@ class Load:
 
     @property
     def all_ok(self) -> bool:
-        """Whether every request got status 200."""
+        """True if every request got status 200."""
         return set(self.statuses) == {200} and not self.timeouts and not self.failures
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send requests, and their bodies: files that are sent in turn."""
+    """Port, path, headers and bodies of the requests; bodies are files that are sent in turn."""
 
     port: int
     path: str

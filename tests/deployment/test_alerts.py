@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.dashboard import DCGM_METRICS
 from support.promtool import Alert, Case, check_cases, run_promtool
 
 A = 'instance="a:8000"'
@@ -295,6 +296,12 @@ def test_every_alert_has_firing_and_inactive_cases_and_is_documented(
     text = (project / "docs/deployment.md").read_text()
     documented = re.findall(r"^\| `(Centernet\w+)` \|", text, re.MULTILINE)
     assert documented == list(severities)
+
+
+def test_gpu_alerts_use_metrics_that_dcgm_exporter_has_by_default(rules: Path) -> None:
+    metrics = set(re.findall(r"DCGM_\w*[A-Z]", rules.read_text()))
+    assert metrics <= DCGM_METRICS
+    assert metrics
 
 
 @pytest.mark.parametrize("rule", FIRING)

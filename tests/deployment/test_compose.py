@@ -45,8 +45,8 @@ def compose_config(project: Path, *profiles: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def services(project: Path) -> dict[str, Any]:
-    found: dict[str, Any] = compose_config(project, *ALL_PROFILES)["services"]
-    return found
+    config: dict[str, Any] = compose_config(project, *ALL_PROFILES)["services"]
+    return config
 
 
 @pytest.mark.parametrize("profiles", SERVICES, ids="+".join)

@@ -4,7 +4,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from support.dashboard import DASHBOARD, queries
+from support.dashboard import DASHBOARD, DCGM_METRICS, queries
 from support.promtool import Case, check_cases
 
 GRID_COLUMNS = 24
@@ -15,7 +15,7 @@ GPU_VALUES = {
     f"DCGM_FI_DEV_FB_FREE{{{GPU}}}": 139000,
     f"DCGM_FI_DEV_POWER_USAGE{{{GPU}}}": 350,
 }
-"""External metrics, from dcgm-exporter and its default counters file: %, MiB, MiB, W."""
+"""Samples in %, MiB, MiB and W."""
 
 
 def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
@@ -56,7 +56,7 @@ def test_gpu_queries_return_the_metrics_of_dcgm_exporter(project: Path, tmp_path
         }
         for expression in expressions
     }
-    assert len(expressions) == len(GPU_VALUES)
+    assert sorted(expressions) == sorted(DCGM_METRICS)
     assert all(samples.values())
     series = {name: f"{value}x8" for name, value in GPU_VALUES.items()}
     rules = project / "docker/prometheus/alerts.yml"

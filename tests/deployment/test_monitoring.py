@@ -136,12 +136,13 @@ class Prometheus:
 
     def values(self, expression: str) -> list[float]:
         """Return the current values of the expression, without NaN."""
-        found = [float(one["value"][1]) for one in self._get("/query", query=expression)["result"]]
-        return [value for value in found if not math.isnan(value)]
+        result = self._get("/query", query=expression)["result"]
+        values = [float(sample["value"][1]) for sample in result]
+        return [value for value in values if not math.isnan(value)]
 
     def label_values(self, label: str, series: str) -> list[str]:
-        found: list[str] = self._get(f"/label/{label}/values", **{"match[]": series})
-        return found
+        values: list[str] = self._get(f"/label/{label}/values", **{"match[]": series})
+        return values
 
     def alert_states(self) -> dict[str, str]:
         """Return the state by rule; fail if the evaluation of a rule failed."""

@@ -12,10 +12,10 @@ import pytest
 def find_tool(name: str, source: str) -> str:
     """Return the path of the program ``name``; skip the test if it is not installed."""
     beside_python = Path(sys.executable).parent / name
-    found = shutil.which(name) or (str(beside_python) if os.access(beside_python, os.X_OK) else "")
-    if not found:
+    path = shutil.which(name) or (str(beside_python) if os.access(beside_python, os.X_OK) else "")
+    if not path:
         pytest.skip(f"{name} is not installed ({source})")
-    return found
+    return path
 
 
 def find_compose() -> list[str]:
