@@ -92,7 +92,9 @@ class Pipeline:
     def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], ImageTransform]:
         """Return the network input of an image, uint8 (height, width, 3), and its transform."""
         image = open_image(body, _MAX_PIXELS)
-        transform = self._planner.plan_inputs(image.width_px, image.height_px, self._options.inputs)[0]
+        transform = self._planner.plan_inputs(
+            image.width_px, image.height_px, self._options.inputs
+        )[0]
         return warp_to_input(image.decode(), transform), transform
 
     def run(self, inputs: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
