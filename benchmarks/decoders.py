@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import markdown
+from evaluation.report import markdown_row, markdown_table
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
@@ -126,7 +126,7 @@ def row(case: Case, rounds: int) -> str:
         statistics.median(fields),
     )
     times = (f"{number:.2f}" for number in columns)
-    return markdown.row(case.name, len(outputs), len(detections), *times)
+    return markdown_row([case.name, len(outputs), len(detections), *times])
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     rounds = parser.parse_args().rounds
     columns = ("decoding, ms: median", "p95", "min", "response fields, ms")
-    print(markdown.header("decoder", "inputs", "detections", *columns))
+    print(markdown_table(["decoder", "inputs", "detections", *columns]))
     for case in CASES:
         print(row(case, rounds))
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks import markdown
 from benchmarks.mutants import mutants, originals
+from evaluation.report import markdown_table
 
 
 class Campaign:
@@ -106,7 +106,7 @@ def main() -> None:
         client.join()
     total = sum(campaign.statuses.values())
     print(f"{total} files in {args.seconds:g} s, {args.clients} clients, seed {args.seed}\n")
-    print(markdown.table(("response", "files"), sorted(campaign.statuses.items())))
+    print(markdown_table(("response", "files"), sorted(campaign.statuses.items())))
     print(f"\nslowest response {campaign.slowest_s * 1000:.0f} ms; failures {campaign.failed}")
     if args.pid:
         last, peak = (memory_mib(args.pid, field) for field in ("VmRSS", "VmHWM"))

@@ -25,7 +25,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from benchmarks import markdown
+from evaluation.report import markdown_row, markdown_table
 from service.imaging.geometry import AffineTransform, ImageTransform
 from service.imaging.image_decoding import DecodedImage, open_image
 from service.imaging.warp import choose_reduction, warp_to_input
@@ -146,7 +146,7 @@ def prepare_with_pillow(body: bytes, transform: ImageTransform) -> NDArray[np.ui
 def print_decoders(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
     """Print CPU times of the JPEG decoders; ``bodies``: file and rounds by width and height."""
     speedup_columns = (f"speed-up of 2 threads: {name}" for name in DECODERS)
-    print(markdown.header("decoding, CPU ms", *DECODERS, *speedup_columns))
+    print(markdown_table(["decoding, CPU ms", *DECODERS, *speedup_columns]))
     for (width, height), (body, rounds) in bodies.items():
         for reduction in (1, 2, 4):
             work = {name: partial(decode, body, reduction) for name, decode in DECODERS.items()}
@@ -157,13 +157,13 @@ def print_decoders(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
                 f"{two_thread_speedup(decode, max(2, rounds // 4)):.2f}" for decode in work.values()
             ]
             size = f"{width} x {height}, {len(body) // 1024} KiB, 1/{reduction}"
-            print(markdown.row(size, *times, *speedups), flush=True)
+            print(markdown_row([size, *times, *speedups]), flush=True)
 
 
 def print_preprocessing(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> None:
     """Print CPU times to network inputs; ``bodies``: file and rounds by width and height."""
     columns = ("Pillow, full size", "simplejpeg, full size", "scaled", "reduction")
-    print(f"\n{markdown.header('JPEG to network input, CPU ms', *columns)}")
+    print(f"\n{markdown_table(['JPEG to network input, CPU ms', *columns])}")
     for (width, height), (body, rounds) in bodies.items():
         for side in (512, 256):
             transform = letterbox(width, height, side)
@@ -174,7 +174,7 @@ def print_preprocessing(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> 
             }
             times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
             name, reduction = f"{width} x {height} to {side}", choose_reduction([transform])
-            print(markdown.row(name, *times, f"1/{reduction}"), flush=True)
+            print(markdown_row([name, *times, f"1/{reduction}"]), flush=True)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import markdown
+from evaluation.report import markdown_row, markdown_table
 
 _BAR, _GAP, _GROUP, _HEIGHT, _LEFT, _TOP = 26, 4, 40, 220, 50, 40
 _COLOURS = (
@@ -45,10 +45,12 @@ def _case(name: str, case: dict[str, Any]) -> str:
         f"({ceiling['pillow_prepare_ms']:.2f} ms); one thread per core without a server reaches "
         f"{no_server:.1f}; medians of {len(case['rounds'])} rounds.",
         "",
-        markdown.header(
-            *("server", "images/s", "of the ceiling", "of the ceiling with Pillow"),
-            *("of no server", "p99 at 80 % of its own throughput"),
-            *(f"p99 at {case['common_rate']:.1f}/s", "configuration"),
+        markdown_table(
+            [
+                *("server", "images/s", "of the ceiling", "of the ceiling with Pillow"),
+                *("of no server", "p99 at 80 % of its own throughput"),
+                *(f"p99 at {case['common_rate']:.1f}/s", "configuration"),
+            ]
         ),
     ]
     by_rate = sorted(
@@ -56,12 +58,17 @@ def _case(name: str, case: dict[str, Any]) -> str:
     )
     for server, row in by_rate:
         lines.append(
-            markdown.row(
-                *(server, f"{row['images_per_second']:.1f}", f"{row['fraction_of_ceiling']:.3f}"),
-                f"{row['fraction_of_pillow_ceiling']:.3f}",
-                f"{row['fraction_of_no_server']:.3f}",
-                *(_ms(row["p99_own_ms"]), _ms(row["p99_common_ms"])),
-                case["configurations"][server],
+            markdown_row(
+                [
+                    server,
+                    f"{row['images_per_second']:.1f}",
+                    f"{row['fraction_of_ceiling']:.3f}",
+                    f"{row['fraction_of_pillow_ceiling']:.3f}",
+                    f"{row['fraction_of_no_server']:.3f}",
+                    _ms(row["p99_own_ms"]),
+                    _ms(row["p99_common_ms"]),
+                    case["configurations"][server],
+                ]
             )
         )
     share = max(row["generator_cpu_share"] for row in case["medians"].values())

@@ -13,10 +13,10 @@ check fails.
 import argparse
 import time
 
-from benchmarks import markdown
 from benchmarks.endurance.report import Check, exit_with_checks
 from benchmarks.endurance.service import IMAGES, run_service
 from benchmarks.load import Target, closed_loop, open_loop
+from evaluation.report import Cell, markdown_table
 
 DISCONNECT_FRACTION, TIMES_CAPACITY = 0.5, 1.4
 
@@ -50,7 +50,7 @@ def main() -> None:
     completed = load.ok.count if load.ok else 0
     rejected = load.statuses[429].count if 429 in load.statuses else 0
     elsewhere = load.disconnected - in_queue - in_run
-    rows = [
+    rows: list[tuple[str, Cell]] = [
         ("capacity", f"{rate:.1f} images/s"),
         ("requests", load.sent),
         ("status 200", completed),
@@ -61,7 +61,7 @@ def main() -> None:
         ("disconnected before: during decoding or upload", f"{elsewhere:.0f}"),
         ("inputs that the engine ran", f"{ran:.0f}"),
     ]
-    print(markdown.table(("", ""), rows))
+    print(markdown_table(("", ""), rows))
     lost = load.sent - completed - rejected - load.disconnected
     surplus = ran - completed - in_run
     exit_with_checks(

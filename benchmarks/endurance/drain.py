@@ -21,9 +21,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks import markdown
 from benchmarks.endurance.report import Check, exit_with_checks
 from benchmarks.endurance.service import IMAGES, Service, run_service
+from evaluation.report import markdown_row, markdown_table
 
 CLIENTS = 24
 SHUTDOWN_TIMEOUT_S, TOLERANCE_S = 20, 5
@@ -138,9 +138,11 @@ def main() -> None:
     after: Counter[str] = Counter()
     surplus_bytes, mismatched, longest_s = 0, 0, 0.0
     print(
-        markdown.header(
-            *("round", "sent before: 200", "other", "no response"),
-            *("sent after: 200", "other", "no response", "exit after s"),
+        markdown_table(
+            [
+                *("round", "sent before: 200", "other", "no response"),
+                *("sent after: 200", "other", "no response", "exit after s"),
+            ]
         )
     )
     for number in range(1, args.rounds + 1):
@@ -154,7 +156,7 @@ def main() -> None:
         mismatched += sum(client.mismatched for client in clients)
         longest_s = max(longest_s, exit_s)
         cells = itertools.chain.from_iterable(map(summarize, counts))
-        print(markdown.row(number, *cells, f"{exit_s:.2f}"), flush=True)
+        print(markdown_row([number, *cells, f"{exit_s:.2f}"]), flush=True)
     print(f"\n{CLIENTS} clients\n\nsent before the signal: {dict(before)}; after: {dict(after)}")
     exit_with_checks(
         [

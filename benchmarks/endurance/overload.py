@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import markdown
 from benchmarks.endurance.report import Check, exit_with_checks
 from benchmarks.endurance.service import BUNDLED, IMAGES, Service, run_service
 from benchmarks.load import Load, Target, closed_loop, open_loop
+from evaluation.report import markdown_row, markdown_table
 
 CONNECTIONS = 8
 """Enough to keep the engine busy, few enough to avoid rejections, which are retried immediately."""
@@ -57,11 +57,13 @@ def capacity(target: Target, seconds: float) -> Load:
 def print_row(name: str, load: Load) -> None:
     ok, rejected = load.ok, load.statuses.get(429)
     others = {code: one.count for code, one in load.statuses.items() if code not in (200, 429)}
-    row = markdown.row(
-        *(name, f"{load.sent / load.seconds:.1f}", f"{load.images_per_second:.1f}"),
-        *((f"{ok.latency_ms.p50:.0f}", f"{ok.latency_ms.p99:.0f}") if ok else ("", "")),
-        *((rejected.count, f"{rejected.latency_ms.p50:.1f}") if rejected else (0, "")),
-        *(others or "", f"{load.cpu_share:.2f}"),
+    row = markdown_row(
+        [
+            *(name, f"{load.sent / load.seconds:.1f}", f"{load.images_per_second:.1f}"),
+            *((f"{ok.latency_ms.p50:.0f}", f"{ok.latency_ms.p99:.0f}") if ok else ("", "")),
+            *((rejected.count, f"{rejected.latency_ms.p50:.1f}") if rejected else (0, "")),
+            *(str(others or ""), f"{load.cpu_share:.2f}"),
+        ]
     )
     print(row, flush=True)
 
@@ -79,9 +81,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     print(
-        markdown.header(
-            *("load", "requests/s", "status 200/s", "p50 ms", "p99 ms"),
-            *("429", "p50 ms", "other statuses", "generator CPU"),
+        markdown_table(
+            [
+                *("load", "requests/s", "status 200/s", "p50 ms", "p99 ms"),
+                *("429", "p50 ms", "other statuses", "generator CPU"),
+            ]
         )
     )
     with run_service(package=args.package) as service:

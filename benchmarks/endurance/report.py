@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from benchmarks import markdown
+from evaluation.report import markdown_table
 
 
 @dataclass(frozen=True)
@@ -36,5 +36,5 @@ def exit_with_checks(checks: Sequence[Check]) -> NoReturn:
         (check.name, f"{check.value:.4g}", check.bounds, "" if check.passed else "failed")
         for check in checks
     )
-    print(f"\n{markdown.table(('', 'measured', 'required', ''), rows)}")
+    print(f"\n{markdown_table(('', 'measured', 'required', ''), rows)}")
     sys.exit(0 if all(check.passed for check in checks) else 1)

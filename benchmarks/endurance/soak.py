@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import markdown
 from benchmarks.endurance.report import Check, exit_with_checks
 from benchmarks.endurance.service import IMAGES, ProcessState, Service, run_service
 from benchmarks.load import Load, Target, closed_loop, open_loop
 from benchmarks.mutants import mutants, originals
+from evaluation.report import markdown_row, markdown_table
 
 MUTANTS = 2000
 DEADLINE_MS = 150
@@ -99,16 +99,16 @@ def report(
     failed_scrapes: int,
 ) -> None:
     names = ("images, a tenth disconnects", "corrupted files", f"deadline {DEADLINE_MS} ms")
-    print(markdown.header("stream", "sent", "responses", "disconnected", "no response"))
+    print(markdown_table(["stream", "sent", "responses", "disconnected", "no response"]))
     for name, load in zip(names, loads, strict=True):
         statuses = ", ".join(f"{code}: {one.count}" for code, one in sorted(load.statuses.items()))
         missing = load.failures + load.timeouts
-        print(markdown.row(name, load.sent, statuses, load.disconnected, missing))
-    print("\n" + markdown.header("hours", "memory MiB", "threads", "files", "sockets"))
+        print(markdown_row([name, load.sent, statuses, load.disconnected, missing]))
+    print("\n" + markdown_table(["hours", "memory MiB", "threads", "files", "sockets"]))
     states = [(f"{at:.3f}", state) for at, state in samples[:: max(1, len(samples) // 10)]]
     for at, state in [("idle before", before), *states, ("idle after", after)]:
         memory = f"{state.memory_mib:.1f}"
-        print(markdown.row(at, memory, state.threads, state.files, state.sockets))
+        print(markdown_row([at, memory, state.threads, state.files, state.sockets]))
     fitted = samples[len(samples) // 4 :]
     hours = np.array([at for at, _ in fitted])
     slope = np.polyfit(hours, [state.memory_mib for _, state in fitted], 1)[0]
