@@ -57,7 +57,7 @@ class ExportConfig:
     top_k: int = 100
     score_threshold: float = 0.3
     source: str = "unknown"
-    """Where the checkpoint came from."""
+    """Source of the checkpoint."""
     license: str = "unknown"
     description: str = ""
 

@@ -58,7 +58,7 @@ class Task:
     resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
     normalization: str = "coco"
     can_flip: bool = True
-    """Whether maps can be averaged over the image and its horizontal flip."""
+    """Maps can be averaged over the image and its horizontal flip."""
     keypoint_peaks: int | None = None
     """Corners and centers of each kind to decode; None: top-K."""
 

@@ -63,9 +63,9 @@ class TensorSpec(_StrictModel):
 class _CenterDecoder(_StrictModel):
     """Common fields of the center-point decoders (*Objects as Points*, section 4).
 
-    Outputs per image, by descending score: ``scores`` float32 (top_k,), ``class_ids`` int32 (top_k,),
-    ``centers`` float32 (top_k, 2) and ``sizes`` float32 (top_k, 2), x before y, in cells of the
-    output map (``output_stride`` input pixels each).
+    Outputs per image, by descending score: ``scores`` float32 (top_k,), ``class_ids`` int32
+    (top_k,), ``centers`` float32 (top_k, 2) and ``sizes`` float32 (top_k, 2), x before y, in cells
+    of the output map (``output_stride`` input pixels each).
     """
 
     output_stride: int = Field(gt=0)
@@ -120,8 +120,8 @@ class CenterPosesDecoder(_CenterDecoder):
 class CenterBoxes3DDecoder(_CenterDecoder):
     """3D boxes from center points (*Objects as Points*, section 4.1).
 
-    In addition to the 2D boxes: ``depths`` float32 (top_k,) in metres, ``dimensions`` float32 (top_k, 3)
-    as height, width, length in metres, ``rotations`` float32 (top_k, 8): two bins of
+    In addition to the 2D boxes: ``depths`` float32 (top_k,) in metres, ``dimensions`` float32
+    (top_k, 3) as height, width, length in metres, ``rotations`` float32 (top_k, 8): two bins of
     (negative, positive, sine, cosine), raw.
     """
 
@@ -142,8 +142,8 @@ class CenterBoxes3DDecoder(_CenterDecoder):
 class _CornerDecoder(_StrictModel):
     """Common fields of the corner decoders (*CornerNet*, Law and Deng 2018, section 3).
 
-    Every image is run together with its horizontal flip. Outputs per image, by descending score: ``scores``
-    float32 (pairs,), -1 where a pair is impossible, ``class_ids`` int32 (pairs,), ``boxes``
+    Every image is run together with its horizontal flip. Outputs per image, by descending score:
+    ``scores`` float32 (pairs,), -1 for impossible pairs, ``class_ids`` int32 (pairs,), ``boxes``
     float32 (pairs, 4) as x1, y1, x2, y2 in cells, ``corner_scores`` float32 (pairs, 2), top-left
     and bottom-right.
     """
@@ -219,7 +219,7 @@ class _ArtifactFile(_StrictModel):
     precision: Precision
     """``fp16``: the network computes in fp16; pre- and post-processing stay float32."""
     flip: bool = False
-    """Whether the graph averages its maps over the image and its horizontal flip."""
+    """The graph averages its maps over the image and its horizontal flip."""
     sha256: Sha256
     size_bytes: int = Field(gt=0)
 
@@ -274,7 +274,7 @@ class EngineArtifact(_ArtifactFile):
     requires: EngineRequirements
     batch: BatchProfile
     tf32: bool
-    """Whether float32 matrix products may use TensorFloat-32."""
+    """Float32 matrix products may use TensorFloat-32."""
 
 
 Artifact = Annotated[OnnxArtifact | EngineArtifact, Field(discriminator="backend")]

@@ -16,11 +16,11 @@ class Head:
     per: Literal["map", "class", "keypoint"] = "map"
     """Unit of ``channels``: per map, per class or per keypoint."""
     optional: bool = False
-    """Whether the upstream code also trains networks without it."""
+    """The upstream code also trains networks without this head."""
     heatmap: bool = False
-    """Whether the raw values are logits of scores."""
+    """The raw values are logits of scores."""
     flipped: bool = True
-    """Whether flip averaging includes it; offsets inside a cell are not comparable."""
+    """Flip averaging includes this head; offsets inside a cell are not comparable."""
 
     def count(self, classes: int, keypoints: int) -> int:
         """Return the channels of the map for the given numbers of classes and keypoints."""

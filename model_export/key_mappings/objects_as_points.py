@@ -21,7 +21,7 @@ HEADS: Mapping[str, str] = {
 
 
 def _heads(first: str, second: str) -> dict[str, str]:
-    """Map the two convolutions of every head, upstream at ``first`` and ``second`` after its name."""
+    """Map the two convolutions of every head, stored upstream as ``first`` and ``second``."""
     return {
         f"{upstream}.{position}": f"heads.{local}.{layer}"
         for upstream, local in HEADS.items()

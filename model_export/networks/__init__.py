@@ -1,4 +1,5 @@
 """Networks of the CenterNet family as plain ``torch.nn`` modules.
 
-Upstream checkpoint keys are translated to their parameter names in :mod:`model_export.key_mappings`.
+Upstream checkpoint keys are mapped to their parameter names in
+:mod:`model_export.key_mappings`.
 """

@@ -113,7 +113,7 @@ class DeformableAggregation(Aggregation):
 
 
 class DeepAggregation(nn.Module):
-    """Merges DLA levels in steps, from the two coarsest to all, each at the stride of its finest."""
+    """Merges DLA levels in steps, from the two coarsest to all, each at its finest stride."""
 
     def __init__(self, aggregation: type[Aggregation], channels: Sequence[int]) -> None:
         super().__init__()

@@ -56,7 +56,8 @@ def right_pool(x: Tensor) -> Tensor:
 def column_max(x: Tensor) -> Tensor:
     """Return the maximum of each column, (N, C, H, W) to (N, C, 1, W).
 
-    Equal to a top pool after a bottom pool; one half of center pooling (*Keypoint Triplets*, Duan et al. 2019, section 3.3).
+    Equal to a top pool after a bottom pool; one half of center pooling (*Keypoint Triplets*, Duan
+    et al. 2019, section 3.3).
     """
     return x.amax(_ROWS, keepdim=True)
 

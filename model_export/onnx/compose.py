@@ -1,4 +1,4 @@
-"""Composition of an imported network with pixel normalization and head decoding, in one ONNX file."""
+"""Composition of an imported network with pixel normalization and head decoding."""
 
 from collections.abc import Mapping, Sequence
 
@@ -103,7 +103,7 @@ def _export_decoding(resolved: ResolvedExport, maps: Mapping[str, Tensor]) -> on
 
 
 def _with_dynamic_batch(external: ExternalModel, outputs: Sequence[str]) -> onnx.ModelProto:
-    """Convert the network to :data:`OPSET`, keep only ``outputs`` and make the batch axis dynamic."""
+    """Convert the network to :data:`OPSET` with only ``outputs`` and a dynamic batch axis."""
     try:
         model = version_converter.convert_version(external.model, OPSET)
     except Exception as error:  # the converter raises RuntimeError, among others

@@ -98,7 +98,7 @@ def test_networks_that_amplify_rounding_are_rejected(
     network: str,
     images: str,
 ) -> None:
-    """With the rule's weights, deformable convolutions amplify rounding errors already in float32."""
+    """The rule's weights make deformable convolutions amplify rounding errors even in float32."""
     torch.save(upstream_state(network), tmp_path / "model.pth")
     with pytest.raises(Fp16Error, match=r"detections .* in fp16"):
         export_package(

@@ -113,7 +113,7 @@ def _write_zip(path: Path) -> None:
         (lambda path: torch.save([torch.ones(1)], path), "it holds a list"),
         (lambda path: torch.save(torch.ones(1), path), "it holds a Tensor"),
         (lambda path: torch.save({}, path), "its top-level keys are none"),
-        (lambda path: torch.save({"epoch": 1, "optimizer": {}}, path), "keys are 'epoch', 'optimizer"),
+        (lambda path: torch.save({"epoch": 1, "optimizer": {}}, path), "are 'epoch', 'optimizer"),
         (lambda path: torch.save({"state_dict": {}}, path), "its top-level keys are 'state_dict'"),
         (lambda path: torch.save({"state_dict": [1]}, path), "its top-level keys are 'state_dict'"),
         (lambda path: torch.save({3: torch.ones(1)}, path), "a key is 3, not a string"),
@@ -125,7 +125,7 @@ def _write_zip(path: Path) -> None:
         (lambda path: torch.save({"a": torch.tensor([1, torch.nan])}, path), "NaN or infinity"),
         (lambda path: torch.save({"a": torch.tensor([1e300]).double()}, path), "NaN or infinity"),
         (lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "not a dense CPU tensor"),
-        (lambda path: torch.save({"a": torch.ones(9, device="meta")}, path), "not a dense CPU tensor"),
+        (lambda path: torch.save({"a": torch.ones(9, device="meta")}, path), "not a dense CPU"),
         (
             lambda path: torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, path),
             "but stores fewer values",

@@ -166,12 +166,12 @@ def test_pooling_blocks_match_upstream(
     key_mapping = corner_keys(1)
     with np.load(upstream / "goldens" / f"{file}.npz") as golden:
         prefix = f"{name}_sd."
-        state = {
-            key_mapping.to_network_key(f"{keypoint}_cnvs.0.{key.removeprefix(prefix)}").split(".", 2)[2]:
-            torch.from_numpy(golden[key])
-            for key in golden.files
-            if key.startswith(prefix)
-        }  # fmt: skip
+        state = {}
+        for key in golden.files:
+            if key.startswith(prefix):
+                upstream_key = f"{keypoint}_cnvs.0.{key.removeprefix(prefix)}"
+                block_key = key_mapping.to_network_key(upstream_key).split(".", 2)[2]
+                state[block_key] = torch.from_numpy(golden[key])
         x, expected = torch.from_numpy(golden[f"{name}_x"]), golden[f"{name}_y"]
     block = make().eval()
     block.load_state_dict(state)
