@@ -59,5 +59,5 @@ class DetectionGraph(nn.Module):
         count = pixels.shape[0]
         both = self._maps(torch.cat((pixels, pixels.flip(3))))
         maps = {name: values[:count] for name, values in both.items()}
-        flip = {name: values[count:] for name, values in both.items()}
-        return average_with_flip(maps, flip, self.task.heads, self.keypoint_pairs)
+        flipped_maps = {name: values[count:] for name, values in both.items()}
+        return average_with_flip(maps, flipped_maps, self.task.heads, self.keypoint_pairs)

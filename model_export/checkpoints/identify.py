@@ -84,12 +84,6 @@ def identify(
     raise CheckpointMismatchError(_describe(checkpoint_info, closest, architecture, len(state)))
 
 
-def recognise(state: Mapping[str, Tensor]) -> CheckpointInfo | None:
-    """Return the network that ``state`` (upstream keys) matches exactly, or None."""
-    checkpoint_info = examine(state)
-    return checkpoint_info if checkpoint_info.differences.count() == 0 else None
-
-
 def examine(
     state: Mapping[str, Tensor], architecture: str | None = None, task: str | None = None
 ) -> CheckpointInfo:

@@ -37,16 +37,16 @@ def activate(maps: Mapping[str, Tensor], heads: Mapping[str, Head]) -> dict[str,
 
 def average_with_flip(
     maps: Mapping[str, Tensor],
-    flip: Mapping[str, Tensor],
+    flipped_maps: Mapping[str, Tensor],
     heads: Mapping[str, Head],
     keypoint_pairs: Sequence[tuple[int, int]],
 ) -> dict[str, Tensor]:
-    """Average activated ``maps`` with those of the flipped images, both (N, C, H, W) by head.
+    """Average activated ``maps`` with ``flipped_maps`` of the flipped images, both (N, C, H, W) by head.
 
     ``keypoint_pairs`` are the indices of left and right keypoints, which a flip swaps.
     """
     return {
-        name: (values + unflip(flip[name], heads[name], keypoint_pairs)) / 2
+        name: (values + unflip(flipped_maps[name], heads[name], keypoint_pairs)) / 2
         if heads[name].flipped
         else values
         for name, values in maps.items()

@@ -172,13 +172,13 @@ def _compare_kind(reference: Detections, candidate: Detections) -> Agreement:
     worst_errors = {name: float(values[same].max(initial=0.0)) for name, values in errors.items()}
     keypoints = keypoints_matched = 0
     if keypoint_errors:
-        distances, score_errors = (values[same] for values in keypoint_errors)
-        stayed = (distances <= TOLERANCES["keypoints"]) & (
+        keypoint_distances, score_errors = (values[same] for values in keypoint_errors)
+        agrees = (keypoint_distances <= TOLERANCES["keypoints"]) & (
             score_errors <= TOLERANCES["keypoint_scores"]
         )
-        keypoints, keypoints_matched = stayed.size, int(stayed.sum())
-        worst_errors["keypoints"] = float(distances[stayed].max(initial=0.0))
-        worst_errors["keypoint_scores"] = float(score_errors[stayed].max(initial=0.0))
+        keypoints, keypoints_matched = agrees.size, int(agrees.sum())
+        worst_errors["keypoints"] = float(keypoint_distances[agrees].max(initial=0.0))
+        worst_errors["keypoint_scores"] = float(score_errors[agrees].max(initial=0.0))
     return Agreement(
         found=int((reference["scores"] > 0).sum()),
         matched=int(same.sum()),

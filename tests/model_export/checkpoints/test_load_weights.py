@@ -10,7 +10,7 @@ import torch
 from support.checkpoints import State, without_counters
 
 from model_export.architectures import ARCHITECTURES
-from model_export.checkpoints.identify import expected_shapes, identify, recognise
+from model_export.checkpoints.identify import expected_shapes, identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.errors import CheckpointMismatchError
 from model_export.key_mappings.objects_as_points import HEADS
@@ -131,10 +131,11 @@ def test_identifies_other_hidden_channels(manifest_of: Callable[[str], dict]) ->
     assert (checkpoint_info.architecture, checkpoint_info.head_hidden_channels) == ("res_18", 128)
 
 
-def test_recognise_returns_none_for_unknown_networks(state: State) -> None:
-    assert recognise({}) is None
+def test_identify_rejects_unknown_networks(state: State) -> None:
     del state["conv1.weight"]
-    assert recognise(state) is None
+    for unknown in ({}, state):
+        with pytest.raises(CheckpointMismatchError):
+            identify(unknown)
 
 
 def _refusal(architecture: str, state: State, task: str = "boxes") -> str:

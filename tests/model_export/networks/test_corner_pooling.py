@@ -58,7 +58,7 @@ class Pooled(nn.Module):
     """All four pools of one map, and both pooled sums of two maps."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        # The sum keeps an operator from being the graph's input and output at once.
+        # Without the addition, operators would connect graph inputs directly to graph outputs.
         pooled = [pool(x + 1) for pool in POOLS.values()]
         return *pooled, *(pair.sum(x + 1, -3 - 2 * x) for pair in SUMS.values())
 
