@@ -41,7 +41,7 @@ def average_with_flip(
     heads: Mapping[str, Head],
     keypoint_pairs: Sequence[tuple[int, int]],
 ) -> dict[str, Tensor]:
-    """Average activated ``maps`` with ``flipped_maps`` of the flipped images, both (N, C, H, W) by head.
+    """Average activated ``maps`` with those of the flipped images, both (N, C, H, W) by head.
 
     ``keypoint_pairs`` are the indices of left and right keypoints, which a flip swaps.
     """
