@@ -178,7 +178,7 @@ def match(
     Returns the indices of the matched detections in ``reference`` and in ``candidate``.
     """
     distances = distances_between(reference, candidate)
-    distances[reference["scores"] == 0] = np.inf  # empty places
+    distances[reference["scores"] == 0] = np.inf  # empty rows
     distances[:, candidate["scores"] == 0] = np.inf
     return match_greedily(-distances, -radius_cells)
 
