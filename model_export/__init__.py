@@ -1,1 +1,12 @@
-"""From a trained checkpoint to a verified model package."""
+"""Export of trained checkpoints to verified model packages.
+
+Public functions:
+
+- :func:`model_export.pipeline.export_package` exports a PyTorch checkpoint to ONNX, verifies the
+  file against the network and writes a package.
+- :func:`model_export.import_onnx.import_package` makes a package from an ONNX file with raw heads.
+- :func:`model_export.inspect_checkpoint.inspect_checkpoint` reports the architecture and the task
+  of a checkpoint.
+
+They are not imported here: engines are built without torch, from the same distribution.
+"""

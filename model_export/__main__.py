@@ -1,6 +1,7 @@
-"""``centernet-export``: loads only what the command needs; ``build`` runs without torch.
+"""Entry point of ``centernet-export``.
 
-Says what to install where the extra of a command is missing.
+Imports only what the command needs: ``build`` runs without torch. Reports the extra to install
+where a dependency of the command is missing.
 """
 
 import sys
@@ -12,18 +13,18 @@ _EXIT_FAILED = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program with ``arguments``, or those of the process."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the program with ``arguments``, by default those of the process."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
     install = "pip install 'centernet-serving[export]'"
     try:
-        if given[:1] == ["build"]:
+        if args[:1] == ["build"]:
             install = install_commands()
             from model_export.engines import cli as build_cli
 
-            return build_cli.main(given[1:])
+            return build_cli.main(args[1:])
         from model_export import cli
 
-        return cli.main(given)
+        return cli.main(args)
     except ModuleNotFoundError as error:
         print(
             f"centernet-export: error: {error.name} is not installed. {install}.", file=sys.stderr

@@ -1,18 +1,21 @@
-"""The architectures that can be exported, as data: one literal table."""
+"""Table of the supported architectures, by the name that ``--arch`` takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import nn
 
-from model_export.checkpoints import objects_as_points
-from model_export.checkpoints.key_mapping import KeyMapping
+from model_export.key_mappings import corner_nets, objects_as_points
+from model_export.key_mappings.key_mapping import KeyMapping
 from model_export.networks import hourglass
 from model_export.networks.aggregation import DeformableNeck, PlainNeck
 from model_export.networks.center_point import CenterPointNetwork
-from model_export.networks.corner_architecture import CornerArchitecture
-from model_export.networks.corner_networks import corner_net_pooling, keypoint_triplets_pooling
+from model_export.networks.corner_networks import (
+    KeypointNetwork,
+    corner_net_pooling,
+    keypoint_triplets_pooling,
+)
 from model_export.networks.dla import DLABackbone
 from model_export.networks.resnet import (
     BasicBlock,
@@ -26,7 +29,7 @@ OUTPUT_STRIDE = 4
 """Input pixels per cell of the output maps (*Objects as Points*, section 3: R = 4)."""
 
 INPUT_MULTIPLE = 32
-"""Height and width of the input must be multiples of the backbone's total stride, at least this."""
+"""Smallest total stride of a backbone; input height and width must be multiples of it."""
 
 _SLIM_WIDTHS, _SLIM_DEPTHS = (48, 48, 64, 64, 64, 96), (1, 1, 1, 1, 1, 1)
 
@@ -34,33 +37,33 @@ _CENTER_TASKS = ("boxes", "poses", "boxes_3d")
 
 
 class Architecture(Protocol):
-    """One kind of network, and how checkpoints of it name their tensors."""
+    """A network architecture and the parameter names of its checkpoints."""
 
     @property
-    def layout(self) -> KeyMapping:
-        """The upstream names."""
+    def key_mapping(self) -> KeyMapping:
+        """Mapping between checkpoint keys and network keys."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Keys of :data:`model_export.tasks.TASKS`: what it can be trained for."""
+        """Supported tasks, keys of :data:`model_export.tasks.TASKS`; the first is the default."""
 
     @property
     def input_multiple(self) -> Literal[32, 128]:
-        """What height and width of the input must be multiples of."""
+        """Total stride; height and width of the input must be multiples of it."""
 
     @property
     def head_hidden_channels(self) -> int:
-        """Channels between a head's two convolutions, unless a checkpoint has others."""
+        """Default number of channels between a head's two convolutions."""
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
     ) -> nn.Module:
-        """Make the network with freshly initialised weights; channels per head, by our names."""
+        """Build the network with newly initialised weights; ``head_channels`` by head name."""
 
 
 @dataclass(frozen=True)
 class ResNetArchitecture:
-    """A ResNet back end and three transposed convolutions."""
+    """ResNet backbone and a neck of three transposed convolutions."""
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
@@ -69,16 +72,16 @@ class ResNetArchitecture:
     neck_channels: tuple[int, int, int] = (256, 256, 256)
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
-    layout: KeyMapping = objects_as_points.RESNET
+    key_mapping: KeyMapping = objects_as_points.RESNET
     tasks: tuple[str, ...] = _CENTER_TASKS
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
     ) -> CenterPointNetwork:
-        """Make the network with freshly initialised weights.
+        """Build the network with newly initialised weights.
 
-        ``head_channels`` gives the channels of each head: ``heatmap`` (number of classes),
-        ``size`` (2), ``offset`` (2), and what else the task needs.
+        ``head_channels`` holds the output channels of each head: ``heatmap`` (number of classes),
+        ``size`` (2), ``offset`` (2), and the further heads of the task.
         """
         backbone = ResNetBackbone(self.block, self.depths, self.widths)
         neck = self.neck(backbone.out_channels, self.neck_channels)
@@ -93,18 +96,18 @@ class ResNetArchitecture:
 
 @dataclass(frozen=True)
 class DLAArchitecture:
-    """DLA-34 and one of the two ways to bring its levels together."""
+    """DLA-34 backbone with plain or deformable deep aggregation."""
 
     neck: type[PlainNeck] | type[DeformableNeck]
     head_hidden_channels: int = 256
     input_multiple: Literal[32] = 32
-    layout: KeyMapping = objects_as_points.DLA
+    key_mapping: KeyMapping = objects_as_points.DLA
     tasks: tuple[str, ...] = _CENTER_TASKS
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
     ) -> CenterPointNetwork:
-        """Make the network with freshly initialised weights."""
+        """Build the network with newly initialised weights."""
         return CenterPointNetwork(
             DLABackbone(),
             self.neck(),
@@ -116,7 +119,7 @@ class DLAArchitecture:
 
 @dataclass(frozen=True)
 class HourglassArchitecture:
-    """Stacked hourglasses; predictions come from the last stack."""
+    """Stacked hourglasses with prediction heads on the last stack."""
 
     stacks: int
     widths: Sequence[int] = hourglass.WIDTHS
@@ -126,21 +129,56 @@ class HourglassArchitecture:
 
     @property
     def head_hidden_channels(self) -> int:
-        """As many as a stack has."""
+        """Width of a stack's feature map."""
         return self.widths[0]
 
     @property
-    def layout(self) -> KeyMapping:
-        """The upstream names."""
-        return objects_as_points.hourglass_layout(self.stacks)
+    def key_mapping(self) -> KeyMapping:
+        """Mapping between checkpoint keys and network keys."""
+        return objects_as_points.hourglass_keys(self.stacks)
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
     ) -> CenterPointNetwork:
-        """Make the network with freshly initialised weights."""
+        """Build the network with newly initialised weights."""
         return CenterPointNetwork(
             hourglass.StackedHourglass(self.stacks, self.widths, self.depths),
             hourglass.LastStack(),
+            self.widths[0],
+            head_channels,
+            head_hidden_channels or self.head_hidden_channels,
+        )
+
+
+@dataclass(frozen=True)
+class CornerArchitecture:
+    """Stacked hourglasses with one corner or center pooling block per kind of keypoint."""
+
+    stacks: int
+    """Two stacks are Hourglass-104, one is Hourglass-52."""
+    pooling: Callable[[int], Mapping[str, nn.Module]]
+    tasks: tuple[str, ...]
+    widths: Sequence[int] = hourglass.WIDTHS
+    depths: Sequence[int] = hourglass.DEPTHS
+    input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
+
+    @property
+    def head_hidden_channels(self) -> int:
+        """Width of a stack's feature map."""
+        return self.widths[0]
+
+    @property
+    def key_mapping(self) -> KeyMapping:
+        """Mapping between checkpoint keys and network keys."""
+        return corner_nets.corner_keys(self.stacks)
+
+    def build(
+        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+    ) -> KeypointNetwork:
+        """Build the network with newly initialised weights; ``head_channels`` by head name."""
+        return KeypointNetwork(
+            hourglass.StackedHourglass(self.stacks, self.widths, self.depths),
+            self.pooling(self.widths[0]),
             self.widths[0],
             head_channels,
             head_hidden_channels or self.head_hidden_channels,
@@ -171,7 +209,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cornernet_hourglass104": CornerArchitecture(2, corner_net_pooling, ("corner_pairs",)),
     "triplet_centernet52": CornerArchitecture(1, keypoint_triplets_pooling, ("corner_triplets",)),
     "triplet_centernet104": CornerArchitecture(2, keypoint_triplets_pooling, ("corner_triplets",)),
-    # Ours, for CPUs: the same layout as res_18 with a tenth of its parameters and arithmetic.
+    # For CPUs, not in the papers: res_18 with a tenth of its parameters and arithmetic.
     "res_18_slim": ResNetArchitecture(
         BasicBlock,
         (2, 2, 2, 2),
@@ -179,9 +217,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         neck_channels=(64, 64, 64),
         head_hidden_channels=32,
     ),
-    # The same for hourglasses: less than a fiftieth of the parameters.
+    # Hourglass with less than a fiftieth of the parameters.
     "hourglass_slim": HourglassArchitecture(2, _SLIM_WIDTHS, _SLIM_DEPTHS),
-    # One stack of them: poses can be learned with it on two cores.
+    # A single narrow stack, small enough to train poses on two CPU cores.
     "hourglass_tiny": HourglassArchitecture(1, (32, 32, 48, 64, 64, 96), _SLIM_DEPTHS),
     "cornernet_slim": CornerArchitecture(
         2, corner_net_pooling, ("corner_pairs",), _SLIM_WIDTHS, _SLIM_DEPTHS
@@ -193,5 +231,5 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def box_head_channels(num_classes: int) -> dict[str, int]:
-    """Heads of the 2D detector and their channels."""
+    """Return the channels of each head of the 2D box detector."""
     return {"heatmap": num_classes, "size": 2, "offset": 2}

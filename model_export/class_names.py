@@ -1,4 +1,4 @@
-"""Names of classes and keypoints, in the order in which the authors number them."""
+"""Class and keypoint names, in the index order of the upstream data sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ COCO = (
     "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
     "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
-"""The 80 classes of COCO, by increasing category number, without the gaps."""
+"""The 80 classes of COCO by increasing category id, without the gaps."""
 
 PASCAL = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -27,7 +27,7 @@ PASCAL = (
 """The 20 classes of Pascal VOC."""
 
 KITTI = ("Pedestrian", "Car", "Cyclist")
-"""The classes of KITTI that the authors detect."""
+"""The classes of KITTI that *Objects as Points* detects."""
 
 COCO_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
@@ -40,16 +40,16 @@ COCO_SKELETON = (
     (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10),
     (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16),
 )  # fmt: skip
-"""Pairs of :data:`COCO_KEYPOINTS` to draw a line between."""
+"""Limbs: index pairs into :data:`COCO_KEYPOINTS`."""
 
 _KNOWN = {"coco": COCO, "pascal": PASCAL}
 _MAX_FILE_BYTES = 1024 * 1024
 
 
 def read_classes(text: str) -> tuple[str, ...]:
-    """Class names from ``coco``, ``pascal``, a text file (one per line) or ``name,name,...``.
+    """Read class names from ``coco``, ``pascal``, a text file (one per line) or ``name,name,...``.
 
-    Raises :class:`ConfigError` for a file that cannot be read, and for no names at all.
+    Raises :class:`ConfigError` for a file that cannot be read and for an empty list.
     """
     if text in _KNOWN:
         return _KNOWN[text]
@@ -57,11 +57,11 @@ def read_classes(text: str) -> tuple[str, ...]:
 
 
 def _read_names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    # A single name is written "car,", so that a mistyped file name is not taken for a name.
+    # A single name is written "car,", so that a mistyped file name is not read as a class.
     listed = text.split(",") if "," in text else _read_lines(option, Path(text), known)
     names = tuple(name.strip() for name in listed if name.strip())
     if not names:
-        raise ConfigError(f"{option} {text!r} names nothing. Give at least one name.")
+        raise ConfigError(f"{option} {text!r} holds no names. Give at least one name.")
     return names
 
 
@@ -75,17 +75,19 @@ def _read_lines(option: str, path: Path, known: Sequence[str]) -> list[str]:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
-            raise ConfigError(f"{path} has more than {_MAX_FILE_BYTES} bytes: too long for names.")
+            raise ConfigError(
+                f"{path} has more than {_MAX_FILE_BYTES} bytes; a list of names must be smaller."
+            )
         return content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"names cannot be read from {path}: {error}. "
-            "Accepted is UTF-8 text with one name per line."
+            "UTF-8 text with one name per line is accepted."
         ) from error
 
 
 def read_keypoints(text: str) -> tuple[str, ...]:
-    """Keypoint names from ``coco``, a text file (one per line) or ``name,name,...``.
+    """Read keypoint names from ``coco``, a text file (one per line) or ``name,name,...``.
 
     Raises :class:`ConfigError` as :func:`read_classes` does.
     """
@@ -93,7 +95,7 @@ def read_keypoints(text: str) -> tuple[str, ...]:
 
 
 def flipped_pairs(keypoints: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of indices of keypoints that a flip exchanges: ``left...`` and ``right...``."""
+    """Return the index pairs that a horizontal flip swaps: ``left...`` and ``right...``."""
     return [
         (index, keypoints.index(opposite))
         for index, name in enumerate(keypoints)

@@ -1,4 +1,4 @@
-"""The commands of ``centernet-export`` that need torch."""
+"""Commands ``package``, ``import`` and ``inspect`` of ``centernet-export``."""
 
 import argparse
 import re
@@ -12,9 +12,9 @@ from model_export.cli_options import make_parser
 from model_export.config import ExportConfig
 from model_export.errors import ConfigError, ExportError
 from model_export.graph.normalization import Normalization
+from model_export.import_onnx import import_package
 from model_export.inspect_checkpoint import inspect_checkpoint
-from model_export.onnx.import_model import import_package
-from model_export.pipeline import HALF_STEPS, STEPS, export_package
+from model_export.pipeline import FP16_STEPS, STEPS, export_package
 from model_package import ModelPackage, OnnxArtifact, PackageError, Verification
 
 _EXIT_FAILED = 2
@@ -22,7 +22,7 @@ _EXIT_INTERRUPTED = 130
 
 
 class _Steps:
-    """Numbered steps on standard error, each with the seconds it took."""
+    """Progress on standard error: numbered steps with their durations."""
 
     def __init__(self) -> None:
         self.total = STEPS
@@ -36,7 +36,7 @@ class _Steps:
         print(f"[{self._number}/{self.total}] {step} ...", end="", file=sys.stderr, flush=True)
 
     def end(self, outcome: str = "") -> None:
-        """Finish the line of the step that is running, if one is."""
+        """Finish the line of the current step, if there is one."""
         if self._started_s:
             seconds = time.perf_counter() - self._started_s
             print(f" {outcome or f'{seconds:.1f} s'}", file=sys.stderr)
@@ -44,12 +44,12 @@ class _Steps:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; 0 is success, 2 a refusal told in one line, 130 an interruption."""
+    """Run the program; returns 0 on success, 2 on an error, 130 on an interruption."""
     commands = {"package": _package, "import": _import, "inspect": _inspect}
-    parsed = make_parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     steps = _Steps()
     try:
-        return commands[parsed.command](parsed, steps)
+        return commands[args.command](args, steps)
     except (ExportError, PackageError, OSError) as error:
         steps.end("failed")
         print(f"centernet-export: error: {error}", file=sys.stderr)
@@ -59,64 +59,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_INTERRUPTED
 
 
-def _package(parsed: argparse.Namespace, steps: _Steps) -> int:
-    steps.total += HALF_STEPS if parsed.precision == "fp16" else 0
+def _package(args: argparse.Namespace, steps: _Steps) -> int:
+    steps.total += FP16_STEPS if args.precision == "fp16" else 0
     package = export_package(
-        _read_config(parsed),
-        parsed.checkpoint,
-        parsed.output,
+        _read_config(args),
+        args.checkpoint,
+        args.output,
         progress=steps.begin,
-        image_dir=parsed.verify_images,
+        image_dir=args.verify_images,
     )
     steps.end()
     print(_report(package))
     return 0
 
 
-def _import(parsed: argparse.Namespace, steps: _Steps) -> int:
+def _import(args: argparse.Namespace, steps: _Steps) -> int:
     package = import_package(
-        _read_config(parsed),
-        parsed.onnx,
-        Normalization(tuple(parsed.mean), tuple(parsed.std), parsed.order, parsed.scale),
-        parsed.output,
+        _read_config(args),
+        args.onnx,
+        Normalization(tuple(args.mean), tuple(args.std), args.order, args.scale),
+        args.output,
         progress=steps.begin,
-        image_dir=parsed.verify_images,
+        image_dir=args.verify_images,
     )
     steps.end()
     print(_report(package))
     return 0
 
 
-def _inspect(parsed: argparse.Namespace, _: _Steps) -> int:
-    description, fits = inspect_checkpoint(parsed.checkpoint)
+def _inspect(args: argparse.Namespace, _: _Steps) -> int:
+    description, fits = inspect_checkpoint(args.checkpoint)
     print(description)
     return 0 if fits else _EXIT_FAILED
 
 
-def _read_config(parsed: argparse.Namespace) -> ExportConfig:
+def _read_config(args: argparse.Namespace) -> ExportConfig:
     width_px, height_px = (None, None)
-    if parsed.input_size is not None:
-        width_px, height_px = _read_size(parsed.input_size)
+    if args.input_size is not None:
+        width_px, height_px = _read_size(args.input_size)
     return ExportConfig(
-        name=parsed.output.resolve().name if parsed.name is None else parsed.name,
-        version=parsed.model_version,
-        architecture=parsed.arch,
-        task=parsed.task,
-        classes=None if parsed.classes is None else read_classes(parsed.classes),
-        keypoints=None if parsed.keypoints is None else read_keypoints(parsed.keypoints),
-        projection=tuple(parsed.projection),
+        name=args.output.resolve().name if args.name is None else args.name,
+        version=args.model_version,
+        architecture=args.arch,
+        task=args.task,
+        classes=None if args.classes is None else read_classes(args.classes),
+        keypoints=None if args.keypoints is None else read_keypoints(args.keypoints),
+        projection=tuple(args.projection),
         width_px=width_px,
         height_px=height_px,
-        resize=parsed.resize,
-        max_side_px=parsed.free_size,
-        flip=parsed.flip,
-        precision=parsed.precision,
-        normalization=parsed.normalization,
-        top_k=parsed.top_k,
-        score_threshold=parsed.score_threshold,
-        source=parsed.source,
-        license=parsed.license,
-        description=parsed.description,
+        resize=args.resize,
+        max_side_px=args.free_size,
+        flip=args.flip,
+        precision=args.precision,
+        normalization=args.normalization,
+        top_k=args.top_k,
+        score_threshold=args.score_threshold,
+        source=args.source,
+        license=args.license,
+        description=args.description,
     )
 
 
@@ -135,7 +135,7 @@ def _report(package: ModelPackage) -> str:
     megabytes = " + ".join(f"{file.size_bytes / 1e6:.1f}" for file in manifest.artifacts)
     models = shlex.quote(str(package.directory.parent))
     agreements = "".join(
-        f"{artifact.file} finds what fp32 finds: {_proof(artifact.agreement)}\n"
+        f"{artifact.file} agrees with fp32: {_summary(artifact.agreement)}\n"
         for artifact in manifest.artifacts
         if isinstance(artifact, OnnxArtifact) and artifact.agreement is not None
     )
@@ -143,12 +143,12 @@ def _report(package: ModelPackage) -> str:
         f"{package.directory}: {manifest.name} version {manifest.version}, "
         f"{manifest.provenance.architecture}, {manifest.decoder.kind}, "
         f"{len(manifest.classes)} classes, {megabytes} MB\n"
-        f"ONNX Runtime finds what {verification.reference} finds: {_proof(verification)}\n"
+        f"ONNX Runtime agrees with {verification.reference}: {_summary(verification)}\n"
         f"{agreements}Serve it: MODELS={models} make serve"
     )
 
 
-def _proof(verification: Verification) -> str:
+def _summary(verification: Verification) -> str:
     errors = ", ".join(f"{name} {error:.1g}" for name, error in verification.worst_errors.items())
     return (
         f"{verification.matched_fraction:.1%} of the detections matched in "

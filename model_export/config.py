@@ -1,4 +1,4 @@
-"""What to export and what to call it."""
+"""Export configuration, its validation and its resolution to a complete description."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -29,7 +29,7 @@ Resize = Literal["letterbox", "fit_width", "keep_resolution"]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """The facts that a checkpoint does not hold; None is what is usual for what it holds."""
+    """Options of an export; None means the default of the checkpoint's task."""
 
     name: str
     version: str
@@ -38,33 +38,33 @@ class ExportConfig:
     task: str | None = None
     """A key of :data:`model_export.tasks.TASKS`."""
     classes: tuple[str, ...] | None = None
-    """Names in the order that the network was trained with."""
+    """Class names in the order of training."""
     keypoints: tuple[str, ...] | None = None
-    """Names in the order that the network was trained with; poses only."""
+    """Keypoint names in the order of training; poses only."""
     projection: tuple[float, ...] = KITTI_PROJECTION
-    """Camera matrix (3, 4), row by row, for images that come without one; 3D boxes only."""
+    """Default camera matrix (3, 4), row-major, for requests without one; 3D boxes only."""
     width_px: int | None = None
     height_px: int | None = None
     resize: Resize | None = None
     max_side_px: int | None = None
-    """Longest side of inputs of other sizes; None: there are none, unless they are usual."""
+    """Longest input side with dynamic height and width; None: the task's default."""
     flip: bool = False
-    """Whether to export a second graph that averages over the image and its flipped image."""
+    """Add a second graph that averages the maps of the image and its horizontal flip."""
     precision: Precision = "fp32"
-    """``fp16``: a file in half precision stands beside each one in float32."""
+    """``fp16``: add an fp16 file for each fp32 file."""
     normalization: str | None = None
     """A key of :data:`model_export.graph.normalization.NORMALIZATIONS`."""
     top_k: int = 100
     score_threshold: float = 0.3
     source: str = "unknown"
-    """Where the checkpoint came from."""
+    """Source of the checkpoint."""
     license: str = "unknown"
     description: str = ""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A configuration whose every fact is settled."""
+class ResolvedExport:
+    """An export configuration with every default resolved."""
 
     config: ExportConfig
     architecture: str
@@ -75,8 +75,8 @@ class Plan:
     normalization: str
 
     def decoder(self) -> Decoder:
-        """How the graph's outputs are to be read."""
-        facts = {
+        """Return the decoder configuration of the manifest."""
+        fields = {
             "output_stride": OUTPUT_STRIDE,
             "top_k": self.config.top_k,
             "score_threshold": self.config.score_threshold,
@@ -88,11 +88,11 @@ class Plan:
         }
         kind = self.task.decoder
         return kind.model_validate(
-            {name: facts[name] for name in kind.model_fields if name in facts}
+            {name: fields[name] for name in kind.model_fields if name in fields}
         )
 
     def output_names(self) -> list[str]:
-        """The graph's outputs, in their order."""
+        """Return the names of the graph outputs, in order."""
         return [tensor.name for tensor in self.decoder().outputs()]
 
     def manifest(
@@ -102,7 +102,7 @@ class Plan:
         tools: dict[str, str],
         verification: Verification,
     ) -> ModelManifest:
-        """Put the configuration and what came out of it together."""
+        """Build the manifest from the configuration and the results of the export."""
         return ModelManifest(
             name=self.config.name,
             version=self.config.version,
@@ -124,15 +124,15 @@ class Plan:
 
 
 def check_config(config: ExportConfig) -> None:
-    """Raise :class:`ConfigError` for what can be known to fail before the checkpoint is read."""
-    for what, name, known in (
+    """Validate what does not depend on the checkpoint; raises :class:`ConfigError`."""
+    for option, name, known in (
         ("architecture", config.architecture, ARCHITECTURES),
         ("task", config.task, TASKS),
         ("normalization", config.normalization, NORMALIZATIONS),
         ("precision", config.precision, get_args(Precision)),
     ):
         if name is not None and name not in known:
-            raise ConfigError(f"there is no {what} {name!r}. Accepted: {', '.join(known)}.")
+            raise ConfigError(f"there is no {option} {name!r}. Accepted: {', '.join(known)}.")
     task = config.task
     multiple: Literal[32, 128] = 32
     if config.architecture is not None:
@@ -141,37 +141,37 @@ def check_config(config: ExportConfig) -> None:
         task = config.task or architecture.tasks[0]
         if task not in architecture.tasks:
             raise ConfigError(
-                f"a {config.architecture} is not for {task}. "
+                f"the architecture {config.architecture} does not support the task {task}. "
                 f"Accepted: {', '.join(architecture.tasks)}."
             )
-    if task is None:  # only the checkpoint says what it is for, and which sizes suit it
+    if task is None:  # task and input multiple are known once the checkpoint is read
         return
     classes = config.classes if config.classes is not None else TASKS[task].classes
     keypoints = config.keypoints or TASKS[task].keypoints
-    make_plan(config, "unknown", multiple, task, len(classes), len(keypoints))
+    resolve_export(config, "unknown", multiple, task, len(classes), len(keypoints))
 
 
-def make_plan(
+def resolve_export(
     config: ExportConfig,
     architecture: str,
     multiple_px: Literal[32, 128],
     task_name: str,
     num_classes: int,
     num_keypoints: int,
-) -> Plan:
-    """Settle what ``config`` leaves open, for a network that was found to be so.
+) -> ResolvedExport:
+    """Resolve the defaults of ``config`` for an identified network.
 
-    ``multiple_px`` is what sides of the input must be multiples of. Raises :class:`ConfigError`,
-    and :class:`CheckpointMismatchError` where the names given are not as many as it has.
+    Sides of the input must be multiples of ``multiple_px``. Raises :class:`ConfigError`, and
+    :class:`CheckpointMismatchError` if the number of names differs from the network's.
     """
     task = TASKS[task_name]
     _check_size(config, task, multiple_px)
     _check_names("classes", config.classes, num_classes)
     _check_names("keypoints", config.keypoints, num_keypoints)
     if config.flip and not task.can_flip:
-        raise ConfigError(f"a network for {task_name} cannot be averaged over flipped images.")
+        raise ConfigError(f"flip averaging is not supported for the task {task_name}.")
     try:
-        plan = Plan(
+        resolved = ResolvedExport(
             config=config,
             architecture=architecture,
             task=task,
@@ -180,12 +180,12 @@ def make_plan(
             input=_input(config, task, multiple_px),
             normalization=config.normalization or task.normalization,
         )
-        plan.manifest(*_made_up_results())
+        resolved.manifest(*_placeholder_results())
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         problems = "; ".join(_explain(item["loc"], item["msg"], item["input"]) for item in details)
-        raise ConfigError(f"the package cannot be described like this: {problems}.") from error
-    return plan
+        raise ConfigError(f"the package manifest would be invalid: {problems}.") from error
+    return resolved
 
 
 def _input(config: ExportConfig, task: Task, multiple_px: Literal[32, 128]) -> InputSpec:
@@ -222,7 +222,7 @@ def _check_size(config: ExportConfig, task: Task, multiple_px: int) -> None:
     less_px = 1 - task.extra_px
     if (width_px + less_px) % multiple_px or (height_px + less_px) % multiple_px:
         raise ConfigError(
-            f"the input size {size} does not suit the network: width and height must be "
+            f"the input size {size} is invalid for the network: width and height must be "
             f"{'one less than ' * less_px}multiples of {multiple_px}, for instance "
             f"{_nearest(width_px, multiple_px) - less_px}x"
             f"{_nearest(height_px, multiple_px) - less_px}."
@@ -230,50 +230,50 @@ def _check_size(config: ExportConfig, task: Task, multiple_px: int) -> None:
     max_side_px = _max_side_px(config, task)
     if max_side_px is not None and max_side_px < max(width_px, height_px):
         raise ConfigError(
-            f"inputs of up to {max_side_px} px a side are to be free, but the usual one "
-            f"has {size}. Allow longer sides, or choose a smaller size."
+            f"dynamic input sizes are limited to {max_side_px} px a side, but the default input "
+            f"size is {size}. Raise the limit or choose a smaller size."
         )
     cells = width_px * height_px // OUTPUT_STRIDE**2
     if config.top_k > cells > 0:
         raise ConfigError(
             f"top-K is {config.top_k}, but an input of {size} has only {cells} cells in its "
-            "output map. Ask for fewer detections or a larger input."
+            "output map. Reduce --top-k or choose a larger input."
         )
 
 
-def _check_names(what: str, names: tuple[str, ...] | None, count: int) -> None:
+def _check_names(kind: str, names: tuple[str, ...] | None, count: int) -> None:
     if names is not None and names and len(names) != count:
         raise CheckpointMismatchError(
-            f"the checkpoint detects {count} {what}, but {len(names)} names of {what} were given. "
-            "Name those that it was trained on, in their order."
+            f"the checkpoint detects {count} {kind}, but {len(names)} names of {kind} were given. "
+            "Give the names it was trained with, in the same order."
         )
 
 
 def _names(
-    what: str, given: tuple[str, ...] | None, usual: tuple[str, ...], count: int
+    kind: str, names: tuple[str, ...] | None, default: tuple[str, ...], count: int
 ) -> tuple[str, ...]:
-    if given is not None:
-        return given
-    if len(usual) != count:
+    if names is not None:
+        return names
+    if len(default) != count:
         raise ConfigError(
-            f"the checkpoint detects {count} {what}, whose names nobody can guess. "
-            f"Give them with --{what}."
+            f"the checkpoint detects {count} {kind}, for which there are no default names. "
+            f"Give them with --{kind}."
         )
-    return usual
+    return default
 
 
-def _explain(place: tuple[int | str, ...], problem: str, received: object) -> str:
-    if not place:  # about several facts together: the problem names them
+def _explain(location: tuple[int | str, ...], problem: str, received: object) -> str:
+    if not location:  # concerns several fields, which the message names
         return problem
-    return f"{'.'.join(str(part) for part in place)}: {problem}, not {str(received)[:80]!r}"
+    return f"{'.'.join(str(part) for part in location)}: {problem}, not {str(received)[:80]!r}"
 
 
 def _nearest(size_px: int, multiple_px: int) -> int:
     return max(multiple_px, round(size_px / multiple_px) * multiple_px)
 
 
-def _made_up_results() -> tuple[tuple[Artifact, ...], str, dict[str, str], Verification]:
-    """Results of an export that has not run, to have the manifest check everything else."""
+def _placeholder_results() -> tuple[tuple[Artifact, ...], str, dict[str, str], Verification]:
+    """Return placeholder results, so that the manifest's validation covers the other fields."""
     digest = "0" * 64
     artifact = OnnxArtifact(file="model.onnx", precision="fp32", sha256=digest, size_bytes=1)
     verification = Verification(

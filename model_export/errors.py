@@ -1,7 +1,7 @@
-"""What can stop an export, placed where the data is when it happens.
+"""Exceptions of the export.
 
-Every message says what was received, what is accepted and what to do; ``code`` stays the same
-when a message is reworded. A place that is taken or cannot be written is
+Messages say what was received, what is accepted and what to do; ``code`` is stable when a message
+is reworded. An output directory that exists or cannot be written raises
 :class:`model_package.PackageError`.
 """
 
@@ -9,60 +9,60 @@ from typing import ClassVar
 
 
 class ExportError(Exception):
-    """No package was made."""
+    """Base class; no package was written."""
 
     code: ClassVar[str] = "export_failed"
 
 
 class ConfigError(ExportError):
-    """What was asked for cannot be exported; found before any work is done."""
+    """The configuration is invalid; raised before the export starts."""
 
     code = "config_invalid"
 
 
 class CheckpointError(ExportError):
-    """The checkpoint is not what it should be."""
+    """The checkpoint cannot be used."""
 
     code = "checkpoint_invalid"
 
 
 class CheckpointUnreadableError(CheckpointError):
-    """The file is missing, damaged, too large, or does not hold the weights of a network."""
+    """The file is missing, damaged or too large, or does not hold the weights of a network."""
 
     code = "checkpoint_unreadable"
 
 
 class CheckpointUnsafeError(CheckpointError):
-    """Reading the file would run code that it brings along; nothing was run."""
+    """Loading the file would run code that it contains; no code was run."""
 
     code = "checkpoint_unsafe"
 
 
 class CheckpointMismatchError(CheckpointError):
-    """The weights belong to another network than the one asked for."""
+    """The weights do not match the requested architecture, task or names."""
 
     code = "checkpoint_mismatch"
 
 
 class OnnxFileError(ExportError):
-    """Somebody else's ONNX file is not what can be imported."""
+    """The ONNX file cannot be imported."""
 
     code = "onnx_file_invalid"
 
 
 class ImagesError(ExportError):
-    """The images to verify with cannot be read."""
+    """The verification images cannot be read."""
 
     code = "images_unreadable"
 
 
 class VerificationError(ExportError):
-    """The exported file does not find what the network finds."""
+    """The detections of the exported file differ from those of the network."""
 
     code = "verification_failed"
 
 
-class HalfPrecisionError(ExportError):
-    """The network does not find in half precision what it finds in float32."""
+class Fp16Error(ExportError):
+    """The network's detections in fp16 differ from those in fp32, or fp16 overflows."""
 
     code = "half_precision_unsuitable"

@@ -1,4 +1,4 @@
-"""What a checkpoint is, in words."""
+"""Description of a checkpoint for ``centernet-export inspect``."""
 
 from pathlib import Path
 
@@ -9,37 +9,37 @@ from model_export.tasks import TASKS
 
 
 def inspect_checkpoint(path: Path) -> tuple[str, bool]:
-    """Describe the checkpoint at ``path``; also whether it can be exported as it is.
+    """Return a description of the checkpoint at ``path``, and whether it can be exported.
 
-    Raises :class:`~model_export.errors.CheckpointError` when it cannot be read.
+    Raises :class:`~model_export.errors.CheckpointError` if it cannot be read.
     """
     state = read_state(path)
-    contents = examine(state)
-    fits = contents.differences.count() == 0
+    info = examine(state)
+    fits = info.differences.count() == 0
     values = sum(weight.numel() for weight in state.values())
     lines = [
-        f"{path}: {'' if fits else 'closest to '}{contents.architecture} for {contents.task}, "
+        f"{path}: {'' if fits else 'closest to '}{info.architecture} for {info.task}, "
         f"{len(state)} tensors, {values / 1e6:.2f} M values",
-        f"detects: {_counts(contents)}",
-        f"heads: {', '.join(f'{name} {count}' for name, count in contents.head_channels.items())}; "
-        f"{contents.head_hidden_channels} channels inside",
-        f"usual input: {_default_input(contents)}",
+        f"detects: {_counts(info)}",
+        f"heads: {', '.join(f'{name} {count}' for name, count in info.head_channels.items())}; "
+        f"{info.head_hidden_channels} hidden channels",
+        f"default input: {_default_input(info)}",
     ]
-    if contents.unused:
-        lines.append(f"not needed: {len(contents.unused)} tensors that inference does not use")
-    lines += contents.differences.lines() or ["nothing is missing or left over"]
+    if info.unused:
+        lines.append(f"not needed: {len(info.unused)} tensors that inference does not use")
+    lines += info.differences.lines() or ["no missing and no unexpected tensors"]
     return "\n".join(lines), fits
 
 
-def _counts(contents: CheckpointInfo) -> str:
-    classes = f"{contents.num_classes} class{'es' if contents.num_classes > 1 else ''}"
-    return f"{classes}, {contents.num_keypoints} keypoints" if contents.num_keypoints else classes
+def _counts(info: CheckpointInfo) -> str:
+    classes = f"{info.num_classes} class{'es' if info.num_classes > 1 else ''}"
+    return f"{classes}, {info.num_keypoints} keypoints" if info.num_keypoints else classes
 
 
-def _default_input(contents: CheckpointInfo) -> str:
-    task = TASKS[contents.task]
+def _default_input(info: CheckpointInfo) -> str:
+    task = TASKS[info.task]
     width_px, height_px = task.size_px
     return (
         f"{width_px}x{height_px}, sides multiples of "
-        f"{ARCHITECTURES[contents.architecture].input_multiple}, normalization {task.normalization}"
+        f"{ARCHITECTURES[info.architecture].input_multiple}, normalization {task.normalization}"
     )

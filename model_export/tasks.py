@@ -1,4 +1,4 @@
-"""What networks are trained for, as data: one literal table."""
+"""Table of the supported tasks: heads, decoding and defaults."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Literal
 from torch import Tensor
 
 from model_export.class_names import COCO, COCO_KEYPOINTS, KITTI
-from model_export.graph.boxes_3d import pick_boxes_3d
+from model_export.graph.boxes_3d import decode_boxes_3d
 from model_export.graph.corner_pairs import (
     PAIR_HEADS,
     TRIPLET_HEADS,
-    pick_corner_pairs,
-    pick_corner_triplets,
+    decode_corner_pairs,
+    decode_corner_triplets,
 )
 from model_export.graph.heads import Head
-from model_export.graph.peaks import pick_boxes
-from model_export.graph.poses import pick_poses
+from model_export.graph.peaks import decode_boxes
+from model_export.graph.poses import decode_poses
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
@@ -25,7 +25,8 @@ from model_package import (
     CornerTripletsDecoder,
 )
 
-Pick = Callable[[Mapping[str, Tensor], int], tuple[Tensor, ...]]
+HeadDecoder = Callable[[Mapping[str, Tensor], int], tuple[Tensor, ...]]
+"""Decodes activated maps by head and K to the graph outputs."""
 
 DecoderType = (
     type[CenterBoxesDecoder]
@@ -38,47 +39,48 @@ DecoderType = (
 
 @dataclass(frozen=True)
 class Task:
-    """Heads, the way from their maps to outputs, and what is usual."""
+    """Heads of a task, their decoding inside the graph, and the defaults of its exports."""
 
     heads: Mapping[str, Head]
-    pick: Pick
-    """Activated maps and K to the outputs of ``decoder``, in its order."""
+    decode: HeadDecoder
+    """Decodes activated maps to the outputs of ``decoder``, in its order."""
     decoder: DecoderType
+    """Manifest entry of the outputs."""
     classes: tuple[str, ...]
-    """Names, if a checkpoint has as many classes."""
+    """Default names, for checkpoints with this number of classes."""
     keypoints: tuple[str, ...] = ()
     size_px: tuple[int, int] = (512, 512)
-    """Width and height of the input."""
+    """Default width and height of the input."""
     extra_px: Literal[0, 1] = 1
-    """0 where sides of the input are one less than multiples."""
+    """0 if input sides are multiples minus 1, as in CornerNet."""
     max_side_px: int | None = None
-    """Longest side of inputs of other sizes, if those are usual."""
+    """Default limit of dynamic input sides; None: fixed input size."""
     resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
     normalization: str = "coco"
     can_flip: bool = True
-    """Whether maps can be averaged over the image and its flipped image."""
+    """Maps can be averaged over the image and its horizontal flip."""
     keypoint_peaks: int | None = None
-    """Keypoints of each kind that the graph takes; None: as many as objects are wanted."""
+    """Corners and centers of each kind to decode; None: top-K."""
 
     @property
     def classes_head(self) -> str:
-        """A head that has a map per class."""
+        """Name of the first head with one map per class."""
         return next(name for name, head in self.heads.items() if head.per == "class")
 
     @property
     def centers_heatmap(self) -> str | None:
-        """The head whose peaks are centers of objects; *CornerNet* has none."""
+        """Name of the head whose peaks are object centers; None for *CornerNet*."""
         return next((name for name in self.heads if name in ("heatmap", "center_heatmap")), None)
 
     @property
     def heatmaps(self) -> tuple[str, ...]:
-        """The heads whose peaks are looked for, optional ones included."""
+        """Names of all heatmap heads, optional ones included."""
         return tuple(name for name, head in self.heads.items() if head.heatmap)
 
     def head_channels(
         self, present: Mapping[str, int], classes: int, keypoints: int
     ) -> dict[str, int]:
-        """Channels of every head, optional ones only where they are among ``present``."""
+        """Return the channels of every head; optional heads only if they are in ``present``."""
         return {
             name: head.count(classes, keypoints)
             for name, head in self.heads.items()
@@ -94,26 +96,26 @@ _BOX_HEADS = {
 
 
 def _corner_task(
-    heads: Mapping[str, Head], pick: Pick, decoder: DecoderType, keypoint_peaks: int
+    heads: Mapping[str, Head], decode: HeadDecoder, decoder: DecoderType, keypoint_peaks: int
 ) -> Task:
-    """Make a task with what both groups of authors do: images keep their resolution."""
+    """Return a corner task with the defaults of both papers: images keep their resolution."""
     return Task(
         heads=heads,
-        pick=pick,
+        decode=decode,
         decoder=decoder,
         classes=COCO,
         size_px=(511, 511),
         extra_px=0,
         max_side_px=1023,
         resize="keep_resolution",
-        # The flipped image is an input of its own; its boxes are merged, not its maps.
+        # The flipped image is a separate batch row; boxes are merged after decoding, not maps.
         can_flip=False,
         keypoint_peaks=keypoint_peaks,
     )
 
 
 TASKS: Mapping[str, Task] = {
-    "boxes": Task(heads=_BOX_HEADS, pick=pick_boxes, decoder=CenterBoxesDecoder, classes=COCO),
+    "boxes": Task(heads=_BOX_HEADS, decode=decode_boxes, decoder=CenterBoxesDecoder, classes=COCO),
     "poses": Task(
         heads={
             **_BOX_HEADS,
@@ -121,7 +123,7 @@ TASKS: Mapping[str, Task] = {
             "keypoint_heatmap": Head(1, per="keypoint", optional=True, heatmap=True),
             "keypoint_heatmap_offset": Head(2, optional=True, flipped=False),
         },
-        pick=pick_poses,
+        decode=decode_poses,
         decoder=CenterPosesDecoder,
         classes=("person",),
         keypoints=COCO_KEYPOINTS,
@@ -133,15 +135,17 @@ TASKS: Mapping[str, Task] = {
             "dimensions": Head(3),
             "rotation": Head(8),
         },
-        pick=pick_boxes_3d,
+        decode=decode_boxes_3d,
         decoder=CenterBoxes3DDecoder,
         classes=KITTI,
         size_px=(1280, 384),
         resize="fit_width",
         normalization="imagenet",
-        # A flipped road has other rotations; the reference implementation does not average here either.
+        # A flip changes the rotations; the reference implementation does not average here either.
         can_flip=False,
     ),
-    "corner_pairs": _corner_task(PAIR_HEADS, pick_corner_pairs, CornerPairsDecoder, 100),
-    "corner_triplets": _corner_task(TRIPLET_HEADS, pick_corner_triplets, CornerTripletsDecoder, 70),
+    "corner_pairs": _corner_task(PAIR_HEADS, decode_corner_pairs, CornerPairsDecoder, 100),
+    "corner_triplets": _corner_task(
+        TRIPLET_HEADS, decode_corner_triplets, CornerTripletsDecoder, 70
+    ),
 }

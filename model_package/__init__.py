@@ -1,6 +1,6 @@
 """The contract between export and serving: a directory with ``model.json`` and its artifacts.
 
-Imports nothing but pydantic and the standard library, so that both programs can depend on it.
+Depends only on pydantic and the standard library, so that export and serving can both import it.
 """
 
 from model_package.directory import (

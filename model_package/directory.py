@@ -1,4 +1,4 @@
-"""Reading and writing packages: verified by digest, published by one rename."""
+"""Reading and writing of packages: verified by digest, published atomically by a rename."""
 
 import hashlib
 import os
@@ -25,21 +25,21 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A package on disk whose artifacts have the digests that its manifest states."""
+    """A package on disk whose artifacts match the digests in its manifest."""
 
     directory: Path
     manifest: ModelManifest
 
     def path_of(self, artifact: Artifact) -> Path:
-        """Where the file of ``artifact`` is."""
+        """Return the path of the file of ``artifact``."""
         return self.directory / artifact.file
 
 
 def load_package(directory: Path) -> ModelPackage:
     """Read the package in ``directory`` and check every artifact against its digest.
 
-    Raises :class:`PackageNotFoundError` without ``model.json`` and :class:`PackageInvalidError`
-    for a manifest or an artifact that is not as it should be.
+    Raises :class:`PackageNotFoundError` if there is no ``model.json``, and
+    :class:`PackageInvalidError` if the manifest or an artifact is invalid.
     """
     manifest = read_manifest(directory)
     for artifact in manifest.artifacts:
@@ -48,7 +48,7 @@ def load_package(directory: Path) -> ModelPackage:
 
 
 def read_manifest(directory: Path) -> ModelManifest:
-    """Read ``model.json`` alone; raises as :func:`load_package` does."""
+    """Read only ``model.json``; raises like :func:`load_package`."""
     path = directory / MANIFEST_FILE
     try:
         with path.open("rb") as file:
@@ -56,13 +56,13 @@ def read_manifest(directory: Path) -> ModelManifest:
     except (FileNotFoundError, NotADirectoryError):
         raise PackageNotFoundError(
             f"{path.parent} is not a model package: it has no {MANIFEST_FILE}. "
-            "Make one with centernet-export, or name another directory."
+            "Create one with centernet-export, or give another directory."
         ) from None
     except OSError as error:
         raise PackageInvalidError(f"{path} cannot be read: {error}") from error
     if len(content) > MAX_MANIFEST_BYTES:
         raise PackageInvalidError(
-            f"{path} is larger than the {MAX_MANIFEST_BYTES} bytes that a manifest may have."
+            f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, the limit of a manifest."
         )
     try:
         return ModelManifest.model_validate_json(content)
@@ -72,32 +72,32 @@ def read_manifest(directory: Path) -> ModelManifest:
             for item in error.errors(include_url=False, include_context=False)[:5]
         )
         raise PackageInvalidError(
-            f"{path} is not a manifest that this version reads: {problems}. "
+            f"{path} is not a manifest that this version supports: {problems}. "
             "Export the model again with this version's centernet-export."
         ) from error
 
 
 def check_artifact(path: Path, artifact: Artifact) -> None:
-    """Raise :class:`PackageInvalidError` unless ``path`` has the digest of ``artifact``."""
+    """Raise :class:`PackageInvalidError` if size or digest of ``path`` differ from ``artifact``."""
     try:
         size_bytes = path.stat().st_size
         if size_bytes != artifact.size_bytes:
             raise PackageInvalidError(
-                f"{path} has {size_bytes} bytes, its manifest says {artifact.size_bytes}: "
-                "the package is damaged or was changed. Copy or export it again."
+                f"{path} has {size_bytes} bytes, but the manifest says {artifact.size_bytes}: "
+                "the package is damaged or was modified. Copy or export it again."
             )
         digest = sha256_of(path)
     except OSError as error:
         raise PackageInvalidError(f"artifact {path} cannot be read: {error}") from error
     if digest != artifact.sha256:
         raise PackageInvalidError(
-            f"{path} has the SHA-256 {digest}, its manifest says {artifact.sha256}: "
-            "the package is damaged or was changed. Copy or export it again."
+            f"{path} has the SHA-256 {digest}, but the manifest says {artifact.sha256}: "
+            "the package is damaged or was modified. Copy or export it again."
         )
 
 
 def write_manifest(manifest: ModelManifest, path: Path) -> None:
-    """Write ``manifest`` to ``path`` and wait until the disk has it."""
+    """Write ``manifest`` to ``path`` and sync it to disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(manifest.model_dump_json(indent=2) + "\n")
         file.flush()
@@ -105,14 +105,14 @@ def write_manifest(manifest: ModelManifest, path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass
 class PackageDraft:
-    """A package in the making: put artifacts into ``directory``, then publish it."""
+    """A package under construction: write artifacts to ``directory``, then publish it."""
 
     directory: Path
     output: Path
@@ -121,9 +121,9 @@ class PackageDraft:
     def describe_artifact(
         self, file: str, *, flip: bool = False, agreement: Verification | None = None
     ) -> OnnxArtifact:
-        """State the digest and size of a finished ONNX file in the draft.
+        """Return the manifest entry of a finished ONNX file in the draft.
 
-        ``agreement`` says how a file in half precision agrees with the float32 one.
+        ``agreement`` is the comparison of an fp16 file with the fp32 file; None for fp32 files.
         """
         path = self.directory / file
         return OnnxArtifact(
@@ -136,33 +136,33 @@ class PackageDraft:
         )
 
     def publish(self, manifest: ModelManifest) -> ModelPackage:
-        """Write ``model.json`` and move the draft to its place, in one step for any onlooker.
+        """Write ``model.json`` and move the draft to ``output`` atomically.
 
-        Raises :class:`PackageError` when an artifact does not have the digest of the manifest.
+        Raises :class:`PackageError` if an artifact does not match its digest in the manifest.
         """
         write_manifest(manifest, self.directory / MANIFEST_FILE)
         load_package(self.directory)
-        self.directory.chmod(0o755)  # temporary directories are private
+        self.directory.chmod(0o755)  # temporary directories have mode 0700
         try:
             self.directory.rename(self.output)
         except OSError as error:
-            raise _already_there(self.output) from error
+            raise _exists_error(self.output) from error
         self._published = True
         return ModelPackage(self.output, manifest)
 
 
 @contextmanager
 def draft_package(output: Path) -> Iterator[PackageDraft]:
-    """Start a package that will stand at ``output``; what is not published is removed.
+    """Create a draft of a package at ``output``; it is removed unless published.
 
-    Raises :class:`PackageExistsError` when ``output`` exists.
+    Raises :class:`PackageExistsError` if ``output`` exists.
     """
     if output.exists():
-        raise _already_there(output)
+        raise _exists_error(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the output, because a rename does not cross file systems; hidden, so that a
-        # service looking for packages passes it over.
+        # In the parent of the output, because a rename cannot cross file systems; hidden, so that
+        # a service that scans for packages ignores it.
         directory = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
         raise PackageError(f"cannot write a package to {output}: {error}") from error
@@ -174,7 +174,7 @@ def draft_package(output: Path) -> Iterator[PackageDraft]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _already_there(output: Path) -> PackageExistsError:
+def _exists_error(output: Path) -> PackageExistsError:
     return PackageExistsError(
         f"{output} exists already. Remove it, or choose another --output: "
         "an export never changes a package in place."

@@ -1,8 +1,9 @@
-"""Adding engines to a package that stands: one writer at a time, and complete or not at all.
+"""Atomic addition of engines to an existing package, by one writer at a time.
 
-Whoever reads meanwhile sees the package as it was or as it will be: an engine gets a name that no
-file had, then ``model.json`` is replaced by one rename, and only then do old engines go. Apart
-from :mod:`model_package` because only the builder needs it, and ``fcntl`` is not everywhere.
+Concurrent readers see the package either before or after an edit: an engine gets a new file name,
+then ``model.json`` is replaced by a rename, and only then are old engines removed. Not part of the
+public names of :mod:`model_package`, because only the engine builder needs it and ``fcntl`` is not
+available on every platform.
 """
 
 import fcntl
@@ -25,31 +26,31 @@ from model_package.manifest import Artifact, EngineArtifact, ModelManifest, Onnx
 
 _LOCK_FILE = ".build.lock"
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.partial|.+\.[0-9a-f]{8}\.engine")
-"""Files that a killed build may leave behind; the engines among them that are not listed."""
+"""Files that a killed build may leave behind; engines only if the manifest does not list them."""
 
 
 @dataclass
 class PackageEdit:
-    """A package that this process alone may change."""
+    """A package that is locked for changes by this process."""
 
     directory: Path
     manifest: ModelManifest
-    """What ``model.json`` says now."""
+    """Current content of ``model.json``."""
     damaged: tuple[EngineArtifact, ...]
-    """Engines that were listed but lost or changed; they are listed no longer."""
+    """Listed engines whose files were missing or modified; removed from the manifest."""
 
     def new_file(self) -> Path:
-        """Name a hidden file to write an engine to; gone with the edit unless it is added."""
+        """Return a new hidden file path for an engine; removed after the edit unless added."""
         return self.directory / f".{secrets.token_hex(8)}.partial"
 
     def add_engine(self, engine: EngineArtifact, content: Path) -> None:
-        """Put ``content``, from :meth:`new_file`, into the package as ``engine``.
+        """Move ``content``, from :meth:`new_file`, into the package as ``engine``.
 
-        It takes the place of another for the same kind of machine. Its name must end in eight
-        hexadecimal digits that stand for what it was built from and for, and ``.engine``.
+        It replaces an engine for the same kind of machine. Its file name must end in eight
+        hexadecimal digits, derived from its source file and target, and ``.engine``.
         """
         if not _LEFTOVER.fullmatch(engine.file):
-            raise ValueError(f"{engine.file} is not a name that an engine may have")
+            raise ValueError(f"{engine.file} is not a valid engine file name")
         check_artifact(content, engine)
         content.replace(self.directory / engine.file)
         others = [
@@ -57,36 +58,36 @@ class PackageEdit:
             for artifact in self.manifest.artifacts
             if not (isinstance(artifact, EngineArtifact) and _same_machine(artifact, engine))
         ]
-        self._list((*others, engine))
+        self._set_artifacts((*others, engine))
 
-    def _list(self, artifacts: tuple[Artifact, ...]) -> None:
-        """Have ``model.json`` list these artifacts, and remove the files of others."""
-        facts = {name: getattr(self.manifest, name) for name in ModelManifest.model_fields}
-        manifest = ModelManifest(**facts | {"artifacts": artifacts})
+    def _set_artifacts(self, artifacts: tuple[Artifact, ...]) -> None:
+        """Write ``artifacts`` to ``model.json`` and remove the files of other engines."""
+        fields = {name: getattr(self.manifest, name) for name in ModelManifest.model_fields}
+        manifest = ModelManifest(**fields | {"artifacts": artifacts})
         partial = self.new_file()
         write_manifest(manifest, partial)
         partial.replace(self.directory / MANIFEST_FILE)
-        _wait_for_disk(self.directory)
+        _sync_directory(self.directory)
         self.manifest = manifest
         _remove_leftovers(self.directory, manifest)
 
 
 @contextmanager
 def edit_package(directory: Path) -> Iterator[PackageEdit]:
-    """Change the package in ``directory``; what a killed edit left there is removed.
+    """Lock the package in ``directory`` for changes; leftovers of a killed edit are removed.
 
-    Raises :class:`PackageBusyError` while another edit runs, :class:`PackageInvalidError` for a
-    manifest or an ONNX file that is not as it should be, :class:`PackageError` where nothing can
-    be written. Engines that are not as they should be are dropped: they can be built again.
+    Raises :class:`PackageBusyError` while another edit runs, :class:`PackageInvalidError` for an
+    invalid manifest or ONNX file, :class:`PackageError` if the directory is not writable. Damaged
+    engines are removed from the manifest, since they can be built again.
     """
-    read_manifest(directory)  # no lock in what is no package
+    read_manifest(directory)  # creates no lock file if this is not a package
     with _locked(directory):
         manifest = read_manifest(directory)
         damaged = tuple(_damaged_engines(directory, manifest))
         edit = PackageEdit(directory, manifest, damaged)
         _remove_leftovers(directory, manifest)
         if damaged:
-            edit._list(tuple(a for a in manifest.artifacts if a not in damaged))
+            edit._set_artifacts(tuple(a for a in manifest.artifacts if a not in damaged))
         try:
             yield edit
         finally:
@@ -104,7 +105,7 @@ def _damaged_engines(directory: Path, manifest: ModelManifest) -> Iterator[Engin
 
 
 def _same_machine(one: EngineArtifact, other: EngineArtifact) -> bool:
-    """Whether both would be taken for the same work on the same machine."""
+    """Return whether both engines serve the same purpose on the same kind of machine."""
 
     def kind(engine: EngineArtifact) -> tuple[object, ...]:
         machine = engine.requires.compute_capability, engine.requires.gpu
@@ -120,8 +121,8 @@ def _remove_leftovers(directory: Path, manifest: ModelManifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def _wait_for_disk(directory: Path) -> None:
-    """Return when the renames in ``directory`` would survive a power cut."""
+def _sync_directory(directory: Path) -> None:
+    """Sync ``directory``, so that renames in it survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -148,20 +149,20 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _take_lock(path: Path) -> int:
-    """Lock ``path``, made if need be; a lock dies with its process, however that dies."""
+    """Lock ``path``, creating it if needed; the kernel releases the lock when the process ends."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):
+            if _is_same_file(path, descriptor):
                 return descriptor
         except OSError:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its owner finished and removed it in between
+        os.close(descriptor)  # the previous owner removed the file meanwhile
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,21 +1,21 @@
-"""What can be wrong with a model package."""
+"""Exceptions of reading and writing model packages."""
 
 
 class PackageError(Exception):
-    """A model package cannot be read or written; the text says why and what to do."""
+    """Base class: a model package cannot be read or written."""
 
 
 class PackageNotFoundError(PackageError):
-    """There is no ``model.json`` where a package was expected."""
+    """The directory has no ``model.json``."""
 
 
 class PackageInvalidError(PackageError):
-    """The package is there, but its manifest or an artifact is not what it should be."""
+    """The manifest or an artifact of the package is invalid."""
 
 
 class PackageExistsError(PackageError):
-    """Something already stands where a new package should be written."""
+    """The output path of a new package exists already."""
 
 
 class PackageBusyError(PackageError):
-    """Another program is writing to the package."""
+    """Another process is writing to the package."""

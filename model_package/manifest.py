@@ -1,4 +1,4 @@
-"""``model.json``: every fact about a model that serving it needs, and how it was proved."""
+"""Schema of ``model.json``: what serving needs to know about a model, and its verification."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,21 +6,23 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstrain
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-# A bare name: no folder, no leading dot, so that an artifact cannot point outside its package.
+# No directory and no leading dot, so that an artifact cannot point outside of its package.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
 Precision = Literal["fp32", "fp16"]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
 
 
-class _Facts(BaseModel):
+class _StrictModel(BaseModel):
+    """Base class: immutable, unknown fields are an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FreeSize(_Facts):
-    """The graph takes inputs of other sizes than its own, so that images keep their resolution.
+class FreeSize(_StrictModel):
+    """Dynamic height and width of the graph input, so that images can keep their resolution.
 
-    The upstream rule per axis: ``side | (multiple - 1)``, plus 1 where ``extra_px`` is 1; *Objects
-    as Points* adds the 1 (multiples of ``multiple``), the corner systems do not (511, 639, 767...).
+    Upstream rule per axis: ``side | (multiple - 1)``, plus 1 if ``extra_px`` is 1; *Objects as
+    Points* adds 1 (multiples of ``multiple``), the corner networks do not (511, 639, 767...).
     """
 
     multiple_px: Literal[32, 128]
@@ -28,51 +30,51 @@ class FreeSize(_Facts):
     max_side_px: int = Field(gt=0, le=8192)
 
 
-class InputSpec(_Facts):
-    """The one input of the graph: ``images``, uint8 RGB, (N, height, width, 3), N free.
+class InputSpec(_StrictModel):
+    """The only input of the graph: ``images``, uint8 RGB, (N, height, width, 3), N dynamic.
 
-    Scaling, mean, deviation and channel order are inside the graph.
+    Pixel scaling, mean, standard deviation and channel order are part of the graph.
     """
 
     name: Literal["images"] = "images"
     width_px: int = Field(gt=0, le=8192)
     height_px: int = Field(gt=0, le=8192)
     resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
-    """How an image becomes the input, black outside: scaled so that its longer side
-    (``letterbox``) or its width (``fit_width``) fits the input's width, or not at all."""
+    """Scaling of images, padded with black: the longer side (``letterbox``) or the width
+    (``fit_width``) to the input's width, or no scaling (``keep_resolution``)."""
     free_size: FreeSize | None = None
-    """None: only ``width_px`` x ``height_px``."""
+    """None: the only input size is ``width_px`` x ``height_px``."""
 
     @model_validator(mode="after")
     def _resolution_can_be_kept(self) -> Self:
         if self.resize == "keep_resolution" and self.free_size is None:
-            raise ValueError("resize is keep_resolution, so free_size must say which sizes fit")
+            raise ValueError("resize keep_resolution requires free_size")
         return self
 
 
-class TensorSpec(_Facts):
-    """One output of the graph; ``shape`` leaves out the leading batch axis."""
+class TensorSpec(_StrictModel):
+    """One output of the graph; ``shape`` excludes the leading batch axis."""
 
     name: str
     dtype: Literal["float32", "int32"]
     shape: tuple[int, ...]
 
 
-class _CenterDecoder(_Facts):
-    """What every center-point decoder shares (*Objects as Points*, section 4).
+class _CenterDecoder(_StrictModel):
+    """Common fields of the center-point decoders (*Objects as Points*, section 4).
 
-    Outputs per image, best score first: ``scores`` float32 (top_k,), ``class_ids`` int32 (top_k,),
-    ``centers`` float32 (top_k, 2) and ``sizes`` float32 (top_k, 2), x before y, in cells of the
-    output map (``output_stride`` input pixels each).
+    Outputs per image, by descending score: ``scores`` float32 (top_k,), ``class_ids`` int32
+    (top_k,), ``centers`` float32 (top_k, 2) and ``sizes`` float32 (top_k, 2), x before y, in cells
+    of the output map (``output_stride`` input pixels each).
     """
 
     output_stride: int = Field(gt=0)
     top_k: int = Field(gt=0, le=1000)
     score_threshold: float = Field(ge=0.0, le=1.0)
-    """Detections below this score are left out unless a request says otherwise."""
+    """Default score threshold of requests."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph outputs that this decoder reads."""
+        """Return the graph outputs that this decoder reads."""
         return (
             _floats("scores", self.top_k),
             TensorSpec(name="class_ids", dtype="int32", shape=(self.top_k,)),
@@ -90,23 +92,23 @@ class CenterBoxesDecoder(_CenterDecoder):
 class CenterPosesDecoder(_CenterDecoder):
     """Boxes and keypoints from center points (*Objects as Points*, section 4.2).
 
-    Besides the boxes: ``keypoints`` float32 (top_k, keypoints, 2), already joined with the peaks of
-    the keypoint heatmaps, in cells; ``keypoint_scores`` float32 (top_k, keypoints), the score of the
-    peak that was taken, 0 where the keypoint is the one regressed from the center.
+    In addition to the boxes: ``keypoints`` float32 (top_k, keypoints, 2) in cells, already moved to
+    peaks of the keypoint heatmaps; ``keypoint_scores`` float32 (top_k, keypoints), the score of
+    that peak, 0 if the keypoint is the one regressed from the center.
     """
 
     kind: Literal["center_poses"] = "center_poses"
     keypoints: tuple[ClassName, ...] = Field(
         min_length=1,
         max_length=1000,
-        # Packages that were written before version 0.2 say `joints`.
+        # Packages written before version 0.2 have `joints`.
         validation_alias=AliasChoices("keypoints", "joints"),
     )
     skeleton: tuple[tuple[int, int], ...] = ()
-    """Pairs of keypoint indices to draw a line between."""
+    """Limbs: pairs of keypoint indices."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph outputs that this decoder reads."""
+        """Return the graph outputs that this decoder reads."""
         count = len(self.keypoints)
         return (
             *super().outputs(),
@@ -118,17 +120,17 @@ class CenterPosesDecoder(_CenterDecoder):
 class CenterBoxes3DDecoder(_CenterDecoder):
     """3D boxes from center points (*Objects as Points*, section 4.1).
 
-    Besides the 2D boxes: ``depths`` float32 (top_k,) in metres, ``dimensions`` float32 (top_k, 3)
-    as height, width, length in metres, ``rotations`` float32 (top_k, 8): two bins of
+    In addition to the 2D boxes: ``depths`` float32 (top_k,) in metres, ``dimensions`` float32
+    (top_k, 3) as height, width, length in metres, ``rotations`` float32 (top_k, 8): two bins of
     (negative, positive, sine, cosine), raw.
     """
 
     kind: Literal["center_boxes_3d"] = "center_boxes_3d"
     projection: tuple[float, ...] = Field(min_length=12, max_length=12)
-    """Camera matrix (3, 4), row by row, of the original images when a request has none."""
+    """Default camera matrix (3, 4) of the original images, row-major, for requests without one."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph outputs that this decoder reads."""
+        """Return the graph outputs that this decoder reads."""
         return (
             *super().outputs(),
             _floats("depths", self.top_k),
@@ -137,22 +139,22 @@ class CenterBoxes3DDecoder(_CenterDecoder):
         )
 
 
-class _CornerDecoder(_Facts):
-    """What both corner systems share (*CornerNet*, Law and Deng 2018, section 3).
+class _CornerDecoder(_StrictModel):
+    """Common fields of the corner decoders (*CornerNet*, Law and Deng 2018, section 3).
 
-    Every image is run with its flipped image. Outputs per image, best score first: ``scores``
-    float32 (pairs,), -1 where a pair is impossible, ``class_ids`` int32 (pairs,), ``boxes``
+    Every image is run together with its horizontal flip. Outputs per image, by descending score:
+    ``scores`` float32 (pairs,), -1 for impossible pairs, ``class_ids`` int32 (pairs,), ``boxes``
     float32 (pairs, 4) as x1, y1, x2, y2 in cells, ``corner_scores`` float32 (pairs, 2), top-left
     and bottom-right.
     """
 
     pairs: int = Field(gt=0, le=10_000)
     top_k: int = Field(gt=0, le=1000)
-    """Detections per image at most, after suppression."""
+    """Maximum detections per image, after soft-NMS."""
     score_threshold: float = Field(ge=0.0, le=1.0)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph outputs that this decoder reads."""
+        """Return the graph outputs that this decoder reads."""
         return (
             _floats("scores", self.pairs),
             TensorSpec(name="class_ids", dtype="int32", shape=(self.pairs,)),
@@ -170,7 +172,7 @@ class CornerPairsDecoder(_CornerDecoder):
 class CornerTripletsDecoder(_CornerDecoder):
     """Boxes from corners and a center inside (*CenterNet: Keypoint Triplets*, Duan et al. 2019).
 
-    Besides the pairs: ``centers`` float32 (centers, 2) in cells, ``center_scores`` float32
+    In addition to the pairs: ``centers`` float32 (centers, 2) in cells, ``center_scores`` float32
     (centers,), ``center_class_ids`` int32 (centers,).
     """
 
@@ -178,7 +180,7 @@ class CornerTripletsDecoder(_CornerDecoder):
     centers: int = Field(gt=0, le=1000)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph outputs that this decoder reads."""
+        """Return the graph outputs that this decoder reads."""
         return (
             *super().outputs(),
             _floats("centers", self.centers, 2),
@@ -199,11 +201,11 @@ Decoder = Annotated[
     | CornerTripletsDecoder,
     Field(discriminator="kind"),
 ]
-"""How the outputs are read; decides the task."""
+"""Decoding of the outputs; its ``kind`` determines the task."""
 
 
-class Verification(_Facts):
-    """The comparison of an artifact with what it must agree with."""
+class Verification(_StrictModel):
+    """Result of the comparison of an artifact with its reference."""
 
     reference: str
     inputs: int = Field(gt=0)
@@ -212,43 +214,43 @@ class Verification(_Facts):
     matched_fraction: float = Field(ge=0.0, le=1.0)
 
 
-class _File(_Facts):
+class _ArtifactFile(_StrictModel):
     file: FileName
     precision: Precision
-    """``fp16``: the network's body is in half precision, everything before and after it is not."""
+    """``fp16``: the network computes in fp16; pre- and post-processing stay float32."""
     flip: bool = False
-    """Whether the graph averages its maps over the image and its flipped image."""
+    """The graph averages its maps over the image and its horizontal flip."""
     sha256: Sha256
     size_bytes: int = Field(gt=0)
 
 
-class OnnxArtifact(_File):
-    """A portable ONNX file, which every ONNX Runtime can run."""
+class OnnxArtifact(_ArtifactFile):
+    """A portable ONNX file for any ONNX Runtime."""
 
     backend: Literal["onnxruntime"] = "onnxruntime"
     agreement: Verification | None = None
-    """How the detections of an fp16 file agree with those of the fp32 file; None for fp32, whose
-    comparison with the network is the package's verification."""
+    """Comparison of an fp16 file's detections with the fp32 file's; None for fp32 files, whose
+    comparison with the network is the package's ``verification``."""
 
     @model_validator(mode="after")
-    def _half_precision_is_verified(self) -> Self:
+    def _fp16_is_verified(self) -> Self:
         if (self.precision == "fp16") != (self.agreement is not None):
-            raise ValueError("fp16 files, and only those, state their agreement with fp32")
+            raise ValueError("fp16 files, and only those, must have an agreement")
         return self
 
 
-class EngineRequirements(_Facts):
-    """What a machine must be to run an engine that was built ahead of time."""
+class EngineRequirements(_StrictModel):
+    """Requirements on a machine that runs a prebuilt engine."""
 
     version: str
-    """Of the library, exactly."""
+    """Exact version of the engine's library."""
     compute_capability: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
     gpu: str | None
-    """Model of the GPU that it was tuned on; None: any of the compute capability."""
+    """GPU model that it was tuned on; None: any GPU of the compute capability."""
 
 
-class BatchProfile(_Facts):
-    """Batch sizes of an engine: the smallest, the one it is tuned for, and the largest."""
+class BatchProfile(_StrictModel):
+    """Batch sizes of an engine's optimization profile: minimum, optimum and maximum."""
 
     min: int = Field(1, ge=1)
     opt: int = Field(ge=1)
@@ -258,13 +260,13 @@ class BatchProfile(_Facts):
     def _ascends(self) -> Self:
         if not self.min <= self.opt <= self.max:
             raise ValueError(
-                f"batch sizes must ascend: smallest {self.min}, best {self.opt}, largest {self.max}"
+                f"batch sizes must ascend: min {self.min}, opt {self.opt}, max {self.max}"
             )
         return self
 
 
-class EngineArtifact(_File):
-    """An engine built from one of the package's ONNX files for one kind of machine: a cache."""
+class EngineArtifact(_ArtifactFile):
+    """An engine built from one of the package's ONNX files for one kind of machine."""
 
     backend: Literal["tensorrt", "tensorrt_rtx"]
     built_from: Sha256
@@ -272,15 +274,15 @@ class EngineArtifact(_File):
     requires: EngineRequirements
     batch: BatchProfile
     tf32: bool
-    """Whether float32 products may be rounded to TensorFloat-32."""
+    """Float32 matrix products may use TensorFloat-32."""
 
 
 Artifact = Annotated[OnnxArtifact | EngineArtifact, Field(discriminator="backend")]
 """One file that a backend can run."""
 
 
-class Provenance(_Facts):
-    """Where the weights came from and what made the package."""
+class Provenance(_StrictModel):
+    """Source of the weights and tools that made the package."""
 
     architecture: str
     checkpoint_sha256: Sha256
@@ -288,11 +290,11 @@ class Provenance(_Facts):
     license: str
     normalization: str
     tools: dict[str, str]
-    """Name and version of each program that had a part in the export."""
+    """Version of each tool of the export, by name."""
 
 
-class ModelManifest(_Facts):
-    """The whole of ``model.json``."""
+class ModelManifest(_StrictModel):
+    """The content of ``model.json``."""
 
     format_version: Literal[1] = 1
     name: ModelName
@@ -304,7 +306,7 @@ class ModelManifest(_Facts):
     artifacts: tuple[Artifact, ...] = Field(min_length=1)
     provenance: Provenance
     verification: Verification
-    """How the fp32 ONNX files agree with the network that they were made from."""
+    """Comparison of the fp32 ONNX files with their network."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -313,7 +315,7 @@ class ModelManifest(_Facts):
             raise ValueError(f"class names must be unique, these are repeated: {repeated}")
         files = [artifact.file for artifact in self.artifacts]
         if len(set(files)) != len(files):
-            raise ValueError(f"two artifacts share a file: {files}")
+            raise ValueError(f"two artifacts have the same file: {files}")
         kinds = [_kind(artifact) for artifact in self.artifacts]
         if len(set(kinds)) != len(kinds):
             raise ValueError("two artifacts have the same backend, precision, flip and machine")
@@ -321,9 +323,11 @@ class ModelManifest(_Facts):
         digests = {artifact.sha256 for artifact in onnx_files}
         for artifact in self.artifacts:
             if isinstance(artifact, EngineArtifact) and artifact.built_from not in digests:
-                raise ValueError(f"{artifact.file} was built from a file that is not here")
+                raise ValueError(
+                    f"{artifact.file} was built from an ONNX file that the package does not have"
+                )
         if not any(artifact.precision == "fp32" for artifact in onnx_files):
-            raise ValueError("there is no ONNX artifact in fp32")
+            raise ValueError("the package has no fp32 ONNX artifact")
         return self
 
 

@@ -1,8 +1,8 @@
-"""From the upstream photo to their detections, through export, package, server and HTTP.
+"""Parity of a served package with the upstream detections of a photo, over HTTP.
 
-The canvas tests (``tests/model_export``) feed the network what the authors fed it. Here the
-image goes the whole way: decoded, warped, batched, decoded, rounded. What may differ is the
-warp: the upstream numbers were measured with OpenCV 3 and 4, their goldens with OpenCV 5.
+The canvas tests (``tests/model_export``) use the upstream network input. Here the photo passes
+through the whole service: image decoding, warp, batching, decoding and rounding. Only the warp may
+differ: upstream accuracies were measured with OpenCV 3 and 4, the goldens with OpenCV 5.
 """
 
 import json
@@ -38,7 +38,7 @@ CASES = [
 def server_of(
     shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], RunningServer]]:
-    """A server of one architecture with the deterministic weights, exported like any other."""
+    """Return a function that serves an architecture with deterministic weights."""
     with ExitStack() as stack:
 
         @cache
@@ -59,13 +59,13 @@ def server_of(
             )
             package = export_package(config, checkpoint, directory / "package", lambda _: None)
             settings = Settings(models=package.directory, max_batch_size=2)
-            return stack.enter_context(run_server(partial(load_models, note=print), settings))
+            return stack.enter_context(run_server(partial(load_models, report_step=print), settings))
 
         yield serve
 
 
 def detect(server: RunningServer, body: bytes) -> NDArray[np.float64]:
-    """Rows of x1, y1, x2, y2, score, class from 1, like the goldens."""
+    """Return rows of x1, y1, x2, y2, score and 1-based class, like the goldens."""
     response = server.client.post("/detect?score_threshold=0&top_k=100", content=body)
     assert response.status_code == 200, response.text
     return np.array(
@@ -77,7 +77,7 @@ def detect(server: RunningServer, body: bytes) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(("architecture", "case", "photo"), CASES)
-def test_photos_give_upstream_detections(
+def test_photo_detections_match_upstream(
     server_of: Callable[[str], RunningServer],
     shared: Path,
     architecture: str,
@@ -89,18 +89,20 @@ def test_photos_give_upstream_detections(
     server = server_of(architecture)
     local = detect(server, (upstream / f"photos/{photo}.png").read_bytes())
     error = match_boxes(local, golden)
-    # What the two OpenCV generations make of the same photo: a canvas of the input's own size
-    # passes the letterbox unchanged, so both can be sent as images.
+    # Canvases of the same photo from two OpenCV versions: a canvas of the input size passes the
+    # letterbox unchanged, so both can be sent as images.
     canvases = [
         np.load(upstream / f"goldens/preproc_{version}.npz")[f"fix512_{photo}"][..., ::-1].copy()
         for version in ("cv4", "cv5")
     ]
     between = match_boxes(*(detect(server, encode(canvas)) for canvas in canvases))
-    print(f"\nphoto | {architecture} | {case} | ours to golden: {error} | OpenCV 4 to 5: {between}")
+    print(
+        f"\nphoto | {architecture} | {case} | service to golden: {error} | OpenCV 4 to 5: {between}"
+    )
     assert error.matched >= 0.99
     assert error.mean_offset_px < 0.1, "the boxes are shifted"
     assert error.worst_score <= between.worst_score
     assert error.worst_corner_px <= between.worst_corner_px
-    # With the same OpenCV generation there is nothing left but float32 and rounding.
+    # With the same OpenCV version, only float32 and rounding errors remain.
     assert error.worst_score <= 1e-4
     assert error.worst_corner_px <= 0.05

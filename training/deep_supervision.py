@@ -7,9 +7,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from model_export.architectures import Architecture, HourglassArchitecture
-from model_export.checkpoints.key_mapping import KeyMapping
-from model_export.networks.corner_architecture import CornerArchitecture
+from model_export.architectures import Architecture, CornerArchitecture, HourglassArchitecture
+from model_export.key_mappings.key_mapping import KeyMapping
 
 Maps = dict[str, Tensor]
 
@@ -117,5 +116,5 @@ def _split(key: str) -> tuple[int | None, str]:
 def _stack_layout(architecture: Architecture, stack: int | None) -> KeyMapping:
     """Names in which ``stack`` is the last; what is before it, a layout does not name."""
     if stack is None or not isinstance(architecture, HourglassArchitecture | CornerArchitecture):
-        return architecture.layout
-    return dataclasses.replace(architecture, stacks=stack + 1).layout
+        return architecture.key_mapping
+    return dataclasses.replace(architecture, stacks=stack + 1).key_mapping

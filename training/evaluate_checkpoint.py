@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
-from model_export.checkpoints.objects_as_points import to_network_key
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.key_mappings.objects_as_points import to_network_key
 from training.average_precision import evaluate
 from training.config import TrainConfig, read_config
 from training.data.coco import read_coco_split

@@ -18,10 +18,10 @@ from benchmarks.gpu_check.notes import Notes
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.checkpoints.objects_as_points import to_checkpoint_key
-from model_export.config import ExportConfig, Plan, make_plan
-from model_export.graph.detection_graph import DetectionGraph
+from model_export.config import ExportConfig, ResolvedExport, resolve_export
+from model_export.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.key_mappings.objects_as_points import to_checkpoint_key
 from model_package import ModelPackage
 
 UPSTREAM = Path(__file__).parents[2] / "tests" / "upstream"
@@ -86,13 +86,13 @@ def generate_weights(case: Case) -> dict[str, Tensor]:
 
 
 def make_graph(
-    case: Case, weights: dict[str, Tensor], wrap: Callable[[nn.Module, Plan], nn.Module]
-) -> tuple[DetectionGraph, Plan]:
+    case: Case, weights: dict[str, Tensor], wrap: Callable[[nn.Module, ResolvedExport], nn.Module]
+) -> tuple[DetectionGraph, ResolvedExport]:
     """Build the exported graph in PyTorch; ``wrap`` may change the precision of the network."""
     # Reading a checkpoint drops these counters.
     state = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
     contents = identify(state, case.config.architecture, case.config.task)
-    plan = make_plan(
+    plan = resolve_export(
         case.config,
         contents.architecture,
         ARCHITECTURES[contents.architecture].input_multiple,

@@ -22,6 +22,7 @@ from model_export.engines.corner_pooling_kernels import (
     kernel_name,
     launch,
 )
+from model_export.networks.corner_pool_ops import INPUTS, OP_TYPES, SUM_OP_TYPES
 from model_export.networks.corner_pooling import (
     BOTTOM_RIGHT,
     TOP_LEFT,
@@ -30,7 +31,6 @@ from model_export.networks.corner_pooling import (
     right_pool,
     top_pool,
 )
-from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES, SUM_OP_TYPES
 
 Row = dict[str, Any]
 Run = Callable[[str, Launch, list[Tensor], Tensor], None]

@@ -110,9 +110,15 @@ def _compare_fp16(
     expected: Sequence[Detections],
     detections: Sequence[tuple[int, Detections]],
 ) -> Row:
-    from model_export.verification.detection_agreement import MIN_MATCHED_FRACTION, agree, together
+    from model_export.verification.detection_agreement import (
+        MIN_MATCHED_FRACTION,
+        combine_agreements,
+        measure_agreement,
+    )
 
-    agreement = together([agree(expected[index], actual) for index, actual in detections])
+    agreement = combine_agreements(
+        [measure_agreement(expected[index], actual) for index, actual in detections]
+    )
     return {
         "agrees": agreement.matched_fraction >= MIN_MATCHED_FRACTION,
         "matched": agreement.matched_fraction,

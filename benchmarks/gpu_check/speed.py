@@ -90,10 +90,10 @@ def _pytorch_contenders(
         notes.skip(f"{case.name}: PyTorch fp16, torch.compile", "there is no GPU")
         return
     with notes.skip_on_error(f"{case.name}: PyTorch fp16"):
-        from model_export.onnx.fp16 import HalfNetwork
+        from model_export.networks.fp16 import Fp16Network
 
         half, _ = make_graph(
-            case, weights, lambda network, plan: HalfNetwork(network, plan.task.heatmaps)
+            case, weights, lambda network, plan: Fp16Network(network, plan.task.heatmaps)
         )
         yield Contender("PyTorch fp16", _runner(half, device))
         # Compiled per batch size and launched as a CUDA graph, like the engines.

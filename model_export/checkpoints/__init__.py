@@ -1,1 +1,1 @@
-"""Checkpoints: safe reading, and one module per source for the layout that its authors chose."""
+"""Checkpoints: safe loading, identification of architecture and task, strict weight loading."""

@@ -1,4 +1,4 @@
-"""What a checkpoint is: architecture and task, found from names and shapes alone."""
+"""Identification of a checkpoint's architecture and task from tensor names and shapes."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Differences:
-    """What separates a checkpoint from a network, in the upstream names."""
+    """Differences between the tensors of a checkpoint and of a network, by upstream key."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[str, ...]
-    """Name, shape in the checkpoint and shape in the network, ready to be read."""
+    """Key, shape in the checkpoint and shape in the network, formatted for messages."""
     agreeing: int
 
     def count(self) -> int:
-        """How many tensors do not fit."""
+        """Return the number of tensors that do not match."""
         return len(self.missing) + len(self.unexpected) + len(self.reshaped)
 
     def lines(self) -> list[str]:
-        """What does not fit, one line per kind."""
+        """Describe the differences, one line per kind."""
         return [
-            f"{len(keys)} {kind} ({_first(keys)})"
+            f"{len(keys)} {kind} ({_first_keys(keys)})"
             for kind, keys in (
                 ("missing", self.missing),
                 ("unexpected", self.unexpected),
@@ -46,7 +46,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The network that a checkpoint holds, or comes closest to."""
+    """The network that a checkpoint holds, or the closest known one."""
 
     architecture: str
     """A key of :data:`model_export.architectures.ARCHITECTURES`."""
@@ -55,45 +55,39 @@ class CheckpointInfo:
     head_channels: Mapping[str, int]
     head_hidden_channels: int
     unused: tuple[str, ...] = ()
-    """Stored tensors that inference does not need."""
+    """Keys of stored tensors that inference does not need."""
     differences: Differences = Differences((), (), (), 0)
 
     @property
     def num_classes(self) -> int:
-        """How many classes are detected."""
+        """Number of classes."""
         return self.head_channels[TASKS[self.task].classes_head]
 
     @property
     def num_keypoints(self) -> int:
-        """How many keypoints a pose has; 0 for other tasks."""
+        """Number of keypoints per pose; 0 for other tasks."""
         return self.head_channels.get("keypoint_offsets", 0) // 2
 
 
 def identify(
     state: Mapping[str, Tensor], architecture: str | None = None, task: str | None = None
 ) -> CheckpointInfo:
-    """Find the network that ``state`` (the upstream names) fits exactly.
+    """Return the network that ``state`` (upstream keys) matches exactly.
 
-    ``architecture`` and ``task`` are what the user says it is, if anything. Raises
-    :class:`CheckpointMismatchError`, once, with everything that does not fit.
+    ``architecture`` and ``task`` restrict the candidates. Raises
+    :class:`CheckpointMismatchError`, which lists all differences.
     """
-    contents = examine(state, architecture, task)
-    if contents.differences.count() == 0:
-        return contents
+    checkpoint_info = examine(state, architecture, task)
+    if checkpoint_info.differences.count() == 0:
+        return checkpoint_info
     closest = examine(state)
-    raise CheckpointMismatchError(_describe(contents, closest, architecture, len(state)))
-
-
-def recognise(state: Mapping[str, Tensor]) -> CheckpointInfo | None:
-    """Find the network that ``state`` (the upstream names) fits exactly, if there is one."""
-    contents = examine(state)
-    return contents if contents.differences.count() == 0 else None
+    raise CheckpointMismatchError(_describe(checkpoint_info, closest, architecture, len(state)))
 
 
 def examine(
     state: Mapping[str, Tensor], architecture: str | None = None, task: str | None = None
 ) -> CheckpointInfo:
-    """Find the network that ``state`` comes closest to, among those that are not ruled out."""
+    """Return the candidate that is closest to ``state``, with the remaining differences."""
     candidates = [
         _examine_as(state, name, task)
         for name in ([architecture] if architecture else ARCHITECTURES)
@@ -108,7 +102,7 @@ def _closeness(differences: Differences) -> tuple[bool, int, int]:
 
 def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -> CheckpointInfo:
     architecture = ARCHITECTURES[name]
-    heads = architecture.layout.find_heads(state)
+    heads = architecture.key_mapping.find_heads(state)
     task_name = task_name or closest_task(heads.channels, architecture.tasks)
     task = TASKS[task_name]
     channels = task.head_channels(
@@ -117,7 +111,7 @@ def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -
         keypoints=max(1, heads.channels.get("keypoint_offsets", 2) // 2),
     )
     hidden_channels = heads.hidden_channels or architecture.head_hidden_channels
-    unused = tuple(key for key in state if architecture.layout.is_unused(key))
+    unused = tuple(key for key in state if architecture.key_mapping.is_unused(key))
     needed = {key: weight for key, weight in state.items() if key not in unused}
     expected = expected_shapes(architecture, channels, hidden_channels)
     return CheckpointInfo(
@@ -126,7 +120,7 @@ def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -
 
 
 def closest_task(found: Collection[str], among: Sequence[str]) -> str:
-    """Name the task whose heads are most like those found."""
+    """Return the task in ``among`` whose heads are closest to ``found``."""
 
     def closeness(name: str) -> int:
         heads = TASKS[name].heads.keys()
@@ -138,18 +132,18 @@ def closest_task(found: Collection[str], among: Sequence[str]) -> str:
 def expected_shapes(
     architecture: Architecture, head_channels: Mapping[str, int], hidden_channels: int
 ) -> Shapes:
-    """Name and shape of every weight that inference needs from a checkpoint."""
+    """Return key and shape of every checkpoint tensor that inference needs."""
     with torch.device("meta"):
         network = architecture.build(head_channels, hidden_channels)
     return {
-        architecture.layout.to_checkpoint_key(key): tuple(weight.shape)
+        architecture.key_mapping.to_checkpoint_key(key): tuple(weight.shape)
         for key, weight in network.state_dict().items()
         if not key.endswith(_COUNTER)
     }
 
 
 def compare(expected: Shapes, state: Mapping[str, Tensor]) -> Differences:
-    """Find the names and shapes in which ``state`` differs from ``expected``."""
+    """Compare the keys and shapes of ``state`` with ``expected``."""
     shapes = {key: tuple(weight.shape) for key, weight in state.items()}
     shared = [key for key in expected if key in shapes]
     reshaped = [key for key in shared if shapes[key] != expected[key]]
@@ -162,27 +156,27 @@ def compare(expected: Shapes, state: Mapping[str, Tensor]) -> Differences:
 
 
 def _describe(
-    contents: CheckpointInfo, closest: CheckpointInfo, architecture: str | None, tensors: int
+    checkpoint_info: CheckpointInfo, closest: CheckpointInfo, architecture: str | None, tensors: int
 ) -> str:
-    problems = ", ".join(contents.differences.lines())
+    problems = ", ".join(checkpoint_info.differences.lines())
     if architecture is None:
-        found = f"the checkpoint is no network that is known here: {problems}."
+        found = f"the checkpoint matches no known architecture: {problems}."
     else:
-        found = f"the checkpoint is not a {architecture} for {contents.task}: {problems}."
+        found = f"the checkpoint is not a {architecture} for {checkpoint_info.task}: {problems}."
     if closest.differences.count() == 0:
         return (
             f"{found} It is a {closest.architecture} for {closest.task}: export it with "
-            f"--arch {closest.architecture} --task {closest.task}, or without either."
+            f"--arch {closest.architecture} --task {closest.task}, or without these options."
         )
     return (
-        f"{found} None of {', '.join(ARCHITECTURES)} fits; the closest is "
+        f"{found} None of {', '.join(ARCHITECTURES)} matches; the closest is "
         f"{closest.architecture}, which shares {closest.differences.agreeing} of the "
         f"checkpoint's {tensors} tensors."
     )
 
 
-def _first(keys: Iterable[str]) -> str:
+def _first_keys(keys: Iterable[str]) -> str:
     listed = list(keys)
-    # A stranger's names: shortened and escaped, so that they cannot play with the terminal.
+    # Names from an untrusted file: shortened, and escaped against terminal control sequences.
     shown = [key[:_SHOWN_CHARACTERS].encode("unicode_escape").decode() for key in listed[:_SHOWN]]
     return ", ".join(shown) + (", ..." if len(listed) > _SHOWN else "")

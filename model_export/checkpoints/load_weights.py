@@ -1,6 +1,7 @@
-"""Weights into a network, all or nothing: no tensor is left out and none keeps its random start.
+"""Strict loading of checkpoint weights into a network.
 
-The upstream loader skips what does not fit, which shows later as boxes in the wrong place.
+Every network parameter must be in the checkpoint and every needed tensor of the checkpoint must be
+used. The upstream loader skips tensors that do not fit, which later shows as misplaced boxes.
 """
 
 from collections.abc import Mapping
@@ -11,20 +12,22 @@ from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import CheckpointInfo
 
 
-def load_network(contents: CheckpointInfo, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build the network that ``state`` was found to hold and give it the weights; for inference.
+def load_network(checkpoint_info: CheckpointInfo, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build the network that ``checkpoint_info`` describes and load ``state``; returns eval mode.
 
-    ``contents`` is what :func:`~model_export.checkpoints.identify.identify` says of ``state``,
-    which has the upstream names, as :func:`~model_export.checkpoints.safe_load.read_state` returns
-    them.
+    ``checkpoint_info`` is the result of :func:`~model_export.checkpoints.identify.identify` for
+    ``state``, which has upstream keys, as from
+    :func:`~model_export.checkpoints.safe_load.read_state`.
     """
-    architecture = ARCHITECTURES[contents.architecture]
-    network = architecture.build(contents.head_channels, contents.head_hidden_channels)
-    complete = network.state_dict()  # for the counters, which read_state leaves out
-    unused = set(contents.unused)
+    architecture = ARCHITECTURES[checkpoint_info.architecture]
+    network = architecture.build(
+        checkpoint_info.head_channels, checkpoint_info.head_hidden_channels
+    )
+    complete = network.state_dict()  # supplies the num_batches_tracked that read_state drops
+    unused = set(checkpoint_info.unused)
     complete.update(
         {
-            architecture.layout.to_network_key(key): weight
+            architecture.key_mapping.to_network_key(key): weight
             for key, weight in state.items()
             if key not in unused
         }

@@ -1,4 +1,4 @@
-"""Reading a stranger's checkpoint: never runs code from it, and takes nothing on trust."""
+"""Loading of untrusted checkpoints: no code in the file is run and every tensor is checked."""
 
 import re
 import warnings
@@ -20,11 +20,11 @@ _DATA_PARALLEL_PREFIX = "module."
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the weights in ``path``, under the names that its authors gave them.
+    """Read the weights in ``path`` under their stored (upstream) names.
 
-    Accepts both layouts of ``torch.save``, a bare state dict or one under ``state_dict``, and the
-    ``module.`` prefix of data-parallel training. Returns finite float32 tensors on the CPU,
-    without the counters that batch normalisation keeps for training (files from before
+    Accepts both file formats of ``torch.save``, a bare state dict or one under ``state_dict``, and
+    the ``module.`` prefix of data-parallel training. Returns finite float32 tensors on the CPU,
+    without the ``num_batches_tracked`` buffers of batch normalization (files from before
     PyTorch 0.4.1 have none).
 
     Raises :class:`CheckpointUnreadableError` and :class:`CheckpointUnsafeError`.
@@ -34,10 +34,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     weights = {}
     for key, value in state.items():
         if not isinstance(key, str):
-            raise _no_weights(path, f"a key is {key!r}, not a name")
+            raise _no_weights(path, f"a key is {key!r}, not a string")
         name = key.removeprefix(_DATA_PARALLEL_PREFIX)
         if name in weights:
-            raise _no_weights(path, f"{name!r} is there with and without the prefix 'module.'")
+            raise _no_weights(path, f"{name!r} occurs with and without the prefix 'module.'")
         if not name.endswith(_COUNTER):
             weights[name] = _checked(name, value, path)
     return weights
@@ -45,10 +45,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _check_file(path: Path) -> None:
     if not path.exists():
-        raise CheckpointUnreadableError(f"there is no file {path}. Check the path.")
+        raise CheckpointUnreadableError(f"{path} does not exist. Check the path.")
     if not path.is_file():
         raise CheckpointUnreadableError(
-            f"{path} is a directory or a device, not a file. Name the .pth file itself."
+            f"{path} is a directory or a device, not a file. Give the path of the .pth file."
         )
     size_bytes = path.stat().st_size
     if size_bytes == 0:
@@ -56,34 +56,34 @@ def _check_file(path: Path) -> None:
     if size_bytes > MAX_FILE_BYTES:
         raise CheckpointUnreadableError(
             f"{path} has {size_bytes} bytes; at most {MAX_FILE_BYTES} are read. "
-            "Save the state dict alone, without the optimizer."
+            "Save only the state dict, without the optimizer."
         )
 
 
 def _load(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            # torch warns about layouts (TorchScript, newer pickles) that it then refuses itself.
+            # torch warns about formats (TorchScript, newer pickles) that it then refuses itself.
             warnings.simplefilter("ignore", UserWarning)
             loaded: object = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or hostile file can end in any exception: EOFError, KeyError, struct.error, ...
+    # A damaged or malicious file can raise any exception: EOFError, KeyError, struct.error, ...
     except Exception as error:
-        wanted = re.search(r"GLOBAL (\S{1,100})", str(error))
-        if wanted:
+        blocked = re.search(r"GLOBAL (\S{1,100})", str(error))
+        if blocked:
             raise CheckpointUnsafeError(
-                f"{path} asks for {wanted[1]!r}, which is not plain data and may be code; it was "
-                "not run. Only tensors and containers of them are read. If you trust the file, "
-                "load it where it was made and save its state dict alone."
+                f"{path} refers to {blocked[1]!r}, which is not plain data and may be code; it was "
+                "not run. Only tensors and containers of them are accepted. If you trust the file, "
+                "load it in the environment that wrote it and save only its state dict."
             ) from error
         raise CheckpointUnreadableError(
             f"{path} is not a PyTorch checkpoint, or it is damaged ({_reason(error)}). "
-            "Accepted is what torch.save wrote; copy or download it again."
+            "Only files written by torch.save are accepted; copy or download it again."
         ) from error
     return loaded
 
 
 def _reason(error: Exception) -> str:
-    """Name the error in a few words, without torch's advice to switch its safety off."""
+    """Return a short description without torch's advice to set ``weights_only=False``."""
     text = str(error).partition(". ")[0].partition("\n")[0][:160]
     if not text or text.startswith("Weights only load failed"):
         return type(error).__name__
@@ -97,18 +97,21 @@ def _find_state(loaded: object, path: Path) -> Mapping[Any, Any]:
     if isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values()):
         return state
     names = ", ".join(repr(key) for key in list(loaded)[:5])
-    raise _no_weights(path, f"at the top it holds {names or 'nothing'}")
+    raise _no_weights(path, f"its top-level keys are {names or 'none'}")
 
 
 def _checked(name: str, tensor: Tensor, path: Path) -> Tensor:
-    """Return ``tensor`` as finite float32, or say why it cannot be the weight ``name``."""
+    """Return ``tensor`` as finite float32; raises if it cannot be the weight ``name``."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        raise _no_weights(path, f"{name!r} is not an ordinary dense tensor")
+        raise _no_weights(path, f"{name!r} is not a dense CPU tensor")
     if not tensor.is_floating_point():
-        raise _no_weights(path, f"{name!r} is of {tensor.dtype}, not of floating point")
-    # A stride of zero lets one stored number pose as terabytes; looking at them would need those.
+        raise _no_weights(path, f"{name!r} has the type {tensor.dtype}, not a floating-point type")
+    # With a stride of 0, one stored number can have a shape of terabytes, which a check would
+    # have to allocate.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise _no_weights(path, f"{name!r} claims {tuple(tensor.shape)} but stores less")
+        raise _no_weights(
+            path, f"{name!r} has the shape {tuple(tensor.shape)} but stores fewer values"
+        )
     weight = tensor.detach().to(torch.float32)
     if not torch.isfinite(weight).all():
         raise _no_weights(path, f"{name!r} contains NaN or infinity")
@@ -118,5 +121,5 @@ def _checked(name: str, tensor: Tensor, path: Path) -> Tensor:
 def _no_weights(path: Path, found: str) -> CheckpointUnreadableError:
     return CheckpointUnreadableError(
         f"{path} does not hold usable weights: {found[:_FOUND_CHARACTERS]}. "
-        "Accepted is a state dict (names to floating-point tensors), bare or under 'state_dict'."
+        "A state dict (names to floating-point tensors) is accepted, bare or under 'state_dict'."
     )

@@ -14,7 +14,7 @@ from model_export.engines.errors import EngineBuildError
 from model_export.engines.libraries import find_target, import_library
 from model_export.engines.optimization_profile import OptimizationProfile
 from model_export.engines.progress import PhaseProgress, Progress
-from model_export.onnx.corner_pool_ops import DOMAIN
+from model_export.networks.corner_pool_ops import DOMAIN
 from model_package.tensorrt_libraries import TensorRTLibrary
 
 INPUT_NAME = "images"

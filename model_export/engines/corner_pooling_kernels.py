@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from model_export.onnx.corner_pool_ops import OP_TYPES
+from model_export.networks.corner_pool_ops import OP_TYPES
 
 FORMATS = ("fp32", "fp16", "bf16")
 

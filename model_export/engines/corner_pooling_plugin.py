@@ -3,7 +3,7 @@
 Quick plugins of TensorRT (10.9 and later) with an ahead-of-time implementation: Python is needed
 only during the build, and the engine runs without Python and without a plugin library. The ONNX
 parser uses a plugin in place of the function body of the operator in
-:mod:`model_export.onnx.corner_pool_ops`. TensorRT-RTX has no quick plugins and uses the body.
+:mod:`model_export.networks.corner_pool_ops`. TensorRT-RTX has no quick plugins and uses the body.
 
 TensorRT reads the types of the plugin functions from their annotations. Its types exist only where
 it is installed, so the annotations are attached at run time.
@@ -20,7 +20,7 @@ from model_export.engines.corner_pooling_kernels import (
     kernel_ptx,
     launch,
 )
-from model_export.onnx.corner_pool_ops import DOMAIN, INPUTS, PLUGIN_ATTRIBUTES
+from model_export.networks.corner_pool_ops import DOMAIN, INPUTS, PLUGIN_ATTRIBUTES
 
 
 def register_corner_pooling(trt: Any) -> None:

@@ -1,1 +1,4 @@
-"""The exported graph: normalization, network, decoding heads, peaks, top-K and gather."""
+"""Operations of the exported graph around the network.
+
+Pixel normalization before it; activation, peaks, top-K and decoding of the heads after it.
+"""

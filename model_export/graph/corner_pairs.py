@@ -1,7 +1,7 @@
-"""Corners into boxes (*CornerNet*, Law and Deng 2018, sections 3.1 and 4.2), inside the graph.
+"""Pairing of corners to boxes (*CornerNet*, Law and Deng 2018, sections 3.1 and 4.2).
 
-One row per image: whoever wants the flipped image looked at too, as the authors always do, gives
-it as a row of its own and merges the boxes of both.
+Runs inside the graph, one batch row per image. Upstream always evaluates the flipped image too;
+here it is a separate row, and the boxes of both are merged after the graph.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from model_export.graph.heads import Head
 from model_export.graph.peaks import Peaks, cell_positions, divide, gather, top_peaks
 
 PAIRS = 1000
-"""Pairs per image that leave the graph, as many as the authors keep."""
+"""Pairs per image in the output, as many as upstream keeps."""
 
 MAX_EMBEDDING_DISTANCE = 0.5
 """Corners whose embeddings differ by more belong to different objects (section 4.2)."""
 
 IMPOSSIBLE = -1.0
-"""Score of a pair that no box can have."""
+"""Score of a pair that cannot be a box."""
 
 _CENTER_HEADS = {
     "center_heatmap": Head(1, per="class", heatmap=True),
@@ -38,7 +38,7 @@ TRIPLET_HEADS: Mapping[str, Head] = {**PAIR_HEADS, **_CENTER_HEADS}
 
 
 class Corners(NamedTuple):
-    """The best K corners of one kind in each image, best first."""
+    """The top-K corners of one kind in each image, by descending score."""
 
     scores: Tensor
     """float32 (N, K) in [0, 1]."""
@@ -50,37 +50,38 @@ class Corners(NamedTuple):
     """float32 (N, K)."""
 
 
-def pick_corner_pairs(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
-    """Find pairs: the outputs of :class:`model_package.CornerPairsDecoder`, in its order.
+def decode_corner_pairs(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
+    """Decode corner pairs: the outputs of :class:`model_package.CornerPairsDecoder`, in its order.
 
-    ``maps`` are float32 (N, C, H, W) by the names in :data:`PAIR_HEADS`, heatmaps in [0, 1];
-    ``top_k`` is how many corners of each kind are paired.
+    ``maps`` are float32 (N, C, H, W) by head (:data:`PAIR_HEADS`), heatmaps in [0, 1];
+    ``top_k`` is the number of corners of each kind that are paired.
     """
     return pair_corners(
         find_corners(maps, "top_left", top_k), find_corners(maps, "bottom_right", top_k), PAIRS
     )
 
 
-def pick_corner_triplets(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
-    """Find pairs and centers: the outputs of :class:`model_package.CornerTripletsDecoder`.
+def decode_corner_triplets(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
+    """Decode corner pairs and centers: the outputs of :class:`model_package.CornerTripletsDecoder`.
 
-    Which center belongs to which pair is decided later, in pixels of the image, where small
-    and large boxes are told apart (*Keypoint Triplets*, Duan et al. 2019, section 3.2).
+    Centers are matched with pairs after the graph, in image pixels, because the central region is
+    defined differently for small and large boxes (*Keypoint Triplets*, Duan et al. 2019,
+    section 3.2).
     """
     peaks, points = _find_peaks(maps, "center", top_k)
     centers = (points, peaks.scores, peaks.class_ids.to(torch.int32))
-    return *pick_corner_pairs(maps, top_k), *centers
+    return *decode_corner_pairs(maps, top_k), *centers
 
 
 def find_corners(maps: Mapping[str, Tensor], kind: str, top_k: int) -> Corners:
-    """Take the ``top_k`` highest peaks over all classes, ``top_left`` or ``bottom_right``."""
+    """Return the ``top_k`` highest corners over all classes; ``kind``: top_left or bottom_right."""
     peaks, points = _find_peaks(maps, kind, top_k)
     embeddings = gather(maps[f"{kind}_embedding"], peaks.cells).squeeze(2)
     return Corners(peaks.scores, peaks.class_ids, points, embeddings)
 
 
 def _find_peaks(maps: Mapping[str, Tensor], kind: str, top_k: int) -> tuple[Peaks, Tensor]:
-    """Peaks of one heatmap and their points (N, K, 2) in cells, offsets included."""
+    """Return the peaks of one heatmap and their points (N, K, 2) in cells, offsets included."""
     peaks = top_peaks(maps[f"{kind}_heatmap"], top_k)
     offset = maps[f"{kind}_offset"]
     return peaks, cell_positions(peaks.cells, offset.shape[3]) + gather(offset, peaks.cells)
@@ -92,9 +93,9 @@ def pair_corners(
     pairs: int,
     max_embedding_distance: float = MAX_EMBEDDING_DISTANCE,
 ) -> tuple[Tensor, ...]:
-    """Take the best ``pairs`` of all K x K pairs of corners; needs ``pairs`` <= K * K.
+    """Return the best ``pairs`` of all K x K pairs of corners; ``pairs`` must be <= K * K.
 
-    Returns scores float32 (N, P), the mean of both corners' or :data:`IMPOSSIBLE`, class ids
+    Returns scores float32 (N, P), the mean of both corner scores or :data:`IMPOSSIBLE`, class ids
     int32 (N, P), boxes float32 (N, P, 4) in cells, corner scores float32 (N, P, 2).
     """
     scores = (top_left.scores.unsqueeze(2) + bottom_right.scores.unsqueeze(1)) / 2  # (N, K, K)
@@ -112,17 +113,17 @@ def pair_corners(
 
 
 def _impossible(top_left: Corners, bottom_right: Corners, max_embedding_distance: float) -> Tensor:
-    """Whether each pair (N, K, K) is of two classes, of two objects, or inside out."""
+    """Return which pairs (N, K, K) differ in class or in embedding, or have swapped corners."""
     distances = top_left.embeddings.unsqueeze(2) - bottom_right.embeddings.unsqueeze(1)
-    inside_out = bottom_right.points.unsqueeze(1) < top_left.points.unsqueeze(2)  # (N, K, K, 2)
+    swapped = bottom_right.points.unsqueeze(1) < top_left.points.unsqueeze(2)  # (N, K, K, 2)
     return (
         (top_left.class_ids.unsqueeze(2) != bottom_right.class_ids.unsqueeze(1))
         | (distances.abs() > max_embedding_distance)
-        | inside_out[..., 0]
-        | inside_out[..., 1]
+        | swapped[..., 0]
+        | swapped[..., 1]
     )
 
 
 def _points(corners: Corners, rows: Tensor) -> Tensor:
-    """Points (N, P, 2) in ``rows`` (N, P)."""
+    """Gather the points (N, P, 2) of ``rows`` (N, P)."""
     return corners.points.gather(1, rows.unsqueeze(2).expand(-1, -1, 2))

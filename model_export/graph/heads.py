@@ -1,4 +1,4 @@
-"""What a prediction head means, as far as graphs must know."""
+"""Prediction heads: channels, activation and flip averaging."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Head:
-    """One dense map of a network."""
+    """A prediction head, one dense map of the network."""
 
     channels: int
     per: Literal["map", "class", "keypoint"] = "map"
-    """What ``channels`` counts for."""
+    """Unit of ``channels``: per map, per class or per keypoint."""
     optional: bool = False
-    """Whether the authors also train networks without it."""
+    """The upstream code also trains networks without this head."""
     heatmap: bool = False
-    """Whether its values are logits."""
+    """The raw values are logits of scores."""
     flipped: bool = True
-    """Whether the flipped image's prediction is of use; offsets inside a cell are not comparable."""
+    """Flip averaging includes this head; offsets inside a cell are not comparable."""
 
     def count(self, classes: int, keypoints: int) -> int:
-        """Channels of the map for so many classes and keypoints."""
+        """Return the channels of the map for the given numbers of classes and keypoints."""
         return self.channels * {"map": 1, "class": classes, "keypoint": keypoints}[self.per]
 
 
 def activate(maps: Mapping[str, Tensor], heads: Mapping[str, Head]) -> dict[str, Tensor]:
-    """Turn the logits among raw ``maps`` (N, C, H, W) into scores in [0, 1]; float32 all."""
+    """Apply the sigmoid to the heatmaps among raw ``maps``, float32 (N, C, H, W) by head."""
     return {
         name: torch.sigmoid(values) if heads[name].heatmap else values
         for name, values in maps.items()
@@ -37,16 +37,16 @@ def activate(maps: Mapping[str, Tensor], heads: Mapping[str, Head]) -> dict[str,
 
 def average_with_flip(
     maps: Mapping[str, Tensor],
-    flip: Mapping[str, Tensor],
+    flipped_maps: Mapping[str, Tensor],
     heads: Mapping[str, Head],
     keypoint_pairs: Sequence[tuple[int, int]],
 ) -> dict[str, Tensor]:
     """Average activated ``maps`` with those of the flipped images, both (N, C, H, W) by head.
 
-    ``keypoint_pairs`` are the keypoints that change places in a flip: left and right.
+    ``keypoint_pairs`` are the indices of left and right keypoints, which a flip swaps.
     """
     return {
-        name: (values + unflip(flip[name], heads[name], keypoint_pairs)) / 2
+        name: (values + unflip(flipped_maps[name], heads[name], keypoint_pairs)) / 2
         if heads[name].flipped
         else values
         for name, values in maps.items()
@@ -54,7 +54,7 @@ def average_with_flip(
 
 
 def unflip(values: Tensor, head: Head, keypoint_pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Undo the flip in one map (N, C, H, W): columns, left and right keypoints, x offsets."""
+    """Undo a horizontal flip in one map (N, C, H, W): columns, keypoint order, x offsets."""
     values = values.flip(3)
     if head.per != "keypoint":
         return values
@@ -63,6 +63,6 @@ def unflip(values: Tensor, head: Head, keypoint_pairs: Sequence[tuple[int, int]]
     for left, right in keypoint_pairs:
         order[left], order[right] = right, left
     values = values.reshape(-1, keypoints, head.channels, *values.shape[2:])[:, order]
-    if head.channels == 2:  # x and y of a way to go
+    if head.channels == 2:  # x and y offsets
         values = values * values.new_tensor((-1.0, 1.0)).reshape(1, 1, 2, 1, 1)
     return values.flatten(1, 2)

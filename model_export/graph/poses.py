@@ -1,4 +1,4 @@
-"""Keypoints of a pose: *Objects as Points*, section 4.2, as the upstream test code joins them."""
+"""Pose decoding: *Objects as Points*, section 4.2, with the upstream rule for heatmap peaks."""
 
 from collections.abc import Mapping
 
@@ -6,33 +6,33 @@ import torch
 from torch import Tensor
 
 from model_export.graph.peaks import (
-    MIDDLE_OF_CELL,
+    CELL_CENTER,
+    boxes_at_peaks,
     cell_positions,
     gather,
     keep_peaks,
-    place_boxes,
     top_of_rows,
     top_peaks,
 )
 
 MIN_KEYPOINT_SCORE = 0.1
-"""Peaks of a keypoint heatmap at or below this score are not looked at."""
+"""Peaks of a keypoint heatmap at or below this score are ignored."""
 
-REACH = 0.3
-"""A keypoint moves to a peak at most this far: times the longer side of the box."""
+MAX_PEAK_DISTANCE = 0.3
+"""Largest distance from a keypoint to its peak, as a fraction of the longer box side."""
 
-_NOWHERE = -10_000.0  # far from every keypoint, in cells
+_FAR_AWAY = -10_000.0  # in cells; farther from every keypoint than any peak
 
 
-def pick_poses(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
-    """Find poses: the outputs of :class:`model_package.CenterPosesDecoder`, in its order.
+def decode_poses(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
+    """Decode poses: the outputs of :class:`model_package.CenterPosesDecoder`, in its order.
 
     ``maps`` are float32 (N, C, H, W) by head; the heatmaps' values are in [0, 1].
-    ``keypoint_offsets`` has two channels per keypoint, x before y, from the integer cell of the center.
-    Without keypoint heatmaps, keypoints are where the center says.
+    ``keypoint_offsets`` has two channels per keypoint, x before y, relative to the integer cell of
+    the center. Without a keypoint heatmap, keypoints are the regressed ones.
     """
     peaks = top_peaks(maps["heatmap"], top_k)
-    centers, sizes = place_boxes(peaks, maps.get("offset"), maps["size"])
+    centers, sizes = boxes_at_peaks(peaks, maps.get("offset"), maps["size"])
     positions = cell_positions(peaks.cells, maps["size"].shape[3])
     offsets = gather(maps["keypoint_offsets"], peaks.cells)  # (N, K, 2 * J)
     offsets = offsets.reshape(*offsets.shape[:2], -1, 2)
@@ -42,38 +42,38 @@ def pick_poses(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
         found, found_scores = _find_keypoints(
             maps["keypoint_heatmap"], maps.get("keypoint_heatmap_offset"), top_k
         )
-        keypoints, scores = _join(keypoints, found, found_scores, centers, sizes)
+        keypoints, scores = _snap_to_peaks(keypoints, found, found_scores, centers, sizes)
     return peaks.scores, peaks.class_ids.to(torch.int32), centers, sizes, keypoints, scores
 
 
 def _find_keypoints(heatmap: Tensor, offset: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-    """Find the best peaks of each keypoint: places (N, J, count, 2) in cells, and scores."""
+    """Return the top peaks of each keypoint: points (N, J, count, 2) in cells, and scores."""
     keypoints, height, width = heatmap.shape[1:]
     scores, cells = top_of_rows(keep_peaks(heatmap).flatten(2), count, maps_per_row=1)
-    cells = cells.clamp(max=height * width - 1)  # empty places stand past the end
-    shift: Tensor | float = MIDDLE_OF_CELL
+    cells = cells.clamp(max=height * width - 1)  # padding indices are past the end
+    shift: Tensor | float = CELL_CENTER
     if offset is not None:
         shift = gather(offset, cells.flatten(1)).reshape(-1, keypoints, count, 2)
-    places = cell_positions(cells, width) + shift
+    points = cell_positions(cells, width) + shift
     visible = scores > MIN_KEYPOINT_SCORE
-    return torch.where(visible.unsqueeze(3), places, _NOWHERE), scores
+    return torch.where(visible.unsqueeze(3), points, _FAR_AWAY), scores
 
 
-def _join(
+def _snap_to_peaks(
     keypoints: Tensor, found: Tensor, found_scores: Tensor, centers: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Move each keypoint (N, K, J, 2) to the peak of its kind nearest to it, if that one fits.
+    """Move each keypoint (N, K, J, 2) to the nearest peak of its heatmap, if that peak fits.
 
-    A peak fits when it is inside the box and within reach. Returns the keypoints and the scores of
-    the peaks they moved to, (N, K, J), 0 where a keypoint stayed.
+    A peak fits if it lies inside the box and within :data:`MAX_PEAK_DISTANCE`. Returns the
+    keypoints and the scores of their peaks, (N, K, J), 0 for keypoints that were not moved.
     """
-    apart = keypoints.transpose(1, 2).unsqueeze(3) - found.unsqueeze(2)  # (N, J, K, count, 2)
-    squared, nearest = apart.square().sum(dim=4).min(dim=3)  # (N, J, K)
+    difference = keypoints.transpose(1, 2).unsqueeze(3) - found.unsqueeze(2)  # (N, J, K, count, 2)
+    squared, nearest = difference.square().sum(dim=4).min(dim=3)  # (N, J, K)
     distance = squared.sqrt().transpose(1, 2)
     scores = found_scores.gather(2, nearest).transpose(1, 2)
-    places = found.gather(2, nearest.unsqueeze(3).expand(-1, -1, -1, 2)).transpose(1, 2)
+    points = found.gather(2, nearest.unsqueeze(3).expand(-1, -1, -1, 2)).transpose(1, 2)
     low, high = (corner.unsqueeze(2) for corner in (centers - sizes / 2, centers + sizes / 2))
-    inside = ((places >= low) & (places <= high)).all(dim=3)
-    in_reach = distance <= REACH * sizes.amax(dim=2, keepdim=True)
-    fits = inside & in_reach & (scores > MIN_KEYPOINT_SCORE)
-    return torch.where(fits.unsqueeze(3), places, keypoints), torch.where(fits, scores, 0.0)
+    inside = ((points >= low) & (points <= high)).all(dim=3)
+    is_near = distance <= MAX_PEAK_DISTANCE * sizes.amax(dim=2, keepdim=True)
+    fits = inside & is_near & (scores > MIN_KEYPOINT_SCORE)
+    return torch.where(fits.unsqueeze(3), points, keypoints), torch.where(fits, scores, 0.0)

@@ -1,5 +1,5 @@
 """Networks of the CenterNet family as plain ``torch.nn`` modules.
 
-Their parameter names are ours; the names that the upstream checkpoints use are
-translated in :mod:`model_export.checkpoints`.
+Upstream checkpoint keys are mapped to their parameter names in
+:mod:`model_export.key_mappings`.
 """

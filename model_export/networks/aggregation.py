@@ -1,7 +1,7 @@
-"""Up-sampling by iterative deep aggregation (Yu et al. 2018, section 3.1), to stride 4.
+"""Upsampling to stride 4 by iterative deep aggregation (Yu et al. 2018, section 3.1).
 
-*Objects as Points* has two forms of it: ``plain``, as published with DLA, and ``deformable``,
-with deformable convolutions and sums in place of plain ones and concatenations.
+*Objects as Points* uses two variants: ``plain``, as published with DLA, and ``deformable``, with
+deformable convolutions and sums instead of plain convolutions and concatenations.
 """
 
 from abc import abstractmethod
@@ -18,7 +18,7 @@ _FINEST_LEVEL = 2  # stride 4
 
 
 class Aggregation(nn.Module):
-    """Brings coarser levels to the finest one's shape and merges them with it, one by one."""
+    """Upsamples coarser levels to the shape of the finest one and merges them into it in turn."""
 
     def __init__(
         self, out_channels: int, coarser_channels: Sequence[int], factors: Sequence[int]
@@ -28,11 +28,11 @@ class Aggregation(nn.Module):
             zip(coarser_channels, factors, strict=True), start=1
         ):
             self.add_module(f"project_{index}", self._projection(channels, out_channels))
-            self.add_module(f"up_{index}", _doubling(out_channels, factor))
+            self.add_module(f"up_{index}", _upsampling(out_channels, factor))
             self.add_module(f"node_{index}", self._node(out_channels))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Merge ``levels``, finest first; returns what came of each merger, the last one last."""
+        """Merge ``levels``, finest first; returns the result of each merge, in order."""
         merged = levels[0]
         results = []
         for index, level in enumerate(levels[1:], start=1):
@@ -55,8 +55,8 @@ class Aggregation(nn.Module):
     def _merge(finer: Tensor, coarser: Tensor) -> Tensor: ...
 
 
-def _doubling(channels: int, factor: int) -> nn.ConvTranspose2d:
-    """Learned interpolation, each channel on its own."""
+def _upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:
+    """Depthwise transposed convolution that upsamples by ``factor``."""
     return nn.ConvTranspose2d(
         channels,
         channels,
@@ -85,7 +85,7 @@ class PlainAggregation(Aggregation):
 
 
 class DeformableBlock(nn.Module):
-    """Deformable convolution, batch normalisation, ReLU."""
+    """Deformable convolution, batch normalization, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -112,22 +112,22 @@ class DeformableAggregation(Aggregation):
         return finer + coarser
 
 
-class AggregationLadder(nn.Module):
-    """Merges ever more levels of DLA, from the two coarsest to all, each at the finest's stride."""
+class DeepAggregation(nn.Module):
+    """Merges DLA levels in steps, from the two coarsest to all, each at its finest stride."""
 
     def __init__(self, aggregation: type[Aggregation], channels: Sequence[int]) -> None:
         super().__init__()
         self.steps = len(channels) - 1
         for step in range(self.steps):
             finest = len(channels) - 2 - step
-            # Earlier steps brought everything coarser to one stride and one width.
+            # Earlier steps upsampled all coarser levels to the same stride and width.
             coarser = [channels[finest + 1]] * (step + 1)
             self.add_module(
                 f"ida_{step}", aggregation(channels[finest], coarser, factors=[2] * (step + 1))
             )
 
-    def climb(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Take ``levels``, finest first; returns the last merger of every step, finest first."""
+    def aggregate(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Merge ``levels``, finest first; returns the last result of every step, finest first."""
         levels = list(levels)
         results: list[Tensor] = []
         for step in range(self.steps):
@@ -138,8 +138,8 @@ class AggregationLadder(nn.Module):
         return results
 
 
-class PlainNeck(AggregationLadder):
-    """The six levels of DLA-34 to one map (N, 64, H/4, W/4)."""
+class PlainNeck(DeepAggregation):
+    """Merges the six levels of DLA-34 to one map (N, 64, H/4, W/4)."""
 
     out_channels = CHANNELS[_FINEST_LEVEL]
 
@@ -147,11 +147,11 @@ class PlainNeck(AggregationLadder):
         super().__init__(PlainAggregation, CHANNELS[_FINEST_LEVEL:])
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        return self.climb(levels[_FINEST_LEVEL:])[0]
+        return self.aggregate(levels[_FINEST_LEVEL:])[0]
 
 
-class DeformableNeck(AggregationLadder):
-    """The six levels of DLA-34 to one map (N, 64, H/4, W/4); merges the ladder's steps as well."""
+class DeformableNeck(DeepAggregation):
+    """Merges the six levels of DLA-34, and then the results of all steps, to (N, 64, H/4, W/4)."""
 
     out_channels = CHANNELS[_FINEST_LEVEL]
 
@@ -161,5 +161,5 @@ class DeformableNeck(AggregationLadder):
         self.final = DeformableAggregation(finest, coarser, factors=(2, 4))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        steps = self.climb(levels[_FINEST_LEVEL:])
+        steps = self.aggregate(levels[_FINEST_LEVEL:])
         return cast(Tensor, self.final(steps)[-1])

@@ -19,7 +19,7 @@ class PredictionHead(nn.Sequential):
 class CenterPointNetwork(nn.Module):
     """Backbone, neck and heads; float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4) per head.
 
-    The maps are raw: the sigmoid of the heatmap belongs to the loss and to the exported graph.
+    The sigmoid of the heatmap is part of the loss and of the exported graph.
     """
 
     def __init__(

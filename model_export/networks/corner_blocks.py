@@ -1,4 +1,4 @@
-"""Blocks that end in pooled features: the prediction modules of both corner systems."""
+"""Prediction modules of *CornerNet* and *Keypoint Triplets*: corner and center pooling blocks."""
 
 from typing import cast
 
@@ -12,9 +12,9 @@ from model_export.networks.hourglass import ConvolutionBlock, projection
 class PoolingBlock(nn.Module):
     """Two branches, pooled vertically and horizontally, inside a residual block.
 
-    With corner pools this is *CornerNet*'s prediction module (its section 3.3), with the maxima
-    of whole columns and rows the center pooling of *Keypoint Triplets* (its section 3.3).
-    Float32 (N, channels, H, W) to the same shape.
+    With corner pooling this is the prediction module of *CornerNet* (section 3.3), with the maxima
+    of whole columns and rows the center pooling of *Keypoint Triplets* (section 3.3).
+    float32 (N, channels, H, W) to the same shape.
     """
 
     def __init__(self, channels: int, pools: PoolPair, pooled_channels: int = 128) -> None:
@@ -30,7 +30,7 @@ class PoolingBlock(nn.Module):
         self.output = ConvolutionBlock(channels, channels)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Sum of both pooled branches, (N, pooled_channels, H, W)."""
+        """Return the sum of both pooled branches, (N, pooled_channels, H, W)."""
         return self.pools.sum(self.vertical_branch(x), self.horizontal_branch(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ class PoolingBlock(nn.Module):
 class CascadePoolingBlock(PoolingBlock):
     """Cascade corner pooling (*Keypoint Triplets*, section 3.4).
 
-    Before a branch is pooled along the border, features pooled the other way, into the object,
-    are added to it, so that a corner also sees what lies inside.
+    Before a branch is pooled along the border, features pooled in the other direction, into the
+    object, are added to it, so that a corner also depends on the interior of the object.
     """
 
     def __init__(self, channels: int, pools: PoolPair, pooled_channels: int = 128) -> None:
@@ -53,7 +53,7 @@ class CascadePoolingBlock(PoolingBlock):
         self.horizontal_join = _bare_convolution(pooled_channels)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Sum of both branches, pooled twice, (N, pooled_channels, H, W)."""
+        """Return the sum of both branches, pooled twice, (N, pooled_channels, H, W)."""
         inside = self.pools.horizontal(self.vertical_look(x))
         vertical = self.vertical_join(self.vertical_branch(x) + inside)
         inside = self.pools.vertical(self.horizontal_look(x))

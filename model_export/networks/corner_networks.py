@@ -11,12 +11,12 @@ from model_export.networks.hourglass import StackedHourglass
 
 
 class KeypointNetwork(nn.Module):
-    """Backbone, a pooling block per kind of keypoint, heads on each of them.
+    """Backbone, a pooling block per kind of keypoint, and heads on each block.
 
     float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4), rounded up, per head; sides must be
-    multiples of 128 or one less. Heads are called ``<keypoint>_<quantity>``, like
-    ``top_left_heatmap``. In training every stack of the backbone has blocks and heads; here are
-    those of the last one.
+    multiples of 128, or multiples minus 1. Heads are named ``<keypoint>_<quantity>``, such as
+    ``top_left_heatmap``. In training every stack of the backbone has blocks and heads; this
+    network has those of the last stack.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class KeypointNetwork(nn.Module):
 
 
 def corner_net_pooling(channels: int) -> dict[str, nn.Module]:
-    """Blocks of *CornerNet*, by keypoint."""
+    """Return the pooling blocks of *CornerNet*, by keypoint."""
     return {
         "top_left": PoolingBlock(channels, TOP_LEFT, channels // 2),
         "bottom_right": PoolingBlock(channels, BOTTOM_RIGHT, channels // 2),
@@ -52,7 +52,7 @@ def corner_net_pooling(channels: int) -> dict[str, nn.Module]:
 
 
 def keypoint_triplets_pooling(channels: int) -> dict[str, nn.Module]:
-    """Blocks of *Keypoint Triplets*, by keypoint."""
+    """Return the pooling blocks of *Keypoint Triplets*, by keypoint."""
     return {
         "top_left": CascadePoolingBlock(channels, TOP_LEFT, channels // 2),
         "bottom_right": CascadePoolingBlock(channels, BOTTOM_RIGHT, channels // 2),

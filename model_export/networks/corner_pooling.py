@@ -1,9 +1,9 @@
-"""Corner pooling (*CornerNet*, Law and Deng 2018, section 3.2): running maxima from one side.
+"""Corner pooling (*CornerNet*, Law and Deng 2018, section 3.2): cumulative maxima from one side.
 
-In PyTorch a flip and a cumulative maximum. In an exported file one operator per direction,
-``centernet::corner_pool_<direction>``, and one per pair of directions that is added up, so that
-an engine that has a kernel for it finds it by name; :mod:`model_export.onnx.corner_pool_functions` adds the
-body that every other engine runs.
+PyTorch runs a flip and a cumulative maximum. An exported file has one custom operator per
+direction, ``centernet::corner_pool_<direction>``, and one per pair of directions whose results are
+added, so that TensorRT can map it to a plugin; :mod:`model_export.onnx.corner_pool_functions` adds
+the ONNX function that other runtimes execute.
 """
 
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_export.onnx.corner_pool_ops import DOMAIN, OP_TYPES, PLUGIN_ATTRIBUTES, SUM_OP_TYPES
+from model_export.networks.corner_pool_ops import DOMAIN, OP_TYPES, PLUGIN_ATTRIBUTES, SUM_OP_TYPES
 
 Pool = Callable[[Tensor], Tensor]
-"""(N, C, H, W) to the same, or to a shape that is broadcast to it."""
+"""Maps (N, C, H, W) to the same shape, or to one that broadcasts to it."""
 
 _ROWS, _COLUMNS = 2, 3
 
 
 def top_pool(x: Tensor) -> Tensor:
-    """Maximum of each cell and all below it; any (N, C, H, W) to the same shape.
+    """Return the maximum of each cell and all cells below it; any (N, C, H, W) to the same shape.
 
-    NaN spreads to every cell above it, and -inf stays: in PyTorch and in TensorRT's plugin. The
-    exported ``MaxPool`` does neither in ONNX Runtime: NaN may hide what stands before it, and
-    a float32 column of -inf becomes -3.4e38.
+    In PyTorch and in the TensorRT plugin, NaN propagates to every cell above it and -inf is kept.
+    The exported ``MaxPool`` does neither in ONNX Runtime: NaN may replace earlier values, and a
+    float32 column of -inf becomes -3.4e38.
     """
     if torch.onnx.is_in_onnx_export():
         return _operator(OP_TYPES["top"], x)
@@ -33,50 +33,51 @@ def top_pool(x: Tensor) -> Tensor:
 
 
 def bottom_pool(x: Tensor) -> Tensor:
-    """Maximum of each cell and all above it; see :func:`top_pool`."""
+    """Return the maximum of each cell and all cells above it; see :func:`top_pool`."""
     if torch.onnx.is_in_onnx_export():
         return _operator(OP_TYPES["bottom"], x)
     return x.cummax(_ROWS).values
 
 
 def left_pool(x: Tensor) -> Tensor:
-    """Maximum of each cell and all to the right of it; see :func:`top_pool`."""
+    """Return the maximum of each cell and all cells to its right; see :func:`top_pool`."""
     if torch.onnx.is_in_onnx_export():
         return _operator(OP_TYPES["left"], x)
     return x.flip(_COLUMNS).cummax(_COLUMNS).values.flip(_COLUMNS)
 
 
 def right_pool(x: Tensor) -> Tensor:
-    """Maximum of each cell and all to the left of it; see :func:`top_pool`."""
+    """Return the maximum of each cell and all cells to its left; see :func:`top_pool`."""
     if torch.onnx.is_in_onnx_export():
         return _operator(OP_TYPES["right"], x)
     return x.cummax(_COLUMNS).values
 
 
 def column_max(x: Tensor) -> Tensor:
-    """Maximum of each column, (N, C, H, W) to (N, C, 1, W): a top pool after a bottom pool.
+    """Return the maximum of each column, (N, C, H, W) to (N, C, 1, W).
 
-    One half of center pooling (*Keypoint Triplets*, Duan et al. 2019, section 3.3).
+    Equal to a top pool after a bottom pool; one half of center pooling (*Keypoint Triplets*, Duan
+    et al. 2019, section 3.3).
     """
     return x.amax(_ROWS, keepdim=True)
 
 
 def row_max(x: Tensor) -> Tensor:
-    """Maximum of each row, (N, C, H, W) to (N, C, H, 1); the other half of center pooling."""
+    """Return the maximum of each row, (N, C, H, W) to (N, C, H, 1); see :func:`column_max`."""
     return x.amax(_COLUMNS, keepdim=True)
 
 
 @dataclass(frozen=True)
 class PoolPair:
-    """How the vertical and the horizontal branch of a block are pooled."""
+    """Pooling of the vertical and the horizontal branch of a block."""
 
     vertical: Pool
     horizontal: Pool
     sum_op_type: str | None = None
-    """Operator that pools two maps and adds them in one go, if there is one."""
+    """ONNX operator that pools two maps and adds them, if there is one."""
 
     def sum(self, vertical: Tensor, horizontal: Tensor) -> Tensor:
-        """Both maps, each pooled its way, added up; two (N, C, H, W) to one."""
+        """Return the sum of both pooled maps; two (N, C, H, W) to one."""
         if self.sum_op_type and torch.onnx.is_in_onnx_export():
             return _operator(self.sum_op_type, vertical, horizontal)
         return self.vertical(vertical) + self.horizontal(horizontal)
@@ -88,7 +89,7 @@ CENTER = PoolPair(column_max, row_max)
 
 
 def _operator(op_type: str, *inputs: Tensor) -> Tensor:
-    """Stand for the operator while a graph is recorded; computes nothing."""
+    """Emit the custom operator while a graph is exported; computes nothing."""
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{op_type}",
         inputs,

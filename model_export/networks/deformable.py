@@ -4,19 +4,19 @@ import torch
 from torch import Tensor, nn
 
 DEFORM_CONV_OPSET = 19
-"""First version of the ONNX operator ``DeformConv``."""
+"""First opset with the ONNX operator ``DeformConv``."""
 
 
 def deform_conv2d(x: Tensor, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve ``x`` with taps that each stand elsewhere, by ``offsets``, and count by ``mask``.
+    """Convolve ``x`` with sampling points shifted by ``offsets`` and weighted by ``mask``.
 
     Stride 1, and padding that keeps the size. ``x`` is float (N, C, H, W), ``weight`` (O, C, k, k)
     with k odd, ``bias`` (O,). ``offsets`` (N, groups * k*k * 2, H, W) holds, per group of
-    channels and per tap in row-major order, how far to go down and then right, in cells;
-    ``mask`` (N, groups * k*k, H, W) the factor of each tap. Between cells the value is
-    interpolated bilinearly; outside of the map it is 0. Returns (N, O, H, W).
+    channels and per tap in row-major order, the shift down and then right, in cells; ``mask``
+    (N, groups * k*k, H, W) the factor of each tap. Values between cells are interpolated
+    bilinearly; outside of the map they are 0. Returns (N, O, H, W).
 
-    This is the definition, and what PyTorch runs; an exported file has one ``DeformConv`` instead.
+    This implementation runs in PyTorch; an exported file has one ``DeformConv`` operator instead.
     """
     if torch.onnx.is_in_onnx_export():
         return _onnx_deform_conv(x, offsets, mask, weight, bias)
@@ -33,7 +33,7 @@ def deform_conv2d(x: Tensor, offsets: Tensor, mask: Tensor, weight: Tensor, bias
 
 
 def _sampling_points(offsets: Tensor, kernel: int, groups: int) -> tuple[Tensor, Tensor]:
-    """Row and column of every tap at every output cell: two (N, groups, taps, H*W)."""
+    """Return row and column of every tap at every output cell: two (N, groups, taps, H*W)."""
     batch, _, height, width = offsets.shape
     taps = kernel * kernel
     reach = torch.arange(kernel, dtype=offsets.dtype, device=offsets.device) - kernel // 2
@@ -49,18 +49,18 @@ def _sampling_points(offsets: Tensor, kernel: int, groups: int) -> tuple[Tensor,
 
 
 def _bilinear(x: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
-    """Read ``x`` (N, G, C, H*W) between its cells at (N, G, taps, P): (N, G, C, taps, P)."""
+    """Sample ``x`` (N, G, C, H*W) bilinearly at (N, G, taps, P): (N, G, C, taps, P)."""
     batch, groups, channels, _ = x.shape
     samples = x.new_zeros(batch, groups, channels, rows.shape[2] * rows.shape[3])
     top, left = rows.floor(), columns.floor()
     for row in (top, top + 1):
         for column in (left, left + 1):
-            share = (1 - (rows - row).abs()) * (1 - (columns - column).abs())
+            factor = (1 - (rows - row).abs()) * (1 - (columns - column).abs())
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            share = torch.where(inside, share, 0.0).flatten(2)
+            factor = torch.where(inside, factor, 0.0).flatten(2)
             cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
             index = cell.long().flatten(2).unsqueeze(2).expand(-1, -1, channels, -1)
-            samples = samples + x.gather(3, index) * share.unsqueeze(2)
+            samples = samples + x.gather(3, index) * factor.unsqueeze(2)
     return samples.reshape(batch, groups, channels, *rows.shape[2:])
 
 
@@ -84,11 +84,11 @@ def _onnx_deform_conv(
 
 
 class DeformableConvolution(nn.Module):
-    """3x3 convolution that predicts from its own input where its taps stand and what they count.
+    """3x3 deformable convolution that predicts offsets and mask of its taps from its input.
 
     float (N, in_channels, H, W) to (N, out_channels, H, W). It samples in the type of ``weight``,
-    which is float32 in networks whose other layers are in half: a half cannot say where between
-    two cells of a wide map a tap stands.
+    which stays float32 in fp16 networks: fp16 cannot resolve sampling points between the cells of
+    a wide map.
     """
 
     _TAPS = 9
@@ -99,14 +99,14 @@ class DeformableConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.offsets_and_mask = nn.Conv2d(in_channels, 3 * self._TAPS, 3, padding=1)
-        # From here training starts as an ordinary convolution, at half strength, as in the paper.
+        # Training starts as an ordinary convolution with a factor of 0.5, as in the paper.
         nn.init.zeros_(self.offsets_and_mask.weight)
         assert self.offsets_and_mask.bias is not None
         nn.init.zeros_(self.offsets_and_mask.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = self.weight.dtype
-        predicted = self.offsets_and_mask(x).to(exact)
+        dtype = self.weight.dtype
+        predicted = self.offsets_and_mask(x).to(dtype)
         offsets, mask = predicted.split((2 * self._TAPS, self._TAPS), dim=1)
         mask = torch.sigmoid(mask)
-        return deform_conv2d(x.to(exact), offsets, mask, self.weight, self.bias).to(x.dtype)
+        return deform_conv2d(x.to(dtype), offsets, mask, self.weight, self.bias).to(x.dtype)

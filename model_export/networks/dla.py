@@ -13,7 +13,7 @@ CHANNELS = (16, 32, 64, 128, 256, 512)
 def convolution_block(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1
 ) -> nn.Sequential:
-    """Convolution that keeps the size (divided by ``stride``), batch normalisation, ReLU."""
+    """Convolution that keeps the size (divided by ``stride``), batch normalization, ReLU."""
     return nn.Sequential(
         nn.Conv2d(
             in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
@@ -24,7 +24,7 @@ def convolution_block(
 
 
 class TreeBlock(nn.Module):
-    """Two 3x3 convolutions; what is added to them comes from the tree around."""
+    """Two 3x3 convolutions; the enclosing tree supplies the shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class TreeBlock(nn.Module):
 
 
 class Root(nn.Module):
-    """Aggregation node: 1x1 convolution over everything that hangs from it."""
+    """Aggregation node: 1x1 convolution over the concatenated children."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def _pooling(stride: int) -> nn.Module:
 class Tree(nn.Module):
     """Two blocks and a root; (N, in, H, W) to (N, out, H/stride, W/stride).
 
-    The root takes ``extra_channels`` more from the tree around, or, with ``keeps_input``, the
+    The root also takes ``extra_channels`` from the enclosing tree and, with ``keeps_input``, the
     pooled input.
     """
 
@@ -94,7 +94,7 @@ class Tree(nn.Module):
 
 
 class DeepTree(nn.Module):
-    """A tree of two trees; the second one's root also takes the pooled input and the first tree."""
+    """Two nested trees; the root of the second also takes the pooled input and the first tree."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Stacked hourglasses (Newell et al. 2016), as *CornerNet* (Law and Deng 2018) has them (sec. 3.5).
+"""Stacked hourglasses (Newell et al. 2016) in the variant of *CornerNet* (2018, section 3.5).
 
-Two stacks make Hourglass-104, the backbone of *Objects as Points* (its section 5) and of *CornerNet*;
-one makes the Hourglass-52 of *Keypoint Triplets*. Unlike Newell's, they halve the resolution by
-strided residual blocks, never by pooling, and add what comes back up to what stayed.
+Two stacks are Hourglass-104, the backbone of *Objects as Points* (section 5) and of *CornerNet*;
+one is the Hourglass-52 of *Keypoint Triplets*. Unlike in Newell et al., strided residual blocks
+instead of pooling halve the resolution, and the upsampled branch is added to the skip branch.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 INPUT_MULTIPLE: Final = 128
-"""The innermost level has this stride, so that halving and doubling come out even."""
+"""Stride of the innermost level, so that halving and doubling preserve the size."""
 
 WIDTHS = (256, 256, 384, 384, 384, 512)
-"""Channels at each level; the first are those of every stack's feature map."""
+"""Channels at each level; the first is the width of every stack's feature map."""
 
 DEPTHS = (2, 2, 2, 2, 2, 4)
 """Residual blocks at each level."""
 
 
 class ConvolutionBlock(nn.Module):
-    """Convolution that keeps the size (divided by ``stride``), batch normalisation, ReLU.
+    """Convolution that keeps the size (divided by ``stride``), batch normalization, ReLU.
 
-    Without normalisation the convolution has a bias.
+    Without normalization the convolution has a bias.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ConvolutionBlock(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         *,
-        normalise: bool = True,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
@@ -43,9 +43,9 @@ class ConvolutionBlock(nn.Module):
             kernel,
             stride=stride,
             padding=(kernel - 1) // 2,
-            bias=not normalise,
+            bias=not normalize,
         )
-        self.bn = nn.BatchNorm2d(out_channels) if normalise else nn.Identity()
+        self.bn = nn.BatchNorm2d(out_channels) if normalize else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
 
 
 def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """1x1 convolution and batch normalisation, without an activation."""
+    """1x1 convolution and batch normalization, without an activation."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -81,9 +81,9 @@ def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seque
 
 
 class Hourglass(nn.Module):
-    """One level and, inside it, all smaller ones; (N, widths[0], H, W) to the same shape.
+    """One level and, recursively, all smaller ones; (N, widths[0], H, W) to the same shape.
 
-    ``across`` keeps the resolution, ``down``, ``inner`` and ``up`` see half of it.
+    ``across`` keeps the resolution; ``down``, ``inner`` and ``up`` work at half of it.
     """
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
@@ -106,7 +106,7 @@ class Hourglass(nn.Module):
 
 
 def _residuals(channels: Sequence[int], first_stride: int = 1) -> nn.Sequential:
-    """Chain blocks through ``channels``: one fewer than there are entries."""
+    """Chain residual blocks with these channels: one block fewer than entries."""
     strides = [first_stride] + [1] * (len(channels) - 2)
     return nn.Sequential(
         *(ResidualBlock(*shape) for shape in zip(channels[:-1], channels[1:], strides, strict=True))
@@ -114,11 +114,11 @@ def _residuals(channels: Sequence[int], first_stride: int = 1) -> nn.Sequential:
 
 
 class StackedHourglass(nn.Module):
-    """Stem and ``stacks`` hourglasses, each refining what the one before it made.
+    """Stem and ``stacks`` hourglasses, each refining the features of the previous one.
 
-    Takes float32 (N, 3, H, W), sides that are multiples of 128 or one less. Returns the feature
-    map of every stack, first to last, float32 (N, widths[0], H/4, W/4) each; predictions are made
-    from the last one, the others are there for the loss.
+    Takes float32 (N, 3, H, W) whose sides are multiples of 128, or multiples minus 1. Returns the
+    feature map of every stack in order, float32 (N, widths[0], H/4, W/4) each; the last one is
+    used for predictions, the others only for the training loss.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class StackedHourglass(nn.Module):
 
 
 class LastStack(nn.Module):
-    """Of the feature maps of all stacks, the last one's."""
+    """Selects the last stack's feature map."""
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return features[-1]

@@ -1,7 +1,7 @@
 """Residual backbone (He et al. 2016, *Deep Residual Learning*) and the transposed-convolution neck.
 
 *Objects as Points* takes the neck from *Simple Baselines for Human Pose Estimation*
-(Xiao et al. 2018): three 4x4 stride-2 transposed convolutions, so that stride 32 becomes stride 4.
+(Xiao et al. 2018): three 4x4 stride-2 transposed convolutions, from stride 32 to stride 4.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Projection of the residual input, where its shape differs from the output's."""
+    """Return a projection of the residual input, or None if input and output shapes are equal."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
@@ -52,7 +52,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and deeper).
 
-    The stride sits on the 3x3 convolution, as in the checkpoints that the authors started from.
+    The stride is on the 3x3 convolution, as in the pretrained checkpoints that upstream uses.
     """
 
     expansion = 4
@@ -112,21 +112,21 @@ class ResNetBackbone(nn.Module):
 
 
 class DeconvolutionNeck(nn.Sequential):
-    """Doubles height and width once per entry of ``channels``, by transposed convolutions."""
+    """Transposed convolutions that double height and width once per entry of ``channels``."""
 
     def __init__(self, in_channels: int, channels: Sequence[int] = (256, 256, 256)) -> None:
         layers: list[nn.Module] = []
         for out_channels in channels:
-            layers += _doubling(in_channels, out_channels)
+            layers += _upsampling(in_channels, out_channels)
             in_channels = out_channels
         super().__init__(*layers)
         self.out_channels = in_channels
 
 
 class DeformableDeconvolutionNeck(nn.Sequential):
-    """As :class:`DeconvolutionNeck`, with a deformable convolution before each doubling.
+    """Like :class:`DeconvolutionNeck`, with a deformable convolution before each upsampling.
 
-    *Objects as Points*, section 5: the network called resdcn.
+    The neck of resdcn (*Objects as Points*, section 5).
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int] = (256, 128, 64)) -> None:
@@ -136,15 +136,15 @@ class DeformableDeconvolutionNeck(nn.Sequential):
                 DeformableConvolution(in_channels, out_channels),
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(inplace=True),
-                *_doubling(out_channels, out_channels),
+                *_upsampling(out_channels, out_channels),
             ]
             in_channels = out_channels
         super().__init__(*layers)
         self.out_channels = in_channels
 
 
-def _doubling(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """Transposed convolution that doubles height and width, batch normalisation, ReLU."""
+def _upsampling(in_channels: int, out_channels: int) -> list[nn.Module]:
+    """Transposed convolution that doubles height and width, batch normalization, ReLU."""
     return [
         nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),

@@ -1,1 +1,1 @@
-"""ONNX files: export, import, fp16 conversion, corner pooling functions."""
+"""ONNX files: export, reading of external files, composition, corner pooling functions."""

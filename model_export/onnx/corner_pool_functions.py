@@ -1,11 +1,11 @@
-"""Bodies of the corner pooling operators, written into the ONNX file that uses them.
+"""ONNX functions that implement the corner pooling operators in the file that uses them.
 
-ONNX has no cumulative maximum, but a ``MaxPool`` whose window reaches from each cell to the
-border is one: with a window of ``longest_side`` cells and ``longest_side - 1`` cells of padding
-on that side alone, every map up to that size keeps its size. ONNX Runtime ends windows at the
-border: along columns a longer window costs nothing, along rows it does (256 channels of 128x128,
-one thread: columns 48 and 49 ms with windows of 128 and 256 cells, rows 62 and 126 ms). So a
-file gets the shortest window that suits every size it takes.
+ONNX has no cumulative maximum, but a ``MaxPool`` with a window from each cell to the border
+computes it: with a window of ``longest_side`` cells and ``longest_side - 1`` cells of padding on
+one side, every map up to that size keeps its size. ONNX Runtime clips windows at the border: along
+columns a longer window costs nothing, along rows it does (256 channels of 128x128, one thread:
+columns 48 and 49 ms with windows of 128 and 256 cells, rows 62 and 126 ms). A file therefore gets
+the shortest window that covers all of its input sizes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import helper
 
-from model_export.onnx.corner_pool_ops import (
+from model_export.networks.corner_pool_ops import (
     DIRECTIONS,
     DOMAIN,
     OP_TYPES,
@@ -22,14 +22,14 @@ from model_export.onnx.corner_pool_ops import (
 )
 
 _PADDED_SIDE: Mapping[str, int] = {"top": 2, "bottom": 0, "left": 3, "right": 1}
-"""Place in ONNX's ``pads`` (top, left, bottom, right) where the windows reach out."""
+"""Index of the padded side in ONNX's ``pads`` (top, left, bottom, right)."""
 
 
 def add_corner_pool_functions(model: onnx.ModelProto, longest_side: int) -> None:
-    """Give ``model`` a function for each corner pooling operator that it uses, if any.
+    """Add a function to ``model`` for each corner pooling operator that it uses.
 
-    ``longest_side`` is the height or width of the largest map that the file must pool, in cells;
-    larger ones would be pooled over that many cells only.
+    ``longest_side`` is the largest height or width of a pooled map, in cells; larger maps would be
+    pooled over that many cells only.
     """
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     opset = next(entry for entry in model.opset_import if not entry.domain)
@@ -69,6 +69,6 @@ def _function(
         ["y"],
         body,
         [opset],
-        # Declared, so that the checker and ONNX Runtime accept them on the nodes.
+        # The checker and ONNX Runtime accept only declared attributes on the nodes.
         attributes=list(PLUGIN_ATTRIBUTES),
     )

@@ -1,4 +1,4 @@
-"""Reading somebody else's ONNX file: a network with raw heads, and nothing beyond that."""
+"""Reading and validation of external ONNX files: networks with raw prediction heads."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Literal
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from model_export.checkpoints.objects_as_points import HEADS
 from model_export.errors import OnnxFileError
+from model_export.key_mappings.objects_as_points import HEADS
 
 MAX_FILE_BYTES = 1024**3
-"""An hourglass in float32 has 800 MB."""
+"""An hourglass in float32 takes 800 MB."""
 
 MAX_NODES = 20_000
 _LOOPS = {"Loop", "Scan"}
@@ -23,24 +23,24 @@ Layout = Literal["nchw", "nhwc"]
 
 
 @dataclass(frozen=True)
-class ForeignNetwork:
-    """What was found in the file."""
+class ExternalModel:
+    """An external network and its input and outputs."""
 
     model: onnx.ModelProto
     input_name: str
     layout: Layout
     height_px: int | None
-    """None where the file leaves it free."""
+    """None if dynamic."""
     width_px: int | None
     heads: dict[str, str]
-    """Name of the output of each head, by our names."""
+    """Output name of each head, by network head name."""
 
 
-def read_foreign_onnx(path: Path) -> ForeignNetwork:
-    """Read ``path`` and refuse what a network with raw heads does not need.
+def read_external_model(path: Path) -> ExternalModel:
+    """Read ``path`` and reject everything that a network with raw heads does not need.
 
-    The outputs must be called as the authors call their heads: ``hm``, ``wh``, ``reg`` and so on.
-    Raises :class:`OnnxFileError`.
+    The outputs must have the upstream head names: ``hm``, ``wh``, ``reg`` and so on. Raises
+    :class:`OnnxFileError`.
     """
     model = _load(path)
     _check_parts(model, path)
@@ -48,26 +48,26 @@ def read_foreign_onnx(path: Path) -> ForeignNetwork:
     inputs = [entry for entry in model.graph.input if entry.name not in weights]
     if len(inputs) != 1:
         raise OnnxFileError(
-            f"{path} takes {len(inputs)} inputs ({_shown(entry.name for entry in inputs)}); "
-            "accepted is one image."
+            f"{path} has {len(inputs)} inputs ({_shown(entry.name for entry in inputs)}); "
+            "exactly one image input is accepted."
         )
     layout, height_px, width_px = _image_axes(inputs[0], path)
     outputs = [entry.name for entry in model.graph.output]
     heads = {HEADS[name]: name for name in outputs if name in HEADS}
     if "heatmap" not in heads:
         raise OnnxFileError(
-            f"{path} has the outputs {_shown(outputs)}; wanted are raw heads under the upstream "
+            f"{path} has the outputs {_shown(outputs)}; accepted are raw heads with the upstream "
             f"names: {', '.join(HEADS)}. Rename the outputs, or export the heads before decoding."
         )
-    return ForeignNetwork(model, inputs[0].name, layout, height_px, width_px, heads)
+    return ExternalModel(model, inputs[0].name, layout, height_px, width_px, heads)
 
 
 def _load(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        raise OnnxFileError(f"there is no file {path}. Check the path.")
+        raise OnnxFileError(f"{path} does not exist. Check the path.")
     size_bytes = path.stat().st_size
     if not 0 < size_bytes <= MAX_FILE_BYTES:
-        raise OnnxFileError(f"{path} has {size_bytes} bytes; accepted are 1 to {MAX_FILE_BYTES}.")
+        raise OnnxFileError(f"{path} has {size_bytes} bytes; 1 to {MAX_FILE_BYTES} are accepted.")
     try:
         return onnx.load(path, load_external_data=False)
     except DecodeError as error:
@@ -75,20 +75,22 @@ def _load(path: Path) -> onnx.ModelProto:
 
 
 def _check_parts(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse what reaches outside of the file, and what nobody can bound."""
+    """Reject custom operators, loops, external data and invalid models."""
     nodes = model.graph.node
-    foreign = {entry.domain for entry in [*nodes, *model.opset_import]} - _STANDARD_DOMAINS
-    if foreign or model.functions:
+    custom = {entry.domain for entry in [*nodes, *model.opset_import]} - _STANDARD_DOMAINS
+    if custom or model.functions:
         raise OnnxFileError(
-            f"{path} has operators of its own ({_shown(sorted(foreign)) or 'functions'}); "
-            "accepted are the standard ones, which every runtime has."
+            f"{path} has custom operators ({_shown(sorted(custom)) or 'functions'}); only the "
+            "standard operators, which every runtime has, are accepted."
         )
     if len(nodes) > MAX_NODES:
-        raise OnnxFileError(f"{path} has {len(nodes)} nodes; accepted are {MAX_NODES}.")
+        raise OnnxFileError(f"{path} has {len(nodes)} nodes; at most {MAX_NODES} are accepted.")
     if loops := {node.op_type for node in nodes} & _LOOPS:
-        raise OnnxFileError(f"{path} has {_shown(sorted(loops))}; a network needs no loops.")
+        raise OnnxFileError(
+            f"{path} has {_shown(sorted(loops))} operators; loops are not accepted."
+        )
     if _has_external_data(model.graph):
-        raise OnnxFileError(f"{path} keeps weights in other files; save it as a single file.")
+        raise OnnxFileError(f"{path} keeps weights in external files; save it as a single file.")
     try:
         onnx.checker.check_model(model.SerializeToString(), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -115,11 +117,11 @@ def _image_axes(entry: onnx.ValueInfoProto, path: Path) -> tuple[Layout, int | N
         if sizes[3] == 3:
             return "nhwc", sizes[1], sizes[2]
     raise OnnxFileError(
-        f"{path} takes an input of shape {sizes}; accepted is a float32 image, (N, 3, H, W) or "
+        f"{path} has an input of shape {sizes}; accepted is a float32 image, (N, 3, H, W) or "
         "(N, H, W, 3)."
     )
 
 
 def _shown(names: Iterable[str]) -> str:
-    """Join a stranger's names: shortened and escaped, so that they cannot play with a terminal."""
+    """Join names from an untrusted file, shortened and without terminal control sequences."""
     return ", ".join(names).encode("unicode_escape").decode()[:_SHOWN_CHARACTERS]

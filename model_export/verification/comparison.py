@@ -1,7 +1,7 @@
-"""Two sets of detections of one image, put side by side.
+"""Comparison of two sets of detections of one image.
 
-Detections are matched by class and place, never by rank: two scores that agree to six digits may
-change places between two runtimes, and with them every later row.
+Detections are matched by class and position, never by rank: two scores that agree to six digits
+may be ranked differently by two runtimes, which shifts every later row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,32 +26,31 @@ TOLERANCES: Mapping[str, float] = {
     "boxes": 1e-3,
     "corner_scores": 1e-4,
 }
-"""Largest difference accepted per output.
+"""Largest accepted difference per output.
 
-Scores: a hundredth of what a user sees in two decimals. Centers and corners of boxes: in cells;
-0.001 cells are 0.004 input pixels. All else is in its own unit (cells, metres), but relative where
-the value is above one, because a float32 error grows with it; keypoints count from the center. All
-lie well above what two float32 runtimes differ by (about 1e-6 and 1e-5), and below what a wrong
-operator, a swapped channel or half precision would do.
+Scores: a hundredth of the second decimal. Centers and corners of boxes: in cells; 0.001 cells are
+0.004 input pixels. All others are in their own unit (cells, metres), but relative for values above
+one, because float32 errors grow with the value; keypoints are relative to the center. All lie well
+above the differences between two float32 runtimes (about 1e-6 and 1e-5), and below the effect of a
+wrong operator, a swapped channel or fp16.
 """
 
 NEIGHBOUR_CELLS = 2.0
-"""Distance within which two centers can belong to adjacent cells: one, and their offsets."""
+"""Largest distance of two centers in adjacent cells: one cell, and their offsets."""
 
 MAX_NEIGHBOUR_TIES = 0.05
-"""Share of an image's detections that may be peaks on one side only, for the last bit's sake."""
+"""Share of an image's detections that may be peaks on one side only because of rounding."""
 
-_MAX_REJOINED = 0.01
-"""Share of an image's keypoints that may have gone to another peak, or to none.
+_MAX_REASSIGNED = 0.01
+"""Share of an image's keypoints that may have been assigned to another peak, or to none.
 
-The upstream rule for keypoints is made of thresholds, and some keypoint always stands on one.
+The upstream rule for keypoints consists of thresholds, and some keypoints always lie on one.
 """
 
 _MAX_ON_THRESHOLD = 0.05
-"""Share of an image's pairs of corners that may be possible on one side only.
+"""Share of an image's corner pairs that may be possible on one side only.
 
-Whether a pair is possible is decided by thresholds on embeddings, which do not leave the graph,
-and by which corners are among the best K.
+This depends on a threshold on embeddings, which are not graph outputs, and on the top-K corners.
 """
 
 Detections = Mapping[str, NDArray[Any]]
@@ -60,12 +59,12 @@ Detections = Mapping[str, NDArray[Any]]
 _Indices = NDArray[np.int64]
 
 Heatmap = NDArray[np.floating[Any]]
-"""Scores of the reference per class and cell, (C, H, W)."""
+"""Scores of the reference by class and cell, (C, H, W)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How well the detections in one image agree; empty places (score 0) are not counted."""
+    """Result for one image; empty rows (score 0) are not counted."""
 
     worst_errors: dict[str, float]
     matched: int
@@ -81,26 +80,26 @@ def compare(
 ) -> Comparison:
     """Match two sets of detections of one image and measure their differences.
 
-    A detection may lack a partner in two cases. Its score lies within the tolerance of the other
-    side's lowest: there the cut at K decides. Or, in ``heatmap``, whose peaks the centers are, an
-    adjacent cell has the same score within the tolerance: then the last bit decides which of the
-    two is the peak, and neither is if a third cell is higher; that is rare, and more than a few in
-    one image are an error. Raises :class:`VerificationError`, naming ``where``.
+    A detection may be unmatched in two cases. Its score is within the tolerance of the lowest score
+    of the other side, so that the top-K limit decides. Or an adjacent cell in ``heatmap``, whose
+    peaks are the centers, has the same score within the tolerance, so that rounding decides which
+    of the two is the peak, or neither if a third cell is higher; this is rare, and more than a few
+    in one image are an error. Raises :class:`VerificationError`, naming ``where``.
     """
     for detections in (reference, candidate):
         if not all(np.isfinite(values).all() for values in detections.values()):
             raise VerificationError(
-                f"{where}: NaN or infinity among the detections. The weights are damaged, or too "
-                "large for float32; train again or take another checkpoint."
+                f"{where}: the detections contain NaN or infinity. The weights are damaged or "
+                "overflow float32; train again or use another checkpoint."
             )
     kinds = zip(split_kinds(reference), split_kinds(candidate), strict=True)
-    return _together([_compare_kind(*kind, where, tolerances, heatmap) for kind in kinds])
+    return _combine([_compare_kind(*kind, where, tolerances, heatmap) for kind in kinds])
 
 
 def split_kinds(outputs: Detections) -> list[Detections]:
-    """Separate pairs of corners and centers; other outputs are of one kind.
+    """Separate corner pairs and centers; other outputs are of one kind.
 
-    Every kind has ``scores`` (0: an empty place), ``class_ids`` and a place.
+    Every kind has ``scores`` (0: an empty row), ``class_ids`` and ``boxes`` or ``centers``.
     """
     if "boxes" not in outputs:
         return [outputs]
@@ -117,8 +116,8 @@ def split_kinds(outputs: Detections) -> list[Detections]:
     return kinds
 
 
-def _together(comparisons: Sequence[Comparison]) -> Comparison:
-    """Put all kinds of one image together."""
+def _combine(comparisons: Sequence[Comparison]) -> Comparison:
+    """Combine the comparisons of all kinds of one image."""
     worst_errors: dict[str, float] = {}
     for comparison in comparisons:
         for name, error in comparison.worst_errors.items():
@@ -137,23 +136,38 @@ def _compare_kind(
     tolerances: Mapping[str, float],
     heatmap: Heatmap | None,
 ) -> Comparison:
-    local, upstream = match(reference, candidate, tolerances["centers"])
-    finds = f"{where}: ONNX Runtime"
-    _check_unmatched(reference, local, candidate, f"{finds} does not find", tolerances, heatmap)
-    _check_unmatched(candidate, upstream, reference, f"{finds} alone finds", tolerances, heatmap)
+    reference_rows, candidate_rows = match(reference, candidate, tolerances["centers"])
+    _check_unmatched(
+        reference,
+        reference_rows,
+        candidate,
+        f"{where}: ONNX Runtime does not find",
+        tolerances,
+        heatmap,
+    )
+    _check_unmatched(
+        candidate,
+        candidate_rows,
+        reference,
+        f"{where}: only ONNX Runtime finds",
+        tolerances,
+        heatmap,
+    )
     worst_errors = {
         name: float(values.max(initial=0.0))
         for name, values in _errors(
-            reference, local, candidate, upstream, where, tolerances
+            reference, reference_rows, candidate, candidate_rows, where, tolerances
         ).items()
     }
     for name, error in worst_errors.items():
         if error > tolerances[name]:
             raise VerificationError(
                 f"{where}: {name} differ by {error:.2g}, accepted is {tolerances[name]:.2g}. "
-                "The exported file does not compute what the network computes."
+                "The exported file does not reproduce the network."
             )
-    return Comparison(worst_errors, matched=len(local), total=int((reference["scores"] > 0).sum()))
+    return Comparison(
+        worst_errors, matched=len(reference_rows), total=int((reference["scores"] > 0).sum())
+    )
 
 
 def match(
@@ -164,52 +178,56 @@ def match(
     Returns the indices of the matched detections in ``reference`` and in ``candidate``.
     """
     distances = distances_between(reference, candidate)
-    distances[reference["scores"] == 0] = np.inf  # empty places
+    distances[reference["scores"] == 0] = np.inf  # empty rows
     distances[:, candidate["scores"] == 0] = np.inf
     return match_greedily(-distances, -radius_cells)
 
 
 def measure(
-    reference: Detections, local: _Indices, candidate: Detections, upstream: _Indices
+    reference: Detections, reference_rows: _Indices, candidate: Detections, candidate_rows: _Indices
 ) -> dict[str, NDArray[np.float64]]:
-    """Difference of each output over the pairs, in the terms of :data:`TOLERANCES`."""
+    """Return the differences of each output over the pairs, in the units of :data:`TOLERANCES`."""
     return {
-        name: _differences(name, reference, local, candidate, upstream)
+        name: _differences(name, reference, reference_rows, candidate, candidate_rows)
         for name in reference
         if name in TOLERANCES
     }
 
 
 def _differences(
-    name: str, reference: Detections, local: _Indices, candidate: Detections, upstream: _Indices
+    name: str,
+    reference: Detections,
+    reference_rows: _Indices,
+    candidate: Detections,
+    candidate_rows: _Indices,
 ) -> NDArray[np.float64]:
-    values = reference[name][local].astype(np.float64)
-    differences: NDArray[np.float64] = np.abs(candidate[name][upstream] - values)
+    values = reference[name][reference_rows].astype(np.float64)
+    differences: NDArray[np.float64] = np.abs(candidate[name][candidate_rows] - values)
     if name in ("scores", "centers", "keypoint_scores", "boxes", "corner_scores"):
         return differences
     if name == "keypoints":
-        values = values - reference["centers"][local][:, np.newaxis]
+        values = values - reference["centers"][reference_rows][:, np.newaxis]
     return differences / np.maximum(np.abs(values), 1.0)
 
 
 def _errors(
     reference: Detections,
-    local: _Indices,
+    reference_rows: _Indices,
     candidate: Detections,
-    upstream: _Indices,
+    candidate_rows: _Indices,
     where: str,
     tolerances: Mapping[str, float],
 ) -> dict[str, NDArray[np.float64]]:
-    """As :func:`measure`, without the few keypoints that went elsewhere."""
-    errors = measure(reference, local, candidate, upstream)
+    """Like :func:`measure`, without the few keypoints that were assigned to other peaks."""
+    errors = measure(reference, reference_rows, candidate, candidate_rows)
     if "keypoints" not in errors:
         return errors
     moved = (errors["keypoints"] > tolerances["keypoints"]).any(axis=2)
     moved |= errors["keypoint_scores"] > tolerances["keypoint_scores"]
-    if moved.sum() > max(1, _MAX_REJOINED * moved.size):
+    if moved.sum() > max(1, _MAX_REASSIGNED * moved.size):
         raise VerificationError(
-            f"{where}: {moved.sum()} of {moved.size} keypoints are elsewhere. "
-            "The exported file does not compute what the network computes."
+            f"{where}: {moved.sum()} of {moved.size} keypoints differ. "
+            "The exported file does not reproduce the network."
         )
     errors["keypoints"][moved] = 0.0
     errors["keypoint_scores"][moved] = 0.0
@@ -217,9 +235,9 @@ def _errors(
 
 
 def distances_between(a: Detections, b: Detections) -> NDArray[np.float32]:
-    """Cells between every two places (len(a), len(b)); infinite between classes."""
-    place = "boxes" if "boxes" in a else "centers"
-    distances: NDArray[np.float32] = np.abs(a[place][:, np.newaxis] - b[place]).max(axis=2)
+    """Return the distances in cells, (len(a), len(b)); infinite between classes."""
+    position = "boxes" if "boxes" in a else "centers"
+    distances: NDArray[np.float32] = np.abs(a[position][:, np.newaxis] - b[position]).max(axis=2)
     distances[a["class_ids"][:, np.newaxis] != b["class_ids"]] = np.inf
     return distances
 
@@ -232,30 +250,30 @@ def _check_unmatched(
     tolerances: Mapping[str, float],
     heatmap: Heatmap | None,
 ) -> None:
-    """Raise unless every detection without a partner has an excuse."""
+    """Raise if an unmatched detection is not one of the exceptions of :func:`compare`."""
     scores = detections["scores"]
     unmatched = np.ones(len(scores), dtype=bool)
     unmatched[matched] = False
     unmatched &= scores > others["scores"].min() + tolerances["scores"]
     if heatmap is not None and "centers" in detections:
-        excused = np.zeros_like(unmatched)
+        exempt = np.zeros_like(unmatched)
         for row in np.flatnonzero(unmatched).tolist():
             scores_around = _scores_around(heatmap, detections, row)
-            excused[row] = _has_a_tie(np.abs(scores_around - scores[row]) <= tolerances["scores"])
-        if excused.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
-            unmatched &= ~excused
+            exempt[row] = _has_tie(np.abs(scores_around - scores[row]) <= tolerances["scores"])
+        if exempt.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
+            unmatched &= ~exempt
     if "boxes" in detections and unmatched.sum() <= max(1, _MAX_ON_THRESHOLD * (scores > 0).sum()):
         return
     if unmatched.any():
         raise VerificationError(
             f"{finding} {unmatched.sum()} detections of the same class and center, the best with "
             f"score {scores[unmatched].max():.4f}. "
-            "The exported file does not compute what the network computes."
+            "The exported file does not reproduce the network."
         )
 
 
 def _scores_around(heatmap: Heatmap, detections: Detections, row: int) -> Heatmap:
-    """What the map of its class says where the detection's cell and that cell's neighbours are."""
+    """Return the scores of the detection's class map around its cell."""
     reach = int(NEIGHBOUR_CELLS) + 1
     column, line = np.floor(detections["centers"][row]).astype(int)
     scores = heatmap[detections["class_ids"][row]]
@@ -266,7 +284,7 @@ def _scores_around(heatmap: Heatmap, detections: Detections, row: int) -> Heatma
     return around
 
 
-def _has_a_tie(is_alike: NDArray[np.bool_]) -> bool:
-    """Whether two adjacent cells, diagonals included, are both true."""
+def _has_tie(is_alike: NDArray[np.bool_]) -> bool:
+    """Return whether two adjacent cells, diagonals included, are both true."""
     around = np.lib.stride_tricks.sliding_window_view(is_alike, (3, 3))
     return bool((around[..., 1, 1] & (around.sum(axis=(2, 3)) > 1)).any())

@@ -1,7 +1,7 @@
-"""Proof that a file in half precision finds what the float32 file finds.
+"""Verification of an fp16 file against the fp32 file, on detections.
 
-Half precision moves every number a little, so detections are compared as their users see them:
-is there one of the same class, almost the same box and almost the same score?
+fp16 changes every number slightly, so detections match if they have the same class and nearly the
+same box and score.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from labels.matching import box_iou, match_greedily
-from model_export.errors import HalfPrecisionError
+from model_export.errors import Fp16Error
 from model_export.verification.comparison import (
     MAX_NEIGHBOUR_TIES,
     NEIGHBOUR_CELLS,
@@ -24,7 +24,7 @@ from model_export.verification.comparison import (
     split_kinds,
 )
 from model_export.verification.fp16_rounding import with_explicit_rounding
-from model_export.verification.onnx_vs_torch import Image, Run, candidates, onnx_runner
+from model_export.verification.onnx_vs_torch import Image, Run, onnx_runner, run_on_all
 from model_package import Verification
 
 TOLERANCES: Mapping[str, float] = {
@@ -38,22 +38,22 @@ TOLERANCES: Mapping[str, float] = {
     "dimensions": 0.02,
     "rotations": 0.02,
 }
-"""How far the two sides of a match may be apart.
+"""Largest accepted differences of a match.
 
-``overlap``: 1 - IoU of the boxes. Scores: what shows in two decimals. Centers (of *Keypoint
-Triplets*, which have no box): in cells. Keypoints: in longer sides of the box. Depths, dimensions
-and rotations: metres and raw values, relative where they are above one.
+``overlap``: 1 - IoU of the boxes. Scores: one unit of the second decimal. Centers (of *Keypoint
+Triplets*, which have no box): in cells. Keypoints: as a fraction of the longer box side. Depths,
+dimensions and rotations: in metres and raw values, relative for values above one.
 """
 
 SAME_SIDES_CELLS = 0.02
-"""Boxes whose sides are this close are the same box, whatever their IoU: a shift of 0.08 pixels
-lowers the IoU of a box that is 16 pixels wide to 0.99, and that of a sliver to nothing."""
+"""Boxes whose sides differ by at most this match, whatever their IoU: a shift of 0.08 pixels
+reduces the IoU of a box that is 16 pixels wide to 0.99, and that of a very thin box to 0."""
 
 MIN_MATCHED_FRACTION = 0.99
-"""Of the detections, and of the keypoints of those that match."""
+"""Smallest accepted share of detections, and of the keypoints of matched detections."""
 
 MIN_COMPARED_FRACTION = 0.5
-"""Share of the float32 file's detections that must match: near-ties alone prove nothing."""
+"""Share of the fp32 file's detections that must match; ties alone verify nothing."""
 
 _Errors = NDArray[np.float64]
 _Indices = NDArray[np.int64]
@@ -61,45 +61,45 @@ _Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Counts over one image or several."""
+    """Counts over one or more images."""
 
     found: int
-    """Detections of the float32 file."""
+    """Detections of the fp32 file."""
     matched: int
     lost: int
-    """Detections of one side, the one with more of them, that the other should have."""
+    """Unmatched detections without an exception; the larger count of the two sides."""
     keypoints: int
     keypoints_matched: int
     worst_errors: Mapping[str, float]
-    """Between matched detections and keypoints, by the names in :data:`TOLERANCES`."""
+    """Over matched detections and keypoints, by the names in :data:`TOLERANCES`."""
 
     @property
     def matched_fraction(self) -> float:
-        """Of detections or keypoints, the smaller one."""
+        """Matched share of detections or keypoints, whichever is smaller."""
         detections = self.matched / max(1, self.matched + self.lost)
         return min(detections, self.keypoints_matched / self.keypoints if self.keypoints else 1.0)
 
 
-def verify_half(
-    half_file: Path, full_file: Path, output_names: Sequence[str], images: Sequence[Image]
+def verify_fp16(
+    fp16_file: Path, fp32_file: Path, output_names: Sequence[str], images: Sequence[Image]
 ) -> Verification:
     """Compare the detections of both files in ONNX Runtime on ``images``.
 
-    The half file runs twice: as it is, and with its rounding made explicit, which is what a GPU does
-    at most (see :mod:`model_export.verification.fp16_rounding`). Raises :class:`HalfPrecisionError` when too few
-    detections match in either run.
+    The fp16 file runs twice: unchanged, and with explicit rounding, an upper bound of the rounding
+    on a GPU (see :mod:`model_export.verification.fp16_rounding`). Raises :class:`Fp16Error` if too
+    few detections match in either run.
     """
-    run = onnx_runner(full_file, output_names)
+    run = onnx_runner(fp32_file, output_names)
     references = [run(image[np.newaxis])[0] for image in images]
-    del run  # large networks: one session at a time
+    del run  # large networks: only one session in memory
     agreements = []
-    for run_half in _runs_of_half(half_file, output_names):
-        agreements.append(_agree_on_all(references, run_half, images))
+    for run_fp16 in _fp16_runners(fp16_file, output_names):
+        agreements.append(_compare_all(references, run_fp16, images))
         _check(agreements[-1])
     worst = min(agreements, key=lambda agreement: agreement.matched_fraction)
     names = worst.worst_errors
     return Verification(
-        reference=f"{full_file.name}, fp32, ONNX Runtime {ort.__version__}, CPU",
+        reference=f"{fp32_file.name}, fp32, ONNX Runtime {ort.__version__}, CPU",
         inputs=len(images),
         tolerances={name: TOLERANCES[name] for name in names},
         worst_errors={name: max(one.worst_errors[name] for one in agreements) for name in names},
@@ -107,38 +107,41 @@ def verify_half(
     )
 
 
-def _runs_of_half(half_file: Path, output_names: Sequence[str]) -> Iterator[Run]:
-    yield onnx_runner(half_file, output_names)
-    rounding = with_explicit_rounding(onnx.load(half_file)).SerializeToString()
+def _fp16_runners(fp16_file: Path, output_names: Sequence[str]) -> Iterator[Run]:
+    yield onnx_runner(fp16_file, output_names)
+    rounding = with_explicit_rounding(onnx.load(fp16_file)).SerializeToString()
     yield onnx_runner(rounding, output_names)
 
 
-def _agree_on_all(references: Sequence[Detections], run: Run, images: Sequence[Image]) -> Agreement:
-    """Every image alone, and some in one batch."""
-    return together(
-        [agree(references[index], detections) for index, _, detections in candidates(run, images)]
+def _compare_all(references: Sequence[Detections], run: Run, images: Sequence[Image]) -> Agreement:
+    """Compare every image alone, and some in one batch."""
+    return combine_agreements(
+        [
+            measure_agreement(references[index], detections)
+            for index, _, detections in run_on_all(run, images)
+        ]
     )
 
 
-def agree(reference: Detections, candidate: Detections) -> Agreement:
-    """Match the detections of one image; ``reference`` is what float32 finds.
+def measure_agreement(reference: Detections, candidate: Detections) -> Agreement:
+    """Match the fp16 detections of one image (``candidate``) with the fp32 ones (``reference``).
 
-    A detection that has no partner is lost, except in the two cases that
-    :func:`model_export.verification.comparison.compare` excuses: the cut at K decides about it or about one
-    of its corners, or, for a few, which of two adjacent cells of the same score is the peak.
-    Raises :class:`HalfPrecisionError` where half precision gives NaN or infinity.
+    An unmatched detection is lost, with the two exceptions of
+    :func:`model_export.verification.comparison.compare`: the top-K limit decides about it or one
+    of its corners, or, for a few, rounding decides which of two adjacent cells is the peak. Raises
+    :class:`Fp16Error` for NaN or infinity.
     """
     if not all(np.isfinite(values).all() for values in candidate.values()):
-        raise HalfPrecisionError(
-            "NaN or infinity among the detections: in half precision, which ends at 65504, some "
-            "layer's results are too large. Export with --precision fp32."
+        raise Fp16Error(
+            "the fp16 detections contain NaN or infinity: the results of some layer exceed 65504, "
+            "the largest fp16 value. Export with --precision fp32."
         )
     kinds = zip(split_kinds(reference), split_kinds(candidate), strict=True)
-    return together([_agree_on_kind(*kind) for kind in kinds])
+    return combine_agreements([_compare_kind(*kind) for kind in kinds])
 
 
-def together(agreements: Sequence[Agreement]) -> Agreement:
-    """Sum up."""
+def combine_agreements(agreements: Sequence[Agreement]) -> Agreement:
+    """Sum the counts and take the worst errors."""
     worst_errors: dict[str, float] = {}
     for agreement in agreements:
         for name, error in agreement.worst_errors.items():
@@ -153,31 +156,35 @@ def together(agreements: Sequence[Agreement]) -> Agreement:
     )
 
 
-def _agree_on_kind(reference: Detections, candidate: Detections) -> Agreement:
-    place, apart = _places_apart(reference, candidate)
-    local, upstream = match_greedily(-apart, -TOLERANCES[place])
-    errors = {place: apart[local, upstream], **_value_errors(reference, local, candidate, upstream)}
+def _compare_kind(reference: Detections, candidate: Detections) -> Agreement:
+    position, distances = _position_distances(reference, candidate)
+    reference_rows, candidate_rows = match_greedily(-distances, -TOLERANCES[position])
+    errors = {
+        position: distances[reference_rows, candidate_rows],
+        **_value_errors(reference, reference_rows, candidate, candidate_rows),
+    }
     keypoint_errors = [
         errors.pop(name) for name in ("keypoints", "keypoint_scores") if name in errors
     ]
-    same = np.ones(len(local), dtype=bool)
+    same = np.ones(len(reference_rows), dtype=bool)
     for name, values in errors.items():
         same &= _worst_per_row(values) <= TOLERANCES[name]
     worst_errors = {name: float(values[same].max(initial=0.0)) for name, values in errors.items()}
     keypoints = keypoints_matched = 0
     if keypoint_errors:
-        distances, score_errors = (values[same] for values in keypoint_errors)
-        stayed = (distances <= TOLERANCES["keypoints"]) & (
+        keypoint_distances, score_errors = (values[same] for values in keypoint_errors)
+        agrees = (keypoint_distances <= TOLERANCES["keypoints"]) & (
             score_errors <= TOLERANCES["keypoint_scores"]
         )
-        keypoints, keypoints_matched = stayed.size, int(stayed.sum())
-        worst_errors["keypoints"] = float(distances[stayed].max(initial=0.0))
-        worst_errors["keypoint_scores"] = float(score_errors[stayed].max(initial=0.0))
+        keypoints, keypoints_matched = agrees.size, int(agrees.sum())
+        worst_errors["keypoints"] = float(keypoint_distances[agrees].max(initial=0.0))
+        worst_errors["keypoint_scores"] = float(score_errors[agrees].max(initial=0.0))
     return Agreement(
         found=int((reference["scores"] > 0).sum()),
         matched=int(same.sum()),
         lost=max(
-            _lost(reference, local[same], candidate), _lost(candidate, upstream[same], reference)
+            _lost(reference, reference_rows[same], candidate),
+            _lost(candidate, candidate_rows[same], reference),
         ),
         keypoints=keypoints,
         keypoints_matched=keypoints_matched,
@@ -185,27 +192,27 @@ def _agree_on_kind(reference: Detections, candidate: Detections) -> Agreement:
     )
 
 
-def _places_apart(reference: Detections, candidate: Detections) -> tuple[str, _Errors]:
-    """How far every two places are apart, and under which name; infinite between classes."""
+def _position_distances(reference: Detections, candidate: Detections) -> tuple[str, _Errors]:
+    """Return the kind of distance and its matrix; infinite between classes and for empty rows."""
     boxes = _boxes(reference), _boxes(candidate)
     if boxes[0] is None or boxes[1] is None:
-        place = "centers"
-        apart = np.abs(reference[place][:, np.newaxis] - candidate[place]).max(axis=2)
+        position = "centers"
+        distances = np.abs(reference[position][:, np.newaxis] - candidate[position]).max(axis=2)
     else:
-        place = "overlap"
-        apart = 1.0 - box_iou(boxes[0], boxes[1])
+        position = "overlap"
+        distances = 1.0 - box_iou(boxes[0], boxes[1])
         sides = np.abs(boxes[0][:, np.newaxis] - boxes[1]).max(axis=2)
         close = sides <= SAME_SIDES_CELLS
-        apart[close] = np.minimum(apart[close], TOLERANCES["overlap"])
-    apart = apart.astype(np.float64)
-    apart[reference["class_ids"][:, np.newaxis] != candidate["class_ids"]] = np.inf
-    apart[reference["scores"] <= 0] = np.inf  # empty places
-    apart[:, candidate["scores"] <= 0] = np.inf
-    return place, apart
+        distances[close] = np.minimum(distances[close], TOLERANCES["overlap"])
+    distances = distances.astype(np.float64)
+    distances[reference["class_ids"][:, np.newaxis] != candidate["class_ids"]] = np.inf
+    distances[reference["scores"] <= 0] = np.inf  # empty rows
+    distances[:, candidate["scores"] <= 0] = np.inf
+    return position, distances
 
 
 def _boxes(detections: Detections) -> _Errors | None:
-    """x1, y1, x2, y2 in cells, (K, 4); None for detections that are points."""
+    """Return x1, y1, x2, y2 in cells, (K, 4); None for detections without boxes."""
     if "boxes" in detections:
         return detections["boxes"].astype(np.float64)
     if "sizes" not in detections:
@@ -216,17 +223,18 @@ def _boxes(detections: Detections) -> _Errors | None:
 
 
 def _value_errors(
-    reference: Detections, local: _Indices, candidate: Detections, upstream: _Indices
+    reference: Detections, reference_rows: _Indices, candidate: Detections, candidate_rows: _Indices
 ) -> dict[str, _Errors]:
-    """Differences of everything but the place, in the terms of :data:`TOLERANCES`."""
-    errors = measure(reference, local, candidate, upstream)
-    for place in ("boxes", "centers", "sizes"):
-        errors.pop(place, None)
+    """Return all differences except the position's, in the units of :data:`TOLERANCES`."""
+    errors = measure(reference, reference_rows, candidate, candidate_rows)
+    for position in ("boxes", "centers", "sizes"):
+        errors.pop(position, None)
     if "keypoints" in errors:
         keypoints = (
-            side["keypoints"][rows] for side, rows in ((reference, local), (candidate, upstream))
+            side["keypoints"][rows]
+            for side, rows in ((reference, reference_rows), (candidate, candidate_rows))
         )
-        longer_sides = reference["sizes"][local].max(axis=1)[:, np.newaxis]
+        longer_sides = reference["sizes"][reference_rows].max(axis=1)[:, np.newaxis]
         difference = np.subtract(*keypoints).astype(np.float64)
         errors["keypoints"] = np.abs(difference).max(axis=2) / longer_sides
     return errors
@@ -238,7 +246,7 @@ def _worst_per_row(values: _Errors) -> _Errors:
 
 
 def _lost(detections: Detections, matched: _Indices, others: Detections) -> int:
-    """Count what has no partner and no excuse; see :func:`agree`."""
+    """Count unmatched detections without an exception; see :func:`measure_agreement`."""
     scores, tolerance = detections["scores"], TOLERANCES["scores"]
     unmatched = scores > max(others["scores"].min(), 0.0) + tolerance
     if "corner_scores" in detections:
@@ -246,25 +254,25 @@ def _lost(detections: Detections, matched: _Indices, others: Detections) -> int:
         unmatched &= (detections["corner_scores"] > lowest + tolerance).all(axis=1)
     unmatched[matched] = False
     distances = distances_between(detections, others)
-    # At less than half a cell it is the same peak with another box: no tie, an error.
+    # Below half a cell it is the same peak with another box: an error, not a tie.
     ties = (distances >= 0.5) & (distances <= NEIGHBOUR_CELLS)
     ties &= np.abs(scores[:, np.newaxis] - others["scores"]) <= tolerance
-    excused = unmatched & ties.any(axis=1)
-    if excused.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
-        unmatched &= ~excused
+    exempt = unmatched & ties.any(axis=1)
+    if exempt.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
+        unmatched &= ~exempt
     return int(unmatched.sum())
 
 
 def _check(agreement: Agreement) -> None:
     if agreement.matched < MIN_COMPARED_FRACTION * max(1, agreement.found):
-        raise HalfPrecisionError(
-            f"only {agreement.matched} of {agreement.found} detections in half precision could be "
-            "matched with those in float32. Verify with images that hold what the network "
-            "finds (--verify-images), or export with --precision fp32."
+        raise Fp16Error(
+            f"only {agreement.matched} of {agreement.found} detections in fp16 could be matched "
+            "with those in fp32. Verify with images of the objects that the network detects "
+            "(--verify-images), or export with --precision fp32."
         )
     if agreement.matched_fraction < MIN_MATCHED_FRACTION:
-        raise HalfPrecisionError(
-            f"only {agreement.matched_fraction:.1%} of the detections or keypoints in half precision "
-            f"are those in float32, accepted are {MIN_MATCHED_FRACTION:.0%}: this network is too "
+        raise Fp16Error(
+            f"only {agreement.matched_fraction:.1%} of the detections or keypoints in fp16 match "
+            f"those in fp32, at least {MIN_MATCHED_FRACTION:.0%} must: this network is too "
             "sensitive to rounding. Export with --precision fp32."
         )

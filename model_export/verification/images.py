@@ -1,4 +1,4 @@
-"""Inputs to verify with: made-up ones that need no data, and images where there are some."""
+"""Verification images: synthetic ones and images from a directory."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ImageArray = NDArray[np.uint8]
 
 
 def synthetic_images(height_px: int, width_px: int) -> list[ImageArray]:
-    """Make noise, two images of soft blobs and a black image; the same ones every time."""
+    """Return noise, two images of smooth blobs and a black image; deterministic."""
     random = np.random.default_rng(20190425)
     noise = random.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
     blobs = [_blobs(random, height_px, width_px) for _ in range(2)]
@@ -30,18 +30,16 @@ def _blobs(random: np.random.Generator, height_px: int, width_px: int) -> ImageA
 
 
 def read_images(directory: Path, height_px: int, width_px: int) -> list[ImageArray]:
-    """Read the first images of ``directory`` by name, stretched to the input's size.
+    """Read the first images of ``directory`` by name, up to :data:`MAX_IMAGES`, and resize them.
 
-    Stretching is good enough here: both sides of the comparison get the same pixels. Raises
+    The aspect ratio is not kept, since both sides of the comparison get the same pixels. Raises
     :class:`ImagesError`.
     """
     if not directory.is_dir():
-        raise ImagesError(f"{directory} is not a directory. Name one that holds images.")
+        raise ImagesError(f"{directory} is not a directory. Give a directory of images.")
     paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise ImagesError(
-            f"{directory} holds no image. Accepted are {', '.join(sorted(_SUFFIXES))}."
-        )
+        raise ImagesError(f"{directory} holds no images. Accepted: {', '.join(sorted(_SUFFIXES))}.")
     return [_read_image(path, height_px, width_px) for path in paths[:MAX_IMAGES]]
 
 

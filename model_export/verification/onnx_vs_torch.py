@@ -1,4 +1,4 @@
-"""Proof that the exported file detects what the network detects."""
+"""Verification of an ONNX file in ONNX Runtime against its network in PyTorch."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model_export.detection_graph import DetectionGraph
 from model_export.errors import VerificationError
-from model_export.graph.detection_graph import DetectionGraph
 from model_export.verification.comparison import (
     TOLERANCES,
     Comparison,
@@ -26,18 +26,18 @@ from model_export.verification.comparison import (
 from model_package import Verification
 
 MIN_MATCHED_FRACTION = 0.5
-"""Share of the detections that must have a partner: near-ties alone prove nothing."""
+"""Share of the detections that must match; if nearly all are ties, nothing is verified."""
 
 MAX_BATCH = 4
-"""Images in the one larger batch that is compared; enough to find rows that get mixed up."""
+"""Images in the batch that is compared in addition; enough to detect mixed-up rows."""
 
 ROUNDING_MARGIN = 5.0
-"""Two float32 runtimes may differ by this many times what one differs from float64."""
+"""Tolerance for two float32 runtimes, as a multiple of the error of one against float64."""
 
 MAX_WIDENING = 50.0
-"""A network whose rounding errors ask for more than so many times the tolerances is refused."""
+"""Largest factor by which the tolerances are widened; networks that need more are rejected."""
 
-_ROUNDING_RADIUS_CELLS = 0.1  # within which a detection is the same one in float64
+_ROUNDING_RADIUS_CELLS = 0.1  # of one detection between float32 and float64
 
 Image = NDArray[np.uint8]
 Run = Callable[[NDArray[np.uint8]], list[Detections]]
@@ -45,7 +45,7 @@ Run = Callable[[NDArray[np.uint8]], list[Detections]]
 
 @dataclass(frozen=True)
 class Reference:
-    """What the network finds in one image, and the map whose peaks the centers are, if any."""
+    """Detections of the network in one image, and the heatmap of the centers, if there is one."""
 
     detections: Detections
     heatmap: Heatmap | None
@@ -56,19 +56,19 @@ def verify(
 ) -> Verification:
     """Compare ``onnx_file`` in ONNX Runtime with ``graph`` in PyTorch on ``images``.
 
-    ``images`` are uint8 RGB (height, width, 3) that the input takes. Every image runs alone, and
-    the first few of one size once more in one batch. Deformable convolutions amplify rounding
-    errors, in some networks beyond :data:`~model_export.verification.comparison.TOLERANCES`; only where those
-    do not hold are they widened, to five times the errors that float32 makes against float64.
-    Raises :class:`VerificationError` when a detection is missing or differs by more.
+    ``images`` are uint8 RGB (height, width, 3) of accepted input sizes. Every image runs alone, and
+    the first few of one size also run as one batch. Deformable convolutions amplify rounding
+    errors, in some networks beyond :data:`~model_export.verification.comparison.TOLERANCES`; only
+    if the comparison fails, they are widened to five times the error of float32 against float64.
+    Raises :class:`VerificationError` if a detection is missing or differs by more.
     """
     run_file = onnx_runner(onnx_file, output_names)
-    references = [_refer(graph, output_names, image) for image in images]
-    found = candidates(run_file, images)
+    references = [_run_reference(graph, output_names, image) for image in images]
+    found = run_on_all(run_file, images)
     try:
         return _compare_all(references, found, TOLERANCES)
     except VerificationError:
-        if not any(True for _ in graph.parameters()):  # a network that has no float64 form
+        if not any(True for _ in graph.parameters()):  # an imported network has no float64 version
             raise
         tolerances = _tolerances_for_rounding(graph, output_names, images, references)
         if tolerances == TOLERANCES:
@@ -76,16 +76,16 @@ def verify(
         return _compare_all(references, found, tolerances)
 
 
-def _refer(graph: DetectionGraph, output_names: Sequence[str], image: Image) -> Reference:
+def _run_reference(graph: DetectionGraph, output_names: Sequence[str], image: Image) -> Reference:
     with torch.inference_mode():
         maps = graph.maps(torch.from_numpy(image[np.newaxis]))
-        (detections,) = _rows(output_names, [output.numpy() for output in graph.pick(maps)])
+        (detections,) = _rows(output_names, [output.numpy() for output in graph.decode(maps)])
     name = graph.task.centers_heatmap
     return Reference(detections, None if name is None else maps[name][0].numpy())
 
 
 def torch_runner(graph: nn.Module, output_names: Sequence[str]) -> Run:
-    """Make a function from a batch of images to the detections in each, in PyTorch."""
+    """Return a function from a batch of images to the detections of each, run in PyTorch."""
 
     def run(images: NDArray[np.uint8]) -> list[Detections]:
         with torch.inference_mode():
@@ -96,9 +96,9 @@ def torch_runner(graph: nn.Module, output_names: Sequence[str]) -> Run:
 
 
 def onnx_runner(onnx_file: Path | bytes, output_names: Sequence[str]) -> Run:
-    """Make a function from a batch of images to the detections in each, in ONNX Runtime.
+    """Return a function from a batch of images to the detections of each, run in ONNX Runtime.
 
-    ``onnx_file``: where it is, or what it says.
+    ``onnx_file`` is a path or the serialized model.
     """
     model = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -109,8 +109,8 @@ def _rows(names: Sequence[str], outputs: Sequence[NDArray[np.generic]]) -> list[
     return [dict(zip(names, rows, strict=True)) for rows in zip(*outputs, strict=True)]
 
 
-def candidates(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, Detections]]:
-    """Run every image alone, and some together: index of the image, words for it, detections."""
+def run_on_all(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, Detections]]:
+    """Run every image alone and some as a batch: image index, description and detections."""
     alone = [
         (index, f"image {index}", run_file(image[np.newaxis])[0])
         for index, image in enumerate(images)
@@ -126,14 +126,14 @@ def candidates(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, D
 
 def _compare_all(
     references: Sequence[Reference],
-    candidates: Sequence[tuple[int, str, Detections]],
+    outputs: Sequence[tuple[int, str, Detections]],
     tolerances: Mapping[str, float],
 ) -> Verification:
     comparisons = [
         compare(
             references[index].detections, detections, where, tolerances, references[index].heatmap
         )
-        for index, where, detections in candidates
+        for index, where, detections in outputs
     ]
     return summarise(comparisons, len(references), tolerances)
 
@@ -143,16 +143,16 @@ def summarise(
     inputs: int,
     tolerances: Mapping[str, float] = TOLERANCES,
 ) -> Verification:
-    """Put the comparisons of ``inputs`` images together, for the manifest.
+    """Combine the comparisons of ``inputs`` images for the manifest.
 
-    Raises :class:`VerificationError` when too few detections had a partner to prove anything.
+    Raises :class:`VerificationError` if too few detections matched.
     """
     matched = sum(comparison.matched for comparison in comparisons)
     total = sum(comparison.total for comparison in comparisons)
     if matched == 0 or matched < MIN_MATCHED_FRACTION * total:
         raise VerificationError(
             f"only {matched} of {total} detections could be matched, because their scores hardly "
-            "differ: this network finds nothing to compare. Train it further."
+            "differ: there are no distinct detections to compare. Train the network further."
         )
     names = comparisons[0].worst_errors
     return Verification(
@@ -166,8 +166,8 @@ def summarise(
     )
 
 
-def merge(verifications: Sequence[Verification]) -> Verification:
-    """Put the verifications of several files of one package together: the worst of each."""
+def merge_verifications(verifications: Sequence[Verification]) -> Verification:
+    """Combine the verifications of several files of one package: the worst of each value."""
     first = verifications[0]
     return first.model_copy(
         update={
@@ -190,7 +190,7 @@ def _tolerances_for_rounding(
     images: Sequence[Image],
     references: Sequence[Reference],
 ) -> dict[str, float]:
-    """Widen the tolerances to what float32 costs in this network."""
+    """Return tolerances widened to the rounding errors of this network."""
     run = torch_runner(copy.deepcopy(graph).double(), output_names)
     tolerances = dict(TOLERANCES)
     for image, reference in zip(images, references, strict=True):
@@ -202,17 +202,17 @@ def _tolerances_for_rounding(
         if tolerance > MAX_WIDENING * TOLERANCES[name]:
             raise VerificationError(
                 f"{name} change by {tolerance / ROUNDING_MARGIN:.2g} between float32 and float64: "
-                "this network is too sensitive to rounding to be compared. Train it further."
+                "this network is too sensitive to rounding to be verified. Train it further."
             )
     return tolerances
 
 
 def _rounding_errors(exact: Detections, reference: Detections) -> dict[str, float]:
-    """Worst error of each output over the detections of one kind that are the same in float64."""
+    """Return the worst error of each output over the matched detections of one kind."""
     pairs = match(exact, reference, _ROUNDING_RADIUS_CELLS)
     worst = {}
     for name, errors in measure(exact, pairs[0], reference, pairs[1]).items():
-        # Keypoints that went elsewhere are no rounding errors.
+        # Keypoints that were assigned to another peak are not rounding errors.
         quantile = 0.99 if name.startswith("keypoint") else 1.0
         worst[name] = float(np.quantile(errors, quantile)) if errors.size else 0.0
     return worst

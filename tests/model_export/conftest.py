@@ -1,4 +1,4 @@
-"""Networks with known weights, and small exports that several tests share."""
+"""Networks with deterministic weights, and small exports shared by several tests."""
 
 import importlib.util
 import json
@@ -12,8 +12,8 @@ import torch
 from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
-from model_export.checkpoints.objects_as_points import to_checkpoint_key
 from model_export.config import ExportConfig
+from model_export.key_mappings.objects_as_points import to_checkpoint_key
 from model_export.pipeline import export_package
 from model_package import ModelPackage
 
@@ -37,7 +37,7 @@ def weights_rule(upstream: Path) -> types.ModuleType:
 
 @pytest.fixture(scope="session")
 def manifest_of(upstream: Path) -> Callable[[str], dict]:
-    """Read what one of the upstream checkpoints consists of, like ``ctdet_res_18``."""
+    """Return a function that reads the tensor shapes of an upstream checkpoint by name."""
 
     def read(name: str) -> dict:
         return json.loads((upstream / "manifests" / f"{name}.json").read_text())
@@ -49,9 +49,9 @@ def manifest_of(upstream: Path) -> Callable[[str], dict]:
 def upstream_state(
     weights_rule: types.ModuleType, manifest_of: Callable[[str], dict]
 ) -> Callable[[str], State]:
-    """Weights of one of the upstream networks, by the rule, under the upstream names."""
+    """Return a function that makes the weights of an upstream network, under upstream keys."""
 
-    @lru_cache(maxsize=2)  # an hourglass has 800 MB
+    @lru_cache(maxsize=2)  # an hourglass takes 800 MB
     def make(name: str) -> State:
         arrays = weights_rule.make_state(manifest_of(name)["state_dict"], name)
         return {key: torch.from_numpy(array) for key, array in arrays.items()}
@@ -61,7 +61,7 @@ def upstream_state(
 
 @pytest.fixture(scope="session")
 def slim_state(weights_rule: types.ModuleType) -> State:
-    """Weights of a res_18_slim for three classes whose detections differ clearly."""
+    """Weights of a res_18_slim for three classes, with clearly different scores."""
     with torch.device("meta"):
         network = ARCHITECTURES["res_18_slim"].build(box_head_channels(len(CLASSES)))
     manifest = {
@@ -81,7 +81,7 @@ def slim_checkpoint(slim_state: State, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def slim_config() -> ExportConfig:
-    """A small input that is not square, so that swapped axes show."""
+    """A small input that is not square, so that swapped axes are detected."""
     return ExportConfig(
         name="slim",
         version="1",

@@ -1,4 +1,4 @@
-"""``centernet-export package`` from the outside."""
+"""Command line of ``centernet-export package``."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def _arguments(checkpoint: Path, output: Path, changes: dict[str, str] | None = 
         (False, "", False, False),
     ],
 )
-def test_every_layout_of_a_checkpoint_makes_the_same_package(
+def test_every_checkpoint_format_gives_the_same_package(
     slim_state: dict[str, Tensor],
     slim_package: ModelPackage,
     tmp_path: Path,
@@ -76,7 +76,7 @@ def test_every_layout_of_a_checkpoint_makes_the_same_package(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"checkpoint": "absent.pth"}, "there is no file absent.pth"),
+        ({"checkpoint": "absent.pth"}, "absent.pth does not exist"),
         ({"arch": "res_50"}, "export it with --arch res_18_slim"),
         ({"classes": "coco"}, "detects 3 classes, but 80 names"),
         ({"classes": "absent.txt"}, "is not a file. Accepted: coco, pascal"),
@@ -86,7 +86,7 @@ def test_every_layout_of_a_checkpoint_makes_the_same_package(
         ({"verify-images": "absent"}, "absent is not a directory"),
     ],
 )
-def test_a_refusal_is_one_line_and_leaves_nothing(
+def test_an_error_is_one_line_and_leaves_no_files(
     slim_checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -103,7 +103,7 @@ def test_a_refusal_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("architecture", "size", "message"),
     [
-        # Past the check of the size, which is the last but one.
+        # The size is accepted, so that the next check fails.
         ("cornernet_slim", "127x255", "absent is not a directory"),
         ("cornernet_slim", "128x128", "must be one less than multiples of 128, for instance 127x"),
         ("hourglass_slim", "160x96", "must be multiples of 128, for instance 128x128"),
@@ -111,17 +111,18 @@ def test_a_refusal_is_one_line_and_leaves_nothing(
         ("res_18_slim", "127x127", "must be multiples of 32, for instance 128x128"),
     ],
 )
-def test_the_checkpoint_says_which_sizes_suit_it(
+def test_input_sizes_are_checked_against_the_checkpoint(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     architecture: str,
     size: str,
     message: str,
 ) -> None:
-    known = ARCHITECTURES[architecture]
-    network = known.build(TASKS[known.tasks[0]].head_channels({"offset": 2}, 3, 0))
+    spec = ARCHITECTURES[architecture]
+    network = spec.build(TASKS[spec.tasks[0]].head_channels({"offset": 2}, 3, 0))
     state = {
-        known.layout.to_checkpoint_key(key): value for key, value in network.state_dict().items()
+        spec.key_mapping.to_checkpoint_key(key): value
+        for key, value in network.state_dict().items()
     }
     torch.save(state, tmp_path / "weights.pth")
     changes = {"input-size": size, "verify-images": "absent"}
@@ -132,7 +133,7 @@ def test_the_checkpoint_says_which_sizes_suit_it(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_interruption_is_told(
+def test_an_interruption_is_reported(
     slim_checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -148,7 +149,7 @@ def test_an_interruption_is_told(
     assert capsys.readouterr().err == f"[1/{STEPS}] Read a checkpoint ... interrupted\n"
 
 
-def test_the_help_tells_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_shows_every_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["package", "--help"])
     assert caught.value.code == 0

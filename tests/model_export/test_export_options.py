@@ -1,4 +1,4 @@
-"""Packages for every task, with flips and with free sizes."""
+"""Packages of every task, with flip averaging and dynamic input sizes."""
 
 import types
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES
-from model_export.checkpoints.objects_as_points import to_checkpoint_key
 from model_export.config import ExportConfig, check_config
 from model_export.errors import ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
+from model_export.key_mappings.objects_as_points import to_checkpoint_key
 from model_export.pipeline import FLIP_ONNX_FILE, ONNX_FILE, export_package
 from model_export.tasks import TASKS
 from model_export.verification.images import synthetic_images
 from model_package import FreeSize, ModelPackage
 
 KEYPOINTS = ("snout", "left ear", "right ear", "tail")
-MULTI_POSE, DDD = "multi_pose_dla_34", "ddd_dla_34"  # whose gains make detections differ
+MULTI_POSE, DDD = "multi_pose_dla_34", "ddd_dla_34"  # their head gains give distinct scores
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def _run(package: ModelPackage, file: str, image: NDArray[np.uint8]) -> dict[str
     }
 
 
-def test_a_pose_package_says_what_it_can(pose_package: ModelPackage) -> None:
+def test_a_pose_package_describes_its_decoder(pose_package: ModelPackage) -> None:
     manifest = pose_package.manifest
-    assert manifest.provenance.architecture == "res_18_slim"  # recognised
+    assert manifest.provenance.architecture == "res_18_slim"  # detected
     assert manifest.decoder.kind == "center_poses"
     assert manifest.decoder.keypoints == KEYPOINTS
     assert manifest.decoder.skeleton == ()
@@ -97,7 +97,9 @@ def test_a_pose_package_says_what_it_can(pose_package: ModelPackage) -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 160), (32, 32), (320, 64)])
-def test_every_size_gives_all_outputs(pose_package: ModelPackage, size: tuple[int, int]) -> None:
+def test_every_input_size_gives_all_outputs(
+    pose_package: ModelPackage, size: tuple[int, int]
+) -> None:
     image = synthetic_images(*size)[1]
     for file in (ONNX_FILE, FLIP_ONNX_FILE):
         outputs = _run(pose_package, file, image)
@@ -106,7 +108,7 @@ def test_every_size_gives_all_outputs(pose_package: ModelPackage, size: tuple[in
             assert outputs[spec.name].dtype == spec.dtype
 
 
-def test_the_average_does_not_depend_on_the_flip(pose_package: ModelPackage) -> None:
+def test_averaged_scores_are_invariant_to_a_flip(pose_package: ModelPackage) -> None:
     image = synthetic_images(96, 160)[1]
     flipped = np.ascontiguousarray(image[:, ::-1])
     one, other = (_run(pose_package, FLIP_ONNX_FILE, one_image) for one_image in (image, flipped))
@@ -115,7 +117,7 @@ def test_the_average_does_not_depend_on_the_flip(pose_package: ModelPackage) -> 
     assert np.abs(one["scores"] - plain["scores"]).max() > 1e-3
 
 
-def test_boxes_3d_have_the_default_facts(
+def test_boxes_3d_have_the_default_configuration(
     slim_state_for: Callable[[str, int, int, str], State], tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "road.pth"
@@ -137,22 +139,22 @@ def test_boxes_3d_have_the_default_facts(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "boxes_3d", "flip": True}, "cannot be averaged over flipped images"),
+        ({"task": "boxes_3d", "flip": True}, "flip averaging is not supported"),
         ({"task": "segments"}, "there is no task 'segments'. Accepted: boxes, poses, boxes_3d"),
         ({"architecture": "hourglass"}, "multiples of 128, for instance 128x128"),
-        ({"max_side_px": 128}, "up to 128 px a side are to be free, but .* 160x96"),
+        ({"max_side_px": 128}, "limited to 128 px a side, but .* 160x96"),
         ({"task": "boxes_3d", "projection": (1.0,) * 11}, "projection: Tuple should have at least"),
-        ({"resize": "keep_resolution"}, "free_size must say which sizes fit"),
+        ({"resize": "keep_resolution"}, "requires free_size"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_contradictory_options_are_rejected(
     slim_config: ExportConfig, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_config(replace(slim_config, **change))
 
 
-def test_names_that_nobody_can_guess_are_asked_for(
+def test_names_without_a_default_are_required(
     slim_checkpoint: Path, slim_config: ExportConfig, tmp_path: Path
 ) -> None:
     config = replace(slim_config, classes=None)

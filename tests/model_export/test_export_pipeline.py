@@ -1,4 +1,4 @@
-"""An export ends in a verified package, or in an error and nothing on the disk."""
+"""An export gives a verified package, or an error and no files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from model_export import pipeline
 from model_export.config import ExportConfig, check_config
+from model_export.detection_graph import DetectionGraph
 from model_export.errors import CheckpointError, ConfigError, ExportError, VerificationError
-from model_export.graph.detection_graph import DetectionGraph
 from model_export.pipeline import STEPS, export_package
 from model_package import ModelPackage, PackageExistsError, load_package
 from model_package.directory import sha256_of
 
 
 def _ignore(_: str) -> None:
-    """Progress that nobody watches."""
+    """Discard progress messages."""
 
 
-def test_the_package_states_what_was_done(
+def test_the_manifest_describes_the_export(
     slim_package: ModelPackage, slim_config: ExportConfig
 ) -> None:
     assert load_package(slim_package.directory) == slim_package
@@ -44,7 +44,7 @@ def test_the_package_states_what_was_done(
     [
         ({"architecture": "res_17"}, "there is no architecture 'res_17'. Accepted: res_18,"),
         ({"normalization": "none"}, "there is no normalization 'none'. Accepted: coco,"),
-        ({"width_px": 500, "height_px": 200}, "500x200 does not suit .* instance 512x192"),
+        ({"width_px": 500, "height_px": 200}, "500x200 is invalid .* instance 512x192"),
         ({"width_px": 0}, "input.width_px|width_px: Input should be greater than 0"),
         ({"name": "My Model"}, "name: String should match pattern .* not 'My Model'"),
         ({"version": ""}, "version: String should match"),
@@ -56,7 +56,7 @@ def test_the_package_states_what_was_done(
         ({"width_px": 32, "height_px": 32, "top_k": 65}, "top-K is 65, .* only 64 cells"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_at_once(
+def test_invalid_configurations_are_rejected_before_reading(
     slim_config: ExportConfig, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
@@ -67,11 +67,11 @@ def test_what_cannot_be_exported_is_refused_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_as_many_detections_as_cells_are_accepted(slim_config: ExportConfig) -> None:
+def test_top_k_may_equal_the_number_of_cells(slim_config: ExportConfig) -> None:
     check_config(replace(slim_config, width_px=32, height_px=32, top_k=64))
 
 
-def test_an_existing_output_is_left_alone(
+def test_an_existing_output_is_not_modified(
     slim_config: ExportConfig, slim_checkpoint: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -91,7 +91,7 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("kind", ["absent", "bomb", "text", "other network", "other classes"])
-def test_a_refused_checkpoint_leaves_nothing(
+def test_a_rejected_checkpoint_leaves_no_files(
     slim_config: ExportConfig, slim_state: dict[str, Tensor], tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "packages"
@@ -116,7 +116,7 @@ def test_a_refused_checkpoint_leaves_nothing(
 
 @pytest.mark.parametrize("error", [VerificationError("differs"), KeyboardInterrupt(), OSError(28)])
 @pytest.mark.parametrize("stage", ["export_onnx", "verify"])
-def test_a_failure_on_the_way_leaves_nothing(
+def test_a_failed_export_leaves_no_files(
     slim_config: ExportConfig,
     slim_checkpoint: Path,
     tmp_path: Path,
@@ -141,7 +141,7 @@ def test_a_failure_on_the_way_leaves_nothing(
     assert list(folder.iterdir()) == []
 
 
-def test_a_file_that_computes_something_else_becomes_no_package(
+def test_a_file_that_differs_from_the_network_is_not_published(
     slim_config: ExportConfig,
     slim_checkpoint: Path,
     slim_package: ModelPackage,

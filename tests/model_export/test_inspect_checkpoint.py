@@ -1,4 +1,4 @@
-"""``centernet-export inspect`` says what a checkpoint is, and whether it can be exported."""
+"""Command line of ``centernet-export inspect``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,35 +17,35 @@ def _inspect(state: State, directory: Path, capsys: pytest.CaptureFixture[str]) 
     return code, capsys.readouterr().out
 
 
-def test_a_pose_network_is_told(
+def test_describes_a_pose_network(
     upstream_state: Callable[[str], State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = _inspect(upstream_state("multi_pose_dla_34"), tmp_path, capsys)
+    code, output = _inspect(upstream_state("multi_pose_dla_34"), tmp_path, capsys)
     assert code == 0
-    for fact in (
+    for line in (
         "unknown.pth: dla_34 for poses, 3",
         "detects: 1 class, 17 keypoints",
         "heads: heatmap 1, size 2, offset 2, keypoint_offsets 34, keypoint_heatmap 17, "
-        "keypoint_heatmap_offset 2; 256 channels inside",
-        "usual input: 512x512, sides multiples of 32, normalization coco",
+        "keypoint_heatmap_offset 2; 256 hidden channels",
+        "default input: 512x512, sides multiples of 32, normalization coco",
         "not needed: 12 tensors",
-        "nothing is missing or left over",
+        "no missing and no unexpected tensors",
     ):
-        assert fact in told
+        assert line in output
 
 
-def test_what_is_missing_is_told(
+def test_lists_missing_and_unexpected_tensors(
     slim_state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {key: value for key, value in slim_state.items() if not key.startswith("wh.")}
-    code, told = _inspect(state | {"extra": torch.ones(1)}, tmp_path, capsys)
+    code, output = _inspect(state | {"extra": torch.ones(1)}, tmp_path, capsys)
     assert code == 2
-    assert "closest to res_18_slim for boxes" in told
-    assert "4 missing (wh.0.weight, wh.0.bias, wh.2.weight, ...)" in told
-    assert "1 unexpected (extra)" in told
+    assert "closest to res_18_slim for boxes" in output
+    assert "4 missing (wh.0.weight, wh.0.bias, wh.2.weight, ...)" in output
+    assert "1 unexpected (extra)" in output
 
 
-def test_what_is_no_checkpoint_is_an_error(
+def test_an_unreadable_checkpoint_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "notes.pth"

@@ -1,4 +1,4 @@
-"""Packages appear whole or not at all, and a changed one is noticed."""
+"""Packages: atomic publication, digests and validation of manifests."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from model_package import (
     CenterBoxesDecoder,
+    CenterPosesDecoder,
     InputSpec,
     ModelManifest,
     ModelPackage,
@@ -55,9 +56,9 @@ def write_package(output: Path) -> ModelPackage:
         return draft.publish(manifest_for(draft))
 
 
-def change(package: Path, **facts: Any) -> None:
+def change(package: Path, **fields: Any) -> None:
     path = package / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def test_a_published_package_can_be_loaded(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_published_package_can_be_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_draft_leaves_nothing(
+def test_an_interrupted_draft_leaves_no_files(
     tmp_path: Path, interruption: type[BaseException]
 ) -> None:
     def interrupted() -> None:
@@ -84,14 +85,14 @@ def test_an_interrupted_draft_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_package_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_package_is_not_modified(tmp_path: Path) -> None:
     write_package(tmp_path / "cells")
     with pytest.raises(PackageExistsError, match="another --output"):
         write_package(tmp_path / "cells")
     load_package(tmp_path / "cells")
 
 
-def test_a_package_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_a_package_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     def race() -> None:
         with draft_package(tmp_path / "cells") as draft:
             (draft.directory / "model.onnx").write_bytes(b"mine")
@@ -104,7 +105,7 @@ def test_a_package_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
 
 
-def test_a_draft_whose_artifact_changed_is_not_published(tmp_path: Path) -> None:
+def test_a_draft_with_a_modified_artifact_is_not_published(tmp_path: Path) -> None:
     def publish() -> None:
         with draft_package(tmp_path / "cells") as draft:
             (draft.directory / "model.onnx").write_bytes(b"graph")
@@ -118,14 +119,14 @@ def test_a_draft_whose_artifact_changed_is_not_published(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"grapf", b"grap", b"graphs"])
-def test_a_changed_artifact_is_noticed(tmp_path: Path, content: bytes) -> None:
+def test_a_modified_artifact_is_detected(tmp_path: Path, content: bytes) -> None:
     package = write_package(tmp_path / "cells")
     (package.directory / "model.onnx").write_bytes(content)
-    with pytest.raises(PackageInvalidError, match=r"damaged or was changed"):
+    with pytest.raises(PackageInvalidError, match=r"damaged or was modified"):
         load_package(package.directory)
 
 
-def test_a_missing_artifact_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_artifact_is_detected(tmp_path: Path) -> None:
     package = write_package(tmp_path / "cells")
     (package.directory / "model.onnx").unlink()
     with pytest.raises(PackageInvalidError, match=r"model\.onnx cannot be read"):
@@ -133,14 +134,14 @@ def test_a_missing_artifact_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "file"])
-def test_what_is_no_package_is_said(tmp_path: Path, name: str) -> None:
+def test_a_directory_without_manifest_is_not_a_package(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PackageNotFoundError, match="centernet-export"):
         load_package(tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    ("facts", "text"),
+    ("fields", "text"),
     [
         ({"format_version": 2}, "format_version"),
         ({"colour": "blue"}, "colour"),
@@ -164,16 +165,36 @@ def test_what_is_no_package_is_said(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_a_wrong_manifest_is_refused(tmp_path: Path, facts: dict[str, Any], text: str) -> None:
+def test_invalid_manifests_are_rejected(tmp_path: Path, fields: dict[str, Any], text: str) -> None:
     package = write_package(tmp_path / "cells")
-    change(package.directory, **facts)
+    change(package.directory, **fields)
     with pytest.raises(PackageInvalidError, match=text):
         load_package(package.directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b" " * (5 * 1024 * 1024)])
-def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_manifest_that_is_not_json_is_rejected(tmp_path: Path, content: bytes) -> None:
     package = write_package(tmp_path / "cells")
     (package.directory / "model.json").write_bytes(content)
     with pytest.raises(PackageInvalidError, match=r"model\.json"):
         load_package(package.directory)
+
+
+@pytest.mark.parametrize("name", ["keypoints", "joints"])
+def test_pose_decoder_reads_the_old_name_of_keypoints(tmp_path: Path, name: str) -> None:
+    package = write_package(tmp_path / "people")
+    decoder = {
+        "kind": "center_poses",
+        "output_stride": 4,
+        "top_k": 10,
+        "score_threshold": 0.3,
+        name: ["nose", "tail"],
+        "skeleton": [[0, 1]],
+    }
+    change(package.directory, decoder=decoder)
+    loaded = load_package(package.directory).manifest.decoder
+    assert isinstance(loaded, CenterPosesDecoder)
+    assert loaded.keypoints == ("nose", "tail")
+    written = json.loads(loaded.model_dump_json())
+    assert written["keypoints"] == ["nose", "tail"]
+    assert "joints" not in written

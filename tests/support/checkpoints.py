@@ -1,4 +1,4 @@
-"""States of networks, as tests make them."""
+"""Helpers for the state dicts of tests."""
 
 from torch import Tensor
 
@@ -6,5 +6,5 @@ State = dict[str, Tensor]
 
 
 def without_counters(state: State) -> State:
-    """What reading a checkpoint keeps of it."""
+    """Remove the ``num_batches_tracked`` buffers, as ``read_state`` does."""
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}

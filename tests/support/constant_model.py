@@ -1,4 +1,4 @@
-"""A package whose graph gives every image the same outputs."""
+"""A package whose graph returns the same outputs for every image."""
 
 from collections.abc import Mapping
 from pathlib import Path

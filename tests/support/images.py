@@ -1,4 +1,4 @@
-"""Images that tests send, made here."""
+"""Test images."""
 
 import io
 import struct
@@ -18,12 +18,12 @@ def encode(pixels: np.ndarray | Image.Image, image_format: str = "PNG", **option
 
 
 def plain(red: int, green: int, blue: int = 0, size: tuple[int, int] = (64, 64)) -> np.ndarray:
-    """One colour, (height, width, 3); as large as the tests' network input."""
+    """Return one colour, (height, width, 3); the default size is the tests' network input."""
     return np.full((*size, 3), (red, green, blue), np.uint8)
 
 
 def quadrants(width: int = 96, height: int = 64) -> np.ndarray:
-    """Four colours, so that every turn and flipped image differs."""
+    """Four colours, so that every rotation and flip gives a different image."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (200, 30, 30)
     pixels[: height // 2, width // 2 :] = (30, 200, 30)
@@ -33,14 +33,14 @@ def quadrants(width: int = 96, height: int = 64) -> np.ndarray:
 
 
 def png_of_declared_size(width: int, height: int) -> bytes:
-    """A small PNG file of zeros whose header is honest: all rows are there, compressed."""
+    """Return a small PNG file of zeros with all the rows that its header declares."""
     return png_of_rows(width, height, (bytes(1 + (width + 7) // 8) for _ in range(height)))
 
 
 def png_of_rows(
     width: int, height: int, rows: Iterable[bytes], depth: int = 1, interlaced: bool = False
 ) -> bytes:
-    """A grey PNG file of these rows, each with its filter byte, whatever its header says."""
+    """Return a grey PNG file of ``rows``, each with its filter byte; the header is independent."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""Small models of every task: what their manifests say and what their graphs give."""
+"""Decoders, inputs and graph outputs of small models of every task."""
 
 import numpy as np
 

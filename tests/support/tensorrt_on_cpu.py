@@ -122,7 +122,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 def records(trt: Any, quick: Any) -> Iterator[dict[str, Any]]:
     """Yield the return values of each plugin for each format, kind of shape and tactic."""
-    from model_export.onnx.corner_pool_ops import INPUTS
+    from model_export.networks.corner_pool_ops import INPUTS
 
     formats = {"fp32": trt.float32, "fp16": trt.float16, "bf16": trt.bfloat16}
     for op_type, kernel_format, free in itertools.product(INPUTS, formats, (True, False)):
@@ -140,7 +140,7 @@ def records(trt: Any, quick: Any) -> Iterator[dict[str, Any]]:
 def _build(
     trt: Any, quick: Any, plugin: Any, case: tuple[str, str, bool], formats: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    from model_export.onnx.corner_pool_ops import INPUTS
+    from model_export.networks.corner_pool_ops import INPUTS
 
     op_type, kernel_format, free = case
     inputs, dtype, builder = INPUTS[op_type], formats[kernel_format], ExpressionBuilder(trt)

@@ -1,15 +1,16 @@
-"""The upstream detections from their own images, and how far ours may be from them.
+"""End-to-end goldens of the upstream programs, and tolerances for comparisons with them.
 
-How rounding errors of raw heads become tolerances. ``fp32_vs_fp64.json`` lists, per network and
-head, the largest error that float32 makes against float64 on one image, and the spread of the
-head's values there. On another image the error is taken to grow with the spread. Of that, five
-times is granted, e. It arrives in
-- a score as e * s * (1 - s), the slope of the sigmoid, largest for the scores that occur;
-- a center as e of the offsets; a box as that and half of e of the sizes;
-- a regressed keypoint as e of the keypoint offsets, one at a peak as e of their own offsets: the larger;
-- a depth, 1 / sigmoid(x) - 1, as e * (depth + 1); the rotation angle of a bin as e divided by the
-  length of (sine, cosine); dimensions and raw rotations as they are.
-A floor of a few float32 roundings of the value itself is added everywhere.
+Tolerances follow from the rounding errors of raw heads. ``fp32_vs_fp64.json`` lists, per network
+and head, the largest error of float32 against float64 on one image, and the standard deviation of
+the head's values there. On other images the error is assumed to grow with the standard deviation.
+Five times that error, e, is allowed. It affects
+- a score by e * s * (1 - s), the slope of the sigmoid;
+- a center by e of the offsets; a box by that and half of e of the sizes;
+- a regressed keypoint by e of the keypoint offsets, one at a peak by e of the heatmap offsets; the
+  larger of both is used;
+- a depth, 1 / sigmoid(x) - 1, by e * (depth + 1); the rotation angle of a bin by e divided by the
+  length of (sine, cosine); dimensions and raw rotations by e.
+The float32 rounding error of the value itself is added everywhere.
 """
 
 import json
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 MARGIN = 5.0
 MATCH_CELLS = 0.5
 
-# Networks that the file does not list, and a listed one with the same layers.
-_LIKE = {
+# Networks that the file does not list, with a listed one that has the same layers.
+_SAME_LAYERS = {
     "ctdet_res_34": "ctdet_res_18",
     "ctdet_res_50": "ctdet_res_18",
     "ctdet_res_101": "ctdet_res_18",
@@ -39,16 +40,16 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Golden:
-    """One image at one scale."""
+    """Golden of one image at one scale."""
 
     canvas: NDArray[np.uint8]
     """RGB (H, W, 3)."""
     network_input: NDArray[np.float32]
-    """Every 16th pixel of the normalised canvas, from (3, 5)."""
+    """Every 16th pixel of the normalized canvas, from (3, 5)."""
     rows: Rows
-    """Their detections in the columns of their decoding, in cells."""
+    """Upstream detections, in cells, in the columns of the upstream decoding."""
     spreads: Mapping[str, float]
-    """Standard deviation of every raw head."""
+    """Standard deviation of the values of every raw head."""
 
 
 def read_goldens(directory: Path, name: str) -> list[Golden]:
@@ -75,10 +76,10 @@ def _read_golden(directory: Path, file: Mapping[str, NDArray[Any]], prefix: str)
     )
 
 
-def granted_errors(manifests: Path, network: str, spreads: Mapping[str, float]) -> dict[str, float]:
-    """Five times the rounding error of each raw head, on an image with these spreads."""
+def allowed_errors(manifests: Path, network: str, spreads: Mapping[str, float]) -> dict[str, float]:
+    """Return five times the rounding error of each raw head, scaled by ``spreads``."""
     listed = json.loads((manifests / "fp32_vs_fp64.json").read_text())
-    noise = listed[_LIKE.get(network, network)]
+    noise = listed[_SAME_LAYERS.get(network, network)]
     worst = max(head["max_abs"] / head["std"] for head in noise.values())
     return {
         head: MARGIN
@@ -90,7 +91,7 @@ def granted_errors(manifests: Path, network: str, spreads: Mapping[str, float]) 
 
 @dataclass(frozen=True)
 class Column:
-    """Some columns of the upstream rows, and by how much they may differ, row by row."""
+    """Columns of the upstream rows and their tolerances per row."""
 
     name: str
     columns: slice
@@ -103,7 +104,7 @@ def _floor(values: Rows) -> Rows:
 
 
 def box_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
-    """x1, y1, x2, y2, score, class."""
+    """Return the tolerances of x1, y1, x2, y2, score, class."""
     scores = rows[:, 4:5]
     box = errors["reg"] + errors["wh"] / 2
     return [
@@ -113,7 +114,7 @@ def box_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
 
 
 def pose_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
-    """x1, y1, x2, y2, score, 17 times x and y, class."""
+    """Return the tolerances of x1, y1, x2, y2, score, 17 times x and y, class."""
     keypoint = max(errors["hps"], errors["hp_offset"])
     return [
         *box_columns(rows, errors),
@@ -122,7 +123,7 @@ def pose_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
 
 
 def box_3d_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
-    """x, y, score, 8 of rotation, depth, 3 dimensions, width, height, class."""
+    """Return the tolerances of x, y, score, 8 of rotation, depth, 3 dimensions, w, h, class."""
     scores, depths = rows[:, 2:3], rows[:, 11:12]
     return [
         Column("center", slice(0, 2), errors["reg"] + _floor(rows[:, :2])),
@@ -135,7 +136,7 @@ def box_3d_columns(rows: Rows, errors: Mapping[str, float]) -> list[Column]:
 
 
 def to_rows(outputs: Mapping[str, NDArray[Any]]) -> Rows:
-    """Put our outputs for one image into the upstream columns."""
+    """Convert the graph outputs of one image to the upstream columns."""
     values = {name: array.astype(np.float64) for name, array in outputs.items()}
     scores, class_ids = (values[name][:, np.newaxis] for name in ("scores", "class_ids"))
     centers, sizes = values["centers"], values["sizes"]
@@ -149,7 +150,7 @@ def to_rows(outputs: Mapping[str, NDArray[Any]]) -> Rows:
 
 
 def match_rows(local: Rows, upstream: Rows, centers: slice) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Pair rows of one class with the same center: two index arrays; each row once."""
+    """Match rows by class and center; returns two index arrays, each row at most once."""
     places = [rows[:, centers] for rows in (local, upstream)]
     if places[0].shape[1] == 4:  # corners
         places = [(place[:, :2] + place[:, 2:]) / 2 for place in places]

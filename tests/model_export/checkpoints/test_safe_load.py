@@ -1,4 +1,4 @@
-"""A stranger's file is read as plain data or refused in words; nothing in it runs."""
+"""Untrusted checkpoints are read as plain data or rejected; no code in them runs."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_export.checkpoints import safe_load as reading
+from model_export.checkpoints import safe_load
 from model_export.checkpoints.safe_load import read_state
 from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
 
@@ -17,7 +17,7 @@ WEIGHTS = {"conv1.weight": torch.arange(1000.0), "bn1.bias": torch.ones(3)}
 
 
 class _Bomb:
-    """Unpickled by plain pickle, this creates a file."""
+    """Creates a file when unpickled with ``pickle.load``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,7 +36,7 @@ def _assert_same(state: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "bare"])
 @pytest.mark.parametrize("counters", [True, False], ids=["counters", "no counters"])
-def test_every_layout_gives_the_same_weights(
+def test_every_file_format_gives_the_same_weights(
     tmp_path: Path, zipped: bool, prefix: str, wrapped: bool, counters: bool
 ) -> None:
     state = dict(WEIGHTS)
@@ -56,14 +56,14 @@ def test_only_the_whole_prefix_is_stripped(tmp_path: Path) -> None:
     assert list(read_state(path)) == ["module_list.weight"]
 
 
-def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+def test_fp16_weights_are_converted_to_float32(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save({"conv1.weight": torch.ones(2, dtype=torch.float16)}, path)
     assert read_state(path)["conv1.weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_a_pickle_that_runs_code_is_rejected_and_not_run(tmp_path: Path, zipped: bool) -> None:
     planted = tmp_path / "planted"
     path = tmp_path / "model.pth"
     torch.save(
@@ -71,13 +71,13 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, zipped: 
         path,
         _use_new_zipfile_serialization=zipped,
     )
-    with pytest.raises(CheckpointUnsafeError, match=r"asks for '_?io\.open'.*not run") as caught:
+    with pytest.raises(CheckpointUnsafeError, match=r"refers to '_?io\.open'.*not run") as caught:
         read_state(path)
     assert caught.value.code == "checkpoint_unsafe"
     assert not planted.exists()
 
 
-def test_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_plain_pickle_is_rejected_and_not_run(tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     path = tmp_path / "model.pth"
     path.write_bytes(pickle.dumps(_Bomb(planted)))
@@ -86,7 +86,7 @@ def test_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not planted.exists()
 
 
-def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_module_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(CheckpointUnsafeError, match=r"torch\.nn\.modules\.linear\.Linear"):
@@ -101,7 +101,7 @@ def _write_zip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.unlink(missing_ok=True), "there is no file"),
+        (lambda path: path.unlink(missing_ok=True), "does not exist"),
         (lambda path: path.mkdir(), "is a directory"),
         (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
         (lambda path: path.write_text("<html>Quota exceeded</html>"), "not a PyTorch checkpoint"),
@@ -112,27 +112,27 @@ def _write_zip(path: Path) -> None:
         (_write_zip, "not a PyTorch checkpoint"),
         (lambda path: torch.save([torch.ones(1)], path), "it holds a list"),
         (lambda path: torch.save(torch.ones(1), path), "it holds a Tensor"),
-        (lambda path: torch.save({}, path), "at the top it holds nothing"),
-        (lambda path: torch.save({"epoch": 1, "optimizer": {}}, path), "holds 'epoch', 'optimizer"),
-        (lambda path: torch.save({"state_dict": {}}, path), "at the top it holds 'state_dict'"),
-        (lambda path: torch.save({"state_dict": [1]}, path), "at the top it holds 'state_dict'"),
-        (lambda path: torch.save({3: torch.ones(1)}, path), "a key is 3, not a name"),
+        (lambda path: torch.save({}, path), "its top-level keys are none"),
+        (lambda path: torch.save({"epoch": 1, "optimizer": {}}, path), "are 'epoch', 'optimizer"),
+        (lambda path: torch.save({"state_dict": {}}, path), "its top-level keys are 'state_dict'"),
+        (lambda path: torch.save({"state_dict": [1]}, path), "its top-level keys are 'state_dict'"),
+        (lambda path: torch.save({3: torch.ones(1)}, path), "a key is 3, not a string"),
         (
             lambda path: torch.save({"a": torch.ones(1), "module.a": torch.ones(1)}, path),
-            "'a' is there with and without the prefix",
+            "'a' occurs with and without the prefix",
         ),
-        (lambda path: torch.save({"a": torch.ones(1).int()}, path), "'a' is of torch.int32"),
+        (lambda path: torch.save({"a": torch.ones(1).int()}, path), "'a' has the type torch.int32"),
         (lambda path: torch.save({"a": torch.tensor([1, torch.nan])}, path), "NaN or infinity"),
         (lambda path: torch.save({"a": torch.tensor([1e300]).double()}, path), "NaN or infinity"),
-        (lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "not an ordinary dense"),
-        (lambda path: torch.save({"a": torch.ones(9, device="meta")}, path), "not an ordinary"),
+        (lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "not a dense CPU tensor"),
+        (lambda path: torch.save({"a": torch.ones(9, device="meta")}, path), "not a dense CPU"),
         (
             lambda path: torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, path),
-            "but stores less",
+            "but stores fewer values",
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_checkpoint_is_refused_in_words(
+def test_invalid_checkpoints_are_rejected_with_a_reason(
     tmp_path: Path, write: Callable[[Path], None], message: str
 ) -> None:
     path = tmp_path / "model.pth"
@@ -140,12 +140,12 @@ def test_what_is_no_checkpoint_is_refused_in_words(
     with pytest.raises(CheckpointUnreadableError, match=message) as caught:
         read_state(path)
     assert caught.value.code == "checkpoint_unreadable"
-    assert "weights_only" not in str(caught.value)  # torch's advice to switch safety off
+    assert "weights_only" not in str(caught.value)  # torch's advice to disable the safe mode
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
-def test_a_truncated_file_is_refused(tmp_path: Path, zipped: bool, kept: float) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path, zipped: bool, kept: float) -> None:
     path = tmp_path / "model.pth"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, int(path.stat().st_size * kept))
@@ -153,7 +153,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, zipped: bool, kept: float) 
         read_state(path)
 
 
-def test_a_huge_declared_size_is_refused(tmp_path: Path) -> None:
+def test_a_huge_declared_size_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
     thousand, huge = b"M\xe8\x03", b"\x8a\x06" + (10**13).to_bytes(6, "little")
@@ -164,11 +164,11 @@ def test_a_huge_declared_size_is_refused(tmp_path: Path) -> None:
         read_state(path)
 
 
-def test_a_file_that_is_too_large_is_refused_unread(
+def test_a_file_above_the_size_limit_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.pth"
     torch.save(WEIGHTS, path)
-    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(safe_load, "MAX_FILE_BYTES", 100)
     with pytest.raises(CheckpointUnreadableError, match="at most 100 are read"):
         read_state(path)

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu_check import kernels
 from benchmarks.gpu_check.kernels import Device, Launch, check, parity, speed
 from model_export.engines.corner_pooling_kernels import FORMATS, WARPS_PER_BLOCK
-from model_export.onnx.corner_pool_ops import INPUTS
+from model_export.networks.corner_pool_ops import INPUTS
 
 SHAPES = ((1, 2, 9, 12), (2, 1, 5, 7))
 

@@ -20,7 +20,7 @@ from model_export.engines.corner_pooling_kernels import (
     kernel_ptx,
     launch,
 )
-from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES
+from model_export.networks.corner_pool_ops import INPUTS, OP_TYPES
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 SHAPES = [

@@ -16,7 +16,7 @@ from support.pooling import assert_same, bits, maps
 from benchmarks.gpu_check.kernels import reference
 from model_export.engines.corner_pooling_kernels import FORMATS, WARPS_PER_BLOCK, Launch
 from model_export.engines.corner_pooling_plugin import register_corner_pooling
-from model_export.onnx.corner_pool_ops import INPUTS
+from model_export.networks.corner_pool_ops import INPUTS
 
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 

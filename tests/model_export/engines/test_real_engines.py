@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.config import ExportConfig, make_plan
-from model_export.graph.detection_graph import DetectionGraph
+from model_export.config import ExportConfig, resolve_export
+from model_export.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx
 from model_package import load_package
@@ -55,7 +55,7 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
     """Write a package with the network of ``state`` in fp32 and fp16, not verified."""
     state = without_counters(state)
     identified = identify(state, None, None)
-    plan = make_plan(
+    plan = resolve_export(
         ExportConfig(name="network", version="1", max_side_px=max_side_px),
         identified.architecture,
         ARCHITECTURES[identified.architecture].input_multiple,

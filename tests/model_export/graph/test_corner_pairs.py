@@ -1,4 +1,4 @@
-"""Corners into boxes: the upstream decoding on random maps, and the rules one by one."""
+"""Corner pairing: comparison with upstream on random maps, and tests of each rule."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from model_export.graph.corner_pairs import (
     PAIRS,
     TRIPLET_HEADS,
     Corners,
+    decode_corner_pairs,
+    decode_corner_triplets,
     find_corners,
     pair_corners,
-    pick_corner_pairs,
-    pick_corner_triplets,
 )
 from model_export.graph.heads import activate
 from model_package import CornerPairsDecoder, CornerTripletsDecoder
@@ -35,7 +35,7 @@ def golden(request: pytest.FixtureRequest, upstream: Path) -> Golden:
 
 
 def _maps(golden: Golden) -> dict[str, Tensor]:
-    """The upstream raw maps under our names, heatmaps activated."""
+    """Return the upstream maps by network head name, heatmaps activated."""
     raw = {
         f"{KINDS[kind]}_{HEADS[head]}": torch.from_numpy(values)
         for key, values in golden.items()
@@ -46,13 +46,13 @@ def _maps(golden: Golden) -> dict[str, Tensor]:
 
 
 def _possible_rows(outputs: tuple[Tensor, ...], image: int) -> NDArray:
-    """The upstream columns: x1, y1, x2, y2, score, both corners' scores, class."""
+    """Return the upstream columns: x1, y1, x2, y2, score, both corner scores, class."""
     scores, class_ids, boxes, corner_scores = (output[image].numpy() for output in outputs)
     rows = np.column_stack((boxes, scores, corner_scores, class_ids))
-    return _in_order(rows[scores > IMPOSSIBLE])
+    return _sorted(rows[scores > IMPOSSIBLE])
 
 
-def _in_order(rows: NDArray) -> NDArray:
+def _sorted(rows: NDArray) -> NDArray:
     return rows[np.lexsort(rows.T)]
 
 
@@ -60,7 +60,9 @@ def _in_order(rows: NDArray) -> NDArray:
     ("key", "top_k", "pairs", "distance"),
     [("dec_K40", 40, 1000, 0.5), ("dec_K30_nd300", 30, 300, 0.3)],
 )
-def test_upstream_pairs(golden: Golden, key: str, top_k: int, pairs: int, distance: float) -> None:
+def test_corner_pairs_match_upstream(
+    golden: Golden, key: str, top_k: int, pairs: int, distance: float
+) -> None:
     maps = _maps(golden)
     corners = [find_corners(maps, kind, top_k) for kind in ("top_left", "bottom_right")]
     outputs = pair_corners(*corners, pairs, distance)
@@ -68,33 +70,33 @@ def test_upstream_pairs(golden: Golden, key: str, top_k: int, pairs: int, distan
     for image, expected in enumerate(golden[key]):
         possible = expected[expected[:, 4] > -1]
         assert len(possible) > 5
-        np.testing.assert_array_equal(_possible_rows(outputs, image), _in_order(possible))
+        np.testing.assert_array_equal(_possible_rows(outputs, image), _sorted(possible))
 
 
-def test_upstream_centers(upstream: Path) -> None:
+def test_centers_match_upstream(upstream: Path) -> None:
     with np.load(upstream / "goldens" / "unit_triplet.npz") as file:
         golden = {key: file[key] for key in file.files if key.startswith("dec_")}
-    *_, centers, scores, class_ids = pick_corner_triplets(_maps(golden), 40)
+    *_, centers, scores, class_ids = decode_corner_triplets(_maps(golden), 40)
     for image, expected in enumerate(golden["dec_K40_center"]):
         found = np.column_stack((centers[image], class_ids[image], scores[image]))
-        np.testing.assert_array_equal(_in_order(found), _in_order(expected))
+        np.testing.assert_array_equal(_sorted(found), _sorted(expected))
 
 
-def _corners(points: list[tuple[float, float]], **facts: list[float]) -> Corners:
+def _corners(points: list[tuple[float, float]], **fields: list[float]) -> Corners:
     count = len(points)
     return Corners(
-        torch.tensor([facts.get("scores", [0.5] * count)]),
-        torch.tensor([facts.get("class_ids", [0] * count)]),
+        torch.tensor([fields.get("scores", [0.5] * count)]),
+        torch.tensor([fields.get("class_ids", [0] * count)]),
         torch.tensor([points]),
-        torch.tensor([facts.get("embeddings", [0.0] * count)]),
+        torch.tensor([fields.get("embeddings", [0.0] * count)]),
     )
 
 
 @pytest.mark.parametrize(
-    ("point", "facts", "possible"),
+    ("point", "fields", "possible"),
     [
         ((5.0, 6.0), {}, True),
-        ((2.0, 3.0), {}, True),  # an empty box is one, as with the authors
+        ((2.0, 3.0), {}, True),  # an empty box is accepted, as upstream
         ((1.9, 6.0), {}, False),
         ((5.0, 2.9), {}, False),
         ((5.0, 6.0), {"class_ids": [1]}, False),
@@ -102,11 +104,11 @@ def _corners(points: list[tuple[float, float]], **facts: list[float]) -> Corners
         ((5.0, 6.0), {"embeddings": [-0.51]}, False),
     ],
 )
-def test_which_pairs_are_possible(
-    point: tuple[float, float], facts: dict[str, list[float]], possible: bool
+def test_only_consistent_corners_form_pairs(
+    point: tuple[float, float], fields: dict[str, list[float]], possible: bool
 ) -> None:
     top_left = _corners([(2.0, 3.0)], scores=[0.8])
-    bottom_right = _corners([point], **{"scores": [0.4], **facts})
+    bottom_right = _corners([point], **{"scores": [0.4], **fields})
     scores, class_ids, boxes, corner_scores = pair_corners(top_left, bottom_right, 1)
     assert scores.item() == pytest.approx(0.6 if possible else IMPOSSIBLE)
     assert class_ids.item() == 0
@@ -115,7 +117,7 @@ def test_which_pairs_are_possible(
     assert corner_scores[0, 0].tolist() == pytest.approx([0.8, 0.4])
 
 
-def test_the_best_pairs_come_first() -> None:
+def test_pairs_are_sorted_by_score() -> None:
     top_left = _corners([(0.0, 0.0), (1.0, 1.0)], scores=[0.9, 0.1])
     bottom_right = _corners([(5.0, 5.0), (6.0, 6.0), (7.0, 7.0)], scores=[0.8, 0.4, 0.2])
     scores, _, boxes, _ = pair_corners(top_left, bottom_right, 4)
@@ -124,17 +126,17 @@ def test_the_best_pairs_come_first() -> None:
     assert boxes[0, 3].tolist() == [1.0, 1.0, 5.0, 5.0]
 
 
-def test_outputs_are_those_of_the_decoders() -> None:
+def test_outputs_match_the_decoder_specs() -> None:
     generator = torch.Generator().manual_seed(5)
     maps = {
         name: torch.rand(2, head.count(3, 0), 32, 48, generator=generator)
         for name, head in TRIPLET_HEADS.items()
     }
-    facts = {"pairs": PAIRS, "top_k": 100, "score_threshold": 0.3}
+    fields = {"pairs": PAIRS, "top_k": 100, "score_threshold": 0.3}
     for outputs, decoder in (
-        (pick_corner_pairs({name: maps[name] for name in PAIR_HEADS}, 100),
-         CornerPairsDecoder(**facts)),
-        (pick_corner_triplets(maps, 70), CornerTripletsDecoder(**facts, centers=70)),
+        (decode_corner_pairs({name: maps[name] for name in PAIR_HEADS}, 100),
+         CornerPairsDecoder(**fields)),
+        (decode_corner_triplets(maps, 70), CornerTripletsDecoder(**fields, centers=70)),
     ):  # fmt: skip
         for output, spec in zip(outputs, decoder.outputs(), strict=True):
             assert output.shape == (2, *spec.shape)

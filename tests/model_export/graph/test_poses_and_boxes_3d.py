@@ -1,4 +1,4 @@
-"""Keypoints and 3D boxes as the upstream decoding finds them, and flips as they undo them."""
+"""Poses, 3D boxes and flips: comparison with upstream, and the rules for keypoints."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.checkpoints.objects_as_points import HEADS
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON, flipped_pairs
 from model_export.graph.boxes_3d import depth_from_raw
 from model_export.graph.heads import average_with_flip, unflip
-from model_export.graph.poses import pick_poses
+from model_export.graph.poses import decode_poses
+from model_export.key_mappings.objects_as_points import HEADS
 from model_export.tasks import TASKS
 
 POSE_HEADS = TASKS["poses"].heads
@@ -25,7 +25,7 @@ def goldens(upstream: Path) -> dict[str, NDArray]:
 
 
 def _maps(goldens: dict[str, NDArray], prefix: str, *without: str) -> dict[str, Tensor]:
-    """Inputs of the upstream decoding, by our names."""
+    """Return the inputs of the upstream decoding by network head name."""
     return {
         local: torch.from_numpy(goldens[f"{prefix}_in_{upstream}"])
         for upstream, local in HEADS.items()
@@ -43,10 +43,10 @@ def _maps(goldens: dict[str, NDArray], prefix: str, *without: str) -> dict[str, 
         ("mp_K20_nohmhp", 20, ("hm_hp", "hp_offset")),
     ],
 )
-def test_upstream_poses(
+def test_poses_match_upstream(
     goldens: dict[str, NDArray], name: str, top_k: int, without: tuple[str, ...]
 ) -> None:
-    scores, class_ids, centers, sizes, keypoints, keypoint_scores = pick_poses(
+    scores, class_ids, centers, sizes, keypoints, keypoint_scores = decode_poses(
         _maps(goldens, "mp", *without), top_k
     )
     rows = torch.cat(
@@ -65,9 +65,9 @@ def test_upstream_poses(
 
 
 def _one_pose(peak: tuple[int, int], score: float) -> tuple[list[float], float]:
-    """Where the keypoint of a pose goes, if its heatmap has one peak of ``score`` at ``peak``.
+    """Decode a pose whose keypoint heatmap has one peak of ``score`` at ``peak``.
 
-    The box reaches from (5, 5) to (15, 15), and the keypoint stands at (12, 10) by itself.
+    The box is (5, 5) to (15, 15) and the regressed keypoint (12, 10). Returns keypoint and score.
     """
     maps = {
         "heatmap": torch.zeros(1, 1, 20, 20),
@@ -80,7 +80,7 @@ def _one_pose(peak: tuple[int, int], score: float) -> tuple[list[float], float]:
     maps["heatmap"][0, 0, 10, 10] = 0.9
     maps["keypoint_offsets"][0, 0] = 2.0
     maps["keypoint_heatmap"][0, 0, peak[1], peak[0]] = score
-    *_, keypoints, scores = pick_poses(maps, 1)
+    *_, keypoints, scores = decode_poses(maps, 1)
     return keypoints.flatten().tolist(), scores.item()
 
 
@@ -88,13 +88,13 @@ def _one_pose(peak: tuple[int, int], score: float) -> tuple[list[float], float]:
     ("peak", "score", "taken"),
     [
         ((13, 11), 0.5, True),
-        ((15, 10), 0.5, True),  # on the edge of the box, three tenths of its side away
+        ((15, 10), 0.5, True),  # on the edge of the box, at 0.3 of its side
         ((12, 14), 0.5, False),  # too far
         ((16, 10), 0.5, False),  # outside of the box
         ((13, 11), 0.1, False),  # too weak
     ],
 )
-def test_a_keypoint_goes_to_a_peak_that_fits(
+def test_a_keypoint_moves_to_a_peak_that_fits(
     peak: tuple[int, int], score: float, taken: bool
 ) -> None:
     keypoint, keypoint_score = _one_pose(peak, score)
@@ -102,9 +102,9 @@ def test_a_keypoint_goes_to_a_peak_that_fits(
     assert keypoint_score == pytest.approx(score if taken else 0.0)
 
 
-def test_maps_may_have_fewer_cells_than_poses_are_wanted() -> None:
+def test_maps_may_have_fewer_cells_than_top_k() -> None:
     maps = {name: torch.rand(2, head.count(1, 17), 8, 8) for name, head in POSE_HEADS.items()}
-    outputs = pick_poses(maps, 100)
+    outputs = decode_poses(maps, 100)
     assert [tuple(output.shape[1:]) for output in outputs] == [
         (100,), (100,), (100, 2), (100, 2), (100, 17, 2), (100, 17),
     ]  # fmt: skip
@@ -113,13 +113,13 @@ def test_maps_may_have_fewer_cells_than_poses_are_wanted() -> None:
 
 
 @pytest.mark.parametrize(("name", "without"), [("ddd_K50", ()), ("ddd_K50_nowh_noreg", ("reg",))])
-def test_upstream_boxes_3d(
+def test_boxes_3d_match_upstream(
     goldens: dict[str, NDArray], name: str, without: tuple[str, ...]
 ) -> None:
     maps = _maps(goldens, "ddd", *without)
-    # Theirs come after the transform of depths, ours undergo it.
+    # The goldens hold transformed depths; the decoder expects raw ones.
     maps["depth"] = torch.logit(1 / (maps["depth"].double() + 1) - 1e-6)
-    scores, class_ids, centers, sizes, depths, dimensions, rotations = TASKS["boxes_3d"].pick(
+    scores, class_ids, centers, sizes, depths, dimensions, rotations = TASKS["boxes_3d"].decode(
         maps, 50
     )
     rows = torch.cat(
@@ -134,11 +134,11 @@ def test_upstream_boxes_3d(
         ),
         dim=2,
     )
-    assert (goldens[name][..., 11] > 0).all()  # others no depth head can give
+    assert (goldens[name][..., 11] > 0).all()  # a depth head cannot give other values
     np.testing.assert_allclose(rows.numpy(), goldens[name], rtol=1e-5, atol=1e-5)
 
 
-def test_upstream_depths(upstream: Path) -> None:
+def test_depths_match_upstream(upstream: Path) -> None:
     with np.load(upstream / "goldens" / "unit_geometry_xz.npz") as file:
         raw, expected = file["dep_raw"], file["dep_dec"]
     np.testing.assert_allclose(depth_from_raw(torch.from_numpy(raw)).numpy(), expected, rtol=1e-5)
@@ -147,13 +147,13 @@ def test_upstream_depths(upstream: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "head"), [("flip_off", "keypoint_offsets"), ("flip_lr", "keypoint_heatmap")]
 )
-def test_upstream_flips(goldens: dict[str, NDArray], name: str, head: str) -> None:
+def test_unflipped_maps_match_upstream(goldens: dict[str, NDArray], name: str, head: str) -> None:
     values = torch.from_numpy(goldens[f"{name}_in"])
     local = unflip(values, POSE_HEADS[head], flipped_pairs(COCO_KEYPOINTS))
     np.testing.assert_array_equal(local.numpy(), goldens[f"{name}_out"])
 
 
-def test_a_flip_exchanges_left_and_right() -> None:
+def test_a_flip_swaps_left_and_right_keypoints() -> None:
     pairs = flipped_pairs(COCO_KEYPOINTS)
     assert pairs == [(left, left + 1) for left in range(1, 17, 2)]
     assert flipped_pairs(("snout", "leftear", "rightear", "tail")) == [(1, 2)]
@@ -161,7 +161,7 @@ def test_a_flip_exchanges_left_and_right() -> None:
     assert {keypoint for line in COCO_SKELETON for keypoint in line} == set(range(17))
 
 
-def test_averages_leave_offsets_inside_a_cell_alone() -> None:
+def test_offsets_inside_a_cell_are_not_averaged() -> None:
     maps = {name: torch.rand(1, head.count(1, 17), 4, 6) for name, head in POSE_HEADS.items()}
     flip = {name: torch.rand_like(values) for name, values in maps.items()}
     averaged = average_with_flip(maps, flip, POSE_HEADS, flipped_pairs(COCO_KEYPOINTS))

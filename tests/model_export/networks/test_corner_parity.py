@@ -1,7 +1,7 @@
-"""The corner systems' upstream detections, from their canvas and weights, through our graph.
+"""Comparison of the corner networks with upstream detections, from the upstream canvas and weights.
 
 Needs the end-to-end goldens that are too large for the repository; see the fixture ``shared``.
-What takes minutes runs only when the environment variable HEAVY_TESTS is set.
+Tests that take minutes run only if the environment variable HEAVY_TESTS is set.
 """
 
 import json
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.config import ExportConfig, make_plan
-from model_export.graph.detection_graph import DetectionGraph
+from model_export.config import ExportConfig, resolve_export
+from model_export.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx
 from model_export.tasks import TASKS
@@ -30,13 +30,13 @@ from model_export.verification.onnx_vs_torch import Run, onnx_runner, torch_runn
 
 @dataclass(frozen=True)
 class Noise:
-    """What float32 costs in these very networks: its largest error against float64."""
+    """Largest error of float32 against float64 in a network."""
 
     score: float
     corner_cells: float
 
 
-# Measured with this graph on the first view of each case, with the same weights in float64.
+# Measured with this graph on the first input of each case, with the same weights in float64.
 NOISE = {
     "cornernet_hourglass104": Noise(score=1.0e-5, corner_cells=1.2e-5),
     "triplet_centernet52": Noise(score=6.5e-6, corner_cells=6.6e-6),
@@ -60,7 +60,7 @@ CASES = [
 def runners(
     upstream: Path, weights_rule: types.ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, Run]]:
-    """PyTorch and ONNX Runtime on one network; each export is made once and takes every size."""
+    """Run one network in PyTorch and ONNX Runtime; it is exported once for every input size."""
 
     @lru_cache(maxsize=1)  # the large ones do not fit into memory together
     def make(architecture: str) -> dict[str, Run]:
@@ -70,26 +70,28 @@ def runners(
             for key, array in weights_rule.make_state(shapes["state_dict"], architecture).items()
             if "num_batches" not in key
         }
-        contents = identify(state, architecture)
+        checkpoint_info = identify(state, architecture)
         config = ExportConfig(name="parity", version="1")
-        plan = make_plan(config, architecture, 128, contents.task, contents.num_classes, 0)
+        resolved = resolve_export(
+            config, architecture, 128, checkpoint_info.task, checkpoint_info.num_classes, 0
+        )
         graph = DetectionGraph(
-            load_network(contents, state),
-            NORMALIZATIONS[plan.normalization],
-            TASKS[contents.task].keypoint_peaks,
-            plan.task,
+            load_network(checkpoint_info, state),
+            NORMALIZATIONS[resolved.normalization],
+            TASKS[checkpoint_info.task].keypoint_peaks,
+            resolved.task,
         ).eval()
         path = tmp_path_factory.mktemp("parity") / "model.onnx"
-        names = plan.output_names()
-        size = plan.input.height_px, plan.input.width_px
-        export_onnx(graph, *size, names, path, plan.input.free_size)
+        names = resolved.output_names()
+        size = resolved.input.height_px, resolved.input.width_px
+        export_onnx(graph, *size, names, path, resolved.input.free_size)
         return {"PyTorch": torch_runner(graph, names), "ONNX Runtime": onnx_runner(path, names)}
 
     return make
 
 
 def _match(local: NDArray, upstream: NDArray) -> tuple[NDArray, NDArray]:
-    """Pair rows (place, class in the last column) that agree; each has one partner at most."""
+    """Match rows (position, class in the last column); each row matches at most once."""
     distances = np.abs(local[:, np.newaxis, :-1] - upstream[:, :-1]).max(axis=2)
     distances[local[:, np.newaxis, -1] != upstream[:, -1]] = np.inf
     nearest = distances.argmin(axis=1)
@@ -99,16 +101,16 @@ def _match(local: NDArray, upstream: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _pairs(detections: Detections) -> tuple[NDArray, NDArray]:
-    """Places with classes, and three scores each, of the possible pairs."""
+    """Return positions with classes, and three scores each, of the possible pairs."""
     possible = detections["scores"] > -1
-    places = np.column_stack((detections["boxes"], detections["class_ids"]))
+    positions = np.column_stack((detections["boxes"], detections["class_ids"]))
     scores = np.column_stack((detections["scores"], detections["corner_scores"]))
-    return places[possible].astype(np.float64), scores[possible].astype(np.float64)
+    return positions[possible].astype(np.float64), scores[possible].astype(np.float64)
 
 
 @pytest.mark.parametrize("runtime", ["PyTorch", "ONNX Runtime"])
 @pytest.mark.parametrize(("architecture", "case"), CASES)
-def test_upstream_corners(
+def test_corner_detections_match_upstream(
     shared: Path,
     runners: Callable[[str], dict[str, Run]],
     architecture: str,
@@ -119,29 +121,33 @@ def test_upstream_corners(
         canvas = golden["s0_crop_u8"][..., ::-1]
         upstream_pairs = golden["s0_dets"].astype(np.float64)
         upstream_centers = golden["s0_center"].astype(np.float64) if "s0_center" in golden else None
-    views = runners(architecture)[runtime](np.stack((canvas, canvas[:, ::-1])))
-    for view, detections in enumerate(views):
-        upstream = upstream_pairs[view][upstream_pairs[view][:, 4] > -1]
-        what = f"{architecture} | {case} | view {view} | {runtime}"
-        _check(what, *_pairs(detections), upstream[:, [0, 1, 2, 3, 7]], upstream[:, 4:7])
+    outputs = runners(architecture)[runtime](np.stack((canvas, canvas[:, ::-1])))
+    for row, detections in enumerate(outputs):
+        upstream = upstream_pairs[row][upstream_pairs[row][:, 4] > -1]
+        label = f"{architecture} | {case} | row {row} | {runtime}"
+        _check(label, *_pairs(detections), upstream[:, [0, 1, 2, 3, 7]], upstream[:, 4:7])
         if upstream_centers is not None:
             local = np.column_stack((detections["centers"], detections["center_class_ids"]))
-            upstream = upstream_centers[view]
+            upstream = upstream_centers[row]
             scores = detections["center_scores"][:, np.newaxis].astype(np.float64)
-            _check(f"{what}, centers", local, scores, upstream[:, :3], upstream[:, 3:])
+            _check(f"{label}, centers", local, scores, upstream[:, :3], upstream[:, 3:])
 
 
 def _check(
-    what: str, places: NDArray, scores: NDArray, upstream_places: NDArray, upstream_scores: NDArray
+    label: str,
+    positions: NDArray,
+    scores: NDArray,
+    upstream_positions: NDArray,
+    upstream_scores: NDArray,
 ) -> None:
-    rows, others = _match(places, upstream_places)
+    rows, others = _match(positions, upstream_positions)
     score_error = np.abs(scores[rows] - upstream_scores[others]).max()
-    cell_error = np.abs(places[rows] - upstream_places[others]).max()
+    cell_error = np.abs(positions[rows] - upstream_positions[others]).max()
     print(
-        f"\nparity | {what} | score {score_error:.1e} | corner {cell_error:.1e} cells | "
-        f"matched {len(rows)} of {len(upstream_places)}"
+        f"\nparity | {label} | score {score_error:.1e} | corner {cell_error:.1e} cells | "
+        f"matched {len(rows)} of {len(upstream_positions)}"
     )
-    noise = NOISE[what.partition(" ")[0]]
+    noise = NOISE[label.partition(" ")[0]]
     assert score_error <= MARGIN * noise.score
     assert cell_error <= MARGIN * noise.corner_cells
     for found, matched in ((scores, rows), (upstream_scores, others)):

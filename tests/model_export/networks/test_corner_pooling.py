@@ -1,4 +1,4 @@
-"""Corner pooling: the upstream numbers, in PyTorch and as the operator of an exported file."""
+"""Corner pooling: comparison with upstream, in PyTorch and as an exported operator."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_export.checkpoints.corner_nets import layout
+from model_export.key_mappings.corner_nets import corner_keys
 from model_export.networks.corner_blocks import CascadePoolingBlock, PoolingBlock
 from model_export.networks.corner_pooling import (
     BOTTOM_RIGHT,
@@ -36,7 +36,7 @@ POOLS: Mapping[str, Pool] = {
 
 SUMS: Mapping[str, PoolPair] = {"top_left": TOP_LEFT, "bottom_right": BOTTOM_RIGHT}
 
-BLOCKS = [  # file, name there, block
+BLOCKS = [  # golden file, name in the file, block
     ("unit_cornernet", "tl_pool", lambda: PoolingBlock(16, TOP_LEFT)),
     ("unit_cornernet", "br_pool", lambda: PoolingBlock(16, BOTTOM_RIGHT)),
     ("unit_triplet", "tl_pool", lambda: CascadePoolingBlock(16, TOP_LEFT)),
@@ -55,20 +55,20 @@ def _running_maximum(values: NDArray[np.float32], direction: str) -> NDArray[np.
 
 
 class Pooled(nn.Module):
-    """All four pools of one map, and both sums of pools of two maps."""
+    """All four pools of one map, and both pooled sums of two maps."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        # The sum keeps an operator from being the graph's input and output at once.
+        # Without the addition, operators would connect graph inputs directly to graph outputs.
         pooled = [pool(x + 1) for pool in POOLS.values()]
         return *pooled, *(pair.sum(x + 1, -3 - 2 * x) for pair in SUMS.values())
 
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All operators on maps of every size up to LONGEST_SIDE."""
+    """All operators, for maps of every size up to LONGEST_SIDE."""
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export about itself
+        warnings.simplefilter("ignore", FutureWarning)  # internal to torch.export
         program = torch.onnx.export(
             Pooled().eval(),
             (torch.zeros(2, 3, 5, 7),),
@@ -95,7 +95,7 @@ def run(onnx_file: Path) -> Callable[[NDArray[np.float32]], dict[str, NDArray]]:
 
 
 @pytest.mark.parametrize("direction", POOLS)
-def test_upstream_pools(upstream: Path, direction: str) -> None:
+def test_corner_pools_match_upstream(upstream: Path, direction: str) -> None:
     with np.load(upstream / "goldens" / "unit_cornernet.npz") as golden:
         pooled = POOLS[direction](torch.from_numpy(golden["pool_in"]))
         np.testing.assert_array_equal(pooled.numpy(), golden[f"pool_{direction}"])
@@ -106,7 +106,7 @@ def test_upstream_pools(upstream: Path, direction: str) -> None:
 
 
 @pytest.mark.parametrize("direction", POOLS)
-def test_infinities_stay_and_nan_spreads(direction: str) -> None:
+def test_infinities_are_kept_and_nan_propagates(direction: str) -> None:
     lowest = torch.full((1, 1, 3, 4), -torch.inf)
     assert torch.equal(POOLS[direction](lowest), lowest)
     damaged = torch.zeros(1, 1, 3, 3)
@@ -117,10 +117,10 @@ def test_infinities_stay_and_nan_spreads(direction: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 13), (24, 24), (1, 24), (23, 2)])
-def test_the_operators_on_maps_of_any_size(
+def test_exported_operators_pool_maps_of_any_size(
     run: Callable[[NDArray[np.float32]], dict[str, NDArray]], size: tuple[int, int]
 ) -> None:
-    # Whole numbers: exact, with many ties and no value above 0.
+    # Integers: exact, with many ties and no value above 0.
     x = np.random.default_rng(7).integers(-9, 1, (2, 3, *size)).astype(np.float32)
     pooled = run(x)
     for direction in POOLS:
@@ -131,7 +131,7 @@ def test_the_operators_on_maps_of_any_size(
         np.testing.assert_array_equal(pooled[pair], expected)
 
 
-def test_one_max_pool_per_direction(onnx_file: Path) -> None:
+def test_functions_have_one_max_pool_per_direction(onnx_file: Path) -> None:
     model = onnx.load(onnx_file)
     nodes = [node for node in model.graph.node if node.domain == "centernet"]
     names = [f"corner_pool_{name}" for name in POOLS]
@@ -159,19 +159,19 @@ def test_files_without_corner_pools_get_no_functions() -> None:
 
 
 @pytest.mark.parametrize(("file", "name", "make"), BLOCKS)
-def test_upstream_blocks(
+def test_pooling_blocks_match_upstream(
     upstream: Path, file: str, name: str, make: Callable[[], PoolingBlock]
 ) -> None:
     keypoint = {"tl_pool": "tl", "br_pool": "br", "center_pool": "ct"}[name]
-    names = layout(1)
+    key_mapping = corner_keys(1)
     with np.load(upstream / "goldens" / f"{file}.npz") as golden:
         prefix = f"{name}_sd."
-        state = {
-            names.to_network_key(f"{keypoint}_cnvs.0.{key.removeprefix(prefix)}").split(".", 2)[2]:
-            torch.from_numpy(golden[key])
-            for key in golden.files
-            if key.startswith(prefix)
-        }  # fmt: skip
+        state = {}
+        for key in golden.files:
+            if key.startswith(prefix):
+                upstream_key = f"{keypoint}_cnvs.0.{key.removeprefix(prefix)}"
+                block_key = key_mapping.to_network_key(upstream_key).split(".", 2)[2]
+                state[block_key] = torch.from_numpy(golden[key])
         x, expected = torch.from_numpy(golden[f"{name}_x"]), golden[f"{name}_y"]
     block = make().eval()
     block.load_state_dict(state)

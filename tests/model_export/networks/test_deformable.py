@@ -1,4 +1,4 @@
-"""Deformable convolution: the upstream numbers, in PyTorch and in ONNX Runtime."""
+"""Deformable convolution: comparison with upstream, in PyTorch and in ONNX Runtime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_export.networks.deformable import DeformableConvolution, deform_conv2d
-from model_export.onnx.export import free_batch, to_onnx
+from model_export.onnx.export import dynamic_batch, to_onnx
 
 ARGUMENTS = ("x", "offset", "mask", "w", "b")
 
@@ -38,26 +38,28 @@ def layer(golden: Callable[[str], Tensor]) -> DeformableConvolution:
 
 def _run_onnx(layer: nn.Module, x: Tensor) -> NDArray:
     example = x.expand(2, -1, -1, -1).clone()
-    model = to_onnx(layer, (example,), ["x"], ["y"], (free_batch(),))
+    model = to_onnx(layer, (example,), ["x"], ["y"], (dynamic_batch(),))
     assert sum(node.op_type == "DeformConv" for node in model.graph.node) == 1
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x.numpy()})[0]
 
 
 @pytest.mark.parametrize("name", ["dcn_a", "dcn_b"])  # b has two groups of offsets
-def test_upstream_function(golden: Callable[[str], Tensor], name: str) -> None:
+def test_deform_conv2d_matches_upstream(golden: Callable[[str], Tensor], name: str) -> None:
     local = deform_conv2d(*(golden(f"{name}_{argument}") for argument in ARGUMENTS))
     np.testing.assert_allclose(local.numpy(), golden(f"{name}_out").numpy(), rtol=0, atol=2e-6)
 
 
-def test_upstream_layer(golden: Callable[[str], Tensor], layer: DeformableConvolution) -> None:
+def test_layer_matches_upstream(
+    golden: Callable[[str], Tensor], layer: DeformableConvolution
+) -> None:
     x, expected = golden("dcnmod_x"), golden("dcnmod_out").numpy()
     with torch.inference_mode():
         np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=2e-6)
     np.testing.assert_allclose(_run_onnx(layer, x), expected, rtol=0, atol=1e-5)
 
 
-def test_without_offsets_it_is_an_ordinary_convolution() -> None:
+def test_zero_offsets_give_an_ordinary_convolution() -> None:
     torch.manual_seed(4)
     x, weight, bias = torch.randn(2, 3, 7, 5), torch.randn(4, 3, 3, 3), torch.randn(4)
     offsets, mask = torch.zeros(2, 18, 7, 5), torch.ones(2, 9, 7, 5)
@@ -65,7 +67,7 @@ def test_without_offsets_it_is_an_ordinary_convolution() -> None:
     torch.testing.assert_close(deform_conv2d(x, offsets, mask, weight, bias), expected)
 
 
-def test_training_starts_at_half_an_ordinary_convolution() -> None:
+def test_initial_output_is_half_an_ordinary_convolution() -> None:
     layer = DeformableConvolution(3, 4)
     x = torch.randn(1, 3, 6, 6)
     expected = nn.functional.conv2d(x, layer.weight, padding=1) / 2

@@ -1,4 +1,4 @@
-"""The upstream detections, from their canvas and their weights, through our graph and its file.
+"""Comparison with upstream detections, from the upstream canvas and weights, in both runtimes.
 
 Needs the end-to-end goldens that are too large for the repository; see the fixture ``shared``.
 """
@@ -16,9 +16,9 @@ from support.upstream import (
     Column,
     Golden,
     Rows,
+    allowed_errors,
     box_3d_columns,
     box_columns,
-    granted_errors,
     match_rows,
     pose_columns,
     read_goldens,
@@ -28,8 +28,8 @@ from support.upstream import (
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
-from model_export.graph.detection_graph import DetectionGraph, PixelNormalization
-from model_export.graph.normalization import NORMALIZATIONS
+from model_export.detection_graph import DetectionGraph
+from model_export.graph.normalization import NORMALIZATIONS, PixelNormalization
 from model_export.onnx.export import export_onnx
 from model_export.tasks import TASKS
 from model_export.verification.comparison import Detections
@@ -56,10 +56,10 @@ SCORES = {"boxes": 4, "poses": 4, "boxes_3d": 2}
 
 FREE_SIZE = FreeSize(multiple_px=32, extra_px=1, max_side_px=1536)
 
-MAX_REJOINED = 0.005
-"""Share of keypoints that rounding may carry over one of the thresholds of the upstream rule."""
+MAX_REASSIGNED = 0.005
+"""Share of keypoints that rounding may move across a threshold of the upstream rule."""
 
-CASES = {  # network: cases; those of one network run together, so that each file is made once
+CASES = {  # network: cases; the cases of a network run in sequence, so that it is exported once
     "ctdet_res_18": [
         "default_land", "default_port", "input384x640_land", "keepres_land", "keepres_odd",
         "ms_nms_odd", "flip_land", "keepres_flip_port", "default_land_evalmean",
@@ -81,7 +81,7 @@ CASES = {  # network: cases; those of one network run together, so that each fil
     "ddd_dla_34": ["default_kitti", "calib_kitti", "keepres_kitti"],
 }  # fmt: skip
 
-# The rest takes minutes.
+# All other cases take minutes.
 QUICK_CASES = {
     "PyTorch": {
         ("ctdet_res_18", None),
@@ -120,17 +120,17 @@ def _parameters() -> list[object]:
 def graph_of(
     upstream_state: Callable[[str], State],
 ) -> Callable[[str, str, bool], DetectionGraph]:
-    @lru_cache(maxsize=1)  # an hourglass has 800 MB
+    @lru_cache(maxsize=1)  # an hourglass takes 800 MB
     def make(network: str, normalization: str, flip: bool) -> DetectionGraph:
         state = without_counters(upstream_state(network))
-        contents = identify(state)
+        checkpoint_info = identify(state)
         graph = DetectionGraph(
-            load_network(contents, state),
+            load_network(checkpoint_info, state),
             NORMALIZATIONS[normalization],
             100,
-            TASKS[contents.task],
+            TASKS[checkpoint_info.task],
             flip,
-            flipped_pairs(COCO_KEYPOINTS) if contents.task == "poses" else (),
+            flipped_pairs(COCO_KEYPOINTS) if checkpoint_info.task == "poses" else (),
         )
         return graph.eval()
 
@@ -142,7 +142,7 @@ def runner_of(
     graph_of: Callable[[str, str, bool], DetectionGraph],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str, bool, str], Run]:
-    """PyTorch, or ONNX Runtime on a file whose height and width are free, made once."""
+    """Run in PyTorch, or in ONNX Runtime with dynamic height and width, exported once."""
 
     @lru_cache(maxsize=1)
     def make(network: str, normalization: str, flip: bool, runtime: str) -> Run:
@@ -169,14 +169,14 @@ def _task(network: str) -> str:
 
 
 def _normalization(network: str, case: str) -> str:
-    """The one of the program that the authors ran."""
+    """Return the normalization of the upstream program that made the golden."""
     if network.startswith("ddd"):
         return "imagenet"
     return "coco" if case.endswith("evalmean") else "coco-demo"
 
 
 @pytest.mark.parametrize(("network", "case", "runtime"), _parameters())
-def test_upstream_detections(
+def test_detections_match_upstream(
     shared: Path,
     runner_of: Callable[[str, str, bool, str], Run],
     network: str,
@@ -187,7 +187,7 @@ def test_upstream_detections(
     run = runner_of(network, _normalization(network, case), "flip" in case, runtime)
     for golden in read_goldens(upstream / "goldens", f"{network}_{case}"):
         local = to_rows(run(golden.canvas[np.newaxis])[0])
-        errors = granted_errors(upstream / "manifests", network, golden.spreads)
+        errors = allowed_errors(upstream / "manifests", network, golden.spreads)
         columns = COLUMNS[task](golden.rows, errors)
         worst = _compare(local, golden.rows, task, columns)
         height_px, width_px = golden.canvas.shape[:2]
@@ -195,7 +195,7 @@ def test_upstream_detections(
 
 
 def _compare(local: Rows, upstream: Rows, task: str, columns: list[Column]) -> str:
-    """Check matched rows column by column, and that rows without a partner are near-ties."""
+    """Check matched rows column by column, and that unmatched rows are ties at the top-K limit."""
     rows, others = match_rows(local, upstream, CENTERS[task])
     report = []
     for column in columns:
@@ -203,9 +203,9 @@ def _compare(local: Rows, upstream: Rows, task: str, columns: list[Column]) -> s
         excess = errors > column.tolerances[others]
         if column.name == "keypoint":
             moved = excess.reshape(len(rows), -1, 2).any(axis=2)
-            assert moved.mean() <= MAX_REJOINED, f"{moved.sum()} keypoints are elsewhere"
+            assert moved.mean() <= MAX_REASSIGNED, f"{moved.sum()} keypoints differ"
             errors[excess] = 0.0
-            report.append(f"keypoints elsewhere {moved.sum()} of {moved.size}")
+            report.append(f"keypoints reassigned {moved.sum()} of {moved.size}")
         else:
             assert not excess.any(), f"{column.name} differs by {errors.max():.2g}"
         report.append(f"{column.name} {errors.max():.1e}")
@@ -213,7 +213,7 @@ def _compare(local: Rows, upstream: Rows, task: str, columns: list[Column]) -> s
     score_tolerance = max(c.tolerances.max() for c in columns if c.name == "score")
     cut = upstream[:, score].min() + score_tolerance
     for found, matched in ((local, rows), (upstream, others)):
-        assert (np.delete(found[:, score], matched) <= cut).all()  # near-ties at the last place
+        assert (np.delete(found[:, score], matched) <= cut).all()  # ties at the top-K limit
     return f"{' | '.join(report)} | matched {len(rows)} of {len(upstream)}"
 
 
@@ -226,7 +226,7 @@ def _compare(local: Rows, upstream: Rows, task: str, columns: list[Column]) -> s
         ("ddd_dla_34", "default_kitti"),
     ],
 )
-def test_upstream_network_input(shared: Path, network: str, case: str) -> None:
+def test_network_input_matches_upstream(shared: Path, network: str, case: str) -> None:
     golden: Golden
     (golden,) = read_goldens(shared / "upstream" / "goldens", f"{network}_{case}")
     normalize = PixelNormalization(NORMALIZATIONS[_normalization(network, case)])

@@ -1,4 +1,4 @@
-"""The corner systems' graphs as files: every size, corner pools inside, proved like the others."""
+"""Export of corner networks: input sizes, corner pooling functions and verification."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_export.config import ExportConfig, Plan, make_plan
+from model_export.config import ExportConfig, ResolvedExport, resolve_export
+from model_export.detection_graph import DetectionGraph
 from model_export.errors import VerificationError
-from model_export.graph.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.networks.corner_blocks import PoolingBlock
 from model_export.networks.corner_networks import KeypointNetwork, corner_net_pooling
@@ -29,7 +29,7 @@ TASK = "corner_triplets"
 
 
 class SmallNetwork(nn.Module):
-    """The heads of a corner system on 16 channels instead of a hundred million weights."""
+    """The heads of *Keypoint Triplets* on a backbone of two convolutions with 16 channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,43 +52,49 @@ class SmallNetwork(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[DetectionGraph, Plan, Path]:
+def exported(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[DetectionGraph, ResolvedExport, Path]:
     torch.manual_seed(11)
     config = ExportConfig(name="small", version="1", classes=("a", "b", "c"))
-    plan = make_plan(config, "none", 128, TASK, CLASSES, 0)
-    assert plan.task.keypoint_peaks is not None
+    resolved = resolve_export(config, "none", 128, TASK, CLASSES, 0)
+    assert resolved.task.keypoint_peaks is not None
     graph = DetectionGraph(
-        SmallNetwork(), NORMALIZATIONS["coco"], plan.task.keypoint_peaks, plan.task
+        SmallNetwork(), NORMALIZATIONS["coco"], resolved.task.keypoint_peaks, resolved.task
     ).eval()
     path = tmp_path_factory.mktemp("corners") / "model.onnx"
-    export_onnx(graph, 511, 511, plan.output_names(), path, plan.input.free_size)
-    return graph, plan, path
+    export_onnx(graph, 511, 511, resolved.output_names(), path, resolved.input.free_size)
+    return graph, resolved, path
 
 
-def test_the_file_finds_what_the_network_finds_in_every_size(
-    exported: tuple[DetectionGraph, Plan, Path],
+def test_the_file_agrees_with_the_network_at_every_size(
+    exported: tuple[DetectionGraph, ResolvedExport, Path],
 ) -> None:
-    graph, plan, path = exported
+    graph, resolved, path = exported
     generator = np.random.default_rng(2)
     images = [
         generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
         for height, width in ((127, 127), (127, 255), (383, 127), (127, 1023))
     ]
-    verification = verify(graph, path, plan.output_names(), images)
+    verification = verify(graph, path, resolved.output_names(), images)
     assert verification.matched_fraction > 0.9
     assert set(verification.worst_errors) == {"scores", "boxes", "corner_scores", "centers"}
 
 
-def test_outputs_are_those_of_the_decoder(exported: tuple[DetectionGraph, Plan, Path]) -> None:
-    _, plan, path = exported
+def test_outputs_match_the_decoder_spec(
+    exported: tuple[DetectionGraph, ResolvedExport, Path],
+) -> None:
+    _, resolved, path = exported
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {"images": np.zeros((3, 127, 255, 3), np.uint8)})
-    for output, spec in zip(outputs, plan.decoder().outputs(), strict=True):
+    for output, spec in zip(outputs, resolved.decoder().outputs(), strict=True):
         assert output.shape == (3, *spec.shape)
         assert output.dtype == spec.dtype
 
 
-def test_windows_reach_over_the_largest_map(exported: tuple[DetectionGraph, Plan, Path]) -> None:
+def test_pooling_windows_cover_the_largest_map(
+    exported: tuple[DetectionGraph, ResolvedExport, Path],
+) -> None:
     model = onnx.load(exported[2])
     assert {function.name: _windows(function) for function in model.functions} == {
         "corner_pool_top_left_sum": [[256, 1], [1, 256]],
@@ -97,8 +103,8 @@ def test_windows_reach_over_the_largest_map(exported: tuple[DetectionGraph, Plan
 
 
 @pytest.mark.parametrize("max_side_px", [127, 383])
-def test_a_package_may_have_the_smallest_input(tmp_path: Path, max_side_px: int) -> None:
-    """There the innermost map has one cell, which the exporter would take for a constant."""
+def test_the_smallest_input_size_can_be_exported(tmp_path: Path, max_side_px: int) -> None:
+    """The innermost map has one cell, which the exporter would take for a constant."""
     torch.manual_seed(3)
     config = ExportConfig(
         name="small",
@@ -108,23 +114,25 @@ def test_a_package_may_have_the_smallest_input(tmp_path: Path, max_side_px: int)
         height_px=127,
         max_side_px=max_side_px,
     )
-    plan = make_plan(config, "none", 128, "corner_pairs", CLASSES, 0)
-    assert plan.task.keypoint_peaks is not None
+    resolved = resolve_export(config, "none", 128, "corner_pairs", CLASSES, 0)
+    assert resolved.task.keypoint_peaks is not None
     network = KeypointNetwork(
         StackedHourglass(1, (8,) * 6, (1,) * 6),
         corner_net_pooling(8),
         8,
-        plan.task.head_channels({}, CLASSES, 0),
+        resolved.task.head_channels({}, CLASSES, 0),
         8,
     )
     graph = DetectionGraph(
-        network, NORMALIZATIONS["coco"], plan.task.keypoint_peaks, plan.task
+        network, NORMALIZATIONS["coco"], resolved.task.keypoint_peaks, resolved.task
     ).eval()
-    export_onnx(graph, 127, 127, plan.output_names(), tmp_path / "model.onnx", plan.input.free_size)
-    images = collect_images(plan, None)
+    export_onnx(
+        graph, 127, 127, resolved.output_names(), tmp_path / "model.onnx", resolved.input.free_size
+    )
+    images = collect_images(resolved, None)
     sizes = {image.shape for image in images}
     assert sizes == {(127, 127, 3), (255 if max_side_px > 127 else 127, max_side_px, 3)}
-    verify(graph, tmp_path / "model.onnx", plan.output_names(), images)
+    verify(graph, tmp_path / "model.onnx", resolved.output_names(), images)
 
 
 def _windows(function: onnx.FunctionProto) -> list[list[int]]:
@@ -138,11 +146,11 @@ def _windows(function: onnx.FunctionProto) -> list[list[int]]:
 
 def _outputs(scores: list[float], boxes: list[list[float]] | None = None) -> Detections:
     count = len(scores)
-    places = [[4.0 * row, 2.0, 4.0 * row + 3, 9.0] for row in range(count)]
+    boxes_in_a_row = [[4.0 * row, 2.0, 4.0 * row + 3, 9.0] for row in range(count)]
     return {
         "scores": np.array(scores, np.float32),
         "class_ids": np.zeros(count, np.int32),
-        "boxes": np.array(places if boxes is None else boxes, np.float32),
+        "boxes": np.array(boxes_in_a_row if boxes is None else boxes, np.float32),
         "corner_scores": np.full((count, 2), 0.5, np.float32),
     }
 
@@ -151,37 +159,37 @@ def _shuffled(outputs: Detections) -> dict[str, NDArray]:
     return {name: values[::-1] for name, values in outputs.items()}
 
 
-def test_pairs_are_matched_whatever_their_order() -> None:
+def test_pairs_are_matched_in_any_order() -> None:
     reference = _outputs([0.9, 0.8, -1.0])
-    comparison = compare(reference, _shuffled(reference), "here")
+    comparison = compare(reference, _shuffled(reference), "image 0")
     assert (comparison.matched, comparison.total) == (2, 2)
     assert comparison.worst_errors == {"scores": 0.0, "boxes": 0.0, "corner_scores": 0.0}
 
 
-def test_impossible_pairs_are_empty_places() -> None:
+def test_impossible_pairs_are_not_compared() -> None:
     elsewhere = _outputs([0.9, -1.0], [[0.0, 2.0, 3.0, 9.0], [70.0, 70.0, 71.0, 71.0]])
-    assert compare(_outputs([0.9, -1.0]), elsewhere, "here").matched == 1
+    assert compare(_outputs([0.9, -1.0]), elsewhere, "image 0").matched == 1
 
 
-def test_few_pairs_may_be_possible_on_one_side_only() -> None:
+def test_a_few_pairs_may_be_possible_on_one_side_only() -> None:
     scores = [0.9 - 0.01 * row for row in range(40)]
     reference = _outputs(scores)
-    assert compare(reference, _outputs([*scores[:-2], -1.0, -1.0]), "here").matched == 38
+    assert compare(reference, _outputs([*scores[:-2], -1.0, -1.0]), "image 0").matched == 38
     with pytest.raises(VerificationError, match="does not find 3 detections"):
-        compare(reference, _outputs([*scores[:-3], -1.0, -1.0, -1.0]), "here")
+        compare(reference, _outputs([*scores[:-3], -1.0, -1.0, -1.0]), "image 0")
 
 
-def test_other_corners_are_an_error() -> None:
+def test_different_corners_are_an_error() -> None:
     reference = _outputs([0.9, 0.8, 0.7])
     shifted = {**reference, "boxes": reference["boxes"] + np.float32(0.01)}
     with pytest.raises(VerificationError):
-        compare(reference, shifted, "here")
+        compare(reference, shifted, "image 0")
     corner_scores = reference["corner_scores"] + np.float32(0.01)
     with pytest.raises(VerificationError, match="corner_scores differ"):
-        compare(reference, {**reference, "corner_scores": corner_scores}, "here")
+        compare(reference, {**reference, "corner_scores": corner_scores}, "image 0")
 
 
-def test_centers_are_compared_by_themselves() -> None:
+def test_centers_are_compared_separately() -> None:
     centers = {
         "centers": np.array([[1.0, 2.0], [5.0, 6.0]], np.float32),
         "center_scores": np.array([0.7, 0.6], np.float32),
@@ -191,7 +199,7 @@ def test_centers_are_compared_by_themselves() -> None:
     pairs, alone = split_kinds(outputs)
     assert pairs["scores"].tolist() == pytest.approx([0.9, 0.8, 0.0])
     assert alone["class_ids"].tolist() == [0, 1]
-    assert compare(outputs, outputs, "here").matched == 4
+    assert compare(outputs, outputs, "image 0").matched == 4
     moved = {**outputs, "center_class_ids": np.array([2, 1], np.int32)}
     with pytest.raises(VerificationError, match="does not find 1 detections"):
-        compare(outputs, moved, "here")
+        compare(outputs, moved, "image 0")

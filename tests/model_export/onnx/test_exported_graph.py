@@ -1,4 +1,4 @@
-"""The exported file: what goes in, what comes out, and what it does not tell."""
+"""The exported file: inputs, outputs, normalization and metadata."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from model_export.graph.detection_graph import PixelNormalization
-from model_export.graph.normalization import NORMALIZATIONS, Normalization
+from model_export.graph.normalization import NORMALIZATIONS, Normalization, PixelNormalization
 from model_package import ModelPackage
 
 
@@ -20,7 +19,7 @@ def onnx_file(slim_package: ModelPackage) -> Path:
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
-def test_pixels_are_normalised_as_in_float64(name: str) -> None:
+def test_normalization_matches_float64(name: str) -> None:
     normalization = NORMALIZATIONS[name]
     pixels = np.random.default_rng(3).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     bgr = pixels[..., ::-1].transpose(0, 3, 1, 2)
@@ -30,15 +29,13 @@ def test_pixels_are_normalised_as_in_float64(name: str) -> None:
     np.testing.assert_allclose(local, (bgr / 255.0 - mean) / std, rtol=0, atol=5e-7)
 
 
-def test_rgb_networks_get_rgb() -> None:
+def test_rgb_channel_order_is_kept() -> None:
     normalization = Normalization(mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="rgb")
     pixels = torch.tensor([[[[10, 20, 30]]]], dtype=torch.uint8)
     assert PixelNormalization(normalization)(pixels).flatten().tolist() == [10, 20, 30]
 
 
-def test_the_input_and_the_outputs_are_those_of_the_manifest(
-    slim_package: ModelPackage, onnx_file: Path
-) -> None:
+def test_input_and_outputs_match_the_manifest(slim_package: ModelPackage, onnx_file: Path) -> None:
     manifest = slim_package.manifest
     session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
     (images,) = session.get_inputs()
@@ -57,12 +54,12 @@ def test_the_input_and_the_outputs_are_those_of_the_manifest(
                 assert (np.diff(output, axis=1) <= 0).all()
 
 
-def test_pixels_are_cast_before_anything_else(onnx_file: Path) -> None:
+def test_the_first_operator_is_a_cast(onnx_file: Path) -> None:
     graph = onnx.load(onnx_file).graph
     assert [node.op_type for node in graph.node if "images" in node.input] == ["Cast"]
 
 
-def test_no_path_of_this_machine_is_in_the_file(onnx_file: Path) -> None:
+def test_the_file_contains_no_local_paths(onnx_file: Path) -> None:
     content = onnx_file.read_bytes()
     for path in (Path(__file__).parents[2], Path(torch.__file__).parents[1], Path(sys.prefix)):
         assert str(path).encode() not in content
@@ -70,7 +67,7 @@ def test_no_path_of_this_machine_is_in_the_file(onnx_file: Path) -> None:
         assert trace not in content
 
 
-def test_the_file_is_complete(slim_package: ModelPackage, onnx_file: Path) -> None:
+def test_the_file_is_self_contained(slim_package: ModelPackage, onnx_file: Path) -> None:
     names = {path.name for path in slim_package.directory.iterdir()}
     assert names == {"model.json", onnx_file.name}  # no external data
     onnx.checker.check_model(onnx_file, full_check=True)

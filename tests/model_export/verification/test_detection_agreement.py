@@ -1,12 +1,12 @@
-"""What counts as the same detection in half precision, and what does not."""
+"""Agreement of detections: tolerances and exceptions."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.errors import HalfPrecisionError
+from model_export.errors import Fp16Error
 from model_export.verification.comparison import Detections
-from model_export.verification.detection_agreement import agree
+from model_export.verification.detection_agreement import measure_agreement
 
 
 def _boxes(count: int = 40, **changes: NDArray) -> dict[str, NDArray]:
@@ -21,7 +21,7 @@ def _boxes(count: int = 40, **changes: NDArray) -> dict[str, NDArray]:
 
 
 def _counts(reference: Detections, candidate: Detections) -> tuple[int, int]:
-    agreement = agree(reference, candidate)
+    agreement = measure_agreement(reference, candidate)
     return agreement.matched, agreement.lost
 
 
@@ -42,7 +42,7 @@ def test_order_does_not_matter() -> None:
         ("class_ids", 1, False),
     ],
 )
-def test_each_difference_has_its_limit(name: str, change: float, same: bool) -> None:
+def test_each_value_has_its_tolerance(name: str, change: float, same: bool) -> None:
     reference = _boxes()
     moved = reference[name].copy()
     moved[3] += np.array(change, moved.dtype)
@@ -50,13 +50,16 @@ def test_each_difference_has_its_limit(name: str, change: float, same: bool) -> 
 
 
 def test_small_boxes_may_shift_by_a_twelfth_of_a_pixel() -> None:
-    slivers = _boxes(sizes=np.tile(np.float32([0.02, 9]), (40, 1)))
+    thin_boxes = _boxes(sizes=np.tile(np.float32([0.02, 9]), (40, 1)))
     for shift, matched in ((0.015, 40), (0.03, 0)):
-        shifted = {**slivers, "centers": slivers["centers"] + np.array([shift, 0], np.float32)}
-        assert agree(slivers, shifted).matched == matched
+        shifted = {
+            **thin_boxes,
+            "centers": thin_boxes["centers"] + np.array([shift, 0], np.float32),
+        }
+        assert measure_agreement(thin_boxes, shifted).matched == matched
 
 
-def test_what_the_cut_at_k_decides_is_not_lost() -> None:
+def test_detections_at_the_top_k_limit_are_not_lost() -> None:
     reference = _boxes()
     reference["scores"][38] = reference["scores"][39] + np.float32(0.005)
     moved = reference["centers"].copy()
@@ -64,7 +67,7 @@ def test_what_the_cut_at_k_decides_is_not_lost() -> None:
     assert _counts(reference, {**reference, "centers": moved}) == (39, 0)
 
 
-def test_few_peaks_may_move_to_the_next_cell() -> None:
+def test_a_few_peaks_may_move_to_the_next_cell() -> None:
     reference = _boxes()
     for moved, lost in ((2, 0), (3, 3)):
         centers = reference["centers"].copy()
@@ -72,22 +75,22 @@ def test_few_peaks_may_move_to_the_next_cell() -> None:
         assert _counts(reference, {**reference, "centers": centers}) == (40 - moved, lost)
 
 
-def test_keypoints_are_counted_by_themselves() -> None:
+def test_keypoints_are_counted_separately() -> None:
     reference = _boxes(
         keypoints=np.tile(np.float32([[1, 1], [3, 4]]), (40, 1, 1)),
         keypoint_scores=np.full((40, 2), 0.5, np.float32),
     )
     moved = reference["keypoints"].copy()
-    moved[0, 0, 0] += 0.1  # box 8 cells wide: within a fiftieth of its side
+    moved[0, 0, 0] += 0.1  # the box is 8 cells wide: within a fiftieth of its side
     moved[1, 1, 1] += 1
-    agreement = agree(reference, {**reference, "keypoints": moved})
+    agreement = measure_agreement(reference, {**reference, "keypoints": moved})
     assert (agreement.matched, agreement.keypoints, agreement.keypoints_matched) == (40, 80, 79)
     assert agreement.matched_fraction == 79 / 80
     assert agreement.worst_errors["keypoints"] == pytest.approx(0.1 / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["depths", "dimensions", "rotations"])
-def test_boxes_3d_must_agree_in_3d(name: str) -> None:
+def test_boxes_3d_must_agree_in_every_3d_value(name: str) -> None:
     reference = _boxes(
         depths=np.full(40, 20, np.float32),
         dimensions=np.full((40, 3), 2, np.float32),
@@ -95,14 +98,14 @@ def test_boxes_3d_must_agree_in_3d(name: str) -> None:
     )
     for factor, matched in ((1.01, 40), (1.05, 0)):
         changed = {**reference, name: reference[name] * np.float32(factor)}
-        assert agree(reference, changed).matched == matched
+        assert measure_agreement(reference, changed).matched == matched
 
 
-def test_nothing_at_all_is_no_agreement() -> None:
+def test_no_detections_or_nan_do_not_agree() -> None:
     reference = _boxes()
     nothing = {**reference, "scores": np.zeros(40, np.float32)}
     assert _counts(reference, nothing) == (0, 40)
-    assert agree(reference, nothing).matched_fraction == 0
+    assert measure_agreement(reference, nothing).matched_fraction == 0
     broken = {**reference, "sizes": np.full((40, 2), np.nan, np.float32)}
-    with pytest.raises(HalfPrecisionError, match="NaN or infinity"):
-        agree(reference, broken)
+    with pytest.raises(Fp16Error, match="NaN or infinity"):
+        measure_agreement(reference, broken)

@@ -1,4 +1,4 @@
-"""Two runtimes agree on detections, not on ranks; and a wrong export does not pass."""
+"""Comparison of detections between runtimes: matching, tolerances and exceptions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
+from model_export.detection_graph import DetectionGraph
 from model_export.errors import ImagesError, VerificationError
-from model_export.graph.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
-from model_export.verification import onnx_vs_torch as verification
+from model_export.verification import onnx_vs_torch
 from model_export.verification.comparison import TOLERANCES, Comparison, Detections, compare
 from model_export.verification.images import MAX_IMAGES, read_images, synthetic_images
 from model_export.verification.onnx_vs_torch import summarise, verify
@@ -43,7 +43,7 @@ def _with(detections: Detections, name: str, row: int, value: object) -> Detecti
     return {**detections, name: values}
 
 
-def test_the_same_is_matched_whole(found: Detections) -> None:
+def test_identical_detections_match_exactly(found: Detections) -> None:
     comparison = compare(found, found, "image 0")
     assert comparison.matched == comparison.total == COUNT
     assert set(comparison.worst_errors.values()) == {0.0}
@@ -75,7 +75,7 @@ def test_errors_are_measured(found: Detections) -> None:
         ("sizes", np.inf, "NaN or infinity"),
     ],
 )
-def test_one_wrong_number_is_an_error(
+def test_one_wrong_value_is_an_error(
     found: Detections, name: str, value: float, message: str
 ) -> None:
     with pytest.raises(VerificationError, match=message) as caught:
@@ -84,23 +84,23 @@ def test_one_wrong_number_is_an_error(
     assert str(caught.value).startswith("image 0: ")
 
 
-def test_what_only_the_file_finds_is_an_error(found: Detections) -> None:
-    # Two on one spot can only be paired with one.
+def test_an_additional_detection_is_an_error(found: Detections) -> None:
+    # Two detections at one position, of which only one can be matched.
     other = _with(found, "centers", -1, found["centers"][0])
     other = _with(other, "class_ids", -1, found["class_ids"][0])
     other = _with(other, "scores", -1, 0.5)
-    with pytest.raises(VerificationError, match=r"ONNX Runtime alone finds 1 detections"):
+    with pytest.raises(VerificationError, match=r"only ONNX Runtime finds 1 detections"):
         compare(found, other, "image 0")
 
 
-def test_the_cut_at_k_may_fall_on_either_side_of_near_ties(found: Detections) -> None:
+def test_ties_at_the_top_k_limit_are_accepted(found: Detections) -> None:
     tied = _with(found, "scores", [-2, -1], 0.1)
     other = _with(tied, "centers", -1, 100.5)
     assert compare(tied, other, "image 0").matched == COUNT - 1
 
 
 def heatmap_of(found: Detections) -> NDArray[np.float32]:
-    """A map in which every detection is a peak that stands out: (3, 64, 64)."""
+    """Return a heatmap (3, 64, 64) in which every detection is an isolated peak."""
     heatmap = np.zeros((3, 64, 64), np.float32)
     columns, rows = np.floor(found["centers"]).astype(int).T
     heatmap[found["class_ids"], rows, columns] = found["scores"]
@@ -109,7 +109,7 @@ def heatmap_of(found: Detections) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("other_side", [False, True])
 @pytest.mark.parametrize("step", [(1, 0), (0, 1), (1, 1)])
-def test_a_peak_may_be_none_where_a_neighbour_has_the_same_score(
+def test_a_missing_peak_is_accepted_if_a_neighbour_has_the_same_score(
     found: Detections, step: tuple[int, int], other_side: bool
 ) -> None:
     left, right = found, _with(found, "scores", 0, 0.0)
@@ -126,8 +126,8 @@ def test_a_peak_may_be_none_where_a_neighbour_has_the_same_score(
         compare(left, right, "image 0", heatmap=heatmap)
 
 
-def test_many_peaks_may_not(found: Detections) -> None:
-    # Every cell has its twin on the left.
+def test_many_missing_peaks_are_an_error(found: Detections) -> None:
+    # Every cell has the same score as its left neighbour.
     heatmap = heatmap_of(found)
     heatmap = np.maximum(heatmap, np.roll(heatmap, -1, axis=2))
     other = {**found, "centers": found["centers"] + np.float32(0.01)}
@@ -135,7 +135,7 @@ def test_many_peaks_may_not(found: Detections) -> None:
         compare(found, other, "image 0", heatmap=heatmap)
 
 
-def test_empty_places_are_no_detections(found: Detections) -> None:
+def test_rows_with_score_0_are_not_compared(found: Detections) -> None:
     empty = slice(COUNT // 2, None)
     left = _with(found, "scores", empty, 0.0)
     right = _with(left, "centers", empty, 1.0)
@@ -143,7 +143,7 @@ def test_empty_places_are_no_detections(found: Detections) -> None:
 
 
 @pytest.mark.parametrize(("normalization", "passes"), [("coco", True), ("imagenet", False)])
-def test_only_the_file_of_this_graph_passes(
+def test_verify_accepts_only_the_file_of_its_graph(
     slim_state: dict[str, Tensor], slim_package: ModelPackage, normalization: str, passes: bool
 ) -> None:
     manifest = slim_package.manifest
@@ -174,7 +174,7 @@ class _RoundingGraph(DetectionGraph):
         weight = next(self.parameters())
         return {"heatmap": weight.new_zeros(len(images), 1, *images.shape[1:3])}
 
-    def pick(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def decode(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         batch, dtype = len(maps["heatmap"]), maps["heatmap"].dtype
         sizes = torch.ones(batch, 10, 2, dtype=dtype)
         return (
@@ -194,17 +194,17 @@ class _RoundingGraph(DetectionGraph):
         (0.02, 0.004, "too sensitive to rounding"),
     ],
 )
-def test_what_rounding_costs_in_a_network_is_granted(
+def test_tolerances_are_widened_to_the_rounding_error(
     monkeypatch: pytest.MonkeyPatch, rounding: float, difference: float, message: str | None
 ) -> None:
     names = ("scores", "class_ids", "centers", "sizes")
     graph = _RoundingGraph(rounding)
 
     def run(images: NDArray[np.uint8]) -> list[Detections]:
-        rows = verification.torch_runner(graph, names)(images)
+        rows = onnx_vs_torch.torch_runner(graph, names)(images)
         return [{**row, "sizes": row["sizes"] * np.float32(1 + difference)} for row in rows]
 
-    monkeypatch.setattr(verification, "onnx_runner", lambda *_: run)
+    monkeypatch.setattr(onnx_vs_torch, "onnx_runner", lambda *_: run)
     images = synthetic_images(8, 8)
     if message is None:
         tolerances = verify(graph, Path("unused"), names, images).tolerances
@@ -216,13 +216,13 @@ def test_what_rounding_costs_in_a_network_is_granted(
 
 
 @pytest.mark.parametrize(("matched", "total"), [(0, 0), (4, 10)])
-def test_a_network_that_finds_nothing_proves_nothing(matched: int, total: int) -> None:
+def test_too_few_matches_are_an_error(matched: int, total: int) -> None:
     comparison = Comparison(dict.fromkeys(TOLERANCES, 0.0), matched, total)
     with pytest.raises(VerificationError, match=f"only {matched} of {total} detections"):
         summarise([comparison], inputs=1)
 
 
-def test_the_summary_keeps_the_worst(found: Detections) -> None:
+def test_the_summary_keeps_the_worst_errors(found: Detections) -> None:
     fine = compare(found, found, "image 0")
     worse = compare(found, _with(found, "scores", 3, found["scores"][3] + 5e-5), "image 1")
     verification = summarise([fine, worse, fine], inputs=3)
@@ -231,7 +231,7 @@ def test_the_summary_keeps_the_worst(found: Detections) -> None:
     assert verification.inputs == 3
 
 
-def test_synthetic_images_are_the_same_every_time() -> None:
+def test_synthetic_images_are_deterministic() -> None:
     first, second = synthetic_images(64, 96), synthetic_images(64, 96)
     assert {image.shape for image in first} == {(64, 96, 3)}
     for one, other in zip(first, second, strict=True):
@@ -255,7 +255,7 @@ def test_images_are_read_by_name_up_to_a_limit(tmp_path: Path) -> None:
         ("broken.jpg", b"words", "cannot be read as an image"),
     ],
 )
-def test_unreadable_images_are_refused(
+def test_unreadable_images_are_rejected(
     tmp_path: Path, name: str | None, content: bytes, message: str
 ) -> None:
     directory = tmp_path / "images"

@@ -1,13 +1,10 @@
-"""Parameter names of the upstream *Objects as Points* checkpoints (xingyizhou/CenterNet).
-
-The only place where their names stand, besides the hourglass backbone's.
-"""
+"""Parameter names of the upstream *Objects as Points* checkpoints (xingyizhou/CenterNet)."""
 
 from collections.abc import Mapping
 from functools import cache
 
-from model_export.checkpoints import hourglass
-from model_export.checkpoints.key_mapping import KeyMapping
+from model_export.key_mappings import hourglass
+from model_export.key_mappings.key_mapping import KeyMapping
 
 HEADS: Mapping[str, str] = {
     "hm": "heatmap",
@@ -20,24 +17,24 @@ HEADS: Mapping[str, str] = {
     "dim": "dimensions",
     "rot": "rotation",
 }
-"""The upstream head names and ours."""
+"""Upstream head names to network head names."""
 
 
 def _heads(first: str, second: str) -> dict[str, str]:
-    """Where the two convolutions of every head stand: after its name, ``first`` and ``second``."""
+    """Map the two convolutions of every head, stored upstream as ``first`` and ``second``."""
     return {
-        f"{upstream}.{place}": f"heads.{local}.{layer}"
+        f"{upstream}.{position}": f"heads.{local}.{layer}"
         for upstream, local in HEADS.items()
-        for place, layer in ((first, "0"), (second, "2"))
+        for position, layer in ((first, "0"), (second, "2"))
     }
 
 
-_RESNET_ROOMS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+_RESNET_PREFIXES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 _PARTS = {"conv_offset_mask": "offsets_and_mask"}
 
 RESNET = KeyMapping(
     names={
-        **{room: f"backbone.{room}" for room in _RESNET_ROOMS},
+        **{prefix: f"backbone.{prefix}" for prefix in _RESNET_PREFIXES},
         "deconv_layers": "neck",
         **_heads("0", "2"),
     },
@@ -53,15 +50,15 @@ DLA = KeyMapping(
         "actf": "activation",
         **{f"proj_{index}": f"project_{index}" for index in (1, 2, 3)},
     },
-    # The ImageNet classifier, and projections of two outer trees, whose inner trees make their own.
+    # The ImageNet classifier, and projections of two outer trees whose inner trees have their own.
     unused=r"base\.(fc\.(weight|bias)|level[34]\.project\.[01]\.\w+)",
 )
 """``dla_34`` and ``dlav0_34``."""
 
 
 @cache
-def hourglass_layout(stacks: int) -> KeyMapping:
-    """``hourglass``: every stack has heads of its own, and the last one's are used."""
+def hourglass_keys(stacks: int) -> KeyMapping:
+    """Return the mapping of ``hourglass``; every stack has heads, the last stack's are used."""
     last = stacks - 1
     return KeyMapping(
         names={
@@ -69,8 +66,8 @@ def hourglass_layout(stacks: int) -> KeyMapping:
             **_heads(f"{last}.0.conv", f"{last}.1"),
         },
         parts=hourglass.PARTS,
-        # The other stacks' heads, which only the loss looks at.
-        unused=rf"({'|'.join(HEADS)})\.{hourglass.before(last)}\.(0\.conv|1)\.(weight|bias)",
+        # Heads of the earlier stacks, which only the training loss uses.
+        unused=rf"({'|'.join(HEADS)})\.{hourglass.earlier_stacks(last)}\.(0\.conv|1)\.(weight|bias)",
     )
 
 

@@ -1,6 +1,6 @@
-"""Half precision against float32 on photographs, which stand beside some checkouts only.
+"""Agreement of fp16 and fp32 on photographs; see the fixture ``shared``.
 
-What takes minutes runs only when the environment variable HEAVY_TESTS is set.
+Tests that take minutes run only if the environment variable HEAVY_TESTS is set.
 """
 
 import os
@@ -15,9 +15,9 @@ from onnx import numpy_helper
 from support.checkpoints import State
 
 from model_export.config import ExportConfig
-from model_export.errors import HalfPrecisionError
+from model_export.errors import Fp16Error
 from model_export.pipeline import export_package
-from model_export.verification.detection_agreement import verify_half
+from model_export.verification.detection_agreement import verify_fp16
 from model_export.verification.images import read_images
 from model_package import ModelPackage, OnnxArtifact, load_package
 
@@ -27,36 +27,36 @@ heavy = pytest.mark.skipif(
 )
 
 
-def _half(package: ModelPackage) -> OnnxArtifact:
+def _fp16_artifact(package: ModelPackage) -> OnnxArtifact:
     (artifact,) = (one for one in package.manifest.artifacts if one.precision == "fp16")
     assert isinstance(artifact, OnnxArtifact)
     return artifact
 
 
-def test_the_bundled_half_weights_are_the_float32_ones_rounded(project: Path) -> None:
+def test_bundled_fp16_weights_are_the_rounded_fp32_weights(project: Path) -> None:
     directory = project / "models" / "blood_cells"
-    full, half = (
+    fp32, fp16 = (
         {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
         for path in (directory / "model.onnx", directory / "model_fp16.onnx")
     )
-    weights = {name: values for name, values in half.items() if name.startswith("network.network.")}
-    assert len(weights) == sum(name.startswith("network.") for name in full)
+    weights = {name: values for name, values in fp16.items() if name.startswith("network.network.")}
+    assert len(weights) == sum(name.startswith("network.") for name in fp32)
     for name, values in weights.items():
         name = name.removeprefix("network.").replace(".2.layer.", ".2.")
-        # Biases out of folded normalisation are called after the weight in float32.
-        source = full[name] if name in full else full[f"{name.removesuffix('bias')}weight_bias"]
+        # In the fp32 file, biases from folded batch normalization are named after the weight.
+        source = fp32[name] if name in fp32 else fp32[f"{name.removesuffix('bias')}weight_bias"]
         np.testing.assert_array_equal(values, source.astype(values.dtype))
 
 
-def test_the_bundled_model_in_half_precision(project: Path, shared: Path) -> None:
+def test_bundled_model_agrees_in_fp16(project: Path, shared: Path) -> None:
     package = load_package(project / "models" / "blood_cells")
-    spec, half = package.manifest.input, _half(package)
+    spec, fp16 = package.manifest.input, _fp16_artifact(package)
     photos = read_images(shared / "data" / "bccd" / "images", spec.height_px, spec.width_px)
     names = [output.name for output in package.manifest.decoder.outputs()]
-    agreement = verify_half(
-        package.path_of(half), package.directory / "model.onnx", names, photos[:6]
+    agreement = verify_fp16(
+        package.path_of(fp16), package.directory / "model.onnx", names, photos[:6]
     )
-    print(f"\nhalf precision | blood_cells | {agreement}")
+    print(f"\nfp16 | blood_cells | {agreement}")
 
 
 @heavy
@@ -68,7 +68,7 @@ def test_the_bundled_model_in_half_precision(project: Path, shared: Path) -> Non
         ("triplet_centernet52", "coco_train128/images"),
     ],
 )
-def test_networks_in_half_precision(
+def test_upstream_networks_agree_in_fp16(
     upstream_state: Callable[[str], State],
     shared: Path,
     tmp_path: Path,
@@ -77,13 +77,13 @@ def test_networks_in_half_precision(
 ) -> None:
     torch.save(upstream_state(network), tmp_path / "model.pth")
     package = export_package(
-        ExportConfig(name="half", version="1", precision="fp16"),
+        ExportConfig(name="fp16", version="1", precision="fp16"),
         tmp_path / "model.pth",
         tmp_path / "package",
         lambda _: None,
         shared / "data" / images,
     )
-    print(f"\nhalf precision | {network} | {_half(package).agreement}")
+    print(f"\nfp16 | {network} | {_fp16_artifact(package).agreement}")
 
 
 @heavy
@@ -91,18 +91,18 @@ def test_networks_in_half_precision(
     ("network", "images"),
     [("ctdet_dla_34", "coco_train128/images"), ("ddd_dla_34", "kitti/image_2")],
 )
-def test_networks_that_magnify_rounding_are_refused(
+def test_networks_that_amplify_rounding_are_rejected(
     upstream_state: Callable[[str], State],
     shared: Path,
     tmp_path: Path,
     network: str,
     images: str,
 ) -> None:
-    """The rule's deformable convolutions make much of the last bit in float32 already."""
+    """The rule's weights make deformable convolutions amplify rounding errors even in float32."""
     torch.save(upstream_state(network), tmp_path / "model.pth")
-    with pytest.raises(HalfPrecisionError, match=r"detections .* in half precision"):
+    with pytest.raises(Fp16Error, match=r"detections .* in fp16"):
         export_package(
-            ExportConfig(name="half", version="1", precision="fp16"),
+            ExportConfig(name="fp16", version="1", precision="fp16"),
             tmp_path / "model.pth",
             tmp_path / "package",
             lambda _: None,

@@ -1,6 +1,6 @@
-"""Parameter names of the hourglass backbone, which three groups of authors share.
+"""Parameter names of the hourglass backbone.
 
-*CornerNet* named them; *Objects as Points* and *Keypoint Triplets* took the backbone with its names.
+*CornerNet* introduced them; *Objects as Points* and *Keypoint Triplets* use the same backbone.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ KEY_PREFIXES: Mapping[str, str] = {
     "cnvs_": "merge_outputs",
     "inters": "merged",
 }
-"""First part of the upstream names, and of ours."""
+"""First part of the upstream keys to the first part of the network keys."""
 
 PARTS: Mapping[str, str] = {
     "up1": "across",
@@ -22,9 +22,9 @@ PARTS: Mapping[str, str] = {
     "low3": "up",
     "skip": "shortcut",
 }
-"""Later parts of the upstream names, and of ours; for a ``KeyMapping``."""
+"""Later parts of the keys, upstream to network; see :attr:`KeyMapping.parts`."""
 
 
-def before(stack: int) -> str:
-    """Pattern of the numbers of the stacks before ``stack``, for :attr:`KeyMapping.unused`."""
+def earlier_stacks(stack: int) -> str:
+    """Return a pattern that matches the numbers below ``stack``, for :attr:`KeyMapping.unused`."""
     return f"({'|'.join(str(number) for number in range(stack))})" if stack else r"(?!)"

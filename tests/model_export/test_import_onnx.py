@@ -1,4 +1,4 @@
-"""Somebody else's ONNX file with raw heads becomes a package, or is refused."""
+"""Import of external ONNX files with raw heads, and rejection of others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +17,12 @@ from model_export.checkpoints.load_weights import load_network
 from model_export.cli import main
 from model_export.errors import OnnxFileError
 from model_export.graph.normalization import NORMALIZATIONS
-from model_export.onnx.export import free_batch, to_onnx
-from model_export.onnx.external_model import read_foreign_onnx
+from model_export.onnx.export import dynamic_batch, to_onnx
+from model_export.onnx.external_model import read_external_model
 from model_package import ModelPackage, load_package
 
 HEADS = ("hm", "wh", "reg")
-OURS = ("heatmap", "size", "offset")
+HEAD_NAMES = ("heatmap", "size", "offset")
 CLASSES = "circle,square,triangle"
 COCO = NORMALIZATIONS["coco"]
 PIXELS = [
@@ -38,18 +38,18 @@ class _RawHeads(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         maps = self.network(pixels.permute(0, 3, 1, 2) if self.channels_last else pixels)
-        return [maps[name] for name in OURS]
+        return [maps[name] for name in HEAD_NAMES]
 
 
 @pytest.fixture(scope="module")
 def raw_file(slim_state: State, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
-    """The slim network as others export theirs."""
+    """Return a function that exports the slim network with raw heads, in either layout."""
 
     def make(channels_last: bool) -> Path:
         state = without_counters(slim_state)
         network = _RawHeads(load_network(identify(state), state), channels_last)
         shape = (2, 96, 160, 3) if channels_last else (2, 3, 96, 160)
-        model = to_onnx(network, (torch.zeros(shape),), ["data"], HEADS, (free_batch(),))
+        model = to_onnx(network, (torch.zeros(shape),), ["data"], HEADS, (dynamic_batch(),))
         path = tmp_path_factory.mktemp("raw") / "raw.onnx"
         onnx.save(model, path)
         return path
@@ -58,7 +58,7 @@ def raw_file(slim_state: State, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_an_imported_package_detects_what_an_exported_one_does(
+def test_imported_and_exported_packages_agree(
     raw_file: Callable[[bool], Path],
     slim_package: ModelPackage,
     tmp_path: Path,
@@ -78,19 +78,21 @@ def test_an_imported_package_detects_what_an_exported_one_does(
         ort.InferenceSession(str(one.directory / "model.onnx"), providers=["CPUExecutionProvider"])
         for one in (package, slim_package)
     ]
-    local, upstream = (session.run(None, {"images": images}) for session in sessions)
-    for our, their in zip(local, upstream, strict=True):
-        np.testing.assert_allclose(our, their, rtol=1e-4, atol=1e-4)
+    imported_outputs, exported_outputs = (
+        session.run(None, {"images": images}) for session in sessions
+    )
+    for imported, exported in zip(imported_outputs, exported_outputs, strict=True):
+        np.testing.assert_allclose(imported, exported, rtol=1e-4, atol=1e-4)
 
 
 def _model(*nodes: onnx.NodeProto, **changes: object) -> onnx.ModelProto:
-    """A file with one image in and three heads out, that are all zeros, unless changed."""
-    facts: dict[str, object] = {
+    """Make a file with one image input and three heads of zeros, with ``changes``."""
+    parts: dict[str, object] = {
         "input": ("data", TensorProto.FLOAT, [1, 3, 64, 64]),
         "outputs": HEADS,
         "domain": "",
     } | changes
-    outputs = facts["outputs"]
+    outputs = parts["outputs"]
     assert isinstance(outputs, tuple)
     channels = {"hm": 3, "wh": 2, "reg": 2}
     makers = [
@@ -105,15 +107,15 @@ def _model(*nodes: onnx.NodeProto, **changes: object) -> onnx.ModelProto:
     graph = helper.make_graph(
         [*nodes, *makers],
         "heads",
-        [helper.make_tensor_value_info(*facts["input"])],  # type: ignore[misc]
+        [helper.make_tensor_value_info(*parts["input"])],  # type: ignore[misc]
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None, None, None])
             for name in outputs
         ],
     )
     opsets = [helper.make_opsetid("", 20)]
-    if facts["domain"]:
-        opsets.append(helper.make_opsetid(str(facts["domain"]), 1))
+    if parts["domain"]:
+        opsets.append(helper.make_opsetid(str(parts["domain"]), 1))
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
@@ -132,55 +134,53 @@ def _external() -> onnx.ModelProto:
     [
         (
             _model(outputs=("boxes", "scores")),
-            "has the outputs boxes, scores; wanted are raw heads",
+            "has the outputs boxes, scores; accepted are raw heads",
         ),
         (_model(input=("data", TensorProto.UINT8, [1, 3, 64, 64])), "accepted is a float32 image"),
         (_model(input=("data", TensorProto.FLOAT, [1, 1, 64, 64])), "accepted is a float32 image"),
         (
             _model(helper.make_node("Magic", ["data"], ["y"], domain="acme"), domain="acme"),
-            "has operators of its own \\(acme\\)",
+            "has custom operators \\(acme\\)",
         ),
         (_model(helper.make_node("Nonsense", ["data"], ["y"])), "is not valid"),
-        (_external(), "keeps weights in other files"),
+        (_external(), "keeps weights in external files"),
     ],
 )
-def test_what_is_no_such_network_is_refused(
+def test_unsupported_networks_are_rejected(
     model: onnx.ModelProto, message: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "foreign.onnx"
+    path = tmp_path / "external.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(OnnxFileError, match=message) as caught:
-        read_foreign_onnx(path)
+        read_external_model(path)
     assert caught.value.code == "onnx_file_invalid"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no file"), (b"", "has 0 bytes"), (b"\x08\xff words", "is not an ONNX file")],
+    [(None, "does not exist"), (b"", "has 0 bytes"), (b"\x08\xff words", "is not an ONNX file")],
 )
-def test_what_is_no_onnx_file_is_refused(
+def test_invalid_onnx_files_are_rejected(
     content: bytes | None, message: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "foreign.onnx"
+    path = tmp_path / "external.onnx"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(OnnxFileError, match=message):
-        read_foreign_onnx(path)
+        read_external_model(path)
 
 
-def test_a_batch_axis_that_cannot_be_freed_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fixed_batch_size_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one.onnx"
-    path.write_bytes(_model().SerializeToString())  # heads of one image, whatever comes in
+    path.write_bytes(_model().SerializeToString())  # heads of one image for any batch size
     output = tmp_path / "packages" / "out"
     arguments = ["import", "--onnx", str(path), "--output", str(output), "--classes", CLASSES]
     assert main([*arguments, "--top-k", "10"]) == 2
-    assert "takes only as many images at once" in capsys.readouterr().err
+    assert "has a fixed batch size" in capsys.readouterr().err
     assert not any(output.parent.iterdir())
 
 
-def test_a_real_network_of_others_is_imported(shared: Path, tmp_path: Path) -> None:
+def test_a_third_party_network_is_imported(shared: Path, tmp_path: Path) -> None:
     path, output = shared / "weights" / "mb3_ctdet_coco80_512.onnx", tmp_path / "out"
     images = shared / "data" / "photos"
     options = ["--classes", "coco", "--scale", "1", "--verify-images", str(images)]

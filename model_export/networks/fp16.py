@@ -1,7 +1,7 @@
-"""The network's body in half precision; everything before and after it stays float32.
+"""Conversion of a network's layers to fp16; its inputs and outputs stay float32.
 
-float16 has 11 significant bits and ends at 65504. Normalisation layers are folded into their
-convolutions first, in float64, so that every weight is rounded once.
+float16 has 11 significant bits and a largest value of 65504. Batch normalization is first folded
+into the convolutions, in float64, so that every weight is rounded once.
 """
 
 from collections.abc import Collection
@@ -10,25 +10,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model_export.errors import HalfPrecisionError
+from model_export.errors import Fp16Error
 from model_export.networks.center_point import PredictionHead
 from model_export.networks.deformable import DeformableConvolution
 
 _LARGEST = torch.finfo(torch.float16).max
 _EXAMPLE_PX = 128
-"""Side of an input that suits every network."""
+"""Input side that all architectures accept."""
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d | DeformableConvolution
 
 
-class HalfNetwork(nn.Module):
-    """A network whose layers compute in half; float32 (N, 3, H, W) to float32 maps by head.
+class Fp16Network(nn.Module):
+    """A network that computes in fp16; float32 (N, 3, H, W) to float32 maps by head.
 
-    Takes over ``network``, whose weights are changed: two copies of a large one would need twice
-    the memory. Two kinds of layers stay in float32. Deformable convolutions, since half cannot
-    tell places between the cells of a wide map apart; and the last 1x1 convolution of the
-    heads in ``heatmaps``, since neighbours whose logits are rounded to the same half are both
-    peaks, or neither is. Raises :class:`HalfPrecisionError` for weights that half cannot hold.
+    Modifies ``network`` in place, since a copy of a large network would double the memory. Two
+    kinds of layers stay in float32: deformable convolutions, because fp16 cannot resolve sampling
+    points between the cells of a wide map; and the last 1x1 convolution of the heads in
+    ``heatmaps``, because neighbours whose logits round to the same fp16 value are both peaks, or
+    neither is. Raises :class:`Fp16Error` for weights outside of the fp16 range.
     """
 
     def __init__(self, network: nn.Module, heatmaps: Collection[str]) -> None:
@@ -38,18 +38,18 @@ class HalfNetwork(nn.Module):
         for name in heatmaps:
             head = heads.get_submodule(name)
             assert isinstance(head, PredictionHead)
-            head[-1] = _Exact(head[-1])
+            head[-1] = _Float32Layer(head[-1])
         _round_weights(network)
         self.network = network
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute raw maps."""
+        """Return raw maps by head."""
         maps = self.network(images.to(torch.float16))
         return {name: values.to(torch.float32) for name, values in maps.items()}
 
 
-class _Exact(nn.Module):
-    """A layer that stays in float32 behind layers in half."""
+class _Float32Layer(nn.Module):
+    """A float32 layer with an fp16 input."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class _Exact(nn.Module):
 
 @torch.no_grad()
 def fold_normalization(network: nn.Module) -> None:
-    """Multiply what batch normalisation does after a convolution into the convolution.
+    """Fold every batch normalization into the convolution before it, in place.
 
-    ``network`` is in inference mode. Which layer follows which is seen by running it once.
+    ``network`` must be in eval mode; it is run once to find the convolution before each layer.
     """
     names = {module: name for name, module in network.named_modules()}
     for convolution, norm in _normalized_convolutions(network):
@@ -72,17 +72,17 @@ def fold_normalization(network: nn.Module) -> None:
 
 
 def _normalized_convolutions(network: nn.Module) -> list[tuple[Convolution, nn.BatchNorm2d]]:
-    # The tensors are kept as well: identities of dead ones are given to new ones.
-    made_by: dict[int, tuple[Convolution, Tensor]] = {}
+    # Keeps the tensors too, because the id of a deleted tensor can be reused.
+    producers: dict[int, tuple[Convolution, Tensor]] = {}
     pairs = []
 
     def remember(module: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(module, Convolution)
-        made_by[id(output)] = (module, output)
+        producers[id(output)] = (module, output)
 
     def pair(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
-        pairs.append((made_by[id(inputs[0])][0], module))
+        pairs.append((producers[id(inputs[0])][0], module))
 
     hooks = []
     for module in network.modules():
@@ -103,7 +103,7 @@ def _fold(convolution: Convolution, norm: nn.BatchNorm2d) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    # Output channels stand second in a transposed convolution's weight.
+    # A transposed convolution's weight has its output channels second.
     per_output = (1, -1, 1, 1) if isinstance(convolution, nn.ConvTranspose2d) else (-1, 1, 1, 1)
     weight = convolution.weight.double() * factor.reshape(per_output)
     bias = (
@@ -117,17 +117,18 @@ def _fold(convolution: Convolution, norm: nn.BatchNorm2d) -> None:
 
 @torch.no_grad()
 def _round_weights(network: nn.Module) -> None:
-    exact: set[nn.Module] = set()
-    for name, module in network.named_modules():  # an _Exact comes before its layer
-        if isinstance(module, _Exact):
-            exact.add(module.layer)
-        if module in exact or isinstance(module, DeformableConvolution):
+    float32_layers: set[nn.Module] = set()
+    for name, module in network.named_modules():  # a wrapper comes before its layer
+        if isinstance(module, _Float32Layer):
+            float32_layers.add(module.layer)
+        if module in float32_layers or isinstance(module, DeformableConvolution):
             continue
         for key, weight in module.named_parameters(recurse=False):
             largest = weight.abs().max().item()
             if not largest <= _LARGEST:  # NaN as well
-                raise HalfPrecisionError(
-                    f"{name}.{key} has weights of up to {largest:.3g}, normalisation included, "
-                    f"but half precision ends at {_LARGEST:.0f}. Export with --precision fp32."
+                raise Fp16Error(
+                    f"{name}.{key} has weights of up to {largest:.3g} after folding of batch "
+                    f"normalization; fp16 holds at most {_LARGEST:.0f}. Export with "
+                    "--precision fp32."
                 )
             setattr(module, key, nn.Parameter(weight.to(torch.float16), requires_grad=False))

@@ -1,4 +1,4 @@
-"""How a family of checkpoints names its tensors, as data."""
+"""Two-way mapping between the keys of a family of checkpoints and those of the network."""
 
 import re
 from collections.abc import Mapping
@@ -7,43 +7,43 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 _HEAD = re.compile(r"heads\.(?P<head>\w+)\.(?P<layer>[02])")
-_NOTHING = r"(?!)"  # a pattern that no key fits
+_NOTHING = r"(?!)"  # a pattern that matches no key
 
 
 @dataclass(frozen=True)
 class HeadShapes:
-    """Prediction heads found in a checkpoint, under our names."""
+    """Prediction heads found in a checkpoint, by network head name."""
 
     channels: Mapping[str, int]
     hidden_channels: int | None
-    """Channels between a head's two convolutions; None where no head was found."""
+    """Channels between a head's two convolutions; None if no head was found."""
 
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """Two-way translation between the upstream names and a network's."""
+    """Two-way translation between upstream checkpoint keys and network keys."""
 
     names: Mapping[str, str]
-    """How their keys begin, up to a dot, and what stands there in the network."""
+    """Upstream key prefixes (whole dotted parts) to network key prefixes; the longest applies."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Single parts, between dots, of what follows; theirs and ours."""
+    """Single dotted parts after the prefix, upstream to network."""
     unused: str = _NOTHING
-    """Pattern of the keys that are stored but that inference does not need."""
+    """Pattern of checkpoint keys that inference does not need."""
 
     def to_network_key(self, key: str) -> str:
-        """Translate a checkpoint key; raises KeyError for one that the network does not have."""
+        """Translate a checkpoint key; raises KeyError if the network has no such parameter."""
         return _translate(key, self.names, self.parts)
 
     def to_checkpoint_key(self, key: str) -> str:
-        """Translate a key of the network; undoes :meth:`to_network_key`."""
+        """Translate a network key; the inverse of :meth:`to_network_key`."""
         return _translate(key, _inverse(self.names), _inverse(self.parts))
 
     def is_unused(self, key: str) -> bool:
-        """Whether a checkpoint key is one that inference does not need."""
+        """Return whether inference does not need this checkpoint key."""
         return re.fullmatch(self.unused, key) is not None
 
     def find_heads(self, state: Mapping[str, Tensor]) -> HeadShapes:
-        """Read from the shapes in ``state`` which heads there are."""
+        """Read the channels of the prediction heads from the weight shapes in ``state``."""
         found: dict[str, dict[str, int]] = {"0": {}, "2": {}}
         for upstream, local in self.names.items():
             weight = state.get(f"{upstream}.weight")
@@ -53,10 +53,10 @@ class KeyMapping:
 
 
 def _translate(key: str, names: Mapping[str, str], parts: Mapping[str, str]) -> str:
-    beginnings = [name for name in names if key.startswith(f"{name}.")]
-    if not beginnings:
+    prefixes = [name for name in names if key.startswith(f"{name}.")]
+    if not prefixes:
         raise KeyError(key)
-    longest = max(beginnings, key=len)
+    longest = max(prefixes, key=len)
     rest = key.removeprefix(f"{longest}.").split(".")
     return ".".join([names[longest], *(parts.get(part, part) for part in rest)])
 

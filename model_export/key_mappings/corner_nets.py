@@ -1,15 +1,15 @@
 """Parameter names of the upstream *CornerNet* and *Keypoint Triplets* checkpoints.
 
-The only place where their names stand, besides the backbone's (princeton-vl/CornerNet,
-Duankaiwen/CenterNet). For ``tl``, ``br`` and ``ct`` they keep pooling under
-``<keypoint>_cnvs.<stack>`` and heads under ``<keypoint>_<head>.<stack>``.
+Sources: princeton-vl/CornerNet and Duankaiwen/CenterNet. For the keypoints ``tl``, ``br`` and
+``ct``, pooling blocks are stored under ``<keypoint>_cnvs.<stack>`` and heads under
+``<keypoint>_<head>.<stack>``.
 """
 
 from collections.abc import Mapping
 from functools import cache
 
-from model_export.checkpoints import hourglass
-from model_export.checkpoints.key_mapping import KeyMapping
+from model_export.key_mappings import hourglass
+from model_export.key_mappings.key_mapping import KeyMapping
 
 _KEYPOINTS: Mapping[str, str] = {"tl": "top_left", "br": "bottom_right", "ct": "center"}
 _HEADS: Mapping[str, str] = {"heats": "heatmap", "tags": "embedding", "regrs": "offset"}
@@ -30,19 +30,19 @@ _POOLING_LAYERS: Mapping[str, str] = {
 
 
 @cache
-def layout(stacks: int) -> KeyMapping:
-    """Names of a network on ``stacks`` hourglasses, which predicts from the last one."""
+def corner_keys(stacks: int) -> KeyMapping:
+    """Return the mapping for ``stacks`` hourglasses with heads on the last one."""
     last = stacks - 1
     pooling = {
-        f"{upstream}_cnvs.{last}.{their_layer}": f"pooling.{local}.{our_layer}"
+        f"{upstream}_cnvs.{last}.{upstream_layer}": f"pooling.{local}.{layer}"
         for upstream, local in _KEYPOINTS.items()
-        for their_layer, our_layer in _POOLING_LAYERS.items()
+        for upstream_layer, layer in _POOLING_LAYERS.items()
     }
     heads = {
-        f"{upstream}_{their_head}.{last}.{their_layer}": f"heads.{local}_{our_head}.{our_layer}"
+        f"{upstream}_{upstream_head}.{last}.{upstream_layer}": f"heads.{local}_{head}.{layer}"
         for upstream, local in _KEYPOINTS.items()
-        for their_head, our_head in _HEADS.items()
-        for their_layer, our_layer in _HEAD_LAYERS.items()
+        for upstream_head, head in _HEADS.items()
+        for upstream_layer, layer in _HEAD_LAYERS.items()
     }
     return KeyMapping(
         names={
@@ -51,6 +51,6 @@ def layout(stacks: int) -> KeyMapping:
             **heads,
         },
         parts=hourglass.PARTS,
-        # What the stacks before the last predict, which only the loss looks at.
-        unused=rf"(tl|br|ct)_(cnvs|heats|tags|regrs)\.{hourglass.before(last)}\..+",
+        # Predictions of the earlier stacks, which only the training loss uses.
+        unused=rf"(tl|br|ct)_(cnvs|heats|tags|regrs)\.{hourglass.earlier_stacks(last)}\..+",
     )

@@ -1,0 +1,1 @@
+"""Mappings between upstream checkpoint keys and network parameter names, one module per source."""
