@@ -14,7 +14,7 @@ from training.data.image_files import (
     image_size,
     read_names,
 )
-from training.data.sample import ALL_CLASSES, AnnotatedImage, Space
+from training.data.sample import ALL_CLASSES, AnnotatedImage, Boxes3D
 
 _SIMILAR = {"Van": "Car", "Truck": "Car", "Person_sitting": "Pedestrian"}
 """What is neither this class nor something else; the authors learn nothing from it."""
@@ -65,7 +65,7 @@ def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, An
         NO_PIXELS,
         boxes,
         np.asarray([class_id for class_id, _ in objects], np.int64),
-        space=Space(
+        boxes_3d=Boxes3D(
             depths_m=rows[:, 12],
             dimensions_m=rows[:, 7:10],
             alphas_rad=rows[:, 2],

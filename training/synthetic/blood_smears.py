@@ -35,13 +35,13 @@ def render_smear(rng: Generator) -> AnnotatedImage:
     boxes, class_ids = [], []
     for class_id, radius, x, y in _arrange(rng):
         patch = _PAINTERS[class_id](rng, radius)
-        box = _lay(patch, stain, density, int(x), int(y))
+        box = _blend_patch(patch, stain, density, int(x), int(y))
         if box is not None:
             boxes.append(box)
             class_ids.append(class_id)
     _add_dirt(rng, density)
     return AnnotatedImage(
-        pixels=_photograph(rng, density),
+        pixels=_simulate_camera(rng, density),
         boxes_xywh=np.asarray(boxes, np.float32).reshape(-1, 4),
         class_ids=np.asarray(class_ids, np.int64),
     )
@@ -84,7 +84,7 @@ def _radius(rng: Generator, class_id: int, red_radius: float) -> float:
     return float(np.clip(rng.normal(19.0, 4.5), 12.0, 34.0))
 
 
-def _lay(
+def _blend_patch(
     patch: CellPatch, stain: FloatArray, density: FloatArray, x: int, y: int
 ) -> tuple[float, float, float, float] | None:
     """Lay a patch centered at (x, y) on ``density``; return the box of its visible part."""
@@ -118,7 +118,7 @@ def _add_dirt(rng: Generator, density: FloatArray) -> None:
         density[y : y + 41, x : x + 41] += np.float32(rng.uniform(0.1, 0.5)) * spot[..., None]
 
 
-def _photograph(rng: Generator, density: FloatArray) -> Pixels:
+def _simulate_camera(rng: Generator, density: FloatArray) -> Pixels:
     """Light through the smear: background tint, uneven lamp, focus, sensor noise."""
     saturation = np.float32(rng.uniform(0.7, 1.35))
     image = np.exp(-saturation * density)

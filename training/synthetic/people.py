@@ -1,7 +1,7 @@
-"""Rendered people: as many images of articulated figures with 17 keypoints as wanted.
+"""Rendered people: as many images of articulated figures with 17 keypoints as target_count.
 
 ``python -m training.synthetic.people --output DIR --count N --seed S`` writes images and a COCO file.
-Everything is drawn from the random generator alone; no photograph and no person enters.
+Everything is drawn from the random generator alone; no simulate_camera and no person enters.
 """
 
 import json
@@ -17,27 +17,27 @@ from numpy.typing import NDArray
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from training.data.sample import AnnotatedImage, FloatArray
 from training.synthetic.output import read_options, write_image
-from training.synthetic.scenery import paint_foreground, paint_room, photograph
+from training.synthetic.scenery import paint_foreground, paint_room, simulate_camera
 from training.synthetic.shapes import unit_circle
 from training.synthetic.skeletons import Body, Limb, random_body
 
 WIDTH, HEIGHT = 256, 256
-NOBODY = -1
+NO_PERSON = -1
 HIDDEN, VISIBLE = 1, 2
 """COCO's visibilities of keypoints that are labelled."""
 
-_APART_PX = 50
+_MIN_DISTANCE_PX = 50
 """Waists of two people are at least so far to the side of each other."""
 
 _MIN_VISIBLE_PX = 60
 """A person of whom fewer pixels show is not labelled."""
 
-Owners = NDArray[np.int32]
-"""int32 (H, W): ``person * 100 + limb`` that is seen in each pixel, or NOBODY."""
+InstanceMap = NDArray[np.int32]
+"""int32 (H, W): ``person * 100 + limb`` that is seen in each pixel, or NO_PERSON."""
 
 _LIMBS_PER_PERSON = 100
 
-Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+PixelIndices = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows and columns of pixels."""
 
 _CIRCLE = unit_circle(24)
@@ -55,7 +55,7 @@ class Person:
     height_px: float
     colours: Mapping[str, FloatArray]
 
-    def place(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def to_pixels(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points of the body, (..., 3), in pixels, (..., 2)."""
         placed: NDArray[np.float64] = points[..., :2] * self.height_px + self.waist_px
         return placed
@@ -69,27 +69,27 @@ def render_people(rng: Generator) -> AnnotatedImage:
 def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
     """The image, and how many pixels of each labelled person show."""
     canvas = paint_room(rng, WIDTH, HEIGHT)
-    owners = np.full((HEIGHT, WIDTH), NOBODY, np.int32)
+    instance_map = np.full((HEIGHT, WIDTH), NO_PERSON, np.int32)
     people: list[Person] = []
-    wanted = int(rng.choice([1, 2, 3], p=[0.45, 0.45, 0.1]))
-    for _ in range(4 * wanted):
+    target_count = int(rng.choice([1, 2, 3], p=[0.45, 0.45, 0.1]))
+    for _ in range(4 * target_count):
         person = _random_person(rng)
         # Limbs may hide another person's, but nobody stands right behind somebody.
-        if len(people) < wanted and all(_are_apart(person, other) for other in people):
+        if len(people) < target_count and all(_are_apart(person, other) for other in people):
             people.append(person)
     people.sort(key=lambda person: person.height_px)  # who is nearer is taller
     for index, person in enumerate(people):
-        _paint(rng, canvas, owners, index, person)
-    owners[paint_foreground(rng, canvas)] = NOBODY
+        _paint(rng, canvas, instance_map, index, person)
+    instance_map[paint_foreground(rng, canvas)] = NO_PERSON
     boxes, keypoints, areas = [], [], []
     for index, person in enumerate(people):
-        belongs = owners // _LIMBS_PER_PERSON == index
+        belongs = instance_map // _LIMBS_PER_PERSON == index
         if belongs.sum() >= _MIN_VISIBLE_PX:
             boxes.append(_box_around(belongs))
-            keypoints.append(_label_keypoints(person, index, owners))
+            keypoints.append(_label_keypoints(person, index, instance_map))
             areas.append(int(belongs.sum()))
     image = AnnotatedImage(
-        photograph(rng, canvas),
+        simulate_camera(rng, canvas),
         np.asarray(boxes, np.float32).reshape(-1, 4),
         np.zeros(len(boxes), np.int64),
         keypoints=np.asarray(keypoints, np.float32).reshape(-1, len(COCO_KEYPOINTS), 3),
@@ -98,7 +98,7 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
 
 
 def _are_apart(one: Person, other: Person) -> bool:
-    return abs(one.waist_px[0] - other.waist_px[0]) > _APART_PX
+    return abs(one.waist_px[0] - other.waist_px[0]) > _MIN_DISTANCE_PX
 
 
 def _random_person(rng: Generator) -> Person:
@@ -131,7 +131,9 @@ def _clothes(rng: Generator) -> dict[str, FloatArray]:
     }
 
 
-def _paint(rng: Generator, canvas: FloatArray, owners: Owners, index: int, person: Person) -> None:
+def _paint(
+    rng: Generator, canvas: FloatArray, instance_map: InstanceMap, index: int, person: Person
+) -> None:
     """Paint limbs from the farthest to the nearest, each with a soft shade of its own."""
     order = sorted(
         range(len(person.body.limbs)),
@@ -155,7 +157,7 @@ def _paint(rng: Generator, canvas: FloatArray, owners: Owners, index: int, perso
             striped = (rows // max(2.0, stripe_px)).astype(int) % 2 == 1
             paint[striped] = shade[striped, None] * person.colours["stripes"]
         canvas[rows, columns] = paint
-        owners[rows, columns] = index * _LIMBS_PER_PERSON + number
+        instance_map[rows, columns] = index * _LIMBS_PER_PERSON + number
         if limb.kind == "head":
             _paint_face(canvas, (rows, columns), person)
 
@@ -164,7 +166,7 @@ def _across(
     person: Person, limb: Limb, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> FloatArray:
     """How far pixels are to the right of the limb's axis; float32 (n,), -1...1 at its edges."""
-    first, second = person.place(limb.start), person.place(limb.end)
+    first, second = person.to_pixels(limb.start), person.to_pixels(limb.end)
     axis = second - first
     away = np.stack([columns, rows], axis=1) - first
     along = np.clip(away @ axis / max(float(axis @ axis), 1e-9), 0, 1)
@@ -180,9 +182,9 @@ def _nearness(limb: Limb) -> float:
     return float(limb.start[2] + limb.end[2]) / 2 + extra
 
 
-def _silhouette(person: Person, limb: Limb) -> Places:
+def _silhouette(person: Person, limb: Limb) -> PixelIndices:
     """Where the convex hull of two discs is, as far as it is in the image."""
-    first, second = person.place(limb.start), person.place(limb.end)
+    first, second = person.to_pixels(limb.start), person.to_pixels(limb.end)
     radii = [radius * person.height_px for radius in limb.radii]
     outline = np.concatenate([first + radii[0] * _CIRCLE, second + radii[1] * _CIRCLE])
     hull = cv2.convexHull(outline.astype(np.float32))
@@ -198,10 +200,10 @@ def _silhouette(person: Person, limb: Limb) -> Places:
     return rows[inside], columns[inside]
 
 
-def _paint_face(canvas: FloatArray, head_pixels: Places, person: Person) -> None:
+def _paint_face(canvas: FloatArray, head_pixels: PixelIndices, person: Person) -> None:
     """Hair where no face is, eyes and nose where they are seen."""
     head = next(limb for limb in person.body.limbs if limb.kind == "head")
-    center, radius = person.place(head.start), head.radii[0] * person.height_px
+    center, radius = person.to_pixels(head.start), head.radii[0] * person.height_px
     forward = (person.body.keypoints[0] - head.start) / 0.07
     rows, columns = head_pixels
     away = np.stack([columns, rows], axis=1) - center
@@ -211,14 +213,14 @@ def _paint_face(canvas: FloatArray, head_pixels: Places, person: Person) -> None
     canvas[rows[is_hair], columns[is_hair]] = person.colours["hair"]
     for keypoint, shade, size in ((1, 0.2, 0.14), (2, 0.2, 0.14), (0, 0.75, 0.16)):
         if person.body.keypoints[keypoint][2] > head.start[2]:
-            x, y = person.place(person.body.keypoints[keypoint])
+            x, y = person.to_pixels(person.body.keypoints[keypoint])
             is_spot = np.hypot(columns - x, rows - y) <= size * radius
             canvas[rows[is_spot], columns[is_spot]] *= np.float32(shade)
 
 
-def _label_keypoints(person: Person, index: int, owners: Owners) -> NDArray[np.float64]:
+def _label_keypoints(person: Person, index: int, instance_map: InstanceMap) -> NDArray[np.float64]:
     """Float64 (17, 3): x, y and visibility; 0 outside of the image and behind the head."""
-    places = person.place(person.body.keypoints)
+    places = person.to_pixels(person.body.keypoints)
     shown_by: dict[int, set[int]] = {keypoint: set() for keypoint in range(len(places))}
     for number, limb in enumerate(person.body.limbs):
         for keypoint in limb.keypoints:
@@ -230,7 +232,7 @@ def _label_keypoints(person: Person, index: int, owners: Owners) -> NDArray[np.f
         # As in COCO, nobody labels what is on the far side of a head.
         behind = keypoint < 5 and person.body.keypoints[keypoint][2] < head_depth - 0.02
         if 0 <= column < WIDTH and 0 <= row < HEIGHT and not behind:
-            seen = int(owners[row, column]) in shown_by[keypoint]
+            seen = int(instance_map[row, column]) in shown_by[keypoint]
             # Half a pixel: centers of pixels have whole numbers here, their edges in labels.
             rows[keypoint] = (x + 0.5, y + 0.5, VISIBLE if seen else HIDDEN)
     return rows

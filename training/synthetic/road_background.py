@@ -47,7 +47,7 @@ class Road:
     half_width_m: float
     is_yard: bool
 
-    def place(self, across: NDArray[np.float64], along: NDArray[np.float64]) -> Points:
+    def to_camera_frame(self, across: NDArray[np.float64], along: NDArray[np.float64]) -> Points:
         """Points on the ground, (n, 3), in the camera's frame."""
         cosine, sine = np.cos(self.yaw), np.sin(self.yaw)
         x = self.middle_m + cosine * across + sine * along
@@ -56,7 +56,7 @@ class Road:
 
 
 def random_road(rng: Generator) -> Road:
-    """A street with two to four workers, or a yard."""
+    """A street with two to four lanes, or a yard."""
     is_yard = bool(rng.random() < 0.35)
     half_width = float(rng.uniform(9, 18) if is_yard else rng.uniform(4.5, 8.0))
     middle = float(rng.uniform(-0.25, 0.25) * half_width) if is_yard else -half_width * 0.45
@@ -105,7 +105,7 @@ def fill_ground(canvas: Pixels, corners: Points, colour: Sequence[float]) -> Non
         fill(canvas, project(np.array(kept)), colour)
 
 
-def paint_land(rng: Generator, road: Road) -> Pixels:
+def paint_background(rng: Generator, road: Road) -> Pixels:
     """Sky, land, the road with its marks, and facades beside it; uint8 (207, 621, 3) RGB."""
     canvas = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     _paint_sky(rng, canvas)
@@ -133,7 +133,9 @@ def _strip(
     colour: NDArray[np.float64],
     along: tuple[float, float] = (-5.0, 300.0),
 ) -> None:
-    corners = road.place(np.array([*across, *across[::-1]]), np.repeat(along, 2).astype(float))
+    corners = road.to_camera_frame(
+        np.array([*across, *across[::-1]]), np.repeat(along, 2).astype(float)
+    )
     fill_ground(canvas, corners, np.minimum(np.maximum(colour, 0), 255).tolist())
 
 
@@ -198,10 +200,10 @@ def _paint_marks(rng: Generator, canvas: Pixels, road: Road) -> None:
                     across = (min(edge, edge + end * depth), max(edge, edge + end * depth))
                     _strip(canvas, road, across, colour, (along, along + 0.12))
         return
-    workers = int(rng.integers(2, 5))
+    lanes = int(rng.integers(2, 5))
     dash, gap = rng.uniform(2, 5), rng.uniform(2, 7)
-    for number in range(1, workers):
-        middle = road.half_width_m * (2 * number / workers - 1)
+    for number in range(1, lanes):
+        middle = road.half_width_m * (2 * number / lanes - 1)
         line = middle - 0.07, middle + 0.07
         if rng.random() < 0.25:
             _strip(canvas, road, line, colour)
@@ -225,7 +227,7 @@ def _paint_facades(rng: Generator, canvas: Pixels, road: Road) -> None:
 def _paint_wall(
     rng: Generator, canvas: Pixels, road: Road, across: float, along: tuple[float, float]
 ) -> None:
-    base = road.place(np.full(2, across), np.array(along))
+    base = road.to_camera_frame(np.full(2, across), np.array(along))
     if base[:, 2].min() < 1:
         return
     height = float(rng.uniform(2.2, 11))
@@ -244,7 +246,7 @@ def _paint_wall(
 
 
 @dataclass(frozen=True)
-class Thing:
+class RoadsideObject:
     """A tree, a pole, a sign or a bush on the ground at ``location_m``."""
 
     location_m: tuple[float, float, float]
@@ -261,8 +263,8 @@ class Thing:
         green = rng.uniform([25, 45, 15], [110, 140, 75])
         if kind < 3:
             height, half = rng.uniform(1.2, 6) * scale, rng.uniform(0.04, 0.16) * scale
-            backbone = np.array([(-half, 0), (half, 0), (half, -height), (-half, -height)])
-            yield backbone + np.array([x, y]), rng.uniform([40, 35, 30], [150, 145, 140]).tolist()
+            post = np.array([(-half, 0), (half, 0), (half, -height), (-half, -height)])
+            yield post + np.array([x, y]), rng.uniform([40, 35, 30], [150, 145, 140]).tolist()
             if kind == 1:  # a sign
                 yield (
                     circle * rng.uniform(0.25, 0.45) * scale + (x, y - height),
@@ -280,7 +282,7 @@ class Thing:
                 yield middle + circle * half, (green * rng.uniform(0.6, 1.3)).tolist()
 
 
-def photograph(rng: Generator, canvas: Pixels) -> Pixels:
+def simulate_camera(rng: Generator, canvas: Pixels) -> Pixels:
     """Light, contrast, focus and the noise of the sensor; uint8 (H, W, 3)."""
     contrast, tint = rng.uniform(0.75, 1.15), np.exp(rng.normal(0, 0.03, 3))
     values = np.arange(256, dtype=np.float64)[:, None]

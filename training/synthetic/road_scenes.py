@@ -1,7 +1,7 @@
-"""Rendered roads: as many images of vehicles with exact 3D boxes as wanted.
+"""Rendered roads: as many images of vehicles with exact 3D boxes as target_count.
 
 ``python -m training.synthetic.road_scenes --output DIR --count N --seed S`` writes images, labels and
-calibrations as KITTI has them. Everything is drawn from the random generator alone; no photograph
+calibrations as KITTI has them. Everything is drawn from the random generator alone; no simulate_camera
 and no model of a real vehicle enters.
 """
 
@@ -12,21 +12,26 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from training.data.sample import ALL_CLASSES, AnnotatedImage, Pixels, Space
+from training.data.sample import ALL_CLASSES, AnnotatedImage, Boxes3D, Pixels
 from training.synthetic.output import read_options, write_image
 from training.synthetic.road_background import (
     HEIGHT,
     PROJECTION,
     WIDTH,
     Road,
-    Thing,
+    RoadsideObject,
     fill,
-    paint_land,
-    photograph,
+    paint_background,
     project,
     random_road,
+    simulate_camera,
 )
-from training.synthetic.vehicle_painting import Box, paint_shadows, paint_vehicle, random_sun
+from training.synthetic.vehicle_painting import (
+    Box,
+    paint_shadows,
+    paint_vehicle,
+    random_sun_direction,
+)
 from training.synthetic.vehicles import Footprint, Vehicle, random_vehicle
 
 CLASS_NAMES = ("Car", "Van")
@@ -38,17 +43,17 @@ _MIN_VISIBLE = 0.5
 """A vehicle of which less can be seen is neither an object nor background."""
 _CLEARLY_VISIBLE = 0.9
 _GAP_M = 0.4
-_SHARES = (0.1, 0.12, 0.18, 0.2, 0.2, 0.2)
+_VEHICLE_COUNT_PROBABILITIES = (0.1, 0.12, 0.18, 0.2, 0.2, 0.2)
 """How many images have one vehicle, two, ... six before what is hidden is left out."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class RenderedVehicle:
     """A vehicle in the image.
 
     Attributes:
         vehicle: where it stands.
-        amodal_xyxy: box around all of it, also outside of the image and behind other things.
+        amodal_xyxy: box around all of it, also outside of the image and behind other roadside_objects.
         visible: the share of it that shows, of what the image has room for.
     """
 
@@ -83,7 +88,7 @@ def render_road(rng: Generator) -> AnnotatedImage:
         pixels,
         _boxes_xywh(objects),
         np.array([CLASS_NAMES.index(one.class_name) for one in vehicles], np.int64),
-        space=Space(
+        boxes_3d=Boxes3D(
             depths_m=np.array([one.location_m[2] for one in vehicles], np.float32),
             dimensions_m=np.array([one.dimensions_m for one in vehicles], np.float32).reshape(
                 -1, 3
@@ -95,51 +100,51 @@ def render_road(rng: Generator) -> AnnotatedImage:
     )
 
 
-def _boxes_xywh(seen: Sequence[Seen]) -> np.ndarray:
+def _boxes_xywh(seen: Sequence[RenderedVehicle]) -> np.ndarray:
     boxes = np.array([one.box_xyxy for one in seen], np.float32).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def _render(rng: Generator) -> tuple[Pixels, list[Seen]]:
+def _render(rng: Generator) -> tuple[Pixels, list[RenderedVehicle]]:
     """The image, and all vehicles of which something shows."""
     road = random_road(rng)
     vehicles = _arrange(rng, road)
-    canvas = paint_land(rng, road)
-    sun = random_sun(rng)
+    canvas = paint_background(rng, road)
+    sun = random_sun_direction(rng)
     paint_shadows(rng, canvas, vehicles, sun)
-    things = _things(rng, road, vehicles)
-    owners = np.full((HEIGHT, WIDTH), 0, np.uint8)
-    standing: list[Vehicle | Thing] = [*vehicles, *things]
+    roadside_objects = _roadside_objects(rng, road, vehicles)
+    instance_map = np.full((HEIGHT, WIDTH), 0, np.uint8)
+    standing: list[Vehicle | RoadsideObject] = [*vehicles, *roadside_objects]
     standing.sort(key=lambda one: -np.hypot(one.location_m[0], one.location_m[2]))
     boxes: dict[int, tuple[Box, int]] = {}
     ambient = float(rng.uniform(0.45, 0.8))
     for number, one in enumerate(standing, start=1):
-        if isinstance(one, Thing):
+        if isinstance(one, RoadsideObject):
             for polygon, colour in one.paint():
                 fill(canvas, polygon, colour)
-                fill(owners, polygon, (0,), cv2.LINE_8)
+                fill(instance_map, polygon, (0,), cv2.LINE_8)
         else:
-            boxes[number] = paint_vehicle(canvas, owners, number, one, sun, ambient)
+            boxes[number] = paint_vehicle(canvas, instance_map, number, one, sun, ambient)
     seen = []
-    counts = np.bincount(owners.ravel(), minlength=len(standing) + 1)
+    counts = np.bincount(instance_map.ravel(), minlength=len(standing) + 1)
     for number, (box, whole) in boxes.items():
         if whole and counts[number]:
             vehicle = standing[number - 1]
             assert isinstance(vehicle, Vehicle)
-            seen.append(Seen(vehicle, box, counts[number] / whole))
-    return photograph(rng, canvas), seen
+            seen.append(RenderedVehicle(vehicle, box, counts[number] / whole))
+    return simulate_camera(rng, canvas), seen
 
 
 def _arrange(rng: Generator, road: Road) -> list[Vehicle]:
     """One to six vehicles that stand on the ground and not in each other."""
     placed: list[Vehicle] = []
-    wanted = int(rng.choice(6, p=_SHARES)) + 1
-    for _ in range(20 * wanted):
-        if len(placed) == wanted:
+    target_count = int(rng.choice(6, p=_VEHICLE_COUNT_PROBABILITIES)) + 1
+    for _ in range(20 * target_count):
+        if len(placed) == target_count:
             break
         depth = NEAREST_M + (FARTHEST_M - NEAREST_M) * rng.beta(1.1, 1.6)
-        across, turn = _stand(rng, road)
-        (x, y, z) = road.place(np.array([across]), np.array([depth]))[0]
+        across, turn = _random_pose(rng, road)
+        (x, y, z) = road.to_camera_frame(np.array([across]), np.array([depth]))[0]
         vehicle = random_vehicle(rng, (float(x), float(y), float(z)), turn + road.yaw)
         if not NEAREST_M <= z <= FARTHEST_M or not _is_in_view(x, y, z):
             continue
@@ -154,7 +159,7 @@ def _is_in_view(x: float, y: float, z: float) -> bool:
     return bool(WIDTH / 16 < column < WIDTH * 15 / 16)
 
 
-def _stand(rng: Generator, road: Road) -> tuple[float, float]:
+def _random_pose(rng: Generator, road: Road) -> tuple[float, float]:
     """Where across the road a vehicle is, and how it is turned against the road."""
     ahead, oncoming = -np.pi / 2, np.pi / 2
     half = road.half_width_m
@@ -186,21 +191,23 @@ def _is_beside(rectangle: Footprint, vehicle: Vehicle) -> bool:
     return bool(kind == cv2.INTERSECT_NONE)
 
 
-def _things(rng: Generator, road: Road, vehicles: Sequence[Vehicle]) -> list[Thing]:
+def _roadside_objects(
+    rng: Generator, road: Road, vehicles: Sequence[Vehicle]
+) -> list[RoadsideObject]:
     """Trees, poles and bushes beyond the kerb, and a few that hide something."""
-    things = []
+    roadside_objects = []
     for _ in range(int(rng.integers(0, 9))):
         side = rng.choice([-1.0, 1.0])
         across = side * (road.half_width_m + rng.uniform(0.6, 6))
-        place = road.place(np.array([across]), np.array([rng.uniform(6, 50)]))[0]
+        place = road.to_camera_frame(np.array([across]), np.array([rng.uniform(6, 50)]))[0]
         around = (float(place[0]), float(place[2])), (1.2, 1.2), 0.0
         if place[2] > 4 and all(_is_beside(around, vehicle) for vehicle in vehicles):
             x, y, z = place.tolist()
-            things.append(Thing((x, y, z), int(rng.integers(2**31))))
-    return things
+            roadside_objects.append(RoadsideObject((x, y, z), int(rng.integers(2**31))))
+    return roadside_objects
 
 
-def kitti_label(seen: Seen) -> str:
+def kitti_label(seen: RenderedVehicle) -> str:
     """Its line in a label file; ``DontCare`` where too little shows."""
     box = " ".join(f"{value:.2f}" for value in seen.box_xyxy)
     if not seen.is_object:

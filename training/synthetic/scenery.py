@@ -14,7 +14,7 @@ def paint_room(rng: Generator, width: int, height: int) -> FloatArray:
     horizon = int(rng.uniform(0.3, 0.85) * height)
     canvas[:horizon], canvas[horizon:] = _faded(rng, 14.0), _faded(rng, 14.0)
     for _ in range(int(rng.integers(1, 7))):
-        _paint_thing(rng, canvas, rng.uniform(0, height))
+        _paint_object(rng, canvas, rng.uniform(0, height))
     if rng.random() < 0.5:
         canvas = _blur(canvas, rng.uniform(0.5, 4.0))
     # Coarse blotches and fine grain, so that no surface is of one colour.
@@ -29,11 +29,11 @@ def paint_foreground(rng: Generator, canvas: FloatArray) -> NDArray[np.bool_]:
     """Put up to two things before everything; returns where they are, bool (H, W)."""
     before = canvas.copy()
     for _ in range(int(rng.choice([0, 1, 2], p=[0.7, 0.25, 0.05]))):
-        _paint_thing(rng, canvas, rng.uniform(0.6, 1.1) * canvas.shape[0])
+        _paint_object(rng, canvas, rng.uniform(0.6, 1.1) * canvas.shape[0])
     return np.asarray((before != canvas).any(axis=2))
 
 
-def _paint_thing(rng: Generator, canvas: FloatArray, y: float) -> None:
+def _paint_object(rng: Generator, canvas: FloatArray, y: float) -> None:
     """A box, a disc or a pole around height ``y``."""
     x = rng.uniform(0, canvas.shape[1])
     colour = _faded(rng, 28.0).tolist()
@@ -56,7 +56,7 @@ def _faded(rng: Generator, colourfulness: float) -> FloatArray:
     return np.clip(colour, 5, 250).astype(np.float32)
 
 
-def photograph(rng: Generator, canvas: FloatArray) -> Pixels:
+def simulate_camera(rng: Generator, canvas: FloatArray) -> Pixels:
     """Light from one side, focus and sensor noise; uint8 (H, W, 3)."""
     height, width = canvas.shape[:2]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]

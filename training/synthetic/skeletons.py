@@ -60,15 +60,15 @@ def random_body(rng: Generator) -> Body:
         points[f"{side}_ear"] = np.array([sign * 0.065, -0.435, 0.0])
         points[f"{side}_shoulder"] = np.array([sign * 0.115 * build, -0.28, 0.0])
         points[f"{side}_hip"] = np.array([sign * 0.06 * build, 0.0, 0.0])
-        _hang_arm(rng, points, side, sign)
-        _hang_leg(rng, points, side, sign, is_sitting)
+        _place_arm(rng, points, side, sign)
+        _place_leg(rng, points, side, sign, is_sitting)
     turn = _turn(rng)
     turned = {name: turn @ point for name, point in points.items()}
     keypoints = np.stack([turned[name] for name in COCO_KEYPOINTS])
     return Body(keypoints, _limbs(turned, build))
 
 
-def _hang_arm(rng: Generator, points: dict[str, Points], side: str, sign: float) -> None:
+def _place_arm(rng: Generator, points: dict[str, Points], side: str, sign: float) -> None:
     swing = float(rng.normal(0.1, 0.3)) if rng.random() < 0.9 else float(rng.uniform(0.5, 2.8))
     spread = float(np.abs(rng.normal(0.2, 0.2)))
     bend = float(np.clip(rng.gamma(2.0, 0.15), 0.0, 2.2))
@@ -78,7 +78,7 @@ def _hang_arm(rng: Generator, points: dict[str, Points], side: str, sign: float)
     points[f"{side}_hand"] = points[f"{side}_wrist"] + 0.045 * lower
 
 
-def _hang_leg(
+def _place_leg(
     rng: Generator, points: dict[str, Points], side: str, sign: float, is_sitting: bool
 ) -> None:
     swing = float(rng.normal(1.45, 0.1)) if is_sitting else float(rng.normal(0.0, 0.3))

@@ -25,7 +25,7 @@ Box = NDArray[np.float64]
 """float64 (4,): left, top, right, bottom in pixels; the left edge of the image is at 0."""
 
 
-def random_sun(rng: Generator) -> NDArray[np.float64]:
+def random_sun_direction(rng: Generator) -> NDArray[np.float64]:
     """Where the light comes from, a unit vector (3,)."""
     elevation, azimuth = rng.uniform(0.55, 1.4), rng.uniform(-np.pi, np.pi)
     flat = np.cos(elevation)
@@ -50,7 +50,7 @@ def paint_shadows(
         _, width, length = vehicle.dimensions_m
         x, z = 0.47 * length, 0.46 * width
         corners = np.array([(-x, 0, -z), (x, 0, -z), (x, 0, z), (-x, 0, z)])
-        fill_ground(shade, vehicle.place(corners), (190,))
+        fill_ground(shade, vehicle.to_camera_frame(corners), (190,))
     below = slice(int(CENTER_Y_PX), None)
     kept = 255 - cv2.GaussianBlur(shade[below], (5, 5), 1.2)
     canvas[below] = cv2.multiply(canvas[below], cv2.merge([kept] * 3), scale=1 / 255)
@@ -75,18 +75,18 @@ def _solids(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray]:
         )
         for side in z
     ]
-    return vehicle.place(np.array(body)), vehicle.place(np.array(cabin))
+    return vehicle.to_camera_frame(np.array(body)), vehicle.to_camera_frame(np.array(cabin))
 
 
 def paint_vehicle(
     canvas: Pixels,
-    owners: NDArray[np.uint8],
+    instance_map: NDArray[np.uint8],
     number: int,
     vehicle: Vehicle,
     sun: NDArray[np.float64],
     ambient: float,
 ) -> tuple[Box, int]:
-    """Paint it and note in ``owners`` where; returns its box and how many pixels it has."""
+    """Paint it and note in ``instance_map`` where; returns its box and how many pixels it has."""
     polygons: list[Points] = []
     tones: list[list[float]] = []
     solids: list[int] = []
@@ -104,15 +104,15 @@ def paint_vehicle(
             polygons.append(polygon)
             tones.append(colour.tolist())
     # All at once: that is what takes the time.
-    points = project(vehicle.place(np.concatenate(polygons)))
+    points = project(vehicle.to_camera_frame(np.concatenate(polygons)))
     ends = np.cumsum([len(polygon) for polygon in polygons])
     flat = np.split(rounded(points), ends[:-1])
     flat[:4] = [np.asarray(cv2.convexHull(tyre), np.int32) for tyre in flat[:4]]
     for shape, tone in zip(flat, tones, strict=True):
         fill_rounded(canvas, shape, tone)
-    mask = np.zeros(owners.shape, np.uint8)
+    mask = np.zeros(instance_map.shape, np.uint8)
     for index in solids:
         fill_rounded(mask, flat[index], (1,), cv2.LINE_8)
-    np.copyto(owners, number, where=mask.view(bool))
+    np.copyto(instance_map, number, where=mask.view(bool))
     # Details lie on faces: they reach no farther.
     return np.concatenate([points.min(axis=0), points.max(axis=0)]), cv2.countNonZero(mask)

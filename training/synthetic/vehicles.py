@@ -78,12 +78,12 @@ class Vehicle:
         x, _, z = self.location_m
         return (x, z), self.dimensions_m[:0:-1], float(-np.degrees(self.rotation_y))
 
-    def place(self, points: Points) -> Points:
+    def to_camera_frame(self, points: Points) -> Points:
         """Points of the vehicle's frame, (..., 3), in the camera's."""
-        placed: Points = self.turn(points) + self.location_m
+        placed: Points = self.rotate(points) + self.location_m
         return placed
 
-    def turn(self, directions: Points) -> Points:
+    def rotate(self, directions: Points) -> Points:
         """Directions of the vehicle's frame, (..., 3), in the camera's."""
         cosine, sine = math.cos(self.rotation_y), math.sin(self.rotation_y)
         turned: Points = directions @ np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
@@ -188,17 +188,17 @@ def _body(rng: Generator, vehicle: Vehicle, profile: Points, width: float) -> It
         if index in (1, count - 1):
             paint = front_details if index == 1 else rear_details
             lamps = partial(lamp_pair, rng, outline, is_front=index == 1)
-            yield from _seen(vehicle, outline, middle, partial(paint, rng, outline), lamps)
+            yield from _visible_face(vehicle, outline, middle, partial(paint, rng, outline), lamps)
         else:
-            yield from _seen(vehicle, outline, middle)
+            yield from _visible_face(vehicle, outline, middle)
     stripes = 0.6 if vehicle.class_name == "Van" else 0.2
     for z in (-width / 2, width / 2):
         outline = np.column_stack([profile, np.full(count, z)])
         details = partial(side_details, rng, profile, z, vehicle.paint, stripes)
-        yield from _seen(vehicle, outline, middle, details)
+        yield from _visible_face(vehicle, outline, middle, details)
 
 
-def _seen(
+def _visible_face(
     vehicle: Vehicle,
     outline: Points,
     middle: Points,
@@ -209,8 +209,8 @@ def _seen(
     (a, b, c), (d, e, f) = outline[1] - outline[0], outline[2] - outline[0]
     normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])
     normal *= np.sign(normal @ (outline[0] - middle)) / np.sqrt(normal @ normal)
-    outward = vehicle.turn(normal)
-    if outward @ vehicle.place(outline[0]) < 0:
+    outward = vehicle.rotate(normal)
+    if outward @ vehicle.to_camera_frame(outline[0]) < 0:
         yield Face(outline, outward, list(details()), list(lamps()))
 
 
@@ -231,7 +231,7 @@ def _cabin(rng: Generator, vehicle: Vehicle, corners: Points) -> Iterator[Face]:
     for name, chosen in _CABIN_FACES.items():
         outline = corners[list(chosen)]
         details = [(part(outline, pane, rows), glass) for pane in panes.get(name, [])]
-        yield from _seen(vehicle, outline, middle, partial(list, details))
+        yield from _visible_face(vehicle, outline, middle, partial(list, details))
 
 
 _CABIN_FACES = {

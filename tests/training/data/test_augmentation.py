@@ -15,7 +15,7 @@ from training.data.augmentation import (
     warp_boxes,
     warp_pixels,
 )
-from training.data.sample import AnnotatedImage, Space
+from training.data.sample import AnnotatedImage, Boxes3D
 
 NO_COLOUR = AugmentationRanges((0.8, 1.3), 0.0, 0.0, 0.0, 0.0, 0.0)
 TURNED = replace(NO_COLOUR, scale=(0.8, 1.1), quarter_turns=True)
@@ -112,10 +112,10 @@ def test_hue_and_saturation_keep_gray_gray() -> None:
 def labelled() -> AnnotatedImage:
     """A box with three keypoints, the second and third of which a flip exchanges."""
     keypoints = np.array([[[310, 215, 2], [340, 240, 1], [0, 0, 0]]], np.float32)
-    space = Space(
+    boxes_3d = Boxes3D(
         np.full(1, 9.0, np.float32), np.ones((1, 3), np.float32), np.full(1, 2.5, np.float32)
     )
-    return replace(marker((300, 210, 61, 37)), keypoints=keypoints, space=space)
+    return replace(marker((300, 210, 61, 37)), keypoints=keypoints, boxes_3d=boxes_3d)
 
 
 def test_a_flip_exchanges_left_and_right() -> None:
@@ -134,15 +134,15 @@ def test_a_flip_exchanges_left_and_right() -> None:
         assert view.pixels[220, 640 - 330, 0] == 255
         assert view.keypoints[0, :, 2].tolist() == [2, 0, 1]
         np.testing.assert_allclose(view.keypoints[0, [0, 2], 0], [330, 300], atol=1e-4)
-        np.testing.assert_allclose(view.space.alphas_rad, np.pi - 2.5, rtol=1e-6)
-        assert view.space.is_measurable
+        np.testing.assert_allclose(view.boxes_3d.alphas_rad, np.pi - 2.5, rtol=1e-6)
+        assert view.boxes_3d.is_measurable
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_keypoints_move_with_boxes(seed: int) -> None:
     """Keypoints at opposite corners of a box stay at corners of it, whatever the view."""
     image = replace(
-        labelled(), keypoints=np.array([[[300, 210, 1], [361, 247, 1]]], np.float32), space=None
+        labelled(), keypoints=np.array([[[300, 210, 1], [361, 247, 1]]], np.float32), boxes_3d=None
     )
     view = random_view(np.random.default_rng(seed), image, Canvas(512, 512, 0.6), TURNED)
     if len(view.class_ids):
@@ -153,7 +153,7 @@ def test_keypoints_move_with_boxes(seed: int) -> None:
 def test_enlarged_views_are_not_measurable() -> None:
     ranges = replace(NO_COLOUR, scale=(1.2, 1.2))
     view = random_view(np.random.default_rng(0), labelled(), Canvas(640, 480, 1.0), ranges)
-    assert not view.space.is_measurable
+    assert not view.boxes_3d.is_measurable
 
 
 def test_what_a_window_cuts_off_is_dropped_with_all_that_belongs_to_it() -> None:
@@ -163,7 +163,7 @@ def test_what_a_window_cuts_off_is_dropped_with_all_that_belongs_to_it() -> None
         boxes_xywh=np.array([[300, 210, 61, 37], [600, 10, 30, 30]], np.float32),
         class_ids=np.array([0, 1]),
         keypoints=np.repeat(image.keypoints, 2, axis=0),
-        space=Space(
+        boxes_3d=Boxes3D(
             np.array([9, 5], np.float32), np.ones((2, 3), np.float32), np.zeros(2, np.float32)
         ),
         ignored_xywh=np.array([[620, 0, 20, 20], [310, 220, 20, 20]], np.float32),
@@ -172,7 +172,7 @@ def test_what_a_window_cuts_off_is_dropped_with_all_that_belongs_to_it() -> None
     view = fixed_view(two, Canvas(400, 300, 1.0))
     assert view.class_ids.tolist() == [0]
     assert view.keypoints.shape == (1, 3, 3)
-    assert view.space.depths_m.tolist() == [9]
+    assert view.boxes_3d.depths_m.tolist() == [9]
     assert view.ignored_class_ids.tolist() == [0]
 
 

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from training.synthetic.blood_smears import HEIGHT, WIDTH, _lay, main, render_smear
+from training.synthetic.blood_smears import HEIGHT, WIDTH, _blend_patch, main, render_smear
 from training.synthetic.cell_painting import paint_platelet, paint_red_cell, paint_white_cell
 
 
@@ -35,7 +35,7 @@ def test_boxes_lie_in_the_image(seed: int) -> None:
 def test_the_box_encloses_what_the_cell_changed(paint, radius, position) -> None:
     patch = paint(np.random.default_rng(3), radius)
     density = np.zeros((HEIGHT, WIDTH, 3), np.float32)
-    x, y, w, h = _lay(patch, np.ones(3, np.float32), density, *position)
+    x, y, w, h = _blend_patch(patch, np.ones(3, np.float32), density, *position)
     changed = density.sum(axis=2) > 0
     columns, rows = np.flatnonzero(changed.any(0)), np.flatnonzero(changed.any(1))
     extent = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
@@ -50,7 +50,7 @@ def test_a_sliver_at_the_border_gets_no_box() -> None:
     patch = paint_red_cell(np.random.default_rng(0), 50.0)
     density = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     far = WIDTH + patch.coverage.shape[0] // 2 - 8
-    assert _lay(patch, np.ones(3, np.float32), density, far, 240) is None
+    assert _blend_patch(patch, np.ones(3, np.float32), density, far, 240) is None
 
 
 def test_command_writes_images_and_labels(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from model_export.class_names import COCO_KEYPOINTS
 from training.config import read_config
-from training.data.dataset import EpochViews, ViewSettings
+from training.data.dataset import SampleSettings, TrainingDataset
 from training.synthetic.people import HEIGHT, VISIBLE, WIDTH, main, render_people
 from training.synthetic.skeletons import random_body
 
@@ -107,11 +107,11 @@ gradient_clip = 10.0
 """
     )
     config = read_config(tmp_path / "configuration.toml")
-    views = EpochViews(
+    views = TrainingDataset(
         [],
         repeats=1,
         rendered=3,
-        settings=ViewSettings.of_training(config),
+        settings=SampleSettings.for_training(config),
         seed=1,
         epoch=0,
     )

@@ -28,10 +28,10 @@ SUN = np.array([0.0, -1.0, 0.0])
 def painted(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The vehicle on grey, where it is (bool), and its box."""
     canvas = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-    owners = np.zeros((HEIGHT, WIDTH), np.uint8)
-    box, pixels = paint_vehicle(canvas, owners, 7, vehicle, SUN, 0.8)
-    assert pixels == (owners == 7).sum()
-    return canvas, owners == 7, box
+    instance_map = np.zeros((HEIGHT, WIDTH), np.uint8)
+    box, pixels = paint_vehicle(canvas, instance_map, 7, vehicle, SUN, 0.8)
+    assert pixels == (instance_map == 7).sum()
+    return canvas, instance_map == 7, box
 
 
 def test_a_seed_decides_the_image() -> None:
@@ -94,15 +94,15 @@ def test_the_command_writes_what_was_rendered_as_kitti_has_it(tmp_path: Path) ->
     ignored = 0
     for number, (read, one) in enumerate(zip(images, ground_truth.images, strict=True), start=1):
         rendered = render_road(np.random.default_rng((5, number)))
-        assert read.space is not None
-        assert rendered.space is not None
+        assert read.boxes_3d is not None
+        assert rendered.boxes_3d is not None
         np.testing.assert_array_equal(read.pixels, rendered.pixels)
         np.testing.assert_array_equal(read.class_ids, rendered.class_ids)
         np.testing.assert_allclose(read.boxes_xywh, rendered.boxes_xywh, atol=0.011)
         np.testing.assert_allclose(read.ignored_xywh, rendered.ignored_xywh, atol=0.011)
         for field in ("depths_m", "dimensions_m", "alphas_rad"):
-            expected = getattr(rendered.space, field)
-            np.testing.assert_allclose(getattr(read.space, field), expected, atol=1e-4)
+            expected = getattr(rendered.boxes_3d, field)
+            np.testing.assert_allclose(getattr(read.boxes_3d, field), expected, atol=1e-4)
         assert one.projection == pytest.approx(PROJECTION)
         ignored += len(rendered.ignored_xywh)
         labels = ground_truth.space[one.image_id]
@@ -115,11 +115,11 @@ def test_the_command_writes_what_was_rendered_as_kitti_has_it(tmp_path: Path) ->
 
 
 def test_vehicles_look_everywhere() -> None:
-    scenes = [render_road(np.random.default_rng((3, seed))).space for seed in range(60)]
-    alphas = np.concatenate([space.alphas_rad for space in scenes if space is not None])
+    scenes = [render_road(np.random.default_rng((3, seed))).boxes_3d for seed in range(60)]
+    alphas = np.concatenate([boxes.alphas_rad for boxes in scenes if boxes is not None])
     sectors = np.histogram(alphas, bins=8, range=(-np.pi, np.pi))[0]
     assert sectors.min() >= 4
-    depths = np.concatenate([space.depths_m for space in scenes if space is not None])
+    depths = np.concatenate([boxes.depths_m for boxes in scenes if boxes is not None])
     assert depths.min() < 9
     assert depths.max() > 24
 
@@ -146,9 +146,9 @@ def test_the_bundled_config_trains(project: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('classes = ["Car", "Van"]', 'classes = ["Car"]', "draws ['Car', 'Van']"),
-        ('renderer = "road_scenes"', 'renderer = "blood_smears"', "draws ['RBC'"),
-        ("rotation = 10.0", "rotations = 10.0", "['rotations'] are no terms of boxes_3d"),
+        ('classes = ["Car", "Van"]', 'classes = ["Car"]', "draws classes ['Car', 'Van']"),
+        ('renderer = "road_scenes"', 'renderer = "blood_smears"', "draws classes ['RBC'"),
+        ("rotation = 10.0", "rotations = 10.0", "['rotations'] are not loss terms of boxes_3d"),
         ("rotation = 10.0", "rotation = 0", "greater than 0"),
     ],
 )
@@ -175,5 +175,5 @@ def test_smears_have_no_depth(project: Path) -> None:
     facts = bundled_config(project).model_dump()
     facts["classes"] = ("RBC", "WBC", "Platelets")
     facts["data"]["renderer"] = "blood_smears"
-    with pytest.raises(ValueError, match="nothing in space"):
+    with pytest.raises(ValueError, match="no 3D boxes"):
         TrainConfig.model_validate(facts)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.sample import ALL_CLASSES, Space
+from training.data.sample import ALL_CLASSES, Boxes3D
 from training.targets.boxes_3d import boxes_3d_targets, ignore_regions
 from training.targets.centers import (
     center_targets,
@@ -134,10 +134,10 @@ def test_an_object_without_keypoints_stays_in_the_heatmap_only() -> None:
 
 @pytest.mark.parametrize("alpha", np.linspace(-3.1, 3.1, 41))
 def test_angles_are_recovered_from_their_bins(alpha: float) -> None:
-    space = Space(
+    boxes_3d = Boxes3D(
         np.array([12.0], np.float32), np.ones((1, 3), np.float32), np.array([alpha], np.float32)
     )
-    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), space)
+    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), boxes_3d)
     # The upstream conditions.
     expected = [
         alpha < np.pi / 6 or alpha > 5 * np.pi / 6,
@@ -156,8 +156,8 @@ def test_angles_are_recovered_from_their_bins(alpha: float) -> None:
 
 def test_depth_is_not_learned_from_enlarged_views() -> None:
     one = np.ones(1, np.float32)
-    space = Space(one, np.ones((1, 3), np.float32), one, is_measurable=False)
-    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), space)
+    boxes_3d = Boxes3D(one, np.ones((1, 3), np.float32), one, is_measurable=False)
+    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), boxes_3d)
     assert targets.measured.sum() == 0
     assert targets.present.sum() == 1
 
