@@ -43,8 +43,8 @@ def _initialize_convolution(name: str, layer: nn.Conv2d | nn.ConvTranspose2d) ->
 def _fill_with_interpolation(layer: nn.ConvTranspose2d) -> None:
     """Initialize a depthwise transposed convolution as bilinear interpolation."""
     side = layer.kernel_size[0]
-    middle = (side - 1) / 2
-    row = 1 - (torch.arange(side) - middle).abs() / layer.stride[0]
+    center = (side - 1) / 2
+    row = 1 - (torch.arange(side) - center).abs() / layer.stride[0]
     layer.weight.copy_(torch.outer(row, row).expand_as(layer.weight))
 
 

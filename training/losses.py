@@ -72,7 +72,7 @@ def rotation_loss(
         cells: int64 (N, K).
         present: float32 (N, K).
         bins: int64 (N, K, 2), 1 where the angle lies in the bin; they overlap.
-        residuals: float32 (N, K, 2), angle minus the middle of the bin, in radians.
+        residuals: float32 (N, K, 2), angle minus the center of the bin, in radians.
 
     As in the reference implementation, the cross-entropy of the logits is averaged over all slots,
     with the logits of unused slots set to 0; the errors of sine and cosine are averaged over the

@@ -56,8 +56,8 @@ def boxes_3d_targets(centers: CenterTargets, boxes_3d: Boxes3D) -> Box3DTargets:
     count = len(boxes_3d.depths_m)
     targets.depth[:count, 0] = boxes_3d.depths_m
     targets.dimensions[:count] = boxes_3d.dimensions_m
-    for index, middle in enumerate(BIN_CENTERS_RAD):
-        residuals = boxes_3d.alphas_rad.astype(np.float64) - middle
+    for index, center in enumerate(BIN_CENTERS_RAD):
+        residuals = boxes_3d.alphas_rad.astype(np.float64) - center
         inside = np.abs(np.remainder(residuals + np.pi, 2 * np.pi) - np.pi) < _REACH_RAD
         targets.rotation_bins[:count, index] = inside
         targets.rotation_residuals[:count, index] = np.where(inside, residuals, 0.0)

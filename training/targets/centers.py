@@ -64,7 +64,8 @@ def draw_gaussian(
 ) -> None:
     """Draw a Gaussian with peak 1 at (x, y) into ``heatmap``, float32 (H, W).
 
-    Larger values are kept. The diameter ``2 radius + 1`` has ``sigmas`` standard deviations; outside the radius it is 0.
+    Larger values are kept. The diameter ``2 radius + 1`` has ``sigmas`` standard deviations;
+    outside of the radius the Gaussian is 0.
     """
     height, width = heatmap.shape
     x0, x1 = max(x - radius, 0), min(x + radius + 1, width)

@@ -31,14 +31,14 @@ def marker(box: tuple[int, int, int, int]) -> AnnotatedImage:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_boxes_move_with_pixels(seed: int) -> None:
-    """All scales, flips and quarter turns: the warped marker is where the warped box says."""
+    """For all scales, flips and quarter turns the warped marker is inside the warped box."""
     rng = np.random.default_rng(seed)
     image = marker((300, 210, 61, 37))
     affine = random_affine(rng, 640, 480, Canvas(640, 640, 0.9), TURNED)
     warped = warp_pixels(image.pixels, affine, 640, 640)[..., 0] / 255.0
     x, y, w, h = warp_boxes(image.boxes_xywh, affine)[0]
     scale = np.sqrt(abs(np.linalg.det(affine[:, :2])))
-    # Edges are put where the fixed view puts them: half a source pixel to the right and below.
+    # The fixed view shifts edges by half a source pixel to the right and down.
     convention = 0.5 * scale
     rows, columns = np.indices(warped.shape)
     centroid = [(warped * columns).sum() / warped.sum(), (warped * rows).sum() / warped.sum()]
@@ -49,7 +49,7 @@ def test_boxes_move_with_pixels(seed: int) -> None:
 
 
 def test_the_random_view_agrees_with_the_fixed_view() -> None:
-    """Same scale, no turn: both views move boxes alike, up to the shift of the window."""
+    """With the same scale and no rotation both views differ by the crop position only."""
     box = np.array([[100.0, 50.0, 40.0, 30.0]], np.float32)
     fixed = evaluation_affine(640, 480, 384, 288)
     x, y, w, h = warp_boxes(box, fixed)[0]
@@ -64,7 +64,7 @@ def test_fixed_view_centers_and_scales_by_the_longer_side() -> None:
     assert affine[0, 0] == 384 / 600
 
 
-def test_window_stays_inside_a_larger_image() -> None:
+def test_crop_stays_inside_a_larger_image() -> None:
     white = np.full((480, 640, 3), 255, np.uint8)
     for seed in range(20):
         affine = random_affine(
@@ -74,7 +74,7 @@ def test_window_stays_inside_a_larger_image() -> None:
         assert warped.min() == 255
 
 
-def test_clipping_drops_what_is_mostly_outside() -> None:
+def test_clipping_drops_objects_that_are_mostly_outside() -> None:
     image = AnnotatedImage(
         np.zeros((100, 100, 3), np.uint8),
         np.array([[-10, 10, 20, 20], [95, 10, 40, 20], [10, 10, 5, 5]], np.float32),
@@ -85,7 +85,7 @@ def test_clipping_drops_what_is_mostly_outside() -> None:
     np.testing.assert_array_equal(clipped.boxes_xywh, [[0, 10, 10, 20], [10, 10, 5, 5]])
 
 
-def test_a_view_is_decided_by_its_generator() -> None:
+def test_a_view_is_determined_by_its_generator() -> None:
     image = marker((200, 100, 80, 80))
     views = [
         random_view(np.random.default_rng(1), image, Canvas(288, 288, 0.6), NO_COLOUR)
@@ -95,7 +95,7 @@ def test_a_view_is_decided_by_its_generator() -> None:
     np.testing.assert_array_equal(views[0].boxes_xywh, views[1].boxes_xywh)
 
 
-def test_zero_ranges_leave_colours_alone() -> None:
+def test_zero_ranges_keep_colours() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     np.testing.assert_array_equal(jitter_colours(rng, pixels, NO_COLOUR), pixels)
@@ -110,7 +110,7 @@ def test_hue_and_saturation_keep_gray_gray() -> None:
 
 
 def labelled() -> AnnotatedImage:
-    """A box with three keypoints, the second and third of which a flip exchanges."""
+    """A box with three keypoints; a flip exchanges the second and third."""
     keypoints = np.array([[[310, 215, 2], [340, 240, 1], [0, 0, 0]]], np.float32)
     boxes_3d = Boxes3D(
         np.full(1, 9.0, np.float32), np.ones((1, 3), np.float32), np.full(1, 2.5, np.float32)
@@ -140,7 +140,7 @@ def test_a_flip_exchanges_left_and_right() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_keypoints_move_with_boxes(seed: int) -> None:
-    """Keypoints at opposite corners of a box stay at corners of it, whatever the view."""
+    """Keypoints at opposite corners of a box stay at its corners in all views."""
     image = replace(
         labelled(), keypoints=np.array([[[300, 210, 1], [361, 247, 1]]], np.float32), boxes_3d=None
     )
@@ -150,13 +150,13 @@ def test_keypoints_move_with_boxes(seed: int) -> None:
         np.testing.assert_allclose([*low, *(high - low)], view.boxes_xywh[0], atol=1e-3)
 
 
-def test_enlarged_views_are_not_measurable() -> None:
+def test_scaled_views_are_not_measurable() -> None:
     ranges = replace(NO_COLOUR, scale=(1.2, 1.2))
     view = random_view(np.random.default_rng(0), labelled(), Canvas(640, 480, 1.0), ranges)
     assert not view.boxes_3d.is_measurable
 
 
-def test_what_a_window_cuts_off_is_dropped_with_all_that_belongs_to_it() -> None:
+def test_clipped_objects_are_dropped_with_their_keypoints_and_3d_boxes() -> None:
     image = labelled()
     two = replace(
         image,
@@ -176,7 +176,7 @@ def test_what_a_window_cuts_off_is_dropped_with_all_that_belongs_to_it() -> None
     assert view.ignored_class_ids.tolist() == [0]
 
 
-def test_windows_anywhere_reach_over_the_border() -> None:
+def test_crops_with_center_border_extend_beyond_the_image() -> None:
     ranges = replace(NO_COLOUR, scale=(1.0, 1.0), center_border_px=128, flip=False)
     white = np.full((480, 640, 3), 255, np.uint8)
     black_left = []
