@@ -20,9 +20,8 @@ from model_export.errors import CheckpointUnreadableError
 from model_export.graph.normalization import NORMALIZATIONS
 from training.average_precision import evaluate
 from training.config import ConfigError, ScheduleSection, TrainConfig
-from training.data.dataset import SampleSettings, TrainingDataset, ValidationDataset
-from training.data.loading import read_images
 from training.data.sample import AnnotatedImage
+from training.dataset import SampleSettings, TrainingDataset, ValidationDataset
 from training.deep_supervision import (
     build_network,
     load_pretrained,
@@ -32,6 +31,7 @@ from training.deep_supervision import (
 )
 from training.ema import ExponentialMovingAverage
 from training.initialization import initialize
+from training.load_images import read_images
 from training.objectives import OBJECTIVES
 from training.tensorboard import TensorBoardLogger
 

@@ -10,8 +10,8 @@ import torch
 from model_export.graph.normalization import NORMALIZATIONS
 from training.data.augmentation import AugmentationRanges, Canvas
 from training.data.coco import network_input, read_coco_split
-from training.data.dataset import SampleSettings, TrainingDataset
 from training.data.image_files import DatasetError
+from training.dataset import SampleSettings, TrainingDataset
 
 CLASSES = ("RBC", "WBC")
 

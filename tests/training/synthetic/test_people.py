@@ -7,7 +7,7 @@ import pytest
 
 from model_export.class_names import COCO_KEYPOINTS
 from training.config import read_config
-from training.data.dataset import SampleSettings, TrainingDataset
+from training.dataset import SampleSettings, TrainingDataset
 from training.synthetic.people import HEIGHT, VISIBLE, WIDTH, main, render_people
 from training.synthetic.skeletons import random_body
 
