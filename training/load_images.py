@@ -1,4 +1,4 @@
-"""Loading of the labelled images of a configuration."""
+"""Images and labels of a configuration, in any label format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from training.data.voc import read_voc_split
 def read_images(config: TrainConfig, files: Sequence[Path]) -> Images:
     """List and check the images of ``files``, in the format of the configuration.
 
-    Raises :class:`~training.data.image_files.DatasetError`.
+    Raises ``DatasetError``.
     """
     return sum((_read(config, file) for file in files), start=Images([]))
 

@@ -111,7 +111,7 @@ class Trainer:
     def _build_scheduler(self) -> LambdaLR:
         """Return the schedule, one step per batch, at the start of the current epoch."""
         schedule, steps_per_epoch = self._config.schedule, len(self._loader())
-        # LambdaLR multiplies this; it sets it itself only when it starts at step 0.
+        # LambdaLR scales initial_lr, and sets it itself only if it starts at step 0.
         for group in self._optimizer.param_groups:
             group["initial_lr"] = schedule.learning_rate
         factor = partial(
