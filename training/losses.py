@@ -19,7 +19,7 @@ _EPSILON = 1e-4  # of the reference implementation, against division by zero
 
 
 def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
-    """Penalty-reduced focal loss (*CornerNet*, equation 1, alpha 2, beta 4) of raw maps.
+    """Compute the penalty-reduced focal loss (*CornerNet*, equation 1, alpha 2, beta 4).
 
     The sigmoid is clamped, which also stops the gradient of saturated cells. The sum is divided by
     the number of keypoints in the batch, at least 1.
@@ -32,20 +32,20 @@ def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
 
 
 def l1_loss(values: Tensor, cells: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-    """L1 error, averaged over the values whose ``mask`` is 1; mask and target are (N, K, C)."""
+    """Compute the mean L1 error over values whose ``mask`` is 1; mask, target: (N, K, C)."""
     errors = (gather(values, cells) - target).abs() * mask
     return errors.sum() / (mask.sum() + _EPSILON)
 
 
 def center_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
-    """L1 error at objects (*Objects as Points*, equations 2 and 3); target is (N, K, C)."""
+    """Compute the L1 loss (*Objects as Points*, equations 2 and 3); target: (N, K, C)."""
     return l1_loss(values, cells, present[..., None].expand_as(target), target)
 
 
 def l1_loss_over_all_slots(
     values: Tensor, cells: Tensor, present: Tensor, target: Tensor
 ) -> Tensor:
-    """L1 error at objects, divided by the number of values in all slots, used or not.
+    """Compute the summed L1 error at objects, divided by the number of values in all slots.
 
     The reference implementation uses this loss for 3D boxes, with 50 slots. Its value depends on
     the number of slots.
@@ -55,7 +55,7 @@ def l1_loss_over_all_slots(
 
 
 def smooth_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
-    """Smooth L1 error of offsets per object (*CornerNet*, equation 3); target is (N, K, C)."""
+    """Compute the smooth L1 loss per object (*CornerNet*, equation 3); target: (N, K, C)."""
     mask = present[..., None]
     predicted = gather(values, cells) * mask
     error = functional.smooth_l1_loss(predicted, target * mask, reduction="sum")
@@ -65,7 +65,7 @@ def smooth_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tenso
 def rotation_loss(
     values: Tensor, cells: Tensor, present: Tensor, bins: Tensor, residuals: Tensor
 ) -> Tensor:
-    """Multi-bin loss of orientations (*Objects as Points*, section 4.1; Mousavian et al. 2017).
+    """Compute the multi-bin loss (*Objects as Points*, section 4.1; Mousavian et al. 2017).
 
     Args:
         values: (N, 8, H, W): for each of two bins two logits, sine and cosine.
@@ -95,7 +95,7 @@ def rotation_loss(
 def pull_push_losses(
     top_left: Tensor, bottom_right: Tensor, present: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Pull and push losses of corner embeddings (*CornerNet*, equations 4 and 5).
+    """Compute pull and push losses of embeddings (*CornerNet*, equations 4 and 5).
 
     ``top_left`` and ``bottom_right`` are the embeddings, float32 (N, K), of both corners of each
     object. Pull is averaged over the objects of an image, push over its pairs of objects; both

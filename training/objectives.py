@@ -42,7 +42,7 @@ class Objective:
 
 
 def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Terms of boxes, *Objects as Points*, section 3; targets: ``CenterTargets``."""
+    """Compute the terms of boxes, *Objects as Points*, section 3; targets: ``CenterTargets``."""
     cells, present = targets["cells"], targets["present"]
     return {
         "heatmap": focal_loss(maps["heatmap"], targets["heatmap"]),
@@ -52,7 +52,7 @@ def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Terms of poses, *Objects as Points*, section 4.2; targets: ``PoseTargets``."""
+    """Compute the terms of poses, same paper, section 4.2; targets: ``PoseTargets``."""
     return {
         **box_terms(maps, targets),
         "keypoint_offsets": l1_loss(
@@ -72,7 +72,7 @@ def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Terms of 3D boxes, *Objects as Points*, section 4.1; targets: ``Box3DTargets``."""
+    """Compute the terms of 3D boxes, same paper, section 4.1; targets: ``Box3DTargets``."""
     cells, present, measured = targets["cells"], targets["present"], targets["measured"]
     depth = depth_from_raw(maps["depth"])
     return {
@@ -94,7 +94,7 @@ def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def corner_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Terms of corner pairs, *CornerNet*, section 3; targets: ``corner_targets``."""
+    """Compute the terms of corner pairs, *CornerNet*, section 3; targets: ``corner_targets``."""
     top_left, bottom_right = (
         gather(maps[f"{corner}_embedding"], targets[f"{corner}_cells"]).squeeze(2)
         for corner in ("top_left", "bottom_right")
@@ -111,7 +111,7 @@ def corner_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def triplet_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Terms of corner triplets, *Keypoint Triplets*, equation 1; targets: ``triplet_targets``."""
+    """Compute the terms of *Keypoint Triplets*, equation 1; targets: ``triplet_targets``."""
     return {
         **corner_terms(maps, targets),
         "center_heatmap": focal_loss(maps["center_heatmap"], targets["center_heatmap"]),

@@ -13,7 +13,7 @@ class TensorBoardLogger:
     """Writer of event files for ``tensorboard --logdir DIR``."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises :class:`TensorBoardUnavailableError` without the package ``tensorboard``."""
+        """Open the log; raises :class:`TensorBoardUnavailableError` without ``tensorboard``."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

@@ -106,7 +106,7 @@ def detect(server: RunningServer, image: Path) -> list[dict[str, Any]]:
 
 
 def average_precision(server: RunningServer, directory: Path, kind: str) -> float:
-    """COCO AP of ``kind`` (bbox, keypoints) on the training images."""
+    """Compute COCO AP of ``kind`` (bbox, keypoints) on the training images."""
     with contextlib.redirect_stdout(io.StringIO()):
         labels = COCO(str(directory / "labels.json"))
         labels.dataset.setdefault("info", {})

@@ -4,21 +4,21 @@
 COCO file. Images are generated from random numbers only, without photographs.
 """
 
-import json
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
 from training.data.sample import AnnotatedImage, FloatArray, Pixels
+from training.synthetic import output
 from training.synthetic.cell_painting import (
     CellPatch,
     paint_platelet,
     paint_red_cell,
     paint_white_cell,
 )
-from training.synthetic.output import parse_args, write_image
 
 WIDTH, HEIGHT = 640, 480
 CLASS_NAMES = ("RBC", "WBC", "Platelets")
@@ -134,45 +134,29 @@ def _simulate_camera(rng: Generator, density: FloatArray) -> Pixels:
     return np.asarray(np.clip(image + 0.5, 0.0, 255.0), np.uint8)
 
 
-def coco_document(images: Sequence[AnnotatedImage], file_names: Sequence[str]) -> dict[str, object]:
+def coco_document(images: Sequence[AnnotatedImage], file_names: Sequence[str]) -> dict[str, Any]:
     """Return COCO instances of rendered images; category ids 1, 2, 3 as in the BCCD dataset."""
-    image_entries: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    for image_id, (image, name) in enumerate(zip(images, file_names, strict=True), start=1):
-        height, width = image.pixels.shape[:2]
-        image_entries.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        for box, class_id in zip(image.boxes_xywh.tolist(), image.class_ids.tolist(), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": class_id + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
-    return {
-        "info": {"description": "Rendered blood smears with exact boxes"},
-        "images": image_entries,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
-    }
+    return output.coco_document(
+        "Rendered blood smears with exact boxes",
+        [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
+        images,
+        file_names,
+        [image.boxes_xywh[:, 2:].prod(axis=1).tolist() for image in images],
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write rendered images and ``blood_smears.json`` to a directory."""
-    args = parse_args("training.synthetic.blood_smears", __doc__, argv, "jpg")
+    args = output.parse_args("training.synthetic.blood_smears", __doc__, argv, "jpg")
     args.output.mkdir(parents=True, exist_ok=True)
     images, names = [], []
     for number in range(1, args.count + 1):
         image = render_smear(np.random.default_rng((args.seed, number)))
         name = f"blood_smear_{number}.{args.format}"
-        write_image(args.output / name, image.pixels)
+        output.write_image(args.output / name, image.pixels)
         images.append(image)
         names.append(name)
-    document = json.dumps(coco_document(images, names), indent=1)
-    (args.output / "blood_smears.json").write_text(document + "\n", encoding="utf-8")
+    output.write_json(args.output / "blood_smears.json", coco_document(images, names))
 
 
 if __name__ == "__main__":

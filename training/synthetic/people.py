@@ -4,7 +4,6 @@
 file. Images are generated from random numbers only, without photographs.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from training.data.sample import AnnotatedImage, FloatArray
-from training.synthetic.output import parse_args, write_image
+from training.synthetic import output
 from training.synthetic.scenery import paint_foreground, paint_room, simulate_camera
 from training.synthetic.shapes import unit_circle
 from training.synthetic.skeletons import Body, Limb, random_body
@@ -75,7 +74,7 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
     for _ in range(4 * target_count):
         person = _random_person(rng)
         # People may overlap, but not stand directly behind each other.
-        if len(people) < target_count and all(_do_not_overlap(person, other) for other in people):
+        if len(people) < target_count and all(_keep_distance(person, other) for other in people):
             people.append(person)
     people.sort(key=lambda person: person.height_px)  # taller people are nearer
     for index, person in enumerate(people):
@@ -97,7 +96,7 @@ def _render(rng: Generator) -> tuple[AnnotatedImage, list[int]]:
     return image, areas
 
 
-def _do_not_overlap(one: Person, other: Person) -> bool:
+def _keep_distance(one: Person, other: Person) -> bool:
     return abs(one.waist_px[0] - other.waist_px[0]) > _MIN_DISTANCE_PX
 
 
@@ -247,53 +246,33 @@ def coco_document(
     images: Sequence[tuple[AnnotatedImage, Sequence[int]]], file_names: Sequence[str]
 ) -> dict[str, Any]:
     """Return COCO keypoints of rendered images, each with the visible pixels of its people."""
-    image_entries: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, ((image, areas), name) in enumerate(
-        zip(images, file_names, strict=True), start=1
-    ):
-        assert image.keypoints is not None
-        image_entries.append({"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT})
-        for box, keypoints, area in zip(image.boxes_xywh, image.keypoints, areas, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": 1,
-                    "bbox": box.tolist(),
-                    "area": area,
-                    "iscrowd": 0,
-                    "keypoints": keypoints.round(2).ravel().tolist(),
-                    "num_keypoints": int((keypoints[:, 2] > 0).sum()),
-                }
-            )
     person = {
         "id": 1,
         "name": "person",
         "keypoints": list(COCO_KEYPOINTS),
         "skeleton": [[first + 1, second + 1] for first, second in COCO_SKELETON],
     }
-    return {
-        "info": {"description": "Rendered people with exact keypoints"},
-        "images": image_entries,
-        "annotations": annotations,
-        "categories": [person],
-    }
+    return output.coco_document(
+        "Rendered people with exact keypoints",
+        [person],
+        [image for image, _ in images],
+        file_names,
+        [areas for _, areas in images],
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write rendered images and ``people.json`` to a directory."""
-    args = parse_args("training.synthetic.people", __doc__, argv, "png")
+    args = output.parse_args("training.synthetic.people", __doc__, argv, "png")
     args.output.mkdir(parents=True, exist_ok=True)
     images, names = [], []
     for number in range(1, args.count + 1):
         rendered = _render(np.random.default_rng((args.seed, number)))
         name = f"people_{number}.{args.format}"
-        write_image(args.output / name, rendered[0].pixels)
+        output.write_image(args.output / name, rendered[0].pixels)
         images.append(rendered)
         names.append(name)
-    document = json.dumps(coco_document(images, names), indent=1)
-    (args.output / "people.json").write_text(document + "\n", encoding="utf-8")
+    output.write_json(args.output / "people.json", coco_document(images, names))
 
 
 if __name__ == "__main__":
