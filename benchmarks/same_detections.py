@@ -1,18 +1,19 @@
-"""Do two files find the same? Detections of one, side by side with those of the other.
+"""Compare the detections of two ONNX files of packages.
 
     python -m benchmarks.same_detections models/blood_cells/model.onnx \
         models/blood_cells/model_fp16.onnx --images ../shared/data/bccd/images
 
-Both are ONNX files of packages; a package's directory stands for its ``model.onnx``. Images go
-through the service's own code, and what a client would get is compared: of everything that either
-file finds with at least ``--score`` (the package's threshold), how much does the other find too,
-with the same class, an IoU of at least 0.99 and a score within 0.01? Nothing is excused. Of those
-that match: keypoints within a pixel or a hundredth of the box's longer side, whichever is more; depth
-and dimensions within 1 %, rotation within 1 degree (for 3D boxes, with the package's own camera).
+A package's directory stands for its ``model.onnx``. Images are processed by the service's own code,
+and detections are compared as a client receives them. Of all detections of either file with a score
+of at least ``--score`` (default: the threshold of the package), the benchmark counts those that the
+other file has, too, with the same class, an IoU of at least 0.99 and a score within 0.01, without
+exceptions. For matched detections it also compares keypoints (within a pixel or a hundredth of the
+longer side of the box, whichever is more), depth and dimensions (within 1 %) and rotation (within 1
+degree; 3D boxes use the camera of the package).
 
-A file in half precision runs twice: as it is, and with its rounding made explicit, which is what a GPU
-does at most (``model_export/verification/fp16_rounding.py``). Prints Markdown; the exit status is 1 where a share is
-below 99 %, or nothing was found.
+An FP16 file runs twice: as it is, and with explicit rounding, which is the most that a GPU rounds
+(``model_export/verification/fp16_rounding.py``). Prints Markdown; the exit status is 1 if a share
+is below 99 % or nothing was detected.
 """
 
 import argparse
@@ -27,116 +28,110 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from evaluation.detections import Answer
+from evaluation.detections import ImageDetections
 from evaluation.ground_truth import LabelledImage
-from evaluation.local_model import OfflinePackage
-from evaluation.metrics.matching import overlaps_of_boxes
+from evaluation.local_model import LocalModel
+from evaluation.report import Cell, markdown_table
+from labels.matching import Indices, box_iou, match_boxes
 from model_export.pipeline import ONNX_FILE
 from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_package import OnnxArtifact, draft_package, load_package
 
-ENOUGH = 0.99
-SAME_IOU, SAME_SCORE = 0.99, 0.01
-SAME_OBJECT_IOU = 0.5
-"""Less than that are two things, one that only the first file finds and one of the second."""
+MIN_SHARE = 0.99
+MIN_IOU, MAX_SCORE_DIFFERENCE = 0.99, 0.01
+MIN_OBJECT_IOU = 0.5
+"""Boxes with a lower IoU are different objects."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One row of the table: ``errors`` of what was compared, and whether each is small enough."""
+    """One row of the table: the errors of a quantity, and which of them are within tolerance."""
 
     errors: NDArray[np.float64]
     same: NDArray[np.bool_]
 
 
-def compare(reference: Answer, candidate: Answer, score: float) -> dict[str, Quantity]:
-    """Compare the answers to one image; a row per thing that either finds with ``score``."""
-    local, upstream = pair(reference, candidate)
-    scores = reference.scores[local], candidate.scores[upstream]
-    wanted = np.maximum(*scores) >= score
-    local, upstream = local[wanted], upstream[wanted]
-    iou, _ = overlaps_of_boxes(reference.boxes_xyxy[local], candidate.boxes_xyxy[upstream])
-    overlap_errors = 1 - iou.diagonal()
-    score_errors = np.abs(reference.scores[local] - candidate.scores[upstream])
-    same = (overlap_errors <= 1 - SAME_IOU) & (score_errors <= SAME_SCORE)
-    alone = _shown_alone(reference, local, score) + _shown_alone(candidate, upstream, score)
-    missing = np.ones(alone)
+def compare(
+    reference: ImageDetections, candidate: ImageDetections, score: float
+) -> dict[str, Quantity]:
+    """Compare the detections of one image, one element per detection of either with ``score``."""
+    first, second = match_boxes(
+        *(reference.boxes_xyxy, reference.class_ids),
+        *(candidate.boxes_xyxy, candidate.class_ids),
+        min_iou=MIN_OBJECT_IOU,
+    )
+    is_compared = np.maximum(reference.scores[first], candidate.scores[second]) >= score
+    first, second = first[is_compared], second[is_compared]
+    iou = box_iou(reference.boxes_xyxy[first], candidate.boxes_xyxy[second])
+    iou_errors = 1 - iou.diagonal()
+    score_errors = np.abs(reference.scores[first] - candidate.scores[second])
+    same = (iou_errors <= 1 - MIN_IOU) & (score_errors <= MAX_SCORE_DIFFERENCE)
+    unmatched = _count_unmatched(reference, first, score) + _count_unmatched(
+        candidate, second, score
+    )
     return {
         "detections": Quantity(
-            np.concatenate([overlap_errors, missing]), np.concatenate([same, missing == 0])
+            np.concatenate([iou_errors, np.ones(unmatched)]),
+            np.concatenate([same, np.zeros(unmatched, np.bool_)]),
         ),
-        "their scores": Quantity(score_errors, score_errors <= SAME_SCORE),
-        **_further(reference[local[same]], candidate[upstream[same]]),
+        "scores": Quantity(score_errors, score_errors <= MAX_SCORE_DIFFERENCE),
+        **_compare_poses_and_boxes_3d(reference[first[same]], candidate[second[same]]),
     }
 
 
-def pair(reference: Answer, candidate: Answer) -> tuple[Rows, Rows]:
-    """Give each detection, best first, the free one of its class that it overlaps most."""
-    iou, _ = overlaps_of_boxes(reference.boxes_xyxy, candidate.boxes_xyxy)
-    iou[reference.class_ids[:, None] != candidate.class_ids] = 0
-    pairs = []
-    for row in range(len(reference)):
-        other = int(iou[row].argmax()) if len(candidate) else 0
-        if len(candidate) and iou[row, other] >= SAME_OBJECT_IOU:
-            pairs.append((row, other))
-            iou[:, other] = 0  # taken
-    local, upstream = np.array(pairs, np.int64).reshape(-1, 2).T
-    return local, upstream
+def _count_unmatched(detections: ImageDetections, matched: Indices, score: float) -> int:
+    is_unmatched = detections.scores >= score
+    is_unmatched[matched] = False
+    return int(is_unmatched.sum())
 
 
-def _shown_alone(answer: Answer, paired: Rows, score: float) -> int:
-    alone = answer.scores >= score
-    alone[paired] = False
-    return int(alone.sum())
-
-
-def _further(reference: Answer, candidate: Answer) -> dict[str, Quantity]:
-    """What poses and 3D boxes have besides, of detections that are the same."""
-    found = {}
+def _compare_poses_and_boxes_3d(
+    reference: ImageDetections, candidate: ImageDetections
+) -> dict[str, Quantity]:
+    """Compare the keypoints and 3D boxes of matched detections, as far as the model has them."""
+    quantities = {}
     if reference.keypoints.shape[1]:
-        apart = np.subtract(reference.keypoints[..., :2], candidate.keypoints[..., :2])
-        distances = np.linalg.norm(apart, axis=2)
+        differences = np.subtract(reference.keypoints[..., :2], candidate.keypoints[..., :2])
+        distances = np.linalg.norm(differences, axis=2)
         sides = (reference.boxes_xyxy[:, 2:] - reference.boxes_xyxy[:, :2]).max(axis=1)
         limits = np.maximum(1.0, sides / 100)[:, None]
-        found["keypoints, px"] = Quantity(distances.ravel(), (distances <= limits).ravel())
-    if reference.space.shape[1]:
-        relative = np.abs(candidate.space / reference.space - 1)
-        turned = np.degrees(np.abs(candidate.space[:, 6] - reference.space[:, 6]))
+        quantities["keypoints, px"] = Quantity(distances.ravel(), (distances <= limits).ravel())
+    if reference.boxes_3d.shape[1]:
+        relative = np.abs(candidate.boxes_3d / reference.boxes_3d - 1)
+        rotations = np.degrees(np.abs(candidate.boxes_3d[:, 6] - reference.boxes_3d[:, 6]))
         for name, errors, limit in (
             ("depth, relative", relative[:, 5], 0.01),
             ("dimensions, relative", relative[:, :3].ravel(), 0.01),
-            ("rotation, degrees", np.minimum(turned, 360 - turned), 1.0),
+            ("rotation, degrees", np.minimum(rotations, 360 - rotations), 1.0),
         ):
-            found[name] = Quantity(errors, errors <= limit)
-    return found
+            quantities[name] = Quantity(errors, errors <= limit)
+    return quantities
 
 
-def together(parts: Sequence[Mapping[str, Quantity]]) -> dict[str, Quantity]:
-    """All images."""
+def concatenate(images: Sequence[Mapping[str, Quantity]]) -> dict[str, Quantity]:
+    """Concatenate the quantities of all images."""
     return {
         name: Quantity(
-            np.concatenate([part[name].errors for part in parts]),
-            np.concatenate([part[name].same for part in parts]),
+            np.concatenate([image[name].errors for image in images]),
+            np.concatenate([image[name].same for image in images]),
         )
-        for name in parts[0]
+        for name in images[0]
     }
 
 
-def detect(file: Path, images: Sequence[LabelledImage], rounded: bool) -> list[Answer]:
-    """Everything that ``file`` finds in the images; ``rounded``: with its rounding made explicit."""
-    with _alone(file, rounded) as package:
-        model = OfflinePackage(package)
-        name = f"{file}{', rounding made explicit' if rounded else ''}"
+def detect(file: Path, images: Sequence[LabelledImage], rounded: bool) -> Sequence[ImageDetections]:
+    """Return all detections of ``file`` in the images; ``rounded``: with explicit rounding."""
+    with _single_file_package(file, rounded) as package:
+        model = LocalModel(package)
+        name = f"{file}{', with explicit rounding' if rounded else ''}"
         print(f"{name}: {model.model.kind} on {model.model.engine}", file=sys.stderr)
-        return model.detect(images, lambda: None).all_answers()
+        return model.detect(images, lambda: None).detections
 
 
 @contextmanager
-def _alone(file: Path, rounded: bool) -> Iterator[Path]:
-    """Put one file of a package into a package of its own, as one that every backend takes."""
+def _single_file_package(file: Path, rounded: bool) -> Iterator[Path]:
+    """Create a package with this file only, as its float32 file, which every backend accepts."""
     manifest = load_package(file.parent).manifest
     with tempfile.TemporaryDirectory() as directory, draft_package(Path(directory, "one")) as draft:
         target = draft.directory / file.name
@@ -149,60 +144,61 @@ def _alone(file: Path, rounded: bool) -> Iterator[Path]:
 
 
 def find_file(path: Path) -> tuple[Path, OnnxArtifact]:
-    """Find what the command line names. Raises ``SystemExit`` with what is accepted."""
+    """Return the ONNX file for a command line argument. Raises ``SystemExit``."""
     file = path / ONNX_FILE if path.is_dir() else path
     package = load_package(file.parent)
     for artifact in package.manifest.artifacts:
         if artifact.file == file.name and isinstance(artifact, OnnxArtifact):
             return file, artifact
-    sys.exit(f"{path} is no ONNX file of a package. Name one, like models/NAME/model_fp16.onnx.")
+    sys.exit(
+        f"{path} is not an ONNX file of a package. Name one, for example "
+        "models/NAME/model_fp16.onnx."
+    )
 
 
 def table(quantities: Mapping[str, Quantity]) -> str:
-    """Markdown; errors of detections are 1 - IoU."""
-    lines = []
+    """Format a Markdown table; errors of detections are 1 - IoU."""
+    rows: list[list[Cell]] = []
     for name, quantity in quantities.items():
         errors = quantity.errors
         if not errors.size:
-            lines.append(f"| {name} | 0 | 0 | | | | |")
+            rows.append([name, 0, 0, "", "", "", ""])
             continue
-        middle, most, worst = np.quantile(errors, [0.5, 0.99, 1])
-        lines.append(
-            f"| {name} | {errors.size} | {quantity.same.sum()} | {quantity.same.mean():.2%} | "
-            f"{middle:.2g} | {most:.2g} | {worst:.2g} |"
-        )
-    head = "| | compared | the same | share | median error | 99 % | worst |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *lines])
+        quantiles = [f"{value:.2g}" for value in np.quantile(errors, [0.5, 0.99, 1])]
+        same = quantity.same
+        rows.append([name, errors.size, int(same.sum()), f"{same.mean():.2%}", *quantiles])
+    columns = ["", "compared", "the same", "share", "median error", "99 %", "worst"]
+    return markdown_table(columns, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("reference", type=Path, help="ONNX file of a package, or the package")
-    parser.add_argument("candidate", type=Path, help="the same, to be compared with it")
+    parser.add_argument("candidate", type=Path, help="ONNX file or package to compare")
     parser.add_argument("--images", type=Path, required=True, help="directory of images")
-    parser.add_argument("--max-images", type=int, help="only the first so many, by name")
-    parser.add_argument("--score", type=float, help="the package's threshold unless given")
-    given = parser.parse_args(arguments)
-    reference, _ = find_file(given.reference)
-    candidate, artifact = find_file(given.candidate)
+    parser.add_argument("--max-images", type=int, help="use only the first images, by name")
+    parser.add_argument("--score", type=float, help="default: the threshold of the package")
+    args = parser.parse_args(arguments)
+    reference, _ = find_file(args.reference)
+    candidate, artifact = find_file(args.candidate)
     decoder = load_package(reference.parent).manifest.decoder
-    score = decoder.score_threshold if given.score is None else given.score
-    paths = sorted(path for path in given.images.glob("*") if path.suffix.lower() in SUFFIXES)
-    images = [LabelledImage(index, path) for index, path in enumerate(paths[: given.max_images])]
+    score = decoder.score_threshold if args.score is None else args.score
+    paths = sorted(path for path in args.images.glob("*") if path.suffix.lower() in SUFFIXES)
+    images = [LabelledImage(index, path) for index, path in enumerate(paths[: args.max_images])]
     if not images:
-        sys.exit(f"{given.images} holds no image.")
-    wanted = detect(reference, images, rounded=False)
-    enough = True
+        sys.exit(f"{args.images} contains no images.")
+    expected = detect(reference, images, rounded=False)
+    is_same = True
     for rounded in (False, True) if artifact.precision == "fp16" else (False,):
         found = detect(candidate, images, rounded)
-        pairs = zip(wanted, found, strict=True)
-        quantities = together([compare(*answers, score) for answers in pairs])
-        how = ", with its rounding made explicit" if rounded else ""
-        print(f"\n{decoder.kind}: `{given.candidate}`{how} against `{given.reference}`")
+        pairs = zip(expected, found, strict=True)
+        quantities = concatenate([compare(*pair, score) for pair in pairs])
+        how = ", with explicit rounding" if rounded else ""
+        print(f"\n{decoder.kind}: `{args.candidate}`{how} against `{args.reference}`")
         print(f"{len(images)} images, scores from {score:g}\n\n{table(quantities)}", flush=True)
         shares = [one.same.mean() for one in quantities.values() if one.same.size]
-        enough &= quantities["detections"].same.size > 0 and min(shares) >= ENOUGH
-    return 0 if enough else 1
+        is_same &= quantities["detections"].same.size > 0 and min(shares) >= MIN_SHARE
+    return 0 if is_same else 1
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Evaluating a model package, offline or behind a service, with the papers' metrics."""
+"""Evaluation of a model package, offline or behind a service, with the papers' metrics."""

@@ -1,11 +1,11 @@
-"""``centernet-eval``: says what to install where the extra ``eval`` is missing."""
+"""Entry point of ``centernet-eval``; names the extra to install if a dependency is missing."""
 
 import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program with ``arguments``, or those of the process."""
+    """Run with ``arguments``, by default those of the process."""
     try:
         from evaluation import cli
     except ModuleNotFoundError as error:

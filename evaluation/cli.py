@@ -11,30 +11,30 @@ from tqdm import tqdm
 
 from evaluation.errors import EvaluationError
 from evaluation.evaluate import evaluate
-from evaluation.ground_truth import GroundTruth, check_images, for_classes
+from evaluation.ground_truth import GroundTruth, check_images, map_to_classes
 from evaluation.ground_truth_centers import with_ground_truth_centers
-from evaluation.http_model import ServedModel
+from evaluation.http_model import HttpModel
 from evaluation.label_readers import read_ground_truth
-from evaluation.local_model import OfflinePackage
+from evaluation.local_model import LocalModel
 from evaluation.metrics.coco import COCO_SIGMAS
-from evaluation.model_under_test import ModelUnderTest, Run, Source
+from evaluation.model_under_test import DetectionRun, DetectionSource, ModelUnderTest
 from evaluation.report import Report, Table, check_output, write_report
 
 TASKS = ("boxes", "poses", "boxes_3d")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit with status 1 when nothing could be measured, or when it cannot be written."""
-    given = _parser().parse_args(arguments)
+    """Evaluate and write the report; exit with status 1 on an error."""
+    args = _parser().parse_args(arguments)
     try:
-        report = _evaluate(given)
-        write_report(report, given.output)
+        report = _evaluate(args)
+        write_report(report, args.output)
     except (EvaluationError, OSError) as error:
         print(f"centernet-eval: error: {error}", file=sys.stderr)
         sys.exit(1)
-    tables = [part for part in report.parts if isinstance(part, Table)]
-    print(Report(report.title, report.lines, list(tables)).markdown())
-    print(f"{given.output / 'report.html'} has all of it.")
+    tables = [section for section in report.sections if isinstance(section, Table)]
+    print(Report(report.title, report.summary, list(tables)).markdown())
+    print(f"The complete report is {args.output / 'report.html'}.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,120 +43,123 @@ def _parser() -> argparse.ArgumentParser:
         *("--annotations",),
         type=Path,
         required=True,
-        help="a COCO file, or a directory of VOC's .xml or KITTI's label_2/*.txt files",
+        help="a COCO file, or a directory of Pascal VOC .xml or KITTI label_2/*.txt files",
     )
     parser.add_argument("--images", type=Path, required=True, help="directory of the images")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--package", type=Path, help="evaluate this package, run in this process")
-    where.add_argument("--url", help="evaluate a model behind the service that listens here")
-    parser.add_argument("--model", help="with --url: a model by name; without it, the default one")
-    parser.add_argument(
-        "--task", choices=TASKS, help="what to evaluate; usually all the model finds"
-    )
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--package", type=Path, help="model package to run in this process")
+    model.add_argument("--url", help="base URL of a running service")
+    parser.add_argument("--model", help="with --url: name of the model (default: the default one)")
+    parser.add_argument("--task", choices=TASKS, help="default: the task of the model")
     parser.add_argument(
         *("--sigmas",),
         type=float,
         nargs="+",
         metavar="SIGMA",
-        help="poses: how exact each keypoint's label is; COCO's own where there are 17 keypoints",
+        help="for poses: OKS sigma of each keypoint (default: those of the labels' category, or "
+        "COCO's if there are 17 keypoints)",
     )
     parser.add_argument(
         *("--ground-truth-centers",),
         action="store_true",
-        help="triplets, with --package: run again with the labels' centers, and compare",
+        help="for triplets, with --package: run again with the centers of the labels and compare",
     )
-    parser.add_argument("--output", type=Path, required=True, help="a new directory")
+    parser.add_argument("--output", type=Path, required=True, help="new directory for the report")
     return parser
 
 
-def _evaluate(given: argparse.Namespace) -> Report:
-    if given.model is not None and given.url is None:
-        raise EvaluationError("--model names a model behind a service: give --url, too.")
-    if given.ground_truth_centers and given.package is None:
-        raise EvaluationError("--ground-truth-centers needs the raw outputs: give a --package.")
-    check_output(given.output)
-    ground_truth = read_ground_truth(given.annotations, given.images)
+def _evaluate(args: argparse.Namespace) -> Report:
+    if args.model is not None and args.url is None:
+        raise EvaluationError("--model names a model of a service: give --url, too.")
+    if args.ground_truth_centers and args.package is None:
+        raise EvaluationError("--ground-truth-centers needs the raw outputs: give --package.")
+    check_output(args.output)
+    ground_truth = read_ground_truth(args.annotations, args.images)
     check_images(ground_truth)
-    source: Source = (
-        OfflinePackage(given.package) if given.url is None else ServedModel(given.url, given.model)
+    source: DetectionSource = (
+        LocalModel(args.package) if args.url is None else HttpModel(args.url, args.model)
     )
     model = source.model
-    if given.ground_truth_centers and model.kind != "corner_triplets":
+    if args.ground_truth_centers and model.kind != "corner_triplets":
         raise EvaluationError(
             f"--ground-truth-centers: {model.name} has the decoder {model.kind}; only "
-            "corner_triplets has centers that labels could replace."
+            "corner_triplets has centers that can be replaced."
         )
-    task = check_task(given.task or model.task, model, ground_truth)
-    ground_truth = for_classes(ground_truth, model.classes)
-    sigmas = choose_sigmas(given.sigmas, model, ground_truth) if task == "poses" else None
+    task = check_task(args.task or model.task, model, ground_truth)
+    ground_truth = map_to_classes(ground_truth, model.classes)
+    sigmas = choose_sigmas(args.sigmas, model, ground_truth) if task == "poses" else None
     report = evaluate(model, ground_truth, _run(source, ground_truth), task, sigmas)
-    if given.ground_truth_centers:
-        again = with_ground_truth_centers(given.package, ground_truth)
-        _add_center_analysis(
-            report, evaluate(model, ground_truth, _run(again, ground_truth), task, sigmas)
-        )
+    if args.ground_truth_centers:
+        source = with_ground_truth_centers(args.package, ground_truth)
+        with_centers = evaluate(model, ground_truth, _run(source, ground_truth), task, sigmas)
+        _add_center_analysis(report, with_centers)
     return report
 
 
 def check_task(task: str, model: ModelUnderTest, ground_truth: GroundTruth) -> str:
-    """Return ``task``, or raise :class:`EvaluationError` where model or labels are of another."""
+    """Return ``task``, or raise :class:`EvaluationError` if model or labels do not support it."""
     if task not in ("boxes", model.task):
         raise EvaluationError(
-            f"--task {task}: {model.name} finds {model.task}. Evaluate it with --task {model.task}"
-            + ("." if model.task == "boxes" else " or --task boxes.")
+            f"--task {task}: {model.name} detects {model.task}. Evaluate it with --task "
+            f"{model.task}{'.' if model.task == 'boxes' else ' or --task boxes.'}"
         )
-    if task == "boxes_3d" and ground_truth.space is None:
+    if task == "boxes_3d" and ground_truth.boxes_3d is None:
         raise EvaluationError(
-            f"{model.name} finds 3D boxes, but these labels are flat. Give KITTI's label "
+            f"{model.name} detects 3D boxes, but the labels have only 2D boxes. Give a KITTI label "
             "directory, or --task boxes."
         )
     if task == "poses":
-        counts = {len(one["keypoints"]) // 3 for one in _with_keypoints(ground_truth)}
+        counts = {
+            len(label["keypoints"]) // 3
+            for label in ground_truth.coco["annotations"]
+            if label.get("keypoints")
+        }
         if counts != {len(model.keypoints)}:
             labelled = f"{sorted(counts)} keypoints" if counts else "no keypoints"
             raise EvaluationError(
-                f"{model.name} finds {len(model.keypoints)} keypoints, but the labels have {labelled}. "
-                "Give labels of the same keypoints, or --task boxes."
+                f"{model.name} detects {len(model.keypoints)} keypoints, but the labels have "
+                f"{labelled}. Give labels of the same keypoints, or --task boxes."
             )
     return task
 
 
-def _with_keypoints(ground_truth: GroundTruth) -> list[dict[str, list[float]]]:
-    return [label for label in ground_truth.coco["annotations"] if label.get("keypoints")]
-
-
 def choose_sigmas(
-    given: Sequence[float] | None, model: ModelUnderTest, ground_truth: GroundTruth
+    sigmas: Sequence[float] | None, model: ModelUnderTest, ground_truth: GroundTruth
 ) -> NDArray[np.float64] | None:
-    """The option's, else the category's, else COCO's for 17 keypoints, else None.
+    """Return the keypoint sigmas (keypoints,) for OKS.
 
-    Raises :class:`EvaluationError` where their number is not that of the keypoints.
+    The option ``sigmas`` comes first, then the field ``sigmas`` of the category, then COCO's for
+    models with 17 keypoints, else None. Raises :class:`EvaluationError` for another number of
+    sigmas than keypoints.
     """
-    stated = [one["sigmas"] for one in ground_truth.coco["categories"] if "sigmas" in one]
-    sigmas = given if given is not None else stated[0] if stated else None
+    if sigmas is None:
+        categories = ground_truth.coco["categories"]
+        sigmas = next((entry["sigmas"] for entry in categories if "sigmas" in entry), None)
     if sigmas is None:
         return COCO_SIGMAS if len(model.keypoints) == len(COCO_SIGMAS) else None
     values = np.array(sigmas, np.float64)
     if values.shape != (len(model.keypoints),) or not (values > 0).all():
         raise EvaluationError(
-            f"sigmas: received {len(sigmas)}; {model.name} has {len(model.keypoints)} keypoints. Give "
-            "one positive number for each."
+            f"sigmas: received {len(sigmas)}; {model.name} has {len(model.keypoints)} keypoints. "
+            "Give one positive number for each."
         )
     return values
 
 
-def _run(source: Source, ground_truth: GroundTruth) -> Run:
+def _run(source: DetectionSource, ground_truth: GroundTruth) -> DetectionRun:
     with tqdm(total=len(ground_truth.images), unit="image", desc=source.model.reached) as progress:
         return source.detect(ground_truth.images, lambda: progress.update())
 
 
-def _add_center_analysis(report: Report, better: Report) -> None:
-    """Put the scores with predicted and with labelled centers beside each other."""
-    before, after = report.numbers["boxes"]["all"], better.numbers["boxes"]["all"]
-    report.numbers["with_ground_truth_centers"] = after
+def _add_center_analysis(report: Report, with_centers: Report) -> None:
+    """Add a table that compares the scores with predicted and with labelled centers."""
+    predicted = report.metrics["boxes"]["all"]
+    labelled = with_centers.metrics["boxes"]["all"]
+    report.metrics["with_ground_truth_centers"] = labelled
     rows = [
-        ["predicted", *before.values()],
-        ["ground truth", *after.values()],
-        ["difference", *(after[name] - before[name] for name in before)],
+        ["predicted", *predicted.values()],
+        ["ground truth", *labelled.values()],
+        ["difference", *(labelled[name] - predicted[name] for name in predicted)],
     ]
-    report.parts.insert(0, Table("Centers replaced by the labels' own", ["centers", *before], rows))
+    title = "Centers replaced by those of the labels"
+    report.sections.insert(0, Table(title, ["centers", *predicted], rows))

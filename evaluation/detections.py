@@ -1,4 +1,4 @@
-"""What a model says about one image, as arrays: less than a tenth of the JSON's memory."""
+"""Detections of one image as arrays, which need less than a tenth of the memory of the JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,80 +9,88 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The detections of one image, best score first.
+class ImageDetections:
+    """The detections of one image, in descending order of score.
 
-    ``boxes_xyxy``: float64 (n, 4) in pixels of the upright image; ``scores``: float64 (n,);
-    ``class_ids``: int64 (n,); ``keypoints``: float64 (n, keypoints, 3) x, y, score; ``space``:
-    float64 (n, 8) height, width, length, x, y, z (metres), rotation_y, alpha (radians). The last
-    two have no columns where the task has none.
+    Attributes:
+        boxes_xyxy: float64 (n, 4) in pixels of the upright image.
+        scores: float64 (n,).
+        class_ids: int64 (n,).
+        keypoints: float64 (n, keypoints, 3), x, y, score; (n, 0, 3) for models without keypoints.
+        boxes_3d: float64 (n, 8), height, width, length, x, y, z (metres), rotation_y, alpha
+            (radians); (n, 0) for models without 3D boxes.
     """
 
     boxes_xyxy: NDArray[np.float64]
     scores: NDArray[np.float64]
     class_ids: NDArray[np.int64]
     keypoints: NDArray[np.float64]
-    space: NDArray[np.float64]
+    boxes_3d: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, rows: NDArray[np.generic] | slice) -> "Answer":
-        return Answer(
+    def __getitem__(self, rows: NDArray[np.generic] | slice) -> "ImageDetections":
+        return ImageDetections(
             self.boxes_xyxy[rows],
             self.scores[rows],
             self.class_ids[rows],
             self.keypoints[rows],
-            self.space[rows],
+            self.boxes_3d[rows],
         )
 
-    def shown(self, threshold: float) -> "Answer":
-        """The detections with at least that score."""
-        return self[self.scores >= threshold]
+    def filter_by_score(self, min_score: float) -> "ImageDetections":
+        """Return the detections with a score of at least ``min_score``."""
+        return self[self.scores >= min_score]
 
 
-def read_answer(
+def read_detections(
     detections: Sequence[Mapping[str, Any]], *, keypoint_count: int = 0, is_3d: bool = False
-) -> Answer:
-    """Read the ``detections`` of the answer of a model that finds so many keypoints, or 3D boxes."""
+) -> ImageDetections:
+    """Read the field ``detections`` of the service's response.
+
+    ``keypoint_count``: keypoints of the model per object; ``is_3d``: the model detects 3D boxes.
+    """
     count = len(detections)
-    keypoints = [found["keypoints"] if keypoint_count else () for found in detections]
-    space = [_boxes_3d(found["box3d"]) if is_3d else () for found in detections]
-    return Answer(
-        np.array([found["bbox"] for found in detections], np.float64).reshape(count, 4),
-        np.array([found["score"] for found in detections], np.float64),
-        np.array([found["class_id"] for found in detections], np.int64),
+    keypoints = [one["keypoints"] if keypoint_count else () for one in detections]
+    boxes_3d = [_box_3d(one["box3d"]) if is_3d else () for one in detections]
+    return ImageDetections(
+        np.array([one["bbox"] for one in detections], np.float64).reshape(count, 4),
+        np.array([one["score"] for one in detections], np.float64),
+        np.array([one["class_id"] for one in detections], np.int64),
         np.array(keypoints, np.float64).reshape(count, keypoint_count, 3),
-        np.array(space, np.float64).reshape(count, 8 if is_3d else 0),
+        np.array(boxes_3d, np.float64).reshape(count, 8 if is_3d else 0),
     )
 
 
-def _boxes_3d(box: Mapping[str, Any]) -> tuple[float, ...]:
+def _box_3d(box: Mapping[str, Any]) -> tuple[float, ...]:
     return (*box["dimensions_hwl"], *box["location_xyz"], box["rotation_y"], box["alpha"])
 
 
-def as_coco_rows(answers: Sequence[Answer], image_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO's result format; category ids are class ids."""
-    rows = []
-    for image_id, answer in zip(image_ids, answers, strict=True):
+def to_coco_results(
+    detections: Sequence[ImageDetections], image_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Convert to COCO's result format, with class ids as category ids."""
+    results = []
+    for image_id, image_detections in zip(image_ids, detections, strict=True):
         columns = zip(
-            answer.class_ids.tolist(),
-            answer.scores.tolist(),
-            answer.boxes_xyxy.tolist(),
-            answer.keypoints.reshape(len(answer), -1).tolist(),
-            answer.space.tolist(),
+            image_detections.class_ids.tolist(),
+            image_detections.scores.tolist(),
+            image_detections.boxes_xyxy.tolist(),
+            image_detections.keypoints.reshape(len(image_detections), -1).tolist(),
+            image_detections.boxes_3d.tolist(),
             strict=True,
         )
-        for class_id, score, (x1, y1, x2, y2), keypoints, space in columns:
-            row = {
+        for class_id, score, (x1, y1, x2, y2), keypoints, box_3d in columns:
+            result = {
                 "image_id": image_id,
                 "category_id": class_id,
                 "score": score,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }
             if keypoints:
-                row["keypoints"] = keypoints
-            if space:
-                row["space"] = space
-            rows.append(row)
-    return rows
+                result["keypoints"] = keypoints
+            if box_3d:
+                result["box_3d"] = box_3d
+            results.append(result)
+    return results

@@ -1,5 +1,5 @@
-"""What can be wrong with the question; what goes wrong in the service has its own errors."""
+"""The error of the evaluation."""
 
 
 class EvaluationError(ValueError):
-    """Labels, images or options that a model cannot be evaluated with; the text says what to do."""
+    """Labels, images or options that cannot be used; the message says what to do."""

@@ -1,7 +1,7 @@
-"""Labelled images, whatever format their labels came in."""
+"""Labelled images in one structure for all label formats."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.errors import EvaluationError
+from labels.kitti import KittiLabels
 
-_SHOWN = 5
-"""Names that an error lists before it counts the rest."""
+_MAX_NAMES = 5
+"""Names that an error message lists; it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -24,45 +25,33 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
-class Boxes3DLabels:
-    """KITTI's labels of one image, in its frame (x right, y down, z forward), metres, radians.
-
-    ``types``: names, ``DontCare`` among them; ``truncations``, ``occlusions``, ``alphas``,
-    ``rotations_y``: float64 (n,); ``boxes_xyxy``: float64 (n, 4) pixels; ``dimensions_hwl``,
-    ``locations``: float64 (n, 3), the latter the middle of the bottom face.
-    """
-
-    types: tuple[str, ...]
-    truncations: NDArray[np.float64]
-    occlusions: NDArray[np.float64]
-    alphas: NDArray[np.float64]
-    boxes_xyxy: NDArray[np.float64]
-    dimensions_hwl: NDArray[np.float64]
-    locations: NDArray[np.float64]
-    rotations_y: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class GroundTruth:
-    """Images in the order of their ids, and their labels as a COCO data set.
+    """Images and their labels as a COCO dataset.
 
-    ``coco`` has ``images``, ``annotations`` and ``categories``, each annotation with ``bbox``,
-    ``area`` and ``iscrowd``; ``space``: by image id, None where the labels are flat. Where
-    ``other_classes_are_left_out``, labels of classes that a model lacks are no error.
+    Attributes:
+        images: in the order of their ids.
+        coco: ``images``, ``annotations`` and ``categories``; each annotation has ``bbox``, ``area``
+            and ``iscrowd``.
+        boxes_3d: labels by image id; None for formats without 3D boxes.
+        ignores_unknown_classes: skip labels of classes that the model does not have, instead of
+            raising an error.
     """
 
     images: Sequence[LabelledImage]
     coco: dict[str, Any]
-    space: Mapping[int, Boxes3DLabels] | None = None
-    other_classes_are_left_out: bool = False
+    boxes_3d: Mapping[int, KittiLabels] | None = None
+    ignores_unknown_classes: bool = False
 
 
 @dataclass(frozen=True)
 class ImageLabels:
-    """The labels of one image as arrays, with the model's class ids.
+    """The labels of one image as arrays.
 
-    ``boxes_xyxy``: float64 (n, 4); ``class_ids``: int64 (n,); ``is_crowd``: bool (n,);
-    ``keypoints``: float64 (n, keypoints, 3) x, y, visibility, with no keypoints where there are none.
+    Attributes:
+        boxes_xyxy: float64 (n, 4) in pixels.
+        class_ids: int64 (n,), class ids of the model.
+        is_crowd: bool (n,).
+        keypoints: float64 (n, keypoints, 3), x, y, visibility; (n, 0, 3) for labels without them.
     """
 
     boxes_xyxy: NDArray[np.float64]
@@ -71,11 +60,12 @@ class ImageLabels:
     keypoints: NDArray[np.float64]
 
 
-def for_classes(ground_truth: GroundTruth, classes: Sequence[str]) -> GroundTruth:
-    """Number the categories as the model's classes, so that category ids are class ids.
+def map_to_classes(ground_truth: GroundTruth, classes: Sequence[str]) -> GroundTruth:
+    """Replace category ids by the class ids of a model with these ``classes``.
 
-    A category is the class of its name; one whose name is a number is the class with that index.
-    Raises :class:`EvaluationError` for categories with labels that the model does not know.
+    A category is mapped to the class of the same name; a category whose name is a number, to the
+    class with that index. Raises :class:`EvaluationError` for labelled categories that the model
+    does not have.
     """
     class_of = {name: index for index, name in enumerate(classes)}
     class_of |= {str(i): i for i in range(len(classes)) if str(i) not in class_of}
@@ -87,15 +77,15 @@ def for_classes(ground_truth: GroundTruth, classes: Sequence[str]) -> GroundTrut
             known[category["id"]] = index
         elif category["id"] in used:
             unknown.append(category["name"])
-    if not known or (unknown and not ground_truth.other_classes_are_left_out):
+    if not known or (unknown and not ground_truth.ignores_unknown_classes):
         names = unknown or [category["name"] for category in ground_truth.coco["categories"]]
         raise EvaluationError(
-            f"the labels have the classes {listed(names)}, which the model does not know; it "
-            f"knows {listed(classes)}. Rename the categories, or give a number as the name: 0 "
-            "is the model's first class."
+            f"the labels have the classes {_join_names(names)}, which the model does not have; its "
+            f"classes are {_join_names(classes)}. Rename the categories, or use class indices as "
+            "names: 0 is the model's first class."
         )
     if len(set(known.values())) < len(known):
-        raise EvaluationError("two categories of the labels are the same class of the model.")
+        raise EvaluationError("two categories of the labels map to the same class of the model.")
     coco = dict(ground_truth.coco)
     coco["categories"] = [
         {**category, "id": known[category["id"]], "name": classes[known[category["id"]]]}
@@ -107,50 +97,53 @@ def for_classes(ground_truth: GroundTruth, classes: Sequence[str]) -> GroundTrut
         for label in ground_truth.coco["annotations"]
         if label["category_id"] in known
     ]
-    return GroundTruth(
-        ground_truth.images, coco, ground_truth.space, ground_truth.other_classes_are_left_out
-    )
+    return replace(ground_truth, coco=coco)
 
 
 def labels_by_image(ground_truth: GroundTruth) -> list[ImageLabels]:
-    """The labels of each image, in the order of the images; see :func:`for_classes`."""
-    found: dict[int, list[dict[str, Any]]] = {image.image_id: [] for image in ground_truth.images}
+    """Return the labels of each image, in the order of the images; see :func:`map_to_classes`."""
+    by_image: dict[int, list[dict[str, Any]]] = {
+        image.image_id: [] for image in ground_truth.images
+    }
     for label in ground_truth.coco["annotations"]:
-        found[label["image_id"]].append(label)
+        by_image[label["image_id"]].append(label)
     counts = {
         len(label["keypoints"])
         for label in ground_truth.coco["annotations"]
         if "keypoints" in label
     }
-    keypoints = counts.pop() // 3 if len(counts) == 1 else 0
-    return [_as_arrays(found[image.image_id], keypoints) for image in ground_truth.images]
+    keypoint_count = counts.pop() // 3 if len(counts) == 1 else 0
+    return [_as_arrays(by_image[image.image_id], keypoint_count) for image in ground_truth.images]
 
 
-def _as_arrays(labels: Sequence[Mapping[str, Any]], keypoints: int) -> ImageLabels:
+def _as_arrays(labels: Sequence[Mapping[str, Any]], keypoint_count: int) -> ImageLabels:
     boxes = np.array([label["bbox"] for label in labels], np.float64).reshape(-1, 4)
-    nothing = [0.0] * 3 * keypoints
-    points = [label.get("keypoints", nothing) if keypoints else nothing for label in labels]
+    unlabelled = [0.0] * 3 * keypoint_count
+    keypoints = [
+        label.get("keypoints", unlabelled) if keypoint_count else unlabelled for label in labels
+    ]
     return ImageLabels(
         np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
         np.array([label["category_id"] for label in labels], np.int64),
         np.array([bool(label["iscrowd"]) for label in labels], np.bool_),
-        np.array(points, np.float64).reshape(len(labels), keypoints, 3),
+        np.array(keypoints, np.float64).reshape(len(labels), keypoint_count, 3),
     )
 
 
 def check_images(ground_truth: GroundTruth) -> None:
-    """Raise :class:`EvaluationError` where there is nothing to evaluate, or an image is missing."""
+    """Raise :class:`EvaluationError` if the labels list no images, or an image file is missing."""
     if not ground_truth.images:
-        raise EvaluationError("the labels name no image, so there is nothing to evaluate.")
+        raise EvaluationError("the labels list no images, so there is nothing to evaluate.")
     missing = [str(image.path) for image in ground_truth.images if not image.path.is_file()]
     if missing:
         raise EvaluationError(
-            f"{len(missing)} of {len(ground_truth.images)} images are missing: {listed(missing)}. "
-            "--images must name the directory that the labels' file names start from."
+            f"{len(missing)} of {len(ground_truth.images)} images are missing: "
+            f"{_join_names(missing)}. --images must be the directory that the file names in the "
+            "labels are relative to."
         )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Some names, and how many there are when that is not all."""
-    some = ", ".join(name[:100] for name in names[:_SHOWN])
-    return some if len(names) <= _SHOWN else f"{some}, ... ({len(names)} in all)"
+def _join_names(names: Sequence[str]) -> str:
+    """List the first names, and the total count where there are more."""
+    first = ", ".join(name[:100] for name in names[:_MAX_NAMES])
+    return first if len(names) <= _MAX_NAMES else f"{first}, ... ({len(names)} in total)"

@@ -1,7 +1,7 @@
 """Error analysis of *CenterNet: Keypoint Triplets* (Duan et al. 2019).
 
-The predicted center keypoints are replaced by those of the labels; what AP gains is what better
-centers could give, and the rest is the corners'.
+The predicted center keypoints are replaced by those of the labels: the gain in AP is the error of
+the centers, the rest that of the corners.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
-from evaluation.local_model import OfflinePackage
+from evaluation.local_model import LocalModel
 from service.decoders.corner_triplets import CenterKeypoints, decode_triplets
 from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
@@ -21,28 +21,28 @@ class _OptionsWithCenters(DetectionOptions):
     centers: CenterKeypoints | None = None
 
 
-class _GivenCenters:
-    """The triplets' decoder with centers that the options bring."""
+class _DecoderWithCenters:
+    """The decoder of triplets, with centers from the options."""
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
-        """Decode the outputs of one image."""
+        """Decode the model outputs of one image."""
         if not isinstance(options, _OptionsWithCenters) or options.centers is None:
-            raise TypeError("decoding with given centers needs options that bring them")
+            raise TypeError(f"expected options with centers, received {options}")
         return decode_triplets(outputs, options.centers, options)
 
 
-def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> OfflinePackage:
-    """Load a package of the triplets so that the labels' centers take the place of its own.
+def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> LocalModel:
+    """Load a triplets package whose predicted centers are replaced by those of the labels.
 
-    A label's center is the middle of its box, with the score 1 that a perfect heatmap has there.
+    The center of a label is the center of its box, with score 1, as in a perfect heatmap.
     """
     centers = {
         image.image_id: centers_of(labels)
         for image, labels in zip(ground_truth.images, labels_by_image(ground_truth), strict=True)
     }
-    return OfflinePackage(
+    return LocalModel(
         package,
-        _GivenCenters(),
+        _DecoderWithCenters(),
         lambda image, options: _OptionsWithCenters(
             **{one.name: getattr(options, one.name) for one in fields(DetectionOptions)},
             centers=centers[image.image_id],
@@ -51,7 +51,7 @@ def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> Offli
 
 
 def centers_of(labels: ImageLabels) -> CenterKeypoints:
-    """The middles of all boxes but crowds', which stand for no single object."""
+    """Return the centers of all boxes except crowds, which are not single objects."""
     boxes = labels.boxes_xyxy[~labels.is_crowd]
     return CenterKeypoints(
         (boxes[:, :2] + boxes[:, 2:]) / 2,

@@ -1,82 +1,70 @@
-"""Labels from COCO files, Pascal VOC directories and KITTI directories."""
+"""Conversion of COCO, Pascal VOC and KITTI labels to :class:`GroundTruth`."""
 
-import json
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import GroundTruth, LabelledImage
-from evaluation.kitti_labels import read_kitti
+from labels.coco import check_annotations, read_coco
+from labels.errors import DatasetError
+from labels.image_files import IMAGE_SUFFIXES, find_image
+from labels.kitti import DONT_CARE, KittiLabels, read_kitti, read_projection
+from labels.voc import read_voc
 
 
 def read_ground_truth(annotations: Path, image_dir: Path) -> GroundTruth:
-    """Read labels: a COCO file, or a directory of VOC's ``.xml`` or KITTI's ``.txt`` files.
+    """Read a COCO file, or a directory of Pascal VOC ``.xml`` or KITTI ``.txt`` files.
 
     Raises :class:`EvaluationError` for labels that cannot be read.
     """
     try:
         if annotations.is_file():
-            return _read_coco(annotations, image_dir)
+            return _from_coco(annotations, image_dir)
         if any(annotations.glob("*.xml")):
-            return _read_voc(annotations, image_dir)
+            return _from_voc(annotations, image_dir)
         if any(annotations.glob("*.txt")):
-            return read_kitti(annotations, image_dir)
-    except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError) as error:
-        if isinstance(error, EvaluationError):
-            raise
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise EvaluationError(f"{annotations} cannot be read: {what}.") from error
+            return _from_kitti(annotations, image_dir)
+    except DatasetError as error:
+        raise EvaluationError(f"{error}.") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise EvaluationError(f"{annotations} cannot be read: {error}.") from error
     raise EvaluationError(
-        f"{annotations} holds no labels. Name a COCO JSON file, or a directory of Pascal VOC's "
-        ".xml or KITTI's .txt files."
+        f"{annotations} holds no labels. Name a COCO JSON file, or a directory of Pascal VOC .xml "
+        "or KITTI .txt files."
     )
 
 
-def _read_coco(path: Path, image_dir: Path) -> GroundTruth:
-    facts = json.loads(path.read_bytes())
-    if not isinstance(facts, dict) or not {"images", "annotations", "categories"} <= facts.keys():
-        raise EvaluationError(f"{path} is no COCO file: images, annotations or categories lack.")
-    found = sorted(facts["images"], key=lambda image: int(image["id"]))
-    known = {image["id"] for image in found}
-    if len(known) < len(found):
-        raise EvaluationError(f"{path}: two images have the same id.")
-    categories = {category["id"] for category in facts["categories"]}
-    for what, ids in (("image", known), ("category", categories)):
-        strays = sum(label[f"{what}_id"] not in ids for label in facts["annotations"])
-        if strays:
-            raise EvaluationError(f"{path}: {strays} annotations belong to no {what} of the file.")
+def _from_coco(path: Path, image_dir: Path) -> GroundTruth:
+    dataset = read_coco(path)
+    check_annotations(dataset)
+    images = sorted(dataset.images, key=lambda image: int(image["id"]))
     return GroundTruth(
-        [LabelledImage(image["id"], image_dir / image["file_name"]) for image in found],
+        [LabelledImage(image["id"], image_dir / image["file_name"]) for image in images],
         {
             "info": {},
-            "images": found,
-            "annotations": _complete(facts["annotations"]),
-            "categories": [
-                {**category, "name": str(category["name"])} for category in facts["categories"]
-            ],
+            "images": images,
+            "annotations": _with_ids([_complete(label) for label in dataset.annotations]),
+            "categories": list(dataset.categories),
         },
     )
 
 
-def _complete(labels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Annotations with every field that pycocotools reads."""
-    complete = []
-    for label in labels:
-        width, height = label["bbox"][2:]
-        full = {"area": width * height, "iscrowd": 0, **label}
-        full.pop("segmentation", None)  # boxes are evaluated; polygons are most of COCO's memory
-        if "keypoints" in full:
-            full.setdefault("num_keypoints", sum(v > 0 for v in full["keypoints"][2::3]))
-        complete.append(full)
-    return with_ids(complete)
+def _complete(label: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the fields that pycocotools reads and the file may omit."""
+    width, height = label["bbox"][2:]
+    complete = {"area": width * height, "iscrowd": 0, **label}
+    # Segmentations are not evaluated, and need most of the memory of COCO's files.
+    complete.pop("segmentation", None)
+    if "keypoints" in complete:
+        complete.setdefault("num_keypoints", sum(v > 0 for v in complete["keypoints"][2::3]))
+    return complete
 
 
-def with_ids(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Number annotations from 1 unless their ids are good.
+def _with_ids(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Number annotations from 1 unless their ids are unique and none is 0.
 
-    pycocotools takes an object with the id 0 for one that was never found.
+    pycocotools treats an object with the id 0 as never matched.
     """
     ids = {label.get("id", 0) for label in labels}
     if len(ids) == len(labels) and 0 not in ids:
@@ -84,46 +72,75 @@ def with_ids(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**label, "id": number} for number, label in enumerate(labels, start=1)]
 
 
-def _read_voc(directory: Path, image_dir: Path) -> GroundTruth:
-    """Pascal VOC: pixels count from 1 and both ends belong to the box; difficult ones as crowds.
-
-    Neither finding nor missing a difficult object counts.
-    """
+def _from_voc(directory: Path, image_dir: Path) -> GroundTruth:
+    """Read a VOC directory; difficult objects become crowds, which do not count as missed."""
     images, coco_images, labels = [], [], []
     categories: dict[str, int] = {}
     for image_id, path in enumerate(sorted(directory.glob("*.xml")), start=1):
-        root = ElementTree.parse(path).getroot()
-        file_name = root.findtext("filename") or f"{path.stem}.jpg"
+        annotation = read_voc(path)
+        file_name = annotation.file_name or f"{path.stem}.jpg"
         images.append(LabelledImage(image_id, image_dir / file_name))
         coco_images.append(
             {
                 "id": image_id,
                 "file_name": file_name,
-                "width": int(root.findtext("size/width", "0")),
-                "height": int(root.findtext("size/height", "0")),
+                "width": annotation.width,
+                "height": annotation.height,
             }
         )
-        for entry in root.iter("object"):
-            name = (entry.findtext("name") or "").strip()
-            x1, y1, x2, y2 = (
-                float(entry.findtext(f"bndbox/{side}", "")) - shift
-                for side, shift in (("xmin", 1), ("ymin", 1), ("xmax", 0), ("ymax", 0))
-            )
-            labels.append(
-                {
-                    "image_id": image_id,
-                    "category_id": categories.setdefault(name, len(categories) + 1),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(entry.findtext("difficult", "0")),
-                }
-            )
-    return GroundTruth(
-        images,
-        {
-            "info": {},
-            "images": coco_images,
-            "annotations": with_ids(labels),
-            "categories": [{"id": i, "name": name} for name, i in categories.items()],
-        },
-    )
+        for entry in annotation.objects:
+            category_id = categories.setdefault(entry.name, len(categories) + 1)
+            labels.append(_coco_label(image_id, category_id, entry.box_xyxy, entry.is_difficult))
+    return GroundTruth(images, _coco_dataset(coco_images, labels, categories))
+
+
+def _from_kitti(directory: Path, image_dir: Path) -> GroundTruth:
+    """Read a KITTI directory; an image has the stem of its label file.
+
+    For COCO's metrics, ``DontCare`` regions become crowds of every class.
+    """
+    images: list[LabelledImage] = []
+    boxes_3d: dict[int, KittiLabels] = {}
+    for image_id, path in enumerate(sorted(directory.glob("*.txt")), start=1):
+        boxes_3d[image_id] = read_kitti(path)
+        image = find_image(image_dir, path.stem) or image_dir / f"{path.stem}{IMAGE_SUFFIXES[0]}"
+        calibration = directory.parent / "calib" / path.name
+        projection = read_projection(calibration) if calibration.is_file() else None
+        images.append(LabelledImage(image_id, image, projection))
+    names = sorted({name for labels in boxes_3d.values() for name in labels.types} - {DONT_CARE})
+    categories = {name: number for number, name in enumerate(names, start=1)}
+    labels = [
+        _coco_label(image_id, category_id, box, name == DONT_CARE)
+        for image_id, image_labels in boxes_3d.items()
+        for name, box in zip(image_labels.types, image_labels.boxes_xyxy.tolist(), strict=True)
+        for category_id in (categories.values() if name == DONT_CARE else [categories[name]])
+    ]
+    coco_images = [{"id": image.image_id, "file_name": image.path.name} for image in images]
+    coco = _coco_dataset(coco_images, labels, categories)
+    return GroundTruth(images, coco, boxes_3d, ignores_unknown_classes=True)
+
+
+def _coco_label(
+    image_id: int, category_id: int, box_xyxy: Sequence[float], is_crowd: bool
+) -> dict[str, Any]:
+    x1, y1, x2, y2 = box_xyxy
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": int(is_crowd),
+    }
+
+
+def _coco_dataset(
+    images: Sequence[dict[str, Any]],
+    labels: Sequence[dict[str, Any]],
+    categories: Mapping[str, int],
+) -> dict[str, Any]:
+    return {
+        "info": {},
+        "images": list(images),
+        "annotations": _with_ids(labels),
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+    }

@@ -1,15 +1,20 @@
-"""A package that runs in this process."""
+"""A model package that runs in this process."""
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.detections import Answer
+from evaluation.detections import ImageDetections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
-from evaluation.model_under_test import IN_FLIGHT, ModelUnderTest, Run, Stopwatch, read_image
+from evaluation.model_under_test import (
+    DetectionRun,
+    ModelUnderTest,
+    Stopwatch,
+    read_image,
+    run_detection,
+)
 from model_package import ModelManifest, PackageError
 from service.decoders import Decoder
 from service.decoders.types import DetectionOptions
@@ -19,18 +24,21 @@ from service.errors import ServiceError
 from service.http.responses import to_json, to_response
 from service.options import DetectParameters, RequestOptions
 
-AskFor = Callable[[LabelledImage, DetectionOptions], DetectionOptions]
+ImageOptions = Callable[[LabelledImage, DetectionOptions], DetectionOptions]
 
 
-class OfflinePackage:
+class LocalModel:
     """A package, loaded by the service's library; ``CENTERNET_*`` variables apply as there.
 
-    ``decoder`` replaces the decoder of the package; ``ask_for`` then maps an image and its
+    ``decoder`` replaces the decoder of the package; ``image_options`` then maps an image and its
     decoding options to those that the decoder receives. Raises :class:`EvaluationError`.
     """
 
     def __init__(
-        self, package: Path, decoder: Decoder | None = None, ask_for: AskFor | None = None
+        self,
+        package: Path,
+        decoder: Decoder | None = None,
+        image_options: ImageOptions | None = None,
     ) -> None:
         try:
             self._detector = load_detector(package)
@@ -38,45 +46,34 @@ class OfflinePackage:
             raise EvaluationError(str(error)) from error
         if decoder is not None:
             self._detector.decoder = decoder
-        self._ask_for = ask_for
+        self._image_options = image_options
         self.model = _describe(self._detector.manifest, self._detector.engine.description)
 
-    def detect(self, images: Sequence[LabelledImage], answered: Callable[[], object]) -> Run:
-        """Detect in all images, then close the engine; may be called once."""
+    def detect(
+        self, images: Sequence[LabelledImage], on_result: Callable[[], object]
+    ) -> DetectionRun:
+        """Process all images, then close the engine; can be called once."""
         with self._detector:
-            self._ask(images[0])
-            run = Run([None] * len(images))
-            began = Stopwatch()
-            with ThreadPoolExecutor(IN_FLIGHT) as threads:
-                try:
-                    for index, (answer, seconds) in enumerate(threads.map(self._ask, images)):
-                        run.answers[index] = answer
-                        run.latencies_s.append(seconds)
-                        answered()
-                except BaseException:
-                    threads.shutdown(cancel_futures=True)
-                    raise
-            run.wall_s = began.seconds
-        return run
+            return run_detection(self._detect_image, images, on_result)
 
-    def _ask(self, image: LabelledImage) -> tuple[Answer, float]:
+    def _detect_image(self, image: LabelledImage) -> tuple[ImageDetections, float]:
         body = read_image(image)
         options = self._options(image)
-        began = Stopwatch()
+        stopwatch = Stopwatch()
         try:
             prediction = self._detector.run(body, options)
         except ServiceError as error:
             raise EvaluationError(f"{image.path}: {error}") from error
-        seconds = began.seconds
+        seconds = stopwatch.seconds
         # As a client receives them: with rounded numbers.
         response = json.loads(to_json(to_response(self._detector.manifest, prediction, "")))
-        return self.model.read(response["detections"]), seconds
+        return self.model.read_detections(response["detections"]), seconds
 
     def _options(self, image: LabelledImage) -> RequestOptions:
         options = self._detector.rules.complete(DetectParameters(**self.model.options(image)))
-        if self._ask_for is None:
+        if self._image_options is None:
             return options
-        return replace(options, detection=self._ask_for(image, options.detection))
+        return replace(options, detection=self._image_options(image, options.detection))
 
 
 def _describe(manifest: ModelManifest, engine: str) -> ModelUnderTest:

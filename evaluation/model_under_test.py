@@ -1,27 +1,31 @@
-"""The model under test: what it is, and how images are put to it."""
+"""The evaluated model, and the interface through which its detections are obtained."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from evaluation.detections import Answer, read_answer
+from evaluation.detections import ImageDetections, read_detections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
 
 IN_FLIGHT = 4
-"""Images put to the model at once, offline and over HTTP; so many are in memory."""
+"""Images that are processed at the same time, offline and over HTTP, and held in memory."""
 TOP_K = 100
-"""Detections per image that COCO's metrics look at."""
+"""Detections per image that COCO's metrics use."""
 TASKS: Mapping[str, str] = {"center_poses": "poses", "center_boxes_3d": "boxes_3d"}
-"""What decoders find beyond boxes."""
+"""Tasks of the decoders that detect more than boxes."""
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """What evaluating needs to know of a model; ``keypoints`` and ``skeleton`` as in its manifest."""
+    """The properties of a model that the evaluation uses, most of them from its manifest.
+
+    ``kind``: the decoder; ``reached``: ``offline`` or ``over HTTP``.
+    """
 
     name: str
     version: str
@@ -39,33 +43,32 @@ class ModelUnderTest:
         """``boxes``, ``poses`` or ``boxes_3d``."""
         return TASKS.get(self.kind, "boxes")
 
-    def read(self, detections: Sequence[Mapping[str, Any]]) -> Answer:
-        """Read the ``detections`` of an answer."""
+    def read_detections(self, detections: Sequence[Mapping[str, Any]]) -> ImageDetections:
+        """Read the field ``detections`` of a response of this model."""
         is_3d = self.task == "boxes_3d"
-        return read_answer(detections, keypoint_count=len(self.keypoints), is_3d=is_3d)
+        return read_detections(detections, keypoint_count=len(self.keypoints), is_3d=is_3d)
 
     def options(self, image: LabelledImage) -> dict[str, Any]:
-        """Ask for everything that metrics look at, whatever its score."""
+        """Return request options for all detections that metrics use, down to score 0."""
         options: dict[str, Any] = {"score_threshold": 0.0, "top_k": min(TOP_K, self.top_k)}
         if image.projection is not None and self.task == "boxes_3d":
             options["projection"] = list(image.projection)
         return options
 
 
-@dataclass
-class Run:
-    """The answers to all images, in their order, and how long they took."""
+@dataclass(frozen=True)
+class DetectionRun:
+    """Detections of all images, in the order of the images, and timings.
 
-    answers: list[Answer | None]
-    latencies_s: list[float] = field(default_factory=list)
-    wall_s: float = 0.0
+    ``latencies_s``: seconds per image; ``wall_s``: seconds for all images.
+    """
 
-    def all_answers(self) -> list[Answer]:
-        """The answers, once every image has one."""
-        return [answer for answer in self.answers if answer is not None]
+    detections: Sequence[ImageDetections]
+    latencies_s: Sequence[float]
+    wall_s: float
 
     def speed(self) -> dict[str, float]:
-        """Images per second, and the percentiles of the time to answer in milliseconds."""
+        """Return images per second, and median and 95th percentile of the latency in ms."""
         p50, p95 = np.percentile(self.latencies_s, [50, 95]) * 1000
         return {
             "images_per_s": len(self.latencies_s) / self.wall_s,
@@ -74,21 +77,49 @@ class Run:
         }
 
 
-class Source(Protocol):
-    """A model that images can be put to, offline or over HTTP."""
+class DetectionSource(Protocol):
+    """A model that runs in this process or behind a service."""
 
     model: ModelUnderTest
 
-    def detect(self, images: Sequence[LabelledImage], answered: Callable[[], object]) -> Run:
-        """Evaluate all images, calling ``answered`` after each; the first one goes twice.
+    def detect(
+        self, images: Sequence[LabelledImage], on_result: Callable[[], object]
+    ) -> DetectionRun:
+        """Process all images, calling ``on_result`` after each.
 
-        Raises :class:`EvaluationError` with the image's name and what was wrong.
+        The first image is processed twice, and its first time is not measured. Raises
+        :class:`EvaluationError` with the path of the image and the cause.
         """
         ...
 
 
+def run_detection(
+    detect_image: Callable[[LabelledImage], tuple[ImageDetections, float]],
+    images: Sequence[LabelledImage],
+    on_result: Callable[[], object],
+) -> DetectionRun:
+    """Process all images in :data:`IN_FLIGHT` threads; see :meth:`DetectionSource.detect`.
+
+    ``detect_image`` returns the detections of one image and the seconds that it took. The first
+    error ends the run.
+    """
+    detect_image(images[0])
+    detections, latencies_s = [], []
+    stopwatch = Stopwatch()
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        try:
+            for image_detections, seconds in threads.map(detect_image, images):
+                detections.append(image_detections)
+                latencies_s.append(seconds)
+                on_result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    return DetectionRun(detections, latencies_s, stopwatch.seconds)
+
+
 def read_image(image: LabelledImage) -> bytes:
-    """The encoded image."""
+    """Read the encoded image. Raises :class:`EvaluationError`."""
     try:
         return image.path.read_bytes()
     except OSError as error:
@@ -96,12 +127,12 @@ def read_image(image: LabelledImage) -> bytes:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the seconds since its creation."""
 
     def __init__(self) -> None:
-        self._began_at = time.perf_counter()
+        self._started_at = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """How long it has run."""
-        return time.perf_counter() - self._began_at
+        """Seconds since the creation."""
+        return time.perf_counter() - self._started_at

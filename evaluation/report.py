@@ -1,10 +1,10 @@
-"""A report of tables and figures: Markdown with PNG files, and one HTML file with everything."""
+"""Reports of tables and figures, as Markdown with image files and as one HTML file."""
 
 import base64
 import html
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ img { max-width: 100%; }
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under ``columns``; floats are shown with three decimals, NaN as a dash."""
+    """A table; floats are formatted with three decimals, NaN as a dash."""
 
     title: str
     columns: Sequence[str]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """An encoded image; ``file_name`` ends in its format."""
+    """An encoded image; ``file_name`` ends in .png or .jpg."""
 
     title: str
     file_name: str
@@ -43,37 +43,41 @@ class Figure:
 
 @dataclass
 class Report:
-    """Everything that was found out; ``numbers`` and ``rows`` are for programs.
+    """The result of an evaluation.
 
-    ``rows``: the detections in COCO's result format.
+    Attributes:
+        title: the heading.
+        summary: lines under the heading.
+        sections: tables and figures, in order.
+        metrics: all metrics, written to ``results.json``.
+        detections: in COCO's result format, written to ``detections.json``.
     """
 
     title: str
-    lines: Sequence[str] = ()
-    parts: list[Table | Figure] = field(default_factory=list)
-    numbers: dict[str, Any] = field(default_factory=dict)
-    rows: Sequence[Mapping[str, Any]] = ()
+    summary: Sequence[str] = ()
+    sections: list[Table | Figure] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    detections: Sequence[Mapping[str, Any]] = ()
 
     def markdown(self) -> str:
-        """The report as Markdown; figures are files beside it."""
-        blocks = [f"# {self.title}", "\n".join(f"- {line}" for line in self.lines)]
-        for part in self.parts:
-            blocks.append(f"## {part.title}")
-            if isinstance(part, Figure):
-                blocks.append(f"![{part.title}]({part.file_name})")
+        """Render Markdown that refers to the figures as files in the same directory."""
+        blocks = [f"# {self.title}", "\n".join(f"- {line}" for line in self.summary)]
+        for section in self.sections:
+            blocks.append(f"## {section.title}")
+            if isinstance(section, Figure):
+                blocks.append(f"![{section.title}]({section.file_name})")
                 continue
-            header = [_row(part.columns), "|---" + "|---:" * (len(part.columns) - 1) + "|"]
-            blocks.append("\n".join(header + [_row(row) for row in part.rows]))
-            blocks += [part.note] if part.note else []
+            blocks.append(markdown_table(section.columns, section.rows))
+            blocks += [section.note] if section.note else []
         return "\n\n".join(blocks) + "\n"
 
     def html(self) -> str:
-        """The report as one page that needs nothing else."""
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.lines)
+        """Render one HTML page with embedded figures."""
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary)
         body = [f"<h1>{html.escape(self.title)}</h1><ul>{lines}</ul>"]
-        for part in self.parts:
-            body.append(f"<h2>{html.escape(part.title)}</h2>")
-            body.append(_image(part) if isinstance(part, Figure) else _html_table(part))
+        for section in self.sections:
+            body.append(f"<h2>{html.escape(section.title)}</h2>")
+            body.append(_image(section) if isinstance(section, Figure) else _html_table(section))
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style></head>\n<body>"
@@ -83,49 +87,56 @@ class Report:
 
 
 def check_output(output: Path) -> None:
-    """Raise :class:`EvaluationError` where the report could not be written, before the work."""
+    """Raise :class:`EvaluationError` if the report directory cannot be created."""
     if output.exists():
-        raise EvaluationError(f"--output {output}: it is there already. Name a new directory.")
+        raise EvaluationError(f"--output {output}: already exists. Name a new directory.")
     if not output.absolute().parent.is_dir():
-        raise EvaluationError(f"--output {output}: there is no directory {output.parent}.")
+        raise EvaluationError(f"--output {output}: the directory {output.parent} does not exist.")
 
 
 def write_report(report: Report, output: Path) -> None:
-    """Write the directory under another name and rename it, so that it is there whole or not."""
+    """Write the report directory atomically: under a temporary name, which is then renamed."""
     partial = output.absolute().with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         (partial / "report.md").write_text(report.markdown())
         (partial / "report.html").write_text(report.html())
-        # NaN is no JSON.
-        numbers = json.loads(json.dumps(report.numbers), parse_constant=lambda _: None)
-        (partial / "results.json").write_text(json.dumps(numbers, indent=1) + "\n")
-        (partial / "detections.json").write_text(json.dumps(report.rows) + "\n")
-        for part in report.parts:
-            if isinstance(part, Figure):
-                (partial / part.file_name).write_bytes(part.content)
+        # JSON has no NaN.
+        metrics = json.loads(json.dumps(report.metrics), parse_constant=lambda _: None)
+        (partial / "results.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        (partial / "detections.json").write_text(json.dumps(report.detections) + "\n")
+        for section in report.sections:
+            if isinstance(section, Figure):
+                (partial / section.file_name).write_bytes(section.content)
         partial.rename(output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _shown(cell: Cell) -> str:
+def _format(cell: Cell) -> str:
     if not isinstance(cell, float):
         return str(cell)
-    return "–" if cell != cell else f"{cell:.3f}"  # noqa: RUF001 (a dash for what is not a number)
+    return "–" if cell != cell else f"{cell:.3f}"  # noqa: RUF001 (an en dash for NaN)
 
 
-def _row(cells: Sequence[Cell]) -> str:
-    escaped = [_shown(cell).replace("|", r"\|") for cell in cells]
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]] = ()) -> str:
+    """Format a Markdown table; all columns but the first are aligned to the right."""
+    separator = "|---" + "|---:" * (len(columns) - 1) + "|"
+    return "\n".join([markdown_row(columns), separator, *map(markdown_row, rows)])
+
+
+def markdown_row(cells: Sequence[Cell]) -> str:
+    """Format one row of a Markdown table."""
+    escaped = [_format(cell).replace("|", r"\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
 
 def _html_table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
     rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(_shown(cell))}</td>' for cell in row)}</tr>\n"
+        f"<tr>{''.join(f'<td>{html.escape(_format(cell))}</td>' for cell in row)}</tr>\n"
         for row in table.rows
     )
     note = f"<p>{html.escape(table.note)}</p>" if table.note else ""
@@ -133,6 +144,6 @@ def _html_table(table: Table) -> str:
 
 
 def _image(figure: Figure) -> str:
-    kind = "png" if figure.file_name.endswith(".png") else "jpeg"
+    subtype = "png" if figure.file_name.endswith(".png") else "jpeg"
     data = base64.b64encode(figure.content).decode()
-    return f'<img alt="{html.escape(figure.title)}" src="data:image/{kind};base64,{data}">'
+    return f'<img alt="{html.escape(figure.title)}" src="data:image/{subtype};base64,{data}">'

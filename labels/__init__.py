@@ -1,1 +1,1 @@
-"""Labelled data: one reader for each label format, and the matching of detections to labels."""
+"""Readers of COCO, Pascal VOC and KITTI labels, and matching of detections to labels."""

@@ -6,7 +6,7 @@ Says what to install where the extra of a command is missing.
 import sys
 from collections.abc import Sequence
 
-from model_export.engines.libraries import ways_to_install
+from model_export.engines.libraries import install_commands
 
 _EXIT_FAILED = 2
 
@@ -17,10 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     install = "pip install 'centernet-serving[export]'"
     try:
         if given[:1] == ["build"]:
-            install = ways_to_install()
-            from model_export.engines import command
+            install = install_commands()
+            from model_export.engines import cli as build_cli
 
-            return command.main(given[1:])
+            return build_cli.main(given[1:])
         from model_export import cli
 
         return cli.main(given)

@@ -6,7 +6,7 @@ from typing import get_args
 
 from model_export.architectures import ARCHITECTURES
 from model_export.config import ExportConfig
-from model_export.engines.command import SUMMARY
+from model_export.engines.cli import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS
 from model_package import Precision

@@ -14,6 +14,7 @@ from model_package import ModelManifest
 from service.batching.batcher import RUN_OVERHEAD_S
 from service.batching.latency_model import LatencyModel
 from service.engines import Engine, EngineUnavailableError
+from service.engines.batch_sizes import power_of_two_batch_sizes
 
 NEARLY_BEST = 0.9
 """Share of the best throughput; smaller differences are noise within the time of a warm-up."""
@@ -34,11 +35,6 @@ class BatchTiming:
     images_per_s: float
 
 
-def batch_sizes_up_to(largest: int) -> list[int]:
-    """Return 1, 2, 4, ... and ``largest``."""
-    return sorted({largest, *(2**power for power in range(largest.bit_length()))})
-
-
 def time_batches(
     engine: Engine,
     manifest: ModelManifest,
@@ -56,7 +52,7 @@ def time_batches(
     flips = sorted({artifact.flip for artifact in manifest.artifacts})
     timings: list[BatchTiming] = []
     with ThreadPoolExecutor(engine.concurrency) as threads:
-        for batch_size in batch_sizes_up_to(largest):
+        for batch_size in power_of_two_batch_sizes(largest):
             images = np.zeros((batch_size, *shape), np.uint8)
             for flip in flips:
                 _check_outputs(manifest, batch_size, _try_run(engine, manifest, images, flip))

@@ -18,13 +18,13 @@ from support.images import encode
 from support.serving import ask_together
 
 from client.detect import request_detections
-from evaluation.detections import Answer, as_coco_rows, read_answer
-from evaluation.ground_truth import for_classes, labels_by_image
-from evaluation.kitti_labels import DONT_CARE, read_kitti
+from evaluation.detections import ImageDetections, read_detections, to_coco_results
+from evaluation.ground_truth import labels_by_image, map_to_classes
 from evaluation.label_readers import read_ground_truth
-from evaluation.metrics.boxes_3d import Box3DErrors, as_boxes, box_3d_errors
+from evaluation.metrics.boxes_3d import Box3DErrors, box_3d_errors, to_boxes_3d
 from evaluation.metrics.coco import COCO_SIGMAS, pose_scores
-from evaluation.metrics.matching import overlaps_of_boxes
+from labels.kitti import DONT_CARE
+from labels.matching import box_iou
 from model_export.class_names import COCO_KEYPOINTS
 from training.synthetic.blood_smears import render_smear
 from training.synthetic.road_background import PROJECTION
@@ -162,11 +162,13 @@ def test_the_request_in_the_readme_returns_the_response_in_the_readme(
         assert got["bbox"] == pytest.approx(want["bbox"], abs=0.02)
 
 
-def detect(url: str, model: str, image: Path, keypoints: int = 0, is_3d: bool = False) -> Answer:
+def detect(
+    url: str, model: str, image: Path, keypoints: int = 0, is_3d: bool = False
+) -> ImageDetections:
     """Detect with a model's default threshold and camera."""
     response = httpx.post(f"{url}/models/{model}/detect", content=image.read_bytes(), timeout=60)
     assert response.status_code == 200, response.text
-    return read_answer(response.json()["detections"], keypoint_count=keypoints, is_3d=is_3d)
+    return read_detections(response.json()["detections"], keypoint_count=keypoints, is_3d=is_3d)
 
 
 def test_the_people_of_the_sample_images_are_found(url: str, project: Path) -> None:
@@ -179,8 +181,8 @@ def test_the_people_of_the_sample_images_are_found(url: str, project: Path) -> N
         detect(url, "people", one.path, keypoints=len(COCO_KEYPOINTS))
         for one in ground_truth.images
     ]
-    rows = as_coco_rows(answers, [image.image_id for image in ground_truth.images])
-    labels = for_classes(ground_truth, ["person"]).coco
+    rows = to_coco_results(answers, [image.image_id for image in ground_truth.images])
+    labels = map_to_classes(ground_truth, ["person"]).coco
     people = len(labels["annotations"])
     assert people >= 5
     assert sum(len(answer) for answer in answers) <= people + 1
@@ -191,19 +193,19 @@ def test_the_people_of_the_sample_images_are_found(url: str, project: Path) -> N
 
 def evaluate_vehicles(url: str, directory: Path) -> tuple[Box3DErrors, int]:
     """Return the errors of the matched vehicles and the number of false positives."""
-    ground_truth = for_classes(
-        read_kitti(directory / "label_2", directory / "image_2"), ["Car", "Van"]
+    ground_truth = map_to_classes(
+        read_ground_truth(directory / "label_2", directory / "image_2"), ["Car", "Van"]
     )
-    assert ground_truth.space is not None
+    assert ground_truth.boxes_3d is not None
     evaluated, false_positives = [], 0
     for image, one in zip(ground_truth.images, labels_by_image(ground_truth), strict=True):
         assert image.projection == pytest.approx(PROJECTION)
-        labels = ground_truth.space[image.image_id]
+        labels = ground_truth.boxes_3d[image.image_id]
         found = detect(url, "road_vehicles", image.path, is_3d=True)
         # Detections near ignored regions may be mostly hidden vehicles.
-        shared, _ = overlaps_of_boxes(labels.boxes_xyxy, found.boxes_xyxy)
+        shared = box_iou(labels.boxes_xyxy, found.boxes_xyxy)
         false_positives += int((shared.max(axis=0) < 0.3).sum())
-        evaluated.append((one, found, as_boxes(labels)[np.array(labels.types) != DONT_CARE]))
+        evaluated.append((one, found, to_boxes_3d(labels)[np.array(labels.types) != DONT_CARE]))
     return box_3d_errors(evaluated), false_positives
 
 

@@ -13,7 +13,7 @@ from training.data.voc import read_voc_split
 def read_images(config: TrainConfig, files: Sequence[Path]) -> Images:
     """List and check the images of ``files``, in the format of the configuration.
 
-    Raises ``DatasetError``.
+    Raises :class:`~labels.errors.DatasetError`.
     """
     return sum((_read(config, file) for file in files), start=Images([]))
 

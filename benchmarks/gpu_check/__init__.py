@@ -1,1 +1,1 @@
-"""Everything that only a GPU can settle, with one command: see ``__main__``."""
+"""Checks and measurements that need a GPU, as one command; see ``__main__``."""

@@ -1,13 +1,14 @@
-"""Everything that only a GPU can settle, with one command on a machine that has one.
+"""Run every check and measurement that needs a GPU.
 
     python -m benchmarks.gpu_check [--output DIR]
 
-Kernels against PyTorch and a copy's bandwidth, every backend of the host against ONNX Runtime on
-the CPU, engines built here, and their speed against PyTorch. Writes ``gpu_check.json`` and
-``gpu_check.md``, which name the hardware and say what could not be run. Needs torch, the packages
-of the extra ``http`` and this checkout; uses what else it finds, and no network.
+Compares the corner pooling kernels with PyTorch and with the bandwidth of a copy, builds engines,
+compares every available backend with ONNX Runtime on the CPU, and measures their speed against
+PyTorch. Writes ``gpu_check.json`` and ``gpu_check.md``, which state the hardware and what could
+not be run. Needs torch, the packages of the extra ``http`` and this checkout; uses the optional
+packages that are installed, and no network.
 
-Exit status: 0 when all that was run agrees, 1 when something does not, 3 without a GPU.
+Exit status: 0 if everything that ran agrees, 1 if something does not, 3 without a GPU.
 """
 
 import argparse
@@ -21,77 +22,79 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check import engines, host, parity, report, speed
-from benchmarks.gpu_check.cases import CASES, SMOKE_CASES, Case, make_package, read_weights
+from benchmarks.gpu_check.cases import CASES, SMOKE_CASES, Case, generate_weights, make_package
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage, load_package
 
-NO_GPU = 3
+EXIT_NO_GPU = 3
 MODELS = Path(__file__).parents[2] / "models"
-LARGEST_BATCH = max(speed.FULL.batch_sizes)
+MAX_BATCH_SIZE = max(speed.FULL.batch_sizes)
 
 
 def main() -> int:
-    """Run everything; returns the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check", description=str(__doc__).partition("\n")[0]
     )
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR")
     parser.add_argument(
-        "--smoke", action="store_true", help="a small network, a few runs, the CPU's backends too"
+        "--smoke",
+        action="store_true",
+        help="a small network and a few runs, on the CPU backend too",
     )
-    given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
     notes = Notes()
     with tempfile.TemporaryDirectory() as directory:
-        result = check(Path(directory), notes, given.smoke)
-    (given.output / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.output / "gpu_check.md").write_text(report.markdown(result))
+        result = check(Path(directory), notes, args.smoke)
+    (args.output / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.output / "gpu_check.md").write_text(report.markdown(result))
     print(report.markdown(result))
     if notes.failed:
         return 1
-    return 0 if result["host"]["gpu"] else NO_GPU
+    return 0 if result["host"]["gpu"] else EXIT_NO_GPU
 
 
 def check(directory: Path, notes: Notes, smoke: bool) -> dict[str, Any]:
-    """Run everything that this host can; packages are made in ``directory``."""
-    facts = host.describe()
-    has_gpu = facts["gpu"] is not None
+    """Run everything that this machine supports; packages are written to ``directory``."""
+    machine = host.describe()
+    has_gpu = machine["gpu"] is not None
     if not has_gpu:
         notes.skip("everything on a GPU", "torch finds no CUDA device")
     backends = engines.gpu_backends() if has_gpu else []
     if smoke:
         backends.append("onnxruntime-cpu")
     threads = len(os.sched_getaffinity(0))
-    effort = speed.SMOKE if smoke else speed.FULL
-    found: dict[str, list[Any]] = {"builds": [], "parity": [], "speed": []}
-    kernels = _kernels(notes)
+    repetitions = speed.SMOKE if smoke else speed.FULL
+    results: dict[str, list[Any]] = {"builds": [], "parity": [], "speed": []}
+    kernels = _check_kernels(notes)
     if has_gpu and not smoke:
-        _check_bundled(backends, threads, notes, found)
+        _check_bundled_packages(backends, threads, notes, results)
     for case in SMOKE_CASES if smoke else CASES if has_gpu else ():
-        with notes.instead(case.name):
-            weights = read_weights(case)
-            package = _package(case, weights, directory, has_gpu, notes, found)
+        with notes.skip_on_error(case.name):
+            weights = generate_weights(case)
+            package = _export_and_build(case, weights, directory, has_gpu, notes, results)
             if package is not None:
-                found["parity"] += parity.check(package, backends, threads, notes)
+                results["parity"] += parity.check(package, backends, threads, notes)
             if case.timed:
-                found["speed"] += speed.check(
-                    case, weights, package, backends, effort, threads, notes
+                results["speed"] += speed.check(
+                    case, weights, package, backends, repetitions, threads, notes
                 )
         if has_gpu:
             torch.cuda.empty_cache()
     return {
-        "host": facts,
+        "host": machine,
         "kernels": kernels,
-        **found,
+        **results,
         "failed": notes.failed,
         "not_run": notes.not_run,
     }
 
 
-def _kernels(notes: Notes) -> dict[str, Any]:
-    """Corner pooling; empty where that cannot be run."""
-    nothing: dict[str, Any] = {"parity": [], "speed": []}
-    with notes.instead("corner pooling kernels"):
+def _check_kernels(notes: Notes) -> dict[str, Any]:
+    """Check the corner pooling kernels; empty if they cannot be run."""
+    empty: dict[str, Any] = {"parity": [], "speed": []}
+    with notes.skip_on_error("corner pooling kernels"):
         from benchmarks.gpu_check import kernels
 
         result: dict[str, Any] = kernels.check()
@@ -101,32 +104,32 @@ def _kernels(notes: Notes) -> dict[str, Any]:
             if not row["equal"]:
                 notes.fail("corner pooling", f"{row} differs from PyTorch")
         return result
-    return nothing
+    return empty
 
 
-def _check_bundled(
-    backends: list[str], threads: int, notes: Notes, found: dict[str, list[Any]]
+def _check_bundled_packages(
+    backends: list[str], threads: int, notes: Notes, results: dict[str, list[Any]]
 ) -> None:
-    """The packages of this checkout; their engines would be built into it, so none are."""
+    """Compare the packages of this checkout, without engines: a build would write into it."""
     for path in sorted(MODELS.glob("*/model.json")):
-        with notes.instead(path.parent.name):
+        with notes.skip_on_error(path.parent.name):
             package = load_package(path.parent)
-            found["parity"] += parity.check(package, backends, threads, notes)
+            results["parity"] += parity.check(package, backends, threads, notes)
 
 
-def _package(
+def _export_and_build(
     case: Case,
     weights: dict[str, torch.Tensor],
     directory: Path,
     has_gpu: bool,
     notes: Notes,
-    found: dict[str, list[Any]],
+    results: dict[str, list[Any]],
 ) -> ModelPackage | None:
-    """Export a case and build its engines; None where the exporter's packages are missing."""
-    with notes.instead(f"{case.name}: export, and with it every engine"):
+    """Export a case and build its engines; None if the exporter's dependencies are missing."""
+    with notes.skip_on_error(f"{case.name}: export, and all its engines"):
         package = make_package(case, weights, directory, notes)
         if has_gpu:
-            found["builds"] += engines.build(package, LARGEST_BATCH, notes)
+            results["builds"] += engines.build(package, MAX_BATCH_SIZE, notes)
         return engines.reload(package)
     return None
 

@@ -1,6 +1,6 @@
-"""The networks that are checked: one per task, with weights made by a rule, so nothing is fetched.
+"""The networks to check: one per task, with generated weights, so nothing is downloaded.
 
-The rule and the lists of weights are those of the goldens (``tests/upstream``).
+The weights are generated as those of the golden files in ``tests/upstream``.
 """
 
 import importlib.util
@@ -29,7 +29,10 @@ UPSTREAM = Path(__file__).parents[2] / "tests" / "upstream"
 
 @dataclass(frozen=True)
 class Case:
-    """One network. ``weights``: one of the upstream lists; None for the bundled small one."""
+    """One network.
+
+    ``weights`` is the name of a list in ``tests/upstream/manifests``; None for the small network.
+    """
 
     config: ExportConfig
     weights: str | None
@@ -37,7 +40,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """Name in the report."""
         return self.config.name
 
 
@@ -65,9 +68,9 @@ SMOKE_CASES = (
 )
 
 
-def read_weights(case: Case) -> dict[str, Tensor]:
-    """Make the weights of a case, under the upstream names."""
-    rule = _rule()
+def generate_weights(case: Case) -> dict[str, Tensor]:
+    """Generate the weights of a case, with the names of the upstream checkpoints."""
+    rule = _load_weights_rule()
     if case.weights is None:
         with torch.device("meta"):
             network = ARCHITECTURES["res_18_slim"].build(box_head_channels(3))
@@ -85,8 +88,8 @@ def read_weights(case: Case) -> dict[str, Tensor]:
 def make_graph(
     case: Case, weights: dict[str, Tensor], wrap: Callable[[nn.Module, Plan], nn.Module]
 ) -> tuple[DetectionGraph, Plan]:
-    """The graph that is exported, in PyTorch; ``wrap`` may change the network's precision."""
-    # What the reading of a checkpoint keeps of it.
+    """Build the exported graph in PyTorch; ``wrap`` may change the precision of the network."""
+    # Reading a checkpoint drops these counters.
     state = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
     contents = identify(state, case.config.architecture, case.config.task)
     plan = make_plan(
@@ -106,7 +109,7 @@ def make_graph(
 def make_package(
     case: Case, weights: dict[str, Tensor], directory: Path, notes: Notes
 ) -> ModelPackage:
-    """Export a case in both precisions, or in float32 where half precision is refused."""
+    """Export a case in fp32 and fp16, or only in fp32 if the fp16 verification fails."""
     from model_export.errors import ExportError
     from model_export.pipeline import export_package
 
@@ -125,7 +128,7 @@ def make_package(
         checkpoint.unlink()
 
 
-def _rule() -> ModuleType:
+def _load_weights_rule() -> ModuleType:
     spec = importlib.util.spec_from_file_location("weights_rule", UPSTREAM / "weights_rule.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Engines of a package: built here, opened one precision at a time."""
+"""Build the engines of a package, and open its artifacts of one precision."""
 
 import subprocess
 import sys
@@ -11,22 +11,21 @@ from typing import Any
 
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage, load_package
+from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
 from service.engines import BACKENDS, Engine, open_engine
 
-BUILDERS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Module of each backend whose engines are built ahead of time."""
 BUILD_TIMEOUT_S = 3600
 
 
 def build(package: ModelPackage, max_batch_size: int, notes: Notes) -> list[dict[str, Any]]:
-    """Build the package's engines with every builder that is here; one row per backend."""
+    """Build the package's engines with every installed library; return one row per library."""
     rows = []
-    for backend, module in BUILDERS.items():
-        what = f"{package.manifest.name}: build for {backend}"
-        if find_spec(module) is None:
-            notes.skip(what, f"the Python package {module} is not installed")
+    for backend, library in TENSORRT_LIBRARIES.items():
+        check_name = f"{package.manifest.name}: build for {backend}"
+        if find_spec(library.backend) is None:
+            notes.skip(check_name, f"the Python package {library.backend} is not installed")
             continue
-        with notes.instead(what):
+        with notes.skip_on_error(check_name):
             rows.append({"package": package.manifest.name, "backend": backend}
                         | _build(package, backend, max_batch_size))  # fmt: skip
     return rows
@@ -39,19 +38,22 @@ def _build(package: ModelPackage, backend: str, max_batch_size: int) -> dict[str
     run = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     if run.returncode:
         raise RuntimeError(run.stderr.strip()[-500:])
-    return {"seconds": round(time.perf_counter() - started_at, 1), "said": run.stdout.strip()}
+    return {"seconds": round(time.perf_counter() - started_at, 1), "output": run.stdout.strip()}
 
 
 @contextmanager
-def opened(
+def open_precision(
     package: ModelPackage, backend: str, precision: str, threads: int, max_batch_size: int
 ) -> Iterator[Engine]:
-    """Open only the package's files in one precision, and close them."""
+    """Open the package's artifacts of one precision only, and close the engine after the block.
+
+    Raises ``LookupError`` if the package has none.
+    """
     artifacts = tuple(
         artifact for artifact in package.manifest.artifacts if artifact.precision == precision
     )
     if not artifacts:
-        raise LookupError(f"the package has nothing in {precision}")
+        raise LookupError(f"the package has no artifacts in {precision}")
     restricted = replace(
         package, manifest=package.manifest.model_copy(update={"artifacts": artifacts})
     )
@@ -63,10 +65,10 @@ def opened(
 
 
 def gpu_backends() -> list[str]:
-    """Every backend but the reference."""
+    """Return every backend that runs on a GPU."""
     return [name for name in BACKENDS if name != "onnxruntime-cpu"]
 
 
 def reload(package: ModelPackage) -> ModelPackage:
-    """Read a package again, with the engines that were built into it."""
+    """Load a package again, with the engines that were added to it."""
     return load_package(package.directory)

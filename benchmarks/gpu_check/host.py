@@ -1,10 +1,12 @@
-"""The machine that the figures are of."""
+"""Description of the machine on which the measurements are made."""
 
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from model_package.gpu import find_gpu
 
 PACKAGES = (
     "torch",
@@ -20,19 +22,17 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """GPU (None without one), driver, processor and the versions of what is installed."""
+    """Return the GPU (None without one), driver, processor and versions of installed packages."""
     import torch
 
-    gpu = None
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        gpu = {
-            "name": properties.name,
-            "compute_capability": f"{properties.major}.{properties.minor}",
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-        }
+    gpu = find_gpu() if torch.cuda.is_available() else None
     return {
-        "gpu": gpu,
+        "gpu": gpu
+        and {
+            "name": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+        },
         "driver": _driver(),
         "cuda_of_torch": torch.version.cuda,
         "processor": platform.processor() or platform.machine(),

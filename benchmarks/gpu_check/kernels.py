@@ -1,7 +1,7 @@
-"""Corner pooling kernels on a GPU: right in every format and size, and how near to a copy's speed.
+"""Check the corner pooling kernels on a GPU against PyTorch, and their speed against a copy.
 
-Needs torch and CuPy, a GPU and its driver; no compiler and no TensorRT. Loads the very PTX that
-engines hold. Without those it says what is missing and gives no figures.
+Loads the same PTX that engines contain. Needs torch, CuPy, a GPU and its driver, but no compiler
+and no TensorRT. If one is missing, the result names it and contains no measurements.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from model_export.onnx.corner_pool_ops import INPUTS, OP_TYPES, SUM_OP_TYPES
 
 Row = dict[str, Any]
 Run = Callable[[str, Launch, list[Tensor], Tensor], None]
-"""Kernel, its launch, maps, and the map to write."""
+"""Takes the kernel's name, its launch configuration, the input maps and the output map."""
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARITY_SHAPES = (
@@ -47,27 +47,24 @@ PARITY_SHAPES = (
     (1, 2, 33, 2116),
 )
 SPEED_SHAPES = ((1, 256, 128, 128), (8, 256, 128, 128), (16, 256, 128, 128), (8, 128, 96, 160))
-TARGET_OF_COPY = 0.8
-"""Share of a device copy's bandwidth that the kernels are meant to reach at batch 8 and above."""
-
 _BUFFERS_BYTES = 512 * 2**20
-"""Maps that runs take turns with, so that none finds its input in the cache."""
+"""Size of the maps that successive calls cycle through, so that no input is in the cache."""
 _RUNS = 50
 _SEPARATE_WARPS = 8
 
 
 @dataclass(frozen=True)
 class Device:
-    """How kernels are run and timed."""
+    """Functions that run and time kernels."""
 
     name: str
     run: Run
     milliseconds: Callable[[Callable[[int], None]], float]
-    """Of one call, given the number of the call."""
+    """Returns the time of one call; the callable receives the index of the call."""
 
 
 def check() -> Row:
-    """Everything about the kernels: ``{"device", "not_run", "parity", "speed"}``."""
+    """Run all checks and return ``{"device", "not_run", "parity", "speed"}``."""
     try:
         device = cuda_device()
     except (ImportError, RuntimeError) as error:
@@ -81,45 +78,45 @@ def check() -> Row:
         }
 
 
-def parity(device: Device, where: str) -> Iterator[Row]:
-    """One row per operator, format and shape: whether all block sizes give what PyTorch gives."""
+def parity(device: Device, torch_device: str) -> Iterator[Row]:
+    """Yield one row per operator, format and shape: whether all block sizes equal PyTorch."""
     for op_type, kernel_format, shape in itertools.product(INPUTS, FORMATS, PARITY_SHAPES):
-        inputs = _maps(INPUTS[op_type], shape, kernel_format, where)
+        inputs = _maps(INPUTS[op_type], shape, kernel_format, torch_device)
         inputs[0].view(-1)[inputs[0].numel() // 2 :: 977] = torch.nan
         inputs[-1].view(-1)[::13] = -torch.inf
-        wanted = reference(op_type, inputs)
+        expected = reference(op_type, inputs)
         equal = True
         for warps in WARPS_PER_BLOCK:
-            output = torch.empty_like(wanted)
+            output = torch.empty_like(expected)
             device.run(
                 kernel_name(op_type, kernel_format), launch(op_type, shape, warps), inputs, output
             )
-            equal &= torch.equal(output.isnan(), wanted.isnan())
-            equal &= torch.equal(output.nan_to_num(nan=0.0), wanted.nan_to_num(nan=0.0))
+            equal &= torch.equal(output.isnan(), expected.isnan())
+            equal &= torch.equal(output.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
         yield {"op_type": op_type, "format": kernel_format, "shape": shape, "equal": equal}
 
 
-def speed(device: Device, where: str) -> Iterator[Row]:
-    """One row per operator, format, shape and block size, and for pairs the separate way too."""
+def speed(device: Device, torch_device: str) -> Iterator[Row]:
+    """Yield one row per operator, format, shape and block size, and one per unfused pair."""
     for shape, kernel_format in itertools.product(SPEED_SHAPES, FORMATS):
-        facts = {"format": kernel_format, "shape": shape}
-        single, double = (_Buffers(count, shape, kernel_format, where) for count in (1, 2))
+        case = {"format": kernel_format, "shape": shape}
+        single, double = (_Buffers(count, shape, kernel_format, torch_device) for count in (1, 2))
         copy_ms = device.milliseconds(partial(_copy, single))
-        yield _row(facts | {"op_type": "copy", "warps": None}, single, 2, copy_ms, copy_ms)
+        yield _row(case | {"op_type": "copy", "warps": None}, single, 2, copy_ms, copy_ms)
         for op_type, warps in itertools.product(INPUTS, WARPS_PER_BLOCK):
             buffers = single if INPUTS[op_type] == 1 else double
-            name, numbers = kernel_name(op_type, kernel_format), launch(op_type, shape, warps)
-            ms = device.milliseconds(partial(_pool, device, name, numbers, buffers))
-            case = facts | {"op_type": op_type, "warps": warps}
-            yield _row(case, buffers, INPUTS[op_type] + 1, ms, copy_ms)
+            name, configuration = kernel_name(op_type, kernel_format), launch(op_type, shape, warps)
+            ms = device.milliseconds(partial(_pool, device, name, configuration, buffers))
+            row = case | {"op_type": op_type, "warps": warps}
+            yield _row(row, buffers, INPUTS[op_type] + 1, ms, copy_ms)
         for pair, op_type in SUM_OP_TYPES.items():
-            ms = device.milliseconds(_separately(device, pair, shape, kernel_format, double))
-            case = facts | {"op_type": f"{op_type}, separate", "warps": _SEPARATE_WARPS}
-            yield _row(case, double, 7, ms, copy_ms)
+            ms = device.milliseconds(_unfused(device, pair, shape, kernel_format, double))
+            row = case | {"op_type": f"{op_type}, separate", "warps": _SEPARATE_WARPS}
+            yield _row(row, double, 7, ms, copy_ms)
 
 
 def cuda_device() -> Device:
-    """The GPU. Raises ``ImportError`` without CuPy, ``RuntimeError`` without a usable GPU."""
+    """Return the GPU. Raises ``ImportError`` without CuPy, ``RuntimeError`` without a GPU."""
     if not torch.cuda.is_available():
         raise RuntimeError("torch finds no CUDA device")
     try:
@@ -133,17 +130,17 @@ def cuda_device() -> Device:
             for name in itertools.starmap(kernel_name, itertools.product(INPUTS, FORMATS))
         }
 
-    def run(kernel: str, numbers: Launch, inputs: list[Tensor], output: Tensor) -> None:
+    def run(kernel: str, configuration: Launch, inputs: list[Tensor], output: Tensor) -> None:
         pointers = [np.uint64(tensor.data_ptr()) for tensor in [*inputs, output]]
-        arguments = (*pointers[:-1], *map(np.int32, numbers.arguments), pointers[-1])
+        arguments = (*pointers[:-1], *map(np.int32, configuration.arguments), pointers[-1])
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            kernels[kernel]((numbers.blocks,), (*numbers.block_size, 1), arguments)
+            kernels[kernel]((configuration.blocks,), (*configuration.block_size, 1), arguments)
 
     def milliseconds(call: Callable[[int], None]) -> float:
         call(0)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # or Python's launches would be what is timed
+        with torch.cuda.graph(graph):  # otherwise the launches from Python would dominate the time
             for number in range(_RUNS):
                 call(number)
         graph.replay()
@@ -158,13 +155,15 @@ def cuda_device() -> Device:
 
 
 class _Buffers:
-    """Maps enough to fill the cache several times, and one output."""
+    """Enough input maps to exceed the cache several times, and one output map."""
 
-    def __init__(self, count: int, shape: tuple[int, ...], kernel_format: str, where: str) -> None:
-        self.output = _maps(1, shape, kernel_format, where)[0]
+    def __init__(
+        self, count: int, shape: tuple[int, ...], kernel_format: str, torch_device: str
+    ) -> None:
+        self.output = _maps(1, shape, kernel_format, torch_device)[0]
         self.map_bytes = self.output.numel() * self.output.element_size()
         sets = max(1, _BUFFERS_BYTES // (count * self.map_bytes))
-        self._sets = [_maps(count, shape, kernel_format, where) for _ in range(sets)]
+        self._sets = [_maps(count, shape, kernel_format, torch_device) for _ in range(sets)]
 
     def inputs(self, call: int) -> list[Tensor]:
         return self._sets[call % len(self._sets)]
@@ -174,32 +173,32 @@ def _copy(buffers: _Buffers, call: int) -> None:
     buffers.output.copy_(buffers.inputs(call)[0])
 
 
-def _pool(device: Device, kernel: str, numbers: Launch, buffers: _Buffers, call: int) -> None:
-    device.run(kernel, numbers, buffers.inputs(call), buffers.output)
+def _pool(device: Device, kernel: str, configuration: Launch, buffers: _Buffers, call: int) -> None:
+    device.run(kernel, configuration, buffers.inputs(call), buffers.output)
 
 
-def _separately(
+def _unfused(
     device: Device,
     pair: tuple[str, str],
     shape: tuple[int, int, int, int],
     kernel_format: str,
     buffers: _Buffers,
 ) -> Callable[[int], None]:
-    """Pool two maps and add them up in three steps, as without the operator for pairs."""
+    """Return a call that pools two maps and adds them, in three kernels instead of one."""
     pooled = _maps(2, shape, kernel_format, str(buffers.output.device))
     op_types = [OP_TYPES[direction] for direction in pair]
 
     def call(number: int) -> None:
         for op_type, source, target in zip(op_types, buffers.inputs(number), pooled, strict=True):
-            numbers = launch(op_type, shape, _SEPARATE_WARPS)
-            device.run(kernel_name(op_type, kernel_format), numbers, [source], target)
+            configuration = launch(op_type, shape, _SEPARATE_WARPS)
+            device.run(kernel_name(op_type, kernel_format), configuration, [source], target)
         torch.add(*pooled, out=buffers.output)
 
     return call
 
 
 def _row(case: Row, buffers: _Buffers, passes: int, ms: float, copy_ms: float) -> Row:
-    """Figures of one case; ``passes`` maps were read or written, a copy has two."""
+    """Add the measurements of a case; ``passes`` is the number of maps read and written."""
     return case | {
         "microseconds": 1e3 * ms,
         "gigabytes_per_second": passes * buffers.map_bytes / ms / 1e6,
@@ -207,12 +206,14 @@ def _row(case: Row, buffers: _Buffers, passes: int, ms: float, copy_ms: float) -
     }
 
 
-def _maps(count: int, shape: tuple[int, ...], kernel_format: str, where: str) -> list[Tensor]:
-    return [torch.randn(shape, device=where).to(DTYPES[kernel_format]) for _ in range(count)]
+def _maps(
+    count: int, shape: tuple[int, ...], kernel_format: str, torch_device: str
+) -> list[Tensor]:
+    return [torch.randn(shape, device=torch_device).to(DTYPES[kernel_format]) for _ in range(count)]
 
 
 def reference(op_type: str, inputs: list[Tensor]) -> Tensor:
-    """Output of the operator in PyTorch."""
+    """Return the output of the operator, computed with PyTorch."""
     pools = {"top": top_pool, "bottom": bottom_pool, "left": left_pool, "right": right_pool}
     for direction, pool in pools.items():
         if op_type == OP_TYPES[direction]:

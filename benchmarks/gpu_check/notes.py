@@ -1,4 +1,4 @@
-"""What could not be run, and why: the part of a report that is easily forgotten."""
+"""Record of the checks that failed or could not be run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,26 +7,28 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Notes:
-    """Lines for the report, as they come up."""
+    """Failed and skipped checks, one line each, for the report."""
 
     not_run: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    """What was run and was wrong."""
 
     @contextmanager
-    def instead(self, what: str) -> Iterator[None]:
-        """Note that ``what`` was not run if the block fails, and go on: a host is rarely whole."""
+    def skip_on_error(self, check: str) -> Iterator[None]:
+        """Suppress an exception of the block and record ``check`` as not run.
+
+        Few machines have every optional package, and the other checks should still run.
+        """
         try:
             yield
         except Exception as error:
-            self.skip(what, f"{type(error).__name__}: {error}")
+            self.skip(check, f"{type(error).__name__}: {error}")
 
-    def skip(self, what: str, why: str) -> None:
-        """Note that ``what`` was not run."""
-        self.not_run.append(f"{what}: {why}")
+    def skip(self, check: str, reason: str) -> None:
+        """Record that ``check`` was not run."""
+        self.not_run.append(f"{check}: {reason}")
         print(f"not run: {self.not_run[-1]}", flush=True)
 
-    def fail(self, what: str, why: str) -> None:
-        """Note that ``what`` was run and is wrong."""
-        self.failed.append(f"{what}: {why}")
+    def fail(self, check: str, reason: str) -> None:
+        """Record that ``check`` was run and gave a wrong result."""
+        self.failed.append(f"{check}: {reason}")
         print(f"FAILED: {self.failed[-1]}", flush=True)

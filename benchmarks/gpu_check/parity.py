@@ -1,4 +1,4 @@
-"""Every backend of the host against ONNX Runtime on the CPU, on the same images."""
+"""Compare the detections of every available backend with ONNX Runtime on the CPU."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,51 +6,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.engines import opened
+from benchmarks.gpu_check.engines import open_precision
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage
 from service.engines import Engine, EngineUnavailableError
 
-BATCHES = (1, 4, 3, 8, 2, 1, 5)
-"""Changing sizes, so that a graph that was recorded for another size shows."""
+BATCH_SIZES = (1, 4, 3, 8, 2, 1, 5)
+"""The size changes, which reveals a replay of the CUDA graph of another size."""
 
 Row = dict[str, Any]
 Detections = Mapping[str, NDArray[Any]]
 
 
 def check(package: ModelPackage, backends: Sequence[str], threads: int, notes: Notes) -> list[Row]:
-    """One row per backend and precision: detections compared, and the worst differences."""
+    """Return one row per backend and precision, with the matched fraction and worst errors."""
     from model_export.verification.images import synthetic_images
 
     spec = package.manifest.input
     images = synthetic_images(spec.height_px, spec.width_px)
-    with opened(package, "onnxruntime-cpu", "fp32", threads, max(BATCHES)) as reference:
-        wanted = [_rows(reference.run(image[np.newaxis]))[0] for image in images]
+    with open_precision(package, "onnxruntime-cpu", "fp32", threads, max(BATCH_SIZES)) as reference:
+        expected = [_rows(reference.run(image[np.newaxis]))[0] for image in images]
     rows = []
     for backend in backends:
         for precision in ("fp32", "fp16"):
-            what = f"{package.manifest.name}: {backend} {precision}"
+            check_name = f"{package.manifest.name}: {backend} {precision}"
             try:
-                with opened(package, backend, precision, threads, max(BATCHES)) as engine:
-                    found = _run(engine, images)
+                with open_precision(
+                    package, backend, precision, threads, max(BATCH_SIZES)
+                ) as engine:
+                    detections = _run(engine, images)
             except (EngineUnavailableError, LookupError) as error:
-                notes.skip(what, str(error))
+                notes.skip(check_name, str(error))
                 continue
-            row = _compare(package, precision, wanted, found, what, notes)
+            row = _compare(package, precision, expected, detections, check_name, notes)
             rows.append({"package": package.manifest.name, "backend": backend,
                          "precision": precision, **row})  # fmt: skip
     return rows
 
 
 def _run(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, Detections]]:
-    """Index of the image, and what was found, for batches of changing size."""
-    found: list[tuple[int, Detections]] = []
-    for start, wanted in enumerate(BATCHES):
-        size = min(wanted, engine.max_batch_size or wanted)
+    """Return the index of each image and its detections, over batches of changing size."""
+    detections: list[tuple[int, Detections]] = []
+    for start, batch_size in enumerate(BATCH_SIZES):
+        size = min(batch_size, engine.max_batch_size or batch_size)
         indices = [(start + offset) % len(images) for offset in range(size)]
         rows = _rows(engine.run([images[index] for index in indices]))
-        found += zip(indices, rows, strict=True)
-    return found
+        detections += zip(indices, rows, strict=True)
+    return detections
 
 
 def _rows(outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
@@ -61,34 +63,39 @@ def _rows(outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
 def _compare(
     package: ModelPackage,
     precision: str,
-    wanted: Sequence[Detections],
-    found: Sequence[tuple[int, Detections]],
-    what: str,
+    expected: Sequence[Detections],
+    detections: Sequence[tuple[int, Detections]],
+    check_name: str,
     notes: Notes,
 ) -> Row:
-    """By the rules that packages are verified with, of float32 and of half precision."""
+    """Compare with the criteria of the package verification for the precision."""
     from model_export.errors import ExportError
 
     try:
-        row = (_compare_full if precision == "fp32" else _compare_half)(package, wanted, found)
+        row = (_compare_fp32 if precision == "fp32" else _compare_fp16)(
+            package, expected, detections
+        )
     except ExportError as error:
-        notes.fail(what, str(error))
+        notes.fail(check_name, str(error))
         return {"agrees": False, "matched": None, "worst_errors": {}}
     if not row["agrees"]:
-        notes.fail(what, f"only {row['matched']:.4f} of the detections match")
+        notes.fail(check_name, f"only {row['matched']:.4f} of the detections match")
     return row
 
 
-def _compare_full(
+def _compare_fp32(
     package: ModelPackage,
-    wanted: Sequence[Detections],
-    found: Sequence[tuple[int, Detections]],
+    expected: Sequence[Detections],
+    detections: Sequence[tuple[int, Detections]],
 ) -> Row:
     from model_export.verification.comparison import TOLERANCES, compare
 
-    # A network that amplifies rounding errors was given wider ones when it was exported.
+    # The export sets wider tolerances for networks that amplify rounding errors.
     tolerances = {**TOLERANCES, **package.manifest.verification.tolerances}
-    results = [compare(wanted[index], one, f"image {index}", tolerances) for index, one in found]
+    results = [
+        compare(expected[index], actual, f"image {index}", tolerances)
+        for index, actual in detections
+    ]
     worst: dict[str, float] = {}
     for result in results:
         for name, error in result.worst_errors.items():
@@ -98,14 +105,14 @@ def _compare_full(
     return {"agrees": True, "matched": matched, "worst_errors": worst}
 
 
-def _compare_half(
-    package: ModelPackage,  # noqa: ARG001  # as for float32
-    wanted: Sequence[Detections],
-    found: Sequence[tuple[int, Detections]],
+def _compare_fp16(
+    package: ModelPackage,  # noqa: ARG001  # same signature as for fp32
+    expected: Sequence[Detections],
+    detections: Sequence[tuple[int, Detections]],
 ) -> Row:
     from model_export.verification.detection_agreement import MIN_MATCHED_FRACTION, agree, together
 
-    agreement = together([agree(wanted[index], one) for index, one in found])
+    agreement = together([agree(expected[index], actual) for index, actual in detections])
     return {
         "agrees": agreement.matched_fraction >= MIN_MATCHED_FRACTION,
         "matched": agreement.matched_fraction,

@@ -1,8 +1,8 @@
-"""Milliseconds per batch, from uint8 images in host memory to outputs in host memory.
+"""Measure milliseconds per batch, from uint8 images to outputs, both in host memory.
 
-All contenders take turns within one run, so that a change of clock or temperature meets all of
-them; the median of the turns counts. "two at a time" is what the service does: two threads, each
-with a batch under way.
+All contenders alternate within one run, so that changes of clock rate or temperature affect all of
+them; the result is the median over the rounds. "two at a time" runs two batches concurrently from
+two threads, as the service does.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.gpu_check.cases import Case, make_graph
-from benchmarks.gpu_check.engines import opened
+from benchmarks.gpu_check.engines import open_precision
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage
 from service.engines import Engine, EngineUnavailableError
@@ -30,7 +30,7 @@ Batch = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to run a network."""
+    """A way to run a network, to be timed."""
 
     name: str
     run: Callable[[Batch], object]
@@ -38,8 +38,8 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
+class Repetitions:
+    """Batch sizes and numbers of repetitions of a measurement."""
 
     batch_sizes: Sequence[int]
     rounds: int
@@ -47,8 +47,8 @@ class Effort:
     warm_up: int
 
 
-FULL = Effort(batch_sizes=(1, 2, 4, 8, 16, 32), rounds=15, calls=10, warm_up=20)
-SMOKE = Effort(batch_sizes=(1, 2), rounds=2, calls=1, warm_up=1)
+FULL = Repetitions(batch_sizes=(1, 2, 4, 8, 16, 32), rounds=15, calls=10, warm_up=20)
+SMOKE = Repetitions(batch_sizes=(1, 2), rounds=2, calls=1, warm_up=1)
 
 
 def check(
@@ -56,47 +56,47 @@ def check(
     weights: dict[str, torch.Tensor],
     package: ModelPackage | None,
     backends: Sequence[str],
-    effort: Effort,
+    repetitions: Repetitions,
     threads: int,
     notes: Notes,
 ) -> list[Row]:
-    """One row per contender and batch size."""
+    """Return one row per contender and batch size."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # PyTorch at its best, but as exact as the engines: no TensorFloat-32 in float32.
+    # The fastest settings of PyTorch that are as exact as the engines: no TensorFloat-32.
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with ExitStack() as stack:
-        contenders = list(_eager(case, weights, device, notes))
+        contenders = list(_pytorch_contenders(case, weights, device, notes))
         if package is not None:
             for backend in backends:
-                largest = max(effort.batch_sizes)
-                contenders += _engines(package, backend, threads, largest, stack, notes)
+                largest = max(repetitions.batch_sizes)
+                contenders += _engine_contenders(package, backend, threads, largest, stack, notes)
         _, plan = make_graph(case, weights, lambda network, _: network)
         shape = (plan.input.height_px, plan.input.width_px, 3)
         rows = []
-        for size in effort.batch_sizes:
+        for size in repetitions.batch_sizes:
             batch = np.random.default_rng(size).integers(0, 256, (size, *shape), np.uint8)
-            rows += _measure(case.name, contenders, batch, effort, notes)
+            rows += _measure(case.name, contenders, batch, repetitions, notes)
         return rows
 
 
-def _eager(
+def _pytorch_contenders(
     case: Case, weights: dict[str, torch.Tensor], device: str, notes: Notes
 ) -> Iterator[Contender]:
-    """PyTorch in both precisions, channels last, and compiled."""
+    """Yield PyTorch in both precisions, channels last, and compiled."""
     full, _ = make_graph(case, weights, lambda network, _: network)
     yield Contender("PyTorch fp32", _runner(full, device))
     if device == "cpu":
         notes.skip(f"{case.name}: PyTorch fp16, torch.compile", "there is no GPU")
         return
-    with notes.instead(f"{case.name}: PyTorch fp16"):
+    with notes.skip_on_error(f"{case.name}: PyTorch fp16"):
         from model_export.onnx.fp16 import HalfNetwork
 
         half, _ = make_graph(
             case, weights, lambda network, plan: HalfNetwork(network, plan.task.heatmaps)
         )
         yield Contender("PyTorch fp16", _runner(half, device))
-        # Compiled once per batch size, and launched as a CUDA graph, as the engines are.
+        # Compiled per batch size and launched as a CUDA graph, like the engines.
         compiled = torch.compile(half, mode="reduce-overhead", dynamic=False)
         yield Contender("torch.compile fp16", _runner(compiled, device))
 
@@ -114,7 +114,7 @@ def _runner(graph: nn.Module, device: str) -> Callable[[Batch], object]:
     return run
 
 
-def _engines(
+def _engine_contenders(
     package: ModelPackage,
     backend: str,
     threads: int,
@@ -126,7 +126,7 @@ def _engines(
         name = f"{backend} {precision}"
         try:
             engine: Engine = stack.enter_context(
-                opened(package, backend, precision, threads, max_batch_size)
+                open_precision(package, backend, precision, threads, max_batch_size)
             )
         except (EngineUnavailableError, LookupError) as error:
             notes.skip(f"{package.manifest.name}: speed of {name}", str(error))
@@ -137,42 +137,48 @@ def _engines(
 
 
 def _measure(
-    network: str, contenders: Sequence[Contender], batch: Batch, effort: Effort, notes: Notes
+    network: str,
+    contenders: Sequence[Contender],
+    batch: Batch,
+    repetitions: Repetitions,
+    notes: Notes,
 ) -> list[Row]:
-    running = []
+    available = []
     for contender in contenders:
-        with notes.instead(f"{network}: {contender.name} at batch {len(batch)}"):
-            for _ in range(effort.warm_up):
+        with notes.skip_on_error(f"{network}: {contender.name} at batch {len(batch)}"):
+            for _ in range(repetitions.warm_up):
                 contender.run(batch)
-            running.append(contender)
-    taken: dict[str, list[float]] = {contender.name: [] for contender in running}
-    for _ in range(effort.rounds):
-        for contender in running:
-            taken[contender.name].append(_milliseconds(contender, batch, effort.calls))
+            available.append(contender)
+    durations_ms: dict[str, list[float]] = {contender.name: [] for contender in available}
+    for _ in range(repetitions.rounds):
+        for contender in available:
+            durations_ms[contender.name].append(_milliseconds(contender, batch, repetitions.calls))
     return [
         {
             "network": network,
             "contender": contender.name,
             "batch_size": len(batch),
-            "ms_per_batch": round(statistics.median(taken[contender.name]), 4),
-            "images_per_s": round(1e3 * len(batch) / statistics.median(taken[contender.name]), 1),
+            "ms_per_batch": round(statistics.median(durations_ms[contender.name]), 4),
+            "images_per_s": round(
+                1e3 * len(batch) / statistics.median(durations_ms[contender.name]), 1
+            ),
         }
-        for contender in running
+        for contender in available
     ]
 
 
 def _milliseconds(contender: Contender, batch: Batch, calls: int) -> float:
-    """Per batch, over ``calls`` of each worker."""
+    """Return the time per batch, over ``calls`` in each of the contender's workers."""
 
-    def work() -> None:
+    def run_calls() -> None:
         for _ in range(calls):
             contender.run(batch)
 
-    others = [threading.Thread(target=work) for _ in range(contender.workers - 1)]
+    others = [threading.Thread(target=run_calls) for _ in range(contender.workers - 1)]
     started_at = time.perf_counter()
     for thread in others:
         thread.start()
-    work()
+    run_calls()
     for thread in others:
         thread.join()
     return 1e3 * (time.perf_counter() - started_at) / (calls * contender.workers)

@@ -173,11 +173,13 @@ def matched_fraction(
     threshold: float,
     score_tolerance: float = SCORE_TOLERANCE,
 ) -> float:
-    """Share of the detections of both lists that have their equal in the other.
+    """Return the fraction of the detections of both lists that have an equal in the other list.
 
-    Those within the tolerance of the threshold may be in one list only: engines of another number
-    of threads add in another order.
+    Detections within the tolerance of the threshold may be in one list only: engines with another
+    number of threads sum in another order.
     """
+    # Not labels.matching: equal means within pixels and scores, not by IoU, and several detections
+    # may have the same equal.
     certain = [
         (one, other)
         for one_list, other in ((expected, found), (found, expected))

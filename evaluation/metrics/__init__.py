@@ -1,1 +1,1 @@
-"""Metrics: COCO average precision, OKS, KITTI 3D AP, and the matching they share."""
+"""Metrics of boxes, poses and 3D boxes."""

@@ -1,4 +1,4 @@
-"""How much 3D boxes overlap, and how far they are off."""
+"""IoU and errors of 3D boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,60 +6,70 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.detections import Answer
-from evaluation.ground_truth import Boxes3DLabels, ImageLabels
-from evaluation.metrics.matching import match
+from evaluation.detections import ImageDetections
+from evaluation.ground_truth import ImageLabels
+from evaluation.metrics.matching import match_detections
+from labels.kitti import KittiLabels
 
-Box = NDArray[np.float64]
-"""float64 (7,): height, width, length, x, y, z of the bottom's middle (metres), rotation_y."""
+Box3D = NDArray[np.float64]
+"""float64 (7,): height, width, length, x, y, z of the bottom center (metres), rotation_y."""
 
 
-def as_boxes(labels: Boxes3DLabels) -> NDArray[np.float64]:
-    """The labels' boxes (n, 7)."""
+def to_boxes_3d(labels: KittiLabels) -> NDArray[np.float64]:
+    """Return the labelled boxes as :data:`Box3D` rows, float64 (n, 7)."""
     return np.hstack([labels.dimensions_hwl, labels.locations, labels.rotations_y[:, None]])
 
 
-def overlaps_3d(
-    ground_truth: NDArray[np.float64], found: NDArray[np.float64]
+def bev_and_3d_iou(
+    boxes1: NDArray[np.float64], boxes2: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """IoU (labels, detections) seen from above, and of the whole boxes; both inputs (n, 7)."""
-    above = np.zeros((len(ground_truth), len(found)))
-    whole = np.zeros_like(above)
-    reach = [np.hypot(boxes[:, 1], boxes[:, 2]) / 2 for boxes in (ground_truth, found)]
-    apart = np.hypot(*(ground_truth[:, None, (3, 5)] - found[None, :, (3, 5)]).transpose(2, 0, 1))
-    near = apart < reach[0][:, None] + reach[1]
-    for i, j in zip(*np.nonzero(near), strict=True):
-        one, other = ground_truth[i], found[j]
-        shared = _polygon_area(_clip(_footprint(one), _footprint(other)))
-        areas = one[1] * one[2], other[1] * other[2]
-        above[i, j] = _ratio(shared, *areas)
-        # y points down and is the bottom's: a box reaches from y - height to y.
-        height = min(one[4], other[4]) - max(one[4] - one[0], other[4] - other[0])
-        whole[i, j] = _ratio(shared * max(height, 0.0), areas[0] * one[0], areas[1] * other[0])
-    return above, whole
+    """Return the IoU of every two boxes in bird's-eye view and in 3D, float64 (n, m) each.
+
+    Both inputs are :data:`Box3D` rows, (n, 7) and (m, 7).
+    """
+    bev_iou = np.zeros((len(boxes1), len(boxes2)))
+    iou_3d = np.zeros_like(bev_iou)
+    radii1, radii2 = (np.hypot(boxes[:, 1], boxes[:, 2]) / 2 for boxes in (boxes1, boxes2))
+    offsets = boxes1[:, None, (3, 5)] - boxes2[None, :, (3, 5)]
+    may_overlap = np.hypot(*offsets.transpose(2, 0, 1)) < radii1[:, None] + radii2
+    for i, j in zip(*np.nonzero(may_overlap), strict=True):
+        box1, box2 = boxes1[i], boxes2[j]
+        shared = _polygon_area(_clip(_footprint(box1), _footprint(box2)))
+        area1, area2 = box1[1] * box1[2], box2[1] * box2[2]
+        bev_iou[i, j] = _ratio(shared, area1, area2)
+        # y points down and belongs to the bottom face: a box extends from y - height to y.
+        height = min(box1[4], box2[4]) - max(box1[4] - box1[0], box2[4] - box2[0])
+        iou_3d[i, j] = _ratio(shared * max(height, 0.0), area1 * box1[0], area2 * box2[0])
+    return bev_iou, iou_3d
 
 
-def _ratio(shared: float, one: float, other: float) -> float:
-    joined = one + other - shared
-    return shared / joined if joined > 0 else 0.0
+def _ratio(shared: float, size1: float, size2: float) -> float:
+    union = size1 + size2 - shared
+    return shared / union if union > 0 else 0.0
 
 
-def _footprint(box: Box) -> NDArray[np.float64]:
-    """Corners (4, 2) as x, z, in one sense of turning for every box."""
-    _, width, length, x, _, z, turned = box
+def _footprint(box: Box3D) -> NDArray[np.float64]:
+    """Return the corners (4, 2) as x, z, in the same orientation for every box."""
+    _, width, length, x, _, z, rotation = box
     along = np.array([1, 1, -1, -1]) * length / 2
     across = np.array([1, -1, -1, 1]) * width / 2
-    cosine, sine = np.cos(turned), np.sin(turned)
+    cosine, sine = np.cos(rotation), np.sin(rotation)
     return np.stack([x + cosine * along + sine * across, z - sine * along + cosine * across], 1)
 
 
+# Not cv2.intersectConvexConvex: it computes in float32 and is wrong for boxes that are almost the
+# same. Of 4,000 random pairs that differ by about a millimetre and a milliradian, 12 had a wrong
+# IoU (OpenCV 5.0), one of them by 0.67.
 def _clip(polygon: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The part of a convex polygon (n, 2) in a convex window that turns the same way."""
+    """Clip a convex polygon (n, 2) to a convex window of the same orientation.
+
+    The algorithm is that of Sutherland and Hodgman.
+    """
     for start, end in zip(window, np.roll(window, -1, axis=0), strict=True):
         if not len(polygon):
             break
         edge = end - start
-        # Both turn clockwise where x points right and z up: inside is on the right.
+        # Both are clockwise where x points right and z up: the inside is on the right.
         side = edge[1] * (polygon[:, 0] - start[0]) - edge[0] * (polygon[:, 1] - start[1])
         kept = []
         for k in range(len(polygon)):
@@ -67,8 +77,8 @@ def _clip(polygon: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[
             if side[k] >= 0:
                 kept.append(polygon[k])
             if side[k] * side[after] < 0:
-                part = side[k] / (side[k] - side[after])
-                kept.append(polygon[k] + part * (polygon[after] - polygon[k]))
+                fraction = side[k] / (side[k] - side[after])
+                kept.append(polygon[k] + fraction * (polygon[after] - polygon[k]))
         polygon = np.array(kept).reshape(-1, 2)
     return polygon
 
@@ -80,10 +90,14 @@ def _polygon_area(polygon: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class Box3DErrors:
-    """Median errors over the objects that were found (same class, 2D IoU >= 0.5).
+    """Median errors of the detected objects (same class, 2D IoU of at least 0.5).
 
-    Depth and dimensions relative to the label's, the rotation in degrees (0 to 180), and the IoU
-    of the 3D boxes.
+    Attributes:
+        depth, height, width, length: relative to the label's.
+        rotation_deg: 0 to 180 degrees.
+        iou_3d: median IoU of the 3D boxes.
+        objects: labelled objects.
+        found: detected objects.
     """
 
     depth: float
@@ -97,26 +111,25 @@ class Box3DErrors:
 
 
 def box_3d_errors(
-    images: Sequence[tuple[ImageLabels, Answer, NDArray[np.float64]]],
+    images: Sequence[tuple[ImageLabels, ImageDetections, NDArray[np.float64]]],
 ) -> Box3DErrors:
-    """Errors at the model's threshold; per image labels, detections and label boxes (n, 7).
+    """Compute the errors at the model's score threshold.
 
-    The boxes belong to the labels that are no crowd, in their order.
+    ``images``: labels, detections and labelled 3D boxes (n, 7), which belong to the labels that are
+    not crowds, in their order.
     """
     rows: list[tuple[float, ...]] = []
     objects = 0
-    for labels, answer, boxes in images:
+    for labels, detections, boxes in images:
         box_row = np.cumsum(~labels.is_crowd) - 1
         objects += len(boxes)
-        for row, column in match(labels, answer, same_class=True).pairs:
-            ground_truth, found = boxes[box_row[row]], answer.space[column, :7]
-            turned = abs((found[6] - ground_truth[6] + np.pi) % (2 * np.pi) - np.pi)
-            _, whole = overlaps_3d(ground_truth[None], found[None])
-            off = (
-                np.abs(found[[5, 0, 1, 2]] - ground_truth[[5, 0, 1, 2]])
-                / ground_truth[[5, 0, 1, 2]]
-            )
-            rows.append((*off.tolist(), float(np.degrees(turned)), float(whole[0, 0])))
+        for row, column in match_detections(labels, detections, same_class=True).pairs:
+            label, detection = boxes[box_row[row]], detections.boxes_3d[column, :7]
+            rotation = abs((detection[6] - label[6] + np.pi) % (2 * np.pi) - np.pi)
+            _, iou_3d = bev_and_3d_iou(label[None], detection[None])
+            measured, expected = detection[[5, 0, 1, 2]], label[[5, 0, 1, 2]]
+            relative = np.abs(measured - expected) / expected
+            rows.append((*relative.tolist(), float(np.degrees(rotation)), float(iou_3d[0, 0])))
     medians = np.median(rows, axis=0).tolist() if rows else [float("nan")] * 6
-    depth, height, width, length, turned, iou = medians
-    return Box3DErrors(depth, height, width, length, turned, iou, objects, len(rows))
+    depth, height, width, length, rotation_deg, iou = medians
+    return Box3DErrors(depth, height, width, length, rotation_deg, iou, objects, len(rows))

@@ -1,4 +1,4 @@
-"""COCO's metrics and the triplets paper's false-discovery rates, both by pycocotools."""
+"""COCO's metrics and the false discovery rates of *Keypoint Triplets*, by pycocotools."""
 
 import contextlib
 import io
@@ -15,24 +15,26 @@ BOX_NAMES = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
-"""pycocotools' twelve numbers for boxes, in its order."""
+"""pycocotools' twelve metrics of boxes, in its order."""
 POSE_NAMES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
-"""pycocotools' ten numbers for poses, in its order."""
+"""pycocotools' ten metrics of poses, in its order."""
 FALSE_DISCOVERY_IOUS = np.linspace(0.05, 0.5, 10)
 """The IoUs of FD (*CenterNet: Keypoint Triplets*, section 3.1, footnote 1)."""
 
 COCO_SIGMAS: NDArray[np.float64] = (
     np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 )
-"""COCO's per-keypoint constants, nose to ankles."""
+"""COCO's sigmas, nose to ankles."""
 
 
 @dataclass(frozen=True)
 class CocoScores:
-    """COCO's numbers; NaN where the labels have no object to measure them on.
+    """COCO's metrics; NaN where no object is labelled.
 
-    ``per_class``: AP, AP50, AP75 by class; ``curves``: by class, the precision at IoU (or OKS)
-    0.5 for the 101 recalls 0, 0.01 ... 1.
+    Attributes:
+        summary: by :data:`BOX_NAMES` or :data:`POSE_NAMES`.
+        per_class: AP, AP50 and AP75 by class.
+        curves: by class, the precision at IoU (or OKS) 0.5 for the 101 recalls 0, 0.01 ... 1.
     """
 
     summary: Mapping[str, float]
@@ -40,54 +42,62 @@ class CocoScores:
     curves: Mapping[str, NDArray[np.float64]]
 
 
-def box_scores(coco: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> CocoScores:
-    """AP and AR of boxes; ``rows`` are in COCO's result format."""
-    evaluation = _evaluate(coco, rows, "bbox")
+def box_scores(coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> CocoScores:
+    """Compute AP and AR of boxes; ``results`` are in COCO's result format."""
+    evaluation = _evaluate(coco, results, "bbox")
     return _scores(evaluation, coco, BOX_NAMES)
 
 
 def pose_scores(
-    coco: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sigmas: NDArray[np.float64]
+    coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]], sigmas: NDArray[np.float64]
 ) -> CocoScores:
-    """AP and AR by object keypoint similarity; ``sigmas`` (keypoints,) says how exact labels are."""
-    # With a box, pycocotools would take the rows for boxes.
-    rows = [{name: value for name, value in row.items() if name != "bbox"} for row in rows]
-    # It needs keypoints in every label; those without any are ignored, as in COCO's own files.
-    nothing = {"keypoints": [0] * 3 * len(sigmas), "num_keypoints": 0}
-    coco = {**coco, "annotations": [nothing | label for label in coco["annotations"]]}
-    return _scores(_evaluate(coco, rows, "keypoints", sigmas=sigmas), coco, POSE_NAMES)
+    """Compute AP and AR by object keypoint similarity.
 
-
-def false_discovery(coco: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """FD = 1 - AP at IoU 0.05, 0.10 ... 0.50, FD at three of them, and by the objects' size.
-
-    *CenterNet: Keypoint Triplets*, section 3.1, footnote 1: the sizes are evaluated at all ten IoUs.
+    ``sigmas``: (keypoints,), the standard deviation of the labels relative to the object's size.
     """
-    evaluation = _evaluate(coco, rows, "bbox", ious=FALSE_DISCOVERY_IOUS)
-    # (IoUs, recalls, classes, sizes, limits); sizes: all, small, medium, large; limit 100.
+    # pycocotools evaluates results with a box as boxes.
+    results = [
+        {name: value for name, value in result.items() if name != "bbox"} for result in results
+    ]
+    # pycocotools needs keypoints in every label and ignores those without a labelled keypoint.
+    unlabelled = {"keypoints": [0] * 3 * len(sigmas), "num_keypoints": 0}
+    coco = {**coco, "annotations": [unlabelled | label for label in coco["annotations"]]}
+    return _scores(_evaluate(coco, results, "keypoints", sigmas=sigmas), coco, POSE_NAMES)
+
+
+def false_discovery(
+    coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Compute the false discovery rates: FD = 1 - AP, averaged over IoU 0.05, 0.10 ... 0.50.
+
+    FD5, FD25 and FD50 are at one IoU; FD_S, FD_M and FD_L, by object size, over all ten
+    (*CenterNet: Keypoint Triplets*, section 3.1, footnote 1).
+    """
+    evaluation = _evaluate(coco, results, "bbox", ious=FALSE_DISCOVERY_IOUS)
+    # (IoUs, recalls, classes, sizes, detection limits); sizes: all, small, medium, large.
     precision = evaluation.eval["precision"][..., -1]
-    whole = precision[..., 0]
-    kept = {
-        "FD": whole,
-        "FD5": whole[0],
-        "FD25": whole[4],
-        "FD50": whole[9],
+    all_sizes = precision[..., 0]
+    precisions = {
+        "FD": all_sizes,
+        "FD5": all_sizes[0],
+        "FD25": all_sizes[4],
+        "FD50": all_sizes[9],
         "FD_S": precision[..., 1],
         "FD_M": precision[..., 2],
         "FD_L": precision[..., 3],
     }
-    return {name: 1 - _mean(values) for name, values in kept.items()}
+    return {name: 1 - _mean(values) for name, values in precisions.items()}
 
 
 def _evaluate(
     coco: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]],
     kind: Literal["bbox", "keypoints"],
     *,
     ious: NDArray[np.float64] | None = None,
     sigmas: NDArray[np.float64] | None = None,
 ) -> Any:
-    """Run pycocotools, which prints; it adds fields to what it is given, hence the copies."""
+    """Run pycocotools, without its prints, on copies, because it adds fields to its inputs."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO()
         ground_truth.dataset = {
@@ -95,13 +105,13 @@ def _evaluate(
             "annotations": [dict(label) for label in coco["annotations"]],
         }
         ground_truth.createIndex()
-        if rows:
-            found = ground_truth.loadRes([dict(row) for row in rows])
-        else:  # loadRes looks at the first
-            found = COCO()
-            found.dataset = {**coco, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(ground_truth, found, kind)
+        if results:
+            detections = ground_truth.loadRes([dict(result) for result in results])
+        else:  # loadRes needs at least one result
+            detections = COCO()
+            detections.dataset = {**coco, "annotations": []}
+            detections.createIndex()
+        evaluation = COCOeval(ground_truth, detections, kind)
         if ious is not None:
             evaluation.params.iouThrs = ious
         if sigmas is not None:
@@ -119,7 +129,7 @@ def _scores(evaluation: Any, coco: Mapping[str, Any], names: Sequence[str]) -> C
     per_class, curves = {}, {}
     for index, category in enumerate(evaluation.params.catIds):
         values = precision[:, :, index]
-        if values.max() > -1:  # -1 marks classes without an object
+        if values.max() > -1:  # -1: no object of the class
             name = class_names[category]
             per_class[name] = (_mean(values), _mean(values[0]), _mean(values[5]))
             curves[name] = values[0]

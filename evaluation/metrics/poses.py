@@ -1,4 +1,4 @@
-"""Keypoints in pixels: PCK within a part of the body's length, and the mean error."""
+"""Keypoint errors in pixels: PCK relative to the size of the pose, and the mean error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,22 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.detections import Answer
+from evaluation.detections import ImageDetections
 from evaluation.ground_truth import ImageLabels
-from evaluation.metrics.matching import match
+from evaluation.metrics.matching import match_detections
 
-PCK_PARTS = (0.05, 0.1, 0.2)
-"""Parts of the body's length that a keypoint may be off."""
+PCK_THRESHOLDS = (0.05, 0.1, 0.2)
+"""Fractions of the pose's size within which a keypoint is correct."""
 
 
 @dataclass(frozen=True)
 class KeypointErrors:
-    """How far keypoints are from their labels.
+    """Keypoint errors of all images; NaN where no keypoint is labelled.
 
-    ``pck``: (parts, keypoints + 1), the part of all labelled keypoints within each of
-    :data:`PCK_PARTS`, all keypoints together last; ``mean_error_px``: (keypoints + 1,) over the keypoints
-    of objects that were found. NaN where no keypoint was labelled. ``objects``, ``found``: labelled
-    objects with keypoints, and how many of them were found.
+    Attributes:
+        pck: float64 (thresholds, keypoints + 1), the fraction of the labelled keypoints within each
+            of :data:`PCK_THRESHOLDS`; the last column is over all keypoints.
+        mean_error_px: float64 (keypoints + 1,), over the keypoints of detected objects.
+        objects: labelled objects with two keypoints or more.
+        found: those of them that were detected.
     """
 
     pck: NDArray[np.float64]
@@ -30,48 +32,54 @@ class KeypointErrors:
     found: int
 
 
-def keypoint_errors(images: Sequence[tuple[ImageLabels, Answer]], keypoints: int) -> KeypointErrors:
-    """Compare the labelled keypoints with those of the detection that stands for their object.
+def keypoint_errors(
+    images: Sequence[tuple[ImageLabels, ImageDetections]], keypoint_count: int
+) -> KeypointErrors:
+    """Compare labelled keypoints with those of the detections that match their objects.
 
-    The body's length is the longest distance between two labelled keypoints of the object, so that
-    it needs no skeleton and no name. Every keypoint of an object that was not found is wrong.
+    The size of a pose is the longest distance between two labelled keypoints of the object, which
+    needs no skeleton and no keypoint names. For PCK, the keypoints of objects that were not
+    detected are wrong.
     """
-    rows = [row for labels, answer in images for row in _one_image(labels, answer, keypoints)]
-    errors = np.array([error for error, _ in rows]).reshape(-1, keypoints)
-    lengths = np.array([length for _, length in rows])[:, None]
-    labelled = ~np.isnan(errors)
-    # Of an object that was not found, the errors are infinite.
-    right = np.array([errors <= part * lengths for part in PCK_PARTS])
+    rows = [row for labels, found in images for row in _image_errors(labels, found, keypoint_count)]
+    errors = np.array([error for error, _ in rows]).reshape(-1, keypoint_count)
+    sizes = np.array([size for _, size in rows])[:, None]
+    is_labelled = ~np.isnan(errors)
+    # The errors of objects that were not detected are infinite.
+    is_correct = np.array([errors <= threshold * sizes for threshold in PCK_THRESHOLDS])
     measured = np.where(np.isfinite(errors), errors, np.nan)
     return KeypointErrors(
-        np.array([_means(np.where(labelled, one, np.nan)) for one in right]),
+        np.array([_means(np.where(is_labelled, one, np.nan)) for one in is_correct]),
         _means(measured),
         len(rows),
         int(np.isfinite(errors).any(axis=1).sum()),
     )
 
 
-def _one_image(
-    labels: ImageLabels, answer: Answer, keypoints: int
+def _image_errors(
+    labels: ImageLabels, detections: ImageDetections, keypoint_count: int
 ) -> list[tuple[NDArray[np.float64], float]]:
-    """For each object with two keypoints or more: the errors (keypoints,) in pixels, and its length."""
-    found = dict(match(labels, answer, same_class=True).pairs.tolist())
+    """Return errors (keypoints,) in pixels and the pose's size, per object of two keypoints."""
+    matches = match_detections(labels, detections, same_class=True)
+    detection_of = dict(matches.pairs.tolist())
     rows = []
     for row in np.flatnonzero(~labels.is_crowd).tolist():
-        visible = labels.keypoints[row, :, 2] > 0
+        is_labelled = labels.keypoints[row, :, 2] > 0
         points = labels.keypoints[row, :, :2]
-        if visible.sum() < 2:
+        if is_labelled.sum() < 2:
             continue
-        apart = points[visible][:, None] - points[visible][None]
-        errors = np.full(keypoints, np.inf)
-        if row in found:
-            errors = np.linalg.norm(answer.keypoints[found[row], :, :2] - points, axis=1)
-        rows.append((np.where(visible, errors, np.nan), float(np.linalg.norm(apart, axis=2).max())))
+        differences = points[is_labelled][:, None] - points[is_labelled][None]
+        size = float(np.linalg.norm(differences, axis=2).max())
+        errors = np.full(keypoint_count, np.inf)
+        if row in detection_of:
+            detected = detections.keypoints[detection_of[row], :, :2]
+            errors = np.linalg.norm(detected - points, axis=1)
+        rows.append((np.where(is_labelled, errors, np.nan), size))
     return rows
 
 
 def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over the rows, per column and of all; NaN where there is nothing."""
+    """Return the mean of each column and of all values, without NaN; NaN for no values."""
     columns = [*values.T, values.ravel()]
-    kept = [column[~np.isnan(column)] for column in columns]
-    return np.array([column.mean() if column.size else np.nan for column in kept])
+    valid = [column[~np.isnan(column)] for column in columns]
+    return np.array([column.mean() if column.size else np.nan for column in valid])

@@ -1,1 +1,1 @@
-"""Engines made ahead of time, and the kernels inside them; nothing here needs torch."""
+"""TensorRT engines, built ahead of time from the ONNX files of a package; needs no torch."""

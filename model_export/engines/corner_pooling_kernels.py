@@ -1,8 +1,8 @@
-"""The corner pooling kernels as PTX, and how to launch them.
+"""PTX and launch configurations of the corner pooling kernels.
 
-``corner_pooling.cu`` beside this file is the source; ``make kernels`` compiles it (nvcc 13.0) to
-``corner_pooling.ptx``, which is part of the package, so that a GPU host needs no compiler. Every
-driver since CUDA 13.0 takes it, for every GPU since Turing.
+``make kernels`` compiles the source, ``corner_pooling.cu``, to ``corner_pooling.ptx`` with nvcc
+13.0. The PTX is part of the package, so a GPU host needs no compiler. Drivers of CUDA 13.0 and
+later load it, for GPUs of compute capability 7.5 (Turing) and later.
 """
 
 from functools import cache
@@ -14,17 +14,18 @@ from model_export.onnx.corner_pool_ops import OP_TYPES
 FORMATS = ("fp32", "fp16", "bf16")
 
 WARPS_PER_BLOCK = (4, 8, 16)
-"""Choices that differ in speed alone; the largest is ``MOST_WARPS`` in the source."""
+"""Block sizes, which affect only the speed; the largest is ``MOST_WARPS`` in the source."""
 
-_WORKERS = 32
-_VECTOR = 4
-_ROWS_AT_ONCE = 4
+_WARP_SIZE = 32
+_VECTOR_WIDTH = 4
+_ROWS_PER_WARP = 4
 
 
 class Launch(NamedTuple):
-    """Numbers of one launch: ints, or TensorRT's expressions of them.
+    """Grid, block and arguments of one launch, as ints or as symbolic expressions of TensorRT.
 
-    Arguments go between the pointers to the inputs and that to the output, as 32-bit integers.
+    The kernel takes the pointers to its inputs, ``arguments`` as 32-bit integers, and the pointer
+    to its output.
     """
 
     blocks: Any
@@ -33,34 +34,35 @@ class Launch(NamedTuple):
 
 
 def kernel_name(op_type: str, kernel_format: str) -> str:
-    """Entry point of an operator for maps of one of ``FORMATS``."""
+    """Return the name of an operator's kernel for one of ``FORMATS``."""
     return f"{op_type}_{kernel_format}"
 
 
 def launch(op_type: str, shape: tuple[Any, Any, Any, Any], warps: int) -> Launch:
-    """Numbers for maps of ``shape`` (N, C, H, W), all at least 1.
+    """Return the launch configuration for maps of ``shape`` (N, C, H, W), all at least 1.
 
-    Only ``+ - * //`` with an expression on the left: all that TensorRT's expressions can do.
+    The calculation uses only ``+ - * //`` with an expression on the left, the operations that
+    TensorRT's symbolic expressions support.
     """
     batch, channels, height, width = shape
     planes = batch * channels
     if op_type in (OP_TYPES["top"], OP_TYPES["bottom"]):
-        vectors = width // _VECTOR
-        # 0 if rows are whole vectors, else 1: then workers take one column each.
-        ragged = (width + (_VECTOR - 1)) // _VECTOR - vectors
-        blocks = _ceil_divide(planes * (vectors + ragged * (width - vectors)), _WORKERS)
+        vectors = width // _VECTOR_WIDTH
+        # 0 if a row is a whole number of vectors, else 1: each thread then takes one column.
+        is_unaligned = (width + (_VECTOR_WIDTH - 1)) // _VECTOR_WIDTH - vectors
+        blocks = _ceil_divide(planes * (vectors + is_unaligned * (width - vectors)), _WARP_SIZE)
     elif op_type in (OP_TYPES["left"], OP_TYPES["right"]):
-        blocks = _ceil_divide(planes * height, warps * _ROWS_AT_ONCE)
+        blocks = _ceil_divide(planes * height, warps * _ROWS_PER_WARP)
     else:
         blocks = planes
-    return Launch(blocks, (_WORKERS, warps), (planes, height, width))
+    return Launch(blocks, (_WARP_SIZE, warps), (planes, height, width))
 
 
 @cache
 def kernel_ptx(name: str) -> str:
-    """PTX of one entry point alone: an engine keeps a copy for each of its pooling layers.
+    """Return the PTX of one kernel; an engine contains a copy for each of its pooling layers.
 
-    Raises ``KeyError`` if there is no such kernel.
+    Raises ``KeyError`` if there is no kernel of that name.
     """
     header, *entries = all_ptx().split("\t// .globl\t")
     bodies = dict(entry.split("\n", maxsplit=1) for entry in entries)
@@ -68,7 +70,7 @@ def kernel_ptx(name: str) -> str:
 
 
 def all_ptx() -> str:
-    """PTX of every entry point."""
+    """Return the PTX of all kernels."""
     return files(__package__).joinpath("corner_pooling.ptx").read_text()
 
 

@@ -1,12 +1,12 @@
-"""Corner pooling as TensorRT plugins whose kernels are embedded in the engine.
+"""TensorRT plugins for corner pooling, with kernels that become part of the engine.
 
-*Quick plugins* of full TensorRT (10.9 and later) with an ahead-of-time implementation: Python
-serves while an engine is built; the engine itself needs neither Python nor a library. A parser
-that meets an operator of :mod:`model_export.onnx.corner_pool_ops` then takes the plugin instead of the
-operator's body. TensorRT-RTX has no such plugins and runs the body.
+Quick plugins of TensorRT (10.9 and later) with an ahead-of-time implementation: Python is needed
+only during the build, and the engine runs without Python and without a plugin library. The ONNX
+parser uses a plugin in place of the function body of the operator in
+:mod:`model_export.onnx.corner_pool_ops`. TensorRT-RTX has no quick plugins and uses the body.
 
-The annotations that TensorRT inspects are attached by hand, since its types exist only where it
-is installed.
+TensorRT reads the types of the plugin functions from their annotations. Its types exist only where
+it is installed, so the annotations are attached at run time.
 """
 
 import importlib
@@ -24,10 +24,11 @@ from model_export.onnx.corner_pool_ops import DOMAIN, INPUTS, PLUGIN_ATTRIBUTES
 
 
 def register_corner_pooling(trt: Any) -> None:
-    """Register a plugin for each operator with ``trt``, the module ``tensorrt``; once is enough.
+    """Register a plugin for each corner pooling operator with the module ``tensorrt``.
 
-    Every shape of 4 axes, free or fixed; fp32, fp16 and bf16, NCHW. Raises ``ValueError`` if this
-    TensorRT has no ahead-of-time quick plugins.
+    The plugins take NCHW tensors with four dynamic or static dimensions, in fp32, fp16 or bf16.
+    Does nothing if they are registered already. Raises ``ValueError`` if this version has no
+    ahead-of-time quick plugins.
     """
     quick = _quick_plugins(trt)
     registry = trt.get_plugin_registry()
@@ -37,15 +38,16 @@ def register_corner_pooling(trt: Any) -> None:
 
 
 def _quick_plugins(trt: Any) -> Any:
-    """``tensorrt.plugin`` of ``trt``."""
+    """Return the module ``tensorrt.plugin``."""
     try:
         quick: Any = importlib.import_module(f"{trt.__name__}.plugin")
     except ImportError:
         quick = None
     if not hasattr(quick, "aot_impl"):
         raise ValueError(
-            f"{trt.__name__} {trt.__version__} has no ahead-of-time quick plugins: corner pooling "
-            "needs TensorRT 10.9 or later; without the plugins it runs the operators' bodies"
+            f"{trt.__name__} {trt.__version__} has no ahead-of-time quick plugins. Corner "
+            "pooling kernels need TensorRT 10.9 or later; without them an engine uses the "
+            "function bodies of the operators."
         )
     return quick
 
@@ -58,19 +60,19 @@ def _register(trt: Any, quick: Any, op_type: str) -> None:
         return x.like()
 
     def tune(*_descriptions: Any) -> Any:
-        # Tactics must be positive: here they are the warps per block, which the builder times.
-        every = ", ".join(["FP32|FP16|BF16"] * (len(inputs) + 1))
-        return [quick.AutoTuneCombination(every, "LINEAR", list(WARPS_PER_BLOCK))]
+        # A tactic is a positive integer: here the warps per block, of which the builder times each.
+        tensor_types = ", ".join(["FP32|FP16|BF16"] * (len(inputs) + 1))
+        return [quick.AutoTuneCombination(tensor_types, "LINEAR", list(WARPS_PER_BLOCK))]
 
     def implement(x: Any, *others: Any) -> Any:
         shape = (x.shape_expr[0], x.shape_expr[1], x.shape_expr[2], x.shape_expr[3])
-        numbers = launch(op_type, shape, warps=others[-1])
+        configuration = launch(op_type, shape, warps=others[-1])
         parameters = quick.KernelLaunchParams()
-        parameters.grid_x = numbers.blocks
-        parameters.block_x, parameters.block_y = numbers.block_size
-        arguments = quick.SymIntExprs(len(numbers.arguments))
-        for place, argument in enumerate(numbers.arguments):
-            arguments[place] = quick.SymInt32(argument)
+        parameters.grid_x = configuration.blocks
+        parameters.block_x, parameters.block_y = configuration.block_size
+        arguments = quick.SymIntExprs(len(configuration.arguments))
+        for index, argument in enumerate(configuration.arguments):
+            arguments[index] = quick.SymInt32(argument)
         name = kernel_name(op_type, formats[x.dtype])
         return name, kernel_ptx(name), parameters, arguments
 
@@ -85,7 +87,7 @@ def _register(trt: Any, quick: Any, op_type: str) -> None:
 def _annotated(
     function: Callable[..., Any], parameters: Mapping[str, Any], returned: Any
 ) -> Callable[..., Any]:
-    """Give ``function`` the signature that TensorRT shall see."""
+    """Set the signature that TensorRT reads from ``function``."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature(
         [inspect.Parameter(name, kind, annotation=type_) for name, type_ in parameters.items()],

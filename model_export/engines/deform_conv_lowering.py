@@ -1,9 +1,10 @@
-"""Deformable convolutions in operators that TensorRT-RTX has: ``GridSample`` and ``MatMul``.
+"""Lowering of ``DeformConv`` to ``GridSample`` and ``MatMul``, which TensorRT-RTX supports.
 
-Every tap of every cell is a point where ``GridSample`` reads between the cells, 0 outside of the
-map; the samples times the mask are the columns that an ordinary convolution multiplies with its
-weights (*Deformable ConvNets v2*, Zhu et al. 2019, section 3.2). Points and samples are float32
-in fp16 files too: in half precision a point on a map of 128 cells is off by up to 0.03 cells.
+Each kernel tap of each output cell samples the input at one point with ``GridSample``: bilinear,
+and 0 outside of the map. The samples, multiplied by the mask, are the columns that are multiplied
+with the weights, as in an ordinary convolution (*Deformable ConvNets v2*, Zhu et al. 2019, section
+3.2). Points and samples are float32 in fp16 files too: in half precision a point on a map of 128
+cells is off by up to 0.03 cells.
 """
 
 from collections.abc import Mapping
@@ -20,14 +21,14 @@ OP_TYPE = "DeformConv"
 _FLOAT = onnx.TensorProto.FLOAT
 _ROWS, _COLUMNS = 2, 3
 _LINEAR_OPSET = 20
-"""From here on ``GridSample`` calls linear what was bilinear."""
+"""From this opset on, mode ``bilinear`` of ``GridSample`` is named ``linear``."""
 
 
 def lower_deform_convs(model: onnx.ModelProto) -> int:
-    """Replace every ``DeformConv`` of ``model`` in place; returns how many there were.
+    """Replace every ``DeformConv`` of ``model`` in place and return their number.
 
-    Stride 1, dilation 1, one group, and padding that keeps the size, as the networks here have
-    it; height and width may be free. Raises :class:`LoweringError` for any other.
+    Supports stride 1, dilation 1, one group and padding that keeps the size, as the networks of
+    this project use; height and width may be dynamic. Raises :class:`LoweringError` otherwise.
     """
     old = list(model.graph.node)
     count = [str(node.op_type) for node in old].count(OP_TYPE)
@@ -61,23 +62,24 @@ def _read_kernel(node: onnx.NodeProto) -> tuple[int, int]:
         "offset_group": 1,
         "pads": [side // 2 for side in kernel] * 2,
     }
-    received = {name: attributes.get(name, usual) for name, usual in accepted.items()}
+    received = {name: attributes.get(name, default) for name, default in accepted.items()}
     received["pads"] = attributes.get("pads", [0, 0, 0, 0])
     if len(kernel) != 2 or any(side % 2 == 0 for side in kernel) or received != accepted:
         raise LoweringError(
             f"the {OP_TYPE} {node.name or node.output[0]!r} has kernel_shape {list(kernel)} and "
             f"{received}. TensorRT-RTX has no {OP_TYPE}, and only those with an odd kernel_shape "
-            "and stride 1, dilation 1, one group and padding that keeps the size can be written "
-            "in other operators. Use --backend tensorrt, or serve the file with ONNX Runtime."
+            "and stride 1, dilation 1, one group and padding that keeps the size can be replaced "
+            "by other operators. Use --backend tensorrt, or serve the file with ONNX Runtime."
         )
     return kernel[0], kernel[1]
 
 
 class _Lowering:
-    """One ``DeformConv`` of x (N, C, H, W) and weight (O, C, k, k).
+    """Lowering of one ``DeformConv``.
 
-    Offsets (N, taps * 2, H, W) hold rows before columns, tap by tap in row-major order; the mask
-    is (N, taps, H, W). New values are named after the output, so that they are unique.
+    Shapes: x (N, C, H, W); weight (O, C, k, k); offsets (N, taps * 2, H, W), the row before the
+    column of each tap, taps in row-major order; mask (N, taps, H, W). The names of new values
+    begin with the name of the output, so that they are unique.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class _Lowering:
         self._mode = "linear" if opset >= _LINEAR_OPSET else "bilinear"
         x = types[node.input[0]]
         self._element = x.elem_type
-        self._dims = [dim.dim_value for dim in x.shape.dim]  # 0 where free
+        self._dims = [dim.dim_value for dim in x.shape.dim]  # 0 if dynamic
 
     def run(self) -> None:
         """Append the nodes that compute the output."""
@@ -117,40 +119,47 @@ class _Lowering:
         self._add("Reshape", [output, self._output_shape(offsets)], None)
 
     def _points(self, offsets: str) -> str:
-        """Where to read, -1 and 1 being the outer edges: (N, taps, H*W, 2), x before y."""
+        """Add the sampling points (N, taps, H*W, 2), x before y; -1 and 1 are the outer edges."""
         parts = []
         for axis in (_COLUMNS, _ROWS):
             name = "row" if axis == _ROWS else "column"
             bounds = {"first": axis - _ROWS, "last": 2 * self._taps, "axis": 1, "step": 2}
             slices = [self._constant([value], f"{name}_{key}") for key, value in bounds.items()]
-            moved = self._add("Slice", [offsets, *slices], f"{name}_offsets")  # (N, taps, H, W)
-            scale, origin = self._fixed(axis, name) if self._dims[axis] else self._free(axis, name)
-            moved = self._add("Mul", [moved, scale], f"{name}_moves")
-            place = self._add("Add", [moved, origin], f"{name}_places")
-            parts.append(self._reshape(place, [0, self._taps, -1, 1], f"{name}_points"))
+            displacement = self._add(
+                "Slice", [offsets, *slices], f"{name}_offsets"
+            )  # (N, taps, H, W)
+            if self._dims[axis]:
+                scale, origin = self._static_grid(axis, name)
+            else:
+                scale, origin = self._dynamic_grid(axis, name)
+            displacement = self._add("Mul", [displacement, scale], f"{name}_displacements")
+            position = self._add("Add", [displacement, origin], f"{name}_positions")
+            parts.append(self._reshape(position, [0, self._taps, -1, 1], f"{name}_points"))
         return self._add("Concat", parts, "points", axis=3)
 
-    def _reach(self, axis: int) -> NDArray[np.int64]:
-        """How far down (or right) of its cell each tap stands: (1, taps, 1, 1), in cells."""
-        place: NDArray[np.int64] = np.indices(self._kernel)[axis - _ROWS]
-        return place.reshape(1, self._taps, 1, 1) - self._kernel[axis - _ROWS] // 2
+    def _tap_positions(self, axis: int) -> NDArray[np.int64]:
+        """Return the row (or column) of each tap relative to its cell: (1, taps, 1, 1)."""
+        indices: NDArray[np.int64] = np.indices(self._kernel)[axis - _ROWS]
+        return indices.reshape(1, self._taps, 1, 1) - self._kernel[axis - _ROWS] // 2
 
-    def _fixed(self, axis: int, name: str) -> tuple[str, str]:
-        """Half the length of a cell, and where each tap stands without its offset, as constants.
+    def _static_grid(self, axis: int, name: str) -> tuple[str, str]:
+        """Add constants for a static dimension: scale and origin of the sampling points.
 
-        The middle of cell i of n is at (2 i + 1) / n - 1.
+        In the coordinates of ``GridSample``, the scale is the length of a cell, 2 / n, and the
+        origin is the position of each tap without its offset. The middle of cell i of n is at
+        (2 i + 1) / n - 1.
         """
         cells = self._dims[axis]
         shape = [1, 1, 1, 1]
         shape[axis] = cells
-        origin = (2 * (np.arange(cells).reshape(shape) + self._reach(axis)) + 1) / cells - 1
+        origin = (2 * (np.arange(cells).reshape(shape) + self._tap_positions(axis)) + 1) / cells - 1
         return (
             self._constant(np.float32(2 / cells), f"{name}_scale"),
             self._constant(origin.astype(np.float32), f"{name}_origin"),
         )
 
-    def _free(self, axis: int, name: str) -> tuple[str, str]:
-        """Compute what :meth:`_fixed` says from the size that the map turns out to have."""
+    def _dynamic_grid(self, axis: int, name: str) -> tuple[str, str]:
+        """Add nodes that compute the values of :meth:`_static_grid` from a dynamic dimension."""
 
         def constant(value: ArrayLike, role: str) -> str:
             return self._constant(value, f"{name}_{role}")
@@ -160,20 +169,20 @@ class _Lowering:
 
         two = constant(np.float32(2), "two")
         one = constant(np.float32(1), "one")
-        shape = add("Shape", [self._node.input[0]], "shape", start=axis, end=axis + 1)
-        count = add("Squeeze", [shape], "count")
+        dim = add("Shape", [self._node.input[0]], "shape", start=axis, end=axis + 1)
+        count = add("Squeeze", [dim], "count")
         cells = add("Cast", [count], "cells", to=_FLOAT)
         indices = add("Range", [constant(0, "start"), count, constant(1, "by")], "range")
-        place = [1, 1, 1, 1]
-        place[axis] = -1
-        indices = self._reshape(add("Cast", [indices], "cast", to=_FLOAT), place, f"{name}_index")
+        shape = [1, 1, 1, 1]
+        shape[axis] = -1
+        indices = self._reshape(add("Cast", [indices], "cast", to=_FLOAT), shape, f"{name}_index")
         doubled = add("Mul", [indices, two], "doubled")
-        edge = constant((2 * self._reach(axis) + 1).astype(np.float32), "reach")
+        edge = constant((2 * self._tap_positions(axis) + 1).astype(np.float32), "reach")
         share = add("Div", [add("Add", [doubled, edge], "middle"), cells], "share")
         return add("Div", [two, cells], "scale"), add("Sub", [share, one], "origin")
 
     def _output_shape(self, offsets: str) -> str:
-        """(N, O, H, W), with -1 for O: only one side can be left to find out."""
+        """Add the shape (N, O, H, W) with -1 for O, as ``Reshape`` infers at most one dimension."""
         if self._dims[_ROWS] and self._dims[_COLUMNS]:
             return self._constant([0, -1, *self._dims[_ROWS:]], "shape")
         sides = self._add("Shape", [offsets], "sides", start=_ROWS)
@@ -188,7 +197,7 @@ class _Lowering:
         return self._add("Reshape", [value, self._constant(shape, f"{name}_shape")], name)
 
     def _constant(self, value: ArrayLike, name: str) -> str:
-        """Store float32 as it is and everything else as int64, the type of shapes."""
+        """Add an initializer: float32 as it is, everything else as int64, the type of shapes."""
         array = np.asarray(value)
         array = array if array.dtype == np.float32 else array.astype(np.int64)
         name = f"{self._node.output[0]}/{name}"
@@ -198,7 +207,7 @@ class _Lowering:
     def _add(
         self, op_type: str, inputs: list[str], name: str | None, **attributes: int | str
     ) -> str:
-        """Append a node; without a name it makes the output itself."""
+        """Append a node and return its output; without a name, the output of the ``DeformConv``."""
         output = self._node.output[0] if name is None else f"{self._node.output[0]}/{name}"
         node = helper.make_node(op_type, inputs, [output], f"{output}/{op_type}")
         node.attribute.extend(

@@ -1,33 +1,33 @@
-"""What can stop a build; whatever it was, the package stays as it was."""
+"""Exceptions of engine builds. After any of them the package is as it was before the build."""
 
 from model_export.errors import ExportError
 
 
 class EngineError(ExportError):
-    """No engine was made."""
+    """An engine could not be built."""
 
     code = "engine_failed"
 
 
 class EngineRequestError(EngineError):
-    """What was asked for cannot be built; found before any work is done."""
+    """The requested engine is not possible; detected before the build starts."""
 
     code = "engine_request_invalid"
 
 
 class EngineLibraryError(EngineError):
-    """The library that builds engines is missing, broken or too old."""
+    """The library that builds engines is missing, cannot be imported or is too old."""
 
     code = "engine_library_missing"
 
 
 class LoweringError(EngineError):
-    """The file has an operator that the library lacks, in a form that nothing else stands for."""
+    """An operator that the library does not support has no equivalent in supported operators."""
 
     code = "operator_not_lowered"
 
 
 class EngineBuildError(EngineError):
-    """The library refused the file, failed to build it, or died of it."""
+    """The library rejected the file, failed to build it or ended the build process."""
 
     code = "engine_build_failed"

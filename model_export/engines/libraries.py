@@ -1,126 +1,76 @@
-"""The libraries that build engines: what they are called, how they are had and what they target."""
+"""Selection of the library that builds engines, and of its build target."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 from model_export.engines.errors import EngineLibraryError, EngineRequestError
+from model_package.tensorrt_libraries import (
+    TENSORRT_LIBRARIES,
+    TensorRTLibrary,
+    TensorRTLibraryError,
+    load_tensorrt_library,
+)
+
+_EXTRA = "build"
+"""Extra of this project that installs the other packages that a build needs."""
 
 
-@dataclass(frozen=True)
-class Library:
-    """One library; its API is that of ``tensorrt``, apart from what is said here."""
-
-    backend: Literal["tensorrt", "tensorrt_rtx"]
-    """In ``model.json``; also the name of the Python module."""
-    title: str
-    oldest: tuple[int, int]
-    install: str
-    builds_without_gpu: bool
-    """Whether it can build for any GPU that it knows; else for the one that is there."""
-    has_deform_conv: bool
-    has_plugins: bool
-    """Whether plugins written in Python may be registered."""
-    has_timing_cache: bool
+def install_commands() -> str:
+    """Return the ``pip`` command of each library, with everything else that a build needs."""
+    return "; or ".join(
+        f"{library.title}: {library.install_command(_EXTRA)}"
+        for library in TENSORRT_LIBRARIES.values()
+    )
 
 
-LIBRARIES: Mapping[str, Library] = {
-    "tensorrt": Library(
-        backend="tensorrt",
-        title="TensorRT",
-        oldest=(10, 9),
-        # What PyPI has under these names holds no libraries: they come from NVIDIA's own index.
-        install="pip install 'centernet-serving[build,tensorrt]' "
-        "--extra-index-url https://pypi.nvidia.com",
-        builds_without_gpu=False,
-        has_deform_conv=True,
-        has_plugins=True,
-        has_timing_cache=True,
-    ),
-    "tensorrt-rtx": Library(
-        backend="tensorrt_rtx",
-        title="TensorRT-RTX",
-        oldest=(1, 7),
-        install="pip install 'centernet-serving[build,tensorrt-rtx]'",
-        builds_without_gpu=True,
-        has_deform_conv=False,
-        has_plugins=False,
-        has_timing_cache=False,
-    ),
-}
-"""By the name on the command line."""
+def select_library(name: str | None) -> TensorRTLibrary:
+    """Return the library of the given name, or the one that is installed if the name is None.
 
-
-def ways_to_install() -> str:
-    """One command per library, each with all that building needs."""
-    return "; or ".join(f"{entry.title}: {entry.install}" for entry in LIBRARIES.values())
-
-
-def choose_library(name: str | None) -> Library:
-    """Take the library of that name; without a name the one that is installed.
-
-    Raises :class:`EngineRequestError` for another name or where both are installed, and
-    :class:`EngineLibraryError` where none is.
+    Raises :class:`EngineRequestError` if the name is unknown or both libraries are installed, and
+    :class:`EngineLibraryError` if none is.
     """
     if name is not None:
-        if name not in LIBRARIES:
+        if name not in TENSORRT_LIBRARIES:
             raise EngineRequestError(
-                f"there is no backend {name!r} to build for. Accepted: {', '.join(LIBRARIES)}."
+                f"there is no backend {name!r} to build for. "
+                f"Accepted: {', '.join(TENSORRT_LIBRARIES)}."
             )
-        return LIBRARIES[name]
-    installed = {key: entry for key, entry in LIBRARIES.items() if find_spec(entry.backend)}
+        return TENSORRT_LIBRARIES[name]
+    installed = [
+        library for library in TENSORRT_LIBRARIES.values() if find_spec(library.backend) is not None
+    ]
     if len(installed) > 1:
-        raise EngineRequestError(
-            f"{' and '.join(installed)} are both installed. Choose one with --backend."
-        )
+        names = " and ".join(library.name for library in installed)
+        raise EngineRequestError(f"{names} are both installed. Choose one with --backend.")
     if not installed:
         raise EngineLibraryError(
-            f"no library that builds engines is installed. {ways_to_install()}."
+            f"no library that builds engines is installed. {install_commands()}."
         )
-    return next(iter(installed.values()))
+    return installed[0]
 
 
-def import_library(library: Library) -> Any:
-    """Import the library's module. Raises :class:`EngineLibraryError` where it does not work."""
+def import_library(library: TensorRTLibrary) -> Any:
+    """Import the library's module. Raises :class:`EngineLibraryError` if that fails."""
     try:
-        module = import_module(library.backend)
-    # Libraries that are missing or too new for the machine are told of as any of these.
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineLibraryError(
-            f"{library.title} cannot be imported ({error}). Install it with: {library.install}"
-        ) from error
-    version = getattr(module, "__version__", None)
-    if version is None:
-        raise EngineLibraryError(
-            f"the module {library.backend} is not {library.title}: it has no version. "
-            f"Install it with: {library.install}"
-        )
-    found = tuple(int(part) for part in version.split(".")[:2])
-    if found < library.oldest:
-        oldest = ".".join(map(str, library.oldest))
-        raise EngineLibraryError(
-            f"{library.title} is {version}, but at least {oldest} is needed. "
-            f"Install it with: {library.install}"
-        )
-    return module
+        return load_tensorrt_library(library, _EXTRA)
+    except TensorRTLibraryError as error:
+        raise EngineLibraryError(str(error)) from error
 
 
 def find_target(trt: Any, compute_capability: str) -> Any:
-    """TensorRT-RTX's own name of ``compute_capability`` (like 8.9), if it can build for that.
+    """Return the ``ComputeCapability`` of TensorRT-RTX for a version such as ``8.9``.
 
-    Raises :class:`EngineRequestError` with those that it can build for.
+    Raises :class:`EngineRequestError` with the supported versions if it is not among them.
     """
-    known = {
+    targets = {
         f"{name[2:-1]}.{name[-1]}": target
         for name, target in trt.ComputeCapability.__members__.items()
         if name.startswith("SM")
     }
-    if compute_capability not in known:
+    if compute_capability not in targets:
         raise EngineRequestError(
             f"TensorRT-RTX {trt.__version__} does not build for compute capability "
-            f"{compute_capability}. Accepted: {', '.join(known)}. For other GPUs build with "
+            f"{compute_capability}. Accepted: {', '.join(targets)}. For other GPUs build with "
             "--backend tensorrt on a machine that has one, or serve with ONNX Runtime."
         )
-    return known[compute_capability]
+    return targets[compute_capability]

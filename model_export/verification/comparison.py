@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labels.matching import match_greedily
 from model_export.errors import VerificationError
 
 TOLERANCES: Mapping[str, float] = {
@@ -158,18 +159,14 @@ def _compare_kind(
 def match(
     reference: Detections, candidate: Detections, radius_cells: float
 ) -> tuple[_Indices, _Indices]:
-    """Pair each detection with the nearest free one of its class: two equally long index arrays."""
+    """Match each detection to the nearest unmatched one of its class within ``radius_cells``.
+
+    Returns the indices of the matched detections in ``reference`` and in ``candidate``.
+    """
     distances = distances_between(reference, candidate)
     distances[reference["scores"] == 0] = np.inf  # empty places
     distances[:, candidate["scores"] == 0] = np.inf
-    pairs = []
-    for local in range(len(distances)):
-        upstream = int(distances[local].argmin())
-        if distances[local, upstream] <= radius_cells:
-            distances[:, upstream] = np.inf  # taken
-            pairs.append((local, upstream))
-    indices = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return indices[:, 0], indices[:, 1]
+    return match_greedily(-distances, -radius_cells)
 
 
 def measure(

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from labels.matching import box_iou, match_greedily
 from model_export.errors import HalfPrecisionError
 from model_export.verification.comparison import (
     MAX_NEIGHBOUR_TIES,
@@ -154,7 +155,7 @@ def together(agreements: Sequence[Agreement]) -> Agreement:
 
 def _agree_on_kind(reference: Detections, candidate: Detections) -> Agreement:
     place, apart = _places_apart(reference, candidate)
-    local, upstream = _pair(apart, TOLERANCES[place])
+    local, upstream = match_greedily(-apart, -TOLERANCES[place])
     errors = {place: apart[local, upstream], **_value_errors(reference, local, candidate, upstream)}
     keypoint_errors = [
         errors.pop(name) for name in ("keypoints", "keypoint_scores") if name in errors
@@ -192,7 +193,7 @@ def _places_apart(reference: Detections, candidate: Detections) -> tuple[str, _E
         apart = np.abs(reference[place][:, np.newaxis] - candidate[place]).max(axis=2)
     else:
         place = "overlap"
-        apart = 1.0 - _overlaps(boxes[0], boxes[1])
+        apart = 1.0 - box_iou(boxes[0], boxes[1])
         sides = np.abs(boxes[0][:, np.newaxis] - boxes[1]).max(axis=2)
         close = sides <= SAME_SIDES_CELLS
         apart[close] = np.minimum(apart[close], TOLERANCES["overlap"])
@@ -212,29 +213,6 @@ def _boxes(detections: Detections) -> _Errors | None:
     centers, halves = (detections[name].astype(np.float64) for name in ("centers", "sizes"))
     halves = halves / 2
     return np.hstack((centers - halves, centers + halves))
-
-
-def _overlaps(a: _Errors, b: _Errors) -> _Errors:
-    """IoU of every two boxes, (len(a), len(b))."""
-    low = np.maximum(a[:, np.newaxis, :2], b[:, :2])
-    high = np.minimum(a[:, np.newaxis, 2:], b[:, 2:])
-    shared = (high - low).clip(0.0).prod(axis=2)
-    areas_a, areas_b = ((boxes[:, 2:] - boxes[:, :2]).clip(0.0).prod(axis=1) for boxes in (a, b))
-    union = areas_a[:, np.newaxis] + areas_b - shared
-    overlaps: _Errors = shared / np.maximum(union, np.finfo(np.float64).tiny)
-    return overlaps
-
-
-def _pair(apart: _Errors, tolerance: float) -> tuple[_Indices, _Indices]:
-    """Give each row the nearest free column within ``tolerance``: two equally long arrays."""
-    pairs = []
-    for local in range(len(apart)):
-        upstream = int(apart[local].argmin())
-        if apart[local, upstream] <= tolerance:
-            pairs.append((local, upstream))
-            apart[local + 1 :, upstream] = np.inf  # taken
-    indices = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return indices[:, 0], indices[:, 1]
 
 
 def _value_errors(

@@ -1,6 +1,7 @@
-"""Building engines before the service is ready.
+"""Build the TensorRT engines of a package before the service is ready.
 
-A process of its own does it, so that a crash or a cancelled build costs no more than the start.
+The build runs in a process of its own, so that a crash or a cancelled build ends only the start of
+the service.
 """
 
 import json
@@ -10,13 +11,13 @@ import sys
 from collections.abc import Callable
 
 from model_package import ModelPackage, load_package
-from service.engines import EngineUnavailableError
+from service.engines.errors import EngineUnavailableError
 
 _log = logging.getLogger(__name__)
 
 BUILD_COMMAND = (sys.executable, "-m", "model_export", "build")
-"""The builder, which this package does not import."""
-_LAST_WORDS = 2000
+"""The exporter runs as a command because the service does not import it."""
+_MAX_ERROR_CHARACTERS = 2000
 
 
 def build_engines(
@@ -25,33 +26,36 @@ def build_engines(
     max_batch_size: int,
     progress: Callable[[float, str], None],
 ) -> ModelPackage:
-    """Build the package's engines for this machine, where they are not built yet; read it again.
+    """Build the missing engines of a package for this machine and load the package again.
 
-    Raises :class:`EngineUnavailableError` with the builder's own reason.
+    ``backend`` is ``tensorrt`` or ``tensorrt-rtx``; the engines are optimised for
+    ``max_batch_size``. ``progress`` receives the completed fraction, 0 to 1, and the current step.
+    Raises :class:`~service.engines.errors.EngineUnavailableError` with the message of the build
+    command.
     """
     size = str(max_batch_size)
-    arguments = [
+    command = [
         *(*BUILD_COMMAND, str(package.directory), "--backend", backend, "--progress", "json"),
         *("--optimal-batch-size", size, "--max-batch-size", size),
     ]
     _log.info("%s: building engines for %s", package.manifest.name, backend)
     process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
             for line in process.stdout:
-                told = json.loads(line)
-                progress(float(told["progress"]), str(told["step"]))
-            reason = process.stderr.read()[-_LAST_WORDS:].strip()
+                event = json.loads(line)
+                progress(float(event["progress"]), str(event["step"]))
+            reason = process.stderr.read()[-_MAX_ERROR_CHARACTERS:].strip()
         except BaseException:
             process.terminate()
             raise
     if process.returncode != 0:
         raise EngineUnavailableError(
             f"the engines of {package.manifest.name} could not be built: "
-            f"{reason or f'the builder ended with status {process.returncode}'}"
+            f"{reason or f'the build command exited with status {process.returncode}'}"
         )
     return load_package(package.directory)

@@ -1,4 +1,4 @@
-"""A core for each run, which the kernel's scheduler does not always see to."""
+"""CPU affinity of single-threaded runs: concurrent runs are pinned to different cores."""
 
 import ctypes
 import os
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
-class Cores:
-    """Keeps runs that take one thread each apart, as long as there are as many cores as runs.
+class CpuAffinity:
+    """Pins threads to different cores, as long as there is a free core for each.
 
-    Left alone, Linux now and then has two of them take turns on one core for some milliseconds
-    while another core is idle (docs/adr/0012-the-ceiling.md). A run stays on the core that the
-    kernel began it on, unless that is another run's; between runs a thread is free again. So
-    nothing is tied to a core that somebody else keeps busy, and models share the cores.
+    Without pinning, the Linux scheduler occasionally lets two runs share one core for some
+    milliseconds while another core is idle (docs/adr/0012-the-ceiling.md). A run is pinned to the
+    core on which it starts, unless another run holds that core. Between runs the thread may move
+    to any core, so no thread stays on a core that other work keeps busy, and all models share the
+    cores.
     """
 
     def __init__(self) -> None:
@@ -20,21 +21,21 @@ class Cores:
         self._free = set(self._allowed)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keep the calling thread on one core, if one is free, until the block ends."""
-        core = self._take()
+    def pin_thread(self) -> Iterator[None]:
+        """Pin the calling thread to one core for the block; no effect if no core is free."""
+        core = self._acquire_core()
         if core is None:
             yield
             return
         try:
-            _stay_on({core})
+            _set_affinity({core})
             yield
         finally:
-            _stay_on(self._allowed)
+            _set_affinity(self._allowed)
             self._free.add(core)
 
-    def _take(self) -> int | None:
-        # Each call on the set is one step for other threads.
+    def _acquire_core(self) -> int | None:
+        # Each call on the set is atomic for other threads, so no lock is needed.
         core: int = _C_LIBRARY.sched_getcpu()
         try:
             self._free.remove(core)
@@ -46,13 +47,13 @@ class Cores:
         return core
 
 
-_C_LIBRARY = ctypes.PyDLL(None)  # PyDLL: a call this short need not let go of Python's lock
+_C_LIBRARY = ctypes.PyDLL(None)  # PyDLL keeps the GIL, which a call this short need not release
 
 
-def _stay_on(cores: set[int]) -> None:
-    with suppress(OSError):  # a sandbox may forbid it, and cores may be taken away
+def _set_affinity(cores: set[int]) -> None:
+    with suppress(OSError):  # a sandbox may forbid the call, and cores may be taken offline
         os.sched_setaffinity(0, cores)
 
 
-CORES = Cores()
-"""All engines of the process share them."""
+CPU_AFFINITY = CpuAffinity()
+"""Shared by all engines of the process."""

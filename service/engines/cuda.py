@@ -1,6 +1,6 @@
-"""The CUDA runtime in the few terms that engines need: streams, buffers, graphs.
+"""The parts of the CUDA runtime API that engines use: streams, buffers, events and graphs.
 
-Everything that is made here belongs to one :class:`Cuda` and is freed with it, last made first.
+A :class:`CudaDevice` owns everything that is created on it and frees it in reverse order.
 """
 
 import ctypes
@@ -12,170 +12,187 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_package.gpu import find_gpu
 from service.engines.errors import EngineBrokenError, EngineUnavailableError
 
 
 class CudaError(Exception):
-    """A call failed, but the GPU goes on working for this process."""
+    """A CUDA call failed with an error that is not sticky: later calls can succeed."""
 
 
-class Cuda:
-    """The first GPU that this process may see.
+class CudaDevice:
+    """Device 0 of this process, and owner of the resources that are created on it.
 
-    Raises :class:`EngineUnavailableError` where there is none.
+    Raises :class:`~service.engines.errors.EngineUnavailableError` if the CUDA bindings are not
+    installed or there is no usable GPU.
     """
 
     def __init__(self) -> None:
         try:
-            # No GPU is needed to import it, nor to see that there is none.
-            self.api: Any = import_module("cuda.bindings.runtime")
+            # Importing the bindings and counting the devices works without a GPU.
+            self.runtime: Any = import_module("cuda.bindings.runtime")
         except ImportError:
             raise EngineUnavailableError(
                 "the CUDA bindings are not installed; to use a GPU install the extra 'gpu'."
             ) from None
-        error, count = self.api.cudaGetDeviceCount()
+        error, count = self.runtime.cudaGetDeviceCount()
         if int(error) or not count:
             raise EngineUnavailableError(
-                f"there is no NVIDIA GPU here, or no driver for it ({self._explain(error)}). "
-                "See whether nvidia-smi lists it; a container must be given it (--gpus all)."
+                f"there is no NVIDIA GPU here, or no driver for it ({self._describe(error)}). "
+                "Check that nvidia-smi lists it; start a container with --gpus all."
             )
-        self._owned = ExitStack()
-        self.gpu = "the first GPU"
-        with self.opening():
-            properties = self.call("cudaGetDeviceProperties", 0)
-        self.gpu = properties.name.decode()
-        self.compute_capability = f"{properties.major}.{properties.minor}"
+        gpu = find_gpu()
+        if gpu is None:
+            raise EngineUnavailableError(
+                f"the CUDA runtime finds {count} GPU(s), but the driver (libcuda.so.1) does not "
+                "report the name of the first. Check that nvidia-smi lists it."
+            )
+        self.gpu = gpu
+        self._resources = ExitStack()
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the runtime and give its result.
+        """Call a function of the CUDA runtime and return its result.
 
-        Raises :class:`EngineBrokenError` and :class:`CudaError`.
+        Raises :class:`CudaError`, or :class:`~service.engines.errors.EngineBrokenError` if the
+        error is sticky.
         """
-        error, *values = getattr(self.api, name)(*arguments)
+        error, *values = getattr(self.runtime, name)(*arguments)
         if int(error):
-            self.raise_if_broken(name)
-            raise CudaError(f"{name}: {self._explain(error)}")
+            self.raise_if_sticky_error(name)
+            raise CudaError(f"{name}: {self._describe(error)}")
         return values[0] if values else None
 
-    def raise_if_broken(self, after: str) -> None:
-        """Raise :class:`EngineBrokenError` if the GPU does no more work for this process.
+    def raise_if_sticky_error(self, after: str) -> None:
+        """Raise :class:`~service.engines.errors.EngineBrokenError` if the last error is sticky.
 
-        That is so when, after an error was taken note of, an unrelated call gives one as well.
+        CUDA has no query for this. An error is sticky if, after it was cleared, an unrelated call
+        fails as well. ``after`` is the call that failed, for the message.
         """
-        self.api.cudaGetLastError()
-        error = self.api.cudaMemGetInfo()[0]
+        self.runtime.cudaGetLastError()
+        error = self.runtime.cudaMemGetInfo()[0]
         if int(error):
             raise EngineBrokenError(
-                f"after {after} the GPU does no more work for this process "
-                f"({self._explain(error)}); only a new process can go on. Restart the service."
+                f"the GPU is unusable for this process after {after} ({self._describe(error)}). "
+                "Restart the service."
             )
 
-    def make(self, create: str, destroy: str, *arguments: Any) -> Any:
-        """Make something that is destroyed with this object."""
-        made = self.call(create, *arguments)
-        # What a broken GPU refuses to free, the end of the process will.
-        self._owned.callback(getattr(self.api, destroy), made)
-        return made
+    def create(self, create: str, destroy: str, *arguments: Any) -> Any:
+        """Call the function ``create`` and have :meth:`close` call ``destroy`` with its result."""
+        resource = self.call(create, *arguments)
+        # Errors of destroy are ignored: after a sticky error the process end frees everything.
+        self._resources.callback(getattr(self.runtime, destroy), resource)
+        return resource
 
-    def keep(self, close: Callable[[], object]) -> None:
-        """Have ``close`` called before anything is freed that was made earlier."""
-        self._owned.callback(close)
+    def add_close_callback(self, callback: Callable[[], object]) -> None:
+        """Have :meth:`close` call ``callback`` before it frees what was created earlier."""
+        self._resources.callback(callback)
 
     @contextmanager
-    def opening(self) -> Iterator[None]:
-        """Free everything if the block fails, which then raises :class:`EngineUnavailableError`.
+    def close_on_error(self) -> Iterator[None]:
+        """Free all resources if the block fails.
 
-        Only :class:`EngineBrokenError` stays what it is: no other backend would work either.
+        Exceptions become :class:`~service.engines.errors.EngineUnavailableError`. Only
+        :class:`~service.engines.errors.EngineBrokenError` passes unchanged, because no other
+        backend could use the GPU either.
         """
         try:
             yield
         except BaseException as error:
             self.close()
-            known = isinstance(error, EngineUnavailableError | EngineBrokenError)
-            if known or not isinstance(error, Exception):
+            passes = isinstance(error, EngineUnavailableError | EngineBrokenError)
+            if passes or not isinstance(error, Exception):
                 raise
-            raise EngineUnavailableError(f"it does not run on {self.gpu}: {error}") from error
+            raise EngineUnavailableError(
+                f"the engine cannot be loaded on {self.gpu.name}: {error}"
+            ) from error
 
     def close(self) -> None:
-        """Free everything."""
-        self._owned.close()
+        """Free all resources."""
+        self._resources.close()
 
-    def _explain(self, error: Any) -> str:
-        text = self.api.cudaGetErrorString(error)[1]
+    def _describe(self, error: Any) -> str:
+        text = self.runtime.cudaGetErrorString(error)[1]
         return f"CUDA error {int(error)}: {text.decode()}"
 
 
-class Buffer:
-    """The same number of bytes on the GPU and, where copies are fast, in the host's memory."""
+class HostDeviceBuffer:
+    """A device buffer and a pinned host buffer of the same size.
 
-    def __init__(self, cuda: Cuda, size_bytes: int) -> None:
+    Copies between the two are asynchronous only because the host memory is pinned.
+    """
+
+    def __init__(self, device: CudaDevice, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self.device_pointer: int = cuda.make("cudaMalloc", "cudaFree", size_bytes)
-        self.host_pointer: int = cuda.make("cudaHostAlloc", "cudaFreeHost", size_bytes, 0)
+        self.device_pointer: int = device.create("cudaMalloc", "cudaFree", size_bytes)
+        self.host_pointer: int = device.create("cudaHostAlloc", "cudaFreeHost", size_bytes, 0)
         memory = (ctypes.c_uint8 * size_bytes).from_address(self.host_pointer)
         self.host: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
 
 
 class Stream:
-    """Work that the GPU does in order."""
+    """A CUDA stream: a queue of work that the GPU executes in order."""
 
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        api = cuda.api
-        # Non-blocking: it does not wait for the default stream, which other libraries use.
-        self._handle = cuda.make(
-            "cudaStreamCreateWithFlags", "cudaStreamDestroy", api.cudaStreamNonBlocking
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        runtime = device.runtime
+        # Non-blocking: does not synchronise with the default stream, which other libraries use.
+        self._stream = device.create(
+            "cudaStreamCreateWithFlags", "cudaStreamDestroy", runtime.cudaStreamNonBlocking
         )
-        # A thread that spins until the event comes would take a core from decoding images.
-        self._event = cuda.make(
+        # Blocking sync: a thread that spins until the event completes would occupy a core that
+        # can decode images.
+        self._event = device.create(
             "cudaEventCreateWithFlags",
             "cudaEventDestroy",
-            api.cudaEventBlockingSync | api.cudaEventDisableTiming,
+            runtime.cudaEventBlockingSync | runtime.cudaEventDisableTiming,
         )
 
     @property
-    def pointer(self) -> int:
-        """The handle as other libraries take it."""
-        return int(self._handle)
+    def handle(self) -> int:
+        """The ``cudaStream_t`` as an integer, for other libraries."""
+        return int(self._stream)
 
-    def to_device(self, buffer: Buffer, size_bytes: int) -> None:
-        """Copy the first bytes of a buffer to the GPU."""
-        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
-        places = buffer.device_pointer, buffer.host_pointer
-        self._cuda.call("cudaMemcpyAsync", *places, size_bytes, kind, self._handle)
+    def copy_to_device(self, buffer: HostDeviceBuffer, size_bytes: int) -> None:
+        """Enqueue a copy of the first bytes of a buffer from the host to the device."""
+        kind = self._device.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        pointers = buffer.device_pointer, buffer.host_pointer
+        self._device.call("cudaMemcpyAsync", *pointers, size_bytes, kind, self._stream)
 
-    def to_host(self, buffer: Buffer, size_bytes: int) -> None:
-        """Copy the first bytes of a buffer from the GPU."""
-        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        places = buffer.host_pointer, buffer.device_pointer
-        self._cuda.call("cudaMemcpyAsync", *places, size_bytes, kind, self._handle)
+    def copy_to_host(self, buffer: HostDeviceBuffer, size_bytes: int) -> None:
+        """Enqueue a copy of the first bytes of a buffer from the device to the host."""
+        kind = self._device.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        pointers = buffer.host_pointer, buffer.device_pointer
+        self._device.call("cudaMemcpyAsync", *pointers, size_bytes, kind, self._stream)
 
-    def follow(self, other: "Stream") -> None:
-        """Put what comes next behind all that is on ``other`` now."""
-        self._cuda.call("cudaEventRecord", other._event, other._handle)
-        self._cuda.call("cudaStreamWaitEvent", self._handle, other._event, 0)
+    def wait_stream(self, other: "Stream") -> None:
+        """Make later work on this stream wait for all work that is now on ``other``."""
+        self._device.call("cudaEventRecord", other._event, other._stream)
+        self._device.call("cudaStreamWaitEvent", self._stream, other._event, 0)
 
-    def finish(self) -> None:
-        """Wait until all that is on the stream is done."""
-        self._cuda.call("cudaEventRecord", self._event, self._handle)
-        self._cuda.call("cudaEventSynchronize", self._event)
+    def synchronize(self) -> None:
+        """Block the calling thread until all work on the stream is complete."""
+        self._device.call("cudaEventRecord", self._event, self._stream)
+        self._device.call("cudaEventSynchronize", self._event)
 
-    def capture(self, put_work: Callable[[], None]) -> Any:
-        """Keep the work that ``put_work`` puts on the stream as a graph, without doing it."""
-        # Thread-local: other models may allocate memory in their threads meanwhile.
-        mode = self._cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._cuda.call("cudaStreamBeginCapture", self._handle, mode)
+    def capture_graph(self, enqueue: Callable[[], None]) -> Any:
+        """Capture the work that ``enqueue`` puts on the stream as a CUDA graph.
+
+        The work is not executed. Returns an instantiated graph for :meth:`launch_graph`.
+        """
+        # Thread-local mode: other threads may allocate memory, for other models, in the meantime.
+        mode = self._device.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._device.call("cudaStreamBeginCapture", self._stream, mode)
         try:
-            put_work()
+            enqueue()
         except BaseException:
-            self._cuda.api.cudaStreamEndCapture(self._handle)
+            self._device.runtime.cudaStreamEndCapture(self._stream)
             raise
-        graph = self._cuda.call("cudaStreamEndCapture", self._handle)
+        graph = self._device.call("cudaStreamEndCapture", self._stream)
         try:
-            return self._cuda.make("cudaGraphInstantiate", "cudaGraphExecDestroy", graph, 0)
+            return self._device.create("cudaGraphInstantiate", "cudaGraphExecDestroy", graph, 0)
         finally:
-            self._cuda.call("cudaGraphDestroy", graph)
+            self._device.call("cudaGraphDestroy", graph)
 
-    def launch(self, graph: Any) -> None:
-        """Put a captured graph on the stream."""
-        self._cuda.call("cudaGraphLaunch", graph, self._handle)
+    def launch_graph(self, graph: Any) -> None:
+        """Enqueue a captured graph."""
+        self._device.call("cudaGraphLaunch", graph, self._stream)

@@ -1,4 +1,4 @@
-"""What the service asks of an engine, and what an engine may ask of the service."""
+"""The interface that every backend implements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,43 +8,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-"""uint8 RGB of one size: an array (n, height, width, 3), or n arrays (height, width, 3), which an
-engine with buffers of its own copies only once."""
+"""A batch of uint8 RGB images of one size.
+
+Either an array of shape (n, height, width, 3), or n arrays of shape (height, width, 3). An engine
+that copies images to a GPU copies the separate arrays straight into its pinned buffer; stacking
+them first would cost one more copy.
+"""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Deployment facts that an engine is opened with."""
+    """Settings of the deployment that an engine is opened with."""
 
     threads: int
-    """Threads of one run on the CPU."""
+    """CPU threads of a run (``intra_op_num_threads`` of ONNX Runtime)."""
     concurrency: int = 1
-    """Runs at a time on the CPU; a GPU has its own number."""
+    """Concurrent runs on the CPU. GPU engines set their own :attr:`Engine.concurrency`."""
     max_batch_size: int = 8
-    """Most images that the service will ever put into one run."""
+    """Largest batch that the service will run; GPU engines allocate their buffers for it."""
 
 
 class Engine(Protocol):
-    """One loaded model."""
+    """A model that is loaded and ready to run.
+
+    Inputs are preprocessed images of the size in the manifest, or of any allowed size if the
+    package has ``free_size``. Outputs are the tensors in ``manifest.decoder.outputs()``.
+    """
 
     description: str
+    """Library with its version, precision and device, for logs and responses."""
     concurrency: int
-    """Threads that may be inside :meth:`run` at a time: one batch's copies can then overlap the
-    computation of another."""
+    """Number of threads that may call :meth:`run` at the same time.
+
+    Two on a GPU: the copies of one batch overlap the computation of the other.
+    """
     max_batch_size: int | None
-    """Most images of one run; None: any number."""
+    """Largest batch that :meth:`run` accepts; None for no limit."""
     is_reference: bool
-    """Whether it runs the fp32 ONNX files on the CPU, which is what the export has verified."""
+    """Whether the engine runs the fp32 ONNX files on the CPU, as the export verified them.
+
+    The self-test compares other engines with this reference.
+    """
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
-        """Run one batch; every output is a new array with n rows in the order of the images.
+        """Run one batch and return its outputs by name.
 
-        ``flip`` takes the artifact that averages over the flipped images, of which the manifest
-        says whether the package has it. Raises :class:`EngineBrokenError` when no later run can
-        succeed; after any other exception the engine can go on.
+        Every output is a newly allocated array of shape (n, ...) with the dtype that the manifest
+        states; its rows are in the order of the images. ``flip`` selects the artifact that also
+        runs the horizontally flipped images and averages the two; the manifest says whether the
+        package has it.
+
+        Thread-safe for up to :attr:`concurrency` threads. Raises ``ValueError`` if the batch is
+        larger than the engine accepts, and
+        :class:`~service.engines.errors.EngineBrokenError` if no later run can succeed. After any
+        other exception the engine remains usable.
         """
         ...
 
     def close(self) -> None:
-        """Free memory and devices; no run may be under way or follow."""
+        """Free the memory of the engine; no run may be in progress or follow."""
         ...

@@ -1,13 +1,16 @@
-"""What goes wrong with engines."""
+"""Exceptions of the engines."""
 
 
 class EngineUnavailableError(Exception):
-    """This machine or this package cannot run the backend; the text says what is missing."""
+    """The backend cannot run this package on this machine.
+
+    The message says what is missing and how to provide it.
+    """
 
 
 class EngineBrokenError(Exception):
-    """The GPU gave an error after which it does no more work for this process.
+    """The GPU can do no more work for this process.
 
-    CUDA calls such errors sticky: an illegal address, a failed launch, a lost device. Every later
-    run fails as well; only a new process can go on.
+    Raised after a sticky CUDA error, for example an illegal address, a failed launch or a lost
+    device. Every later run fails as well; only a new process can use the GPU again.
     """

@@ -1,18 +1,21 @@
-"""Batches on a GPU: two at a time, so that the copies of one overlap the computation of the other.
+"""Batched inference on a GPU, shared by TensorRT, TensorRT-RTX and ONNX Runtime with CUDA.
 
-What runs the network is a :class:`Program`; everything around it is the same for all of them. Each
-slot has a stream and buffers of its own, made once. One run of it is: the images into pinned
-memory, their copy to the GPU, the program, one copy of all outputs back.
+The runtime supplies an :class:`ExecutionContext`, which enqueues the network on a stream. A
+:class:`GpuEngine` has two :class:`ExecutionInstance` objects, so that the copies of one batch
+overlap the computation of another. Each has a stream, buffers and execution contexts of its own,
+created once. One run copies the images into pinned memory, then enqueues their copy to the GPU,
+the network, and one copy of all outputs back.
 
-Launching a network kernel by kernel costs the CPU more time than a small batch takes on the GPU.
-For inputs of the usual size the launches are therefore recorded once per batch size, and batches
-are padded to the next size that was: 1, 2, 4, 8 and so on.
+Launching the kernels of a network one by one takes more CPU time than a small batch takes on the
+GPU. For the default input size the launches are therefore captured as one CUDA graph per batch
+size, and batches are padded to the next captured size: 1, 2, 4, 8 and so on.
 """
 
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, Protocol
 
@@ -21,187 +24,184 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest
 from model_package.manifest import TensorSpec
-from service.engines.cuda import Buffer, Cuda, Stream
+from service.engines.batch_sizes import power_of_two_batch_sizes
+from service.engines.cuda import CudaDevice, HostDeviceBuffer, Stream
 from service.engines.engine import Images
 
-SLOTS = 2
+NUM_INSTANCES = 2
 
-_ALIGNMENT_BYTES = 256  # what TensorRT asks of the address of a tensor
+_ALIGNMENT_BYTES = 256  # required by TensorRT for the address of a tensor
 
 Shape = tuple[int, int, int, int]
-"""Images, height, width, 3."""
+"""Batch size, height, width, 3."""
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """Where a batch lies on the GPU: pointers of the images and of each output by name."""
+class DeviceTensors:
+    """Device pointers of one batch."""
 
     shape: Shape
     images: int
     outputs: Mapping[str, int]
+    """By the name of the output."""
 
 
-class Program(Protocol):
-    """A network that belongs to one slot."""
+class ExecutionContext(Protocol):
+    """A network that is ready to run on the GPU, for one :class:`ExecutionInstance`."""
 
-    def enqueue(self, tensors: Tensors, stream: Stream) -> None:
-        """Put one run on the stream, without waiting for it."""
+    def enqueue(self, tensors: DeviceTensors, stream: Stream) -> None:
+        """Enqueue one run of the network on the stream and return without waiting for it."""
         ...
 
 
 @dataclass
-class Slot:
-    """What one batch at a time uses."""
+class ExecutionInstance:
+    """Resources of one batch in progress; instances share no mutable state."""
 
     stream: Stream
-    images: Buffer
-    outputs: Buffer
-    programs: Mapping[bool, Program] = field(default_factory=dict)
-    """By whether they average over the flipped images."""
+    images: HostDeviceBuffer
+    outputs: HostDeviceBuffer
+    contexts: Mapping[bool, ExecutionContext] = field(default_factory=dict)
+    """By flip."""
     graphs: dict[tuple[bool, int], Any] = field(default_factory=dict)
-    """Captured work by flip and batch size."""
+    """Captured CUDA graphs by flip and batch size."""
 
 
 class GpuEngine:
-    """Runs programs on one GPU; see :class:`service.engines.Engine`.
+    """Runs execution contexts on one GPU; see :class:`service.engines.Engine`.
 
-    ``open_programs`` makes those of one slot. ``smallest`` and ``max_batch_size`` are the batch
-    sizes that they take. ``capture``: whether this class is to record their launches; a program
-    that does it by itself is only run once per size, to have done it.
+    ``create_contexts`` returns the contexts of the instance with the given index, by flip.
+    ``min_batch_size`` and ``max_batch_size`` are the limits of these contexts. ``capture_graphs``
+    is false for runtimes that capture CUDA graphs themselves; each batch size is then only run
+    once at start, which makes the runtime capture it.
     """
 
-    concurrency = SLOTS
+    concurrency = NUM_INSTANCES
     is_reference = False
 
     def __init__(
         self,
-        cuda: Cuda,
+        device: CudaDevice,
         manifest: ModelManifest,
         description: str,
         max_batch_size: int,
-        open_programs: Callable[[int], Mapping[bool, Program]],
-        capture: bool,
-        smallest: int = 1,
+        create_contexts: Callable[[int], Mapping[bool, ExecutionContext]],
+        capture_graphs: bool,
+        min_batch_size: int = 1,
     ) -> None:
-        self.description = f"{description} on {cuda.gpu}"
+        self.description = f"{description} on {device.gpu.name}"
         self.max_batch_size: int | None = max_batch_size
-        self._cuda = cuda
-        self._specs = manifest.decoder.outputs()
-        self._default = (manifest.input.height_px, manifest.input.width_px, 3)
-        self._sizes = batch_sizes(smallest, max_batch_size)
-        self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        for index in range(SLOTS):
-            self._slots.put(self._make_slot(manifest, index, open_programs, capture))
+        self._device = device
+        self._output_specs = manifest.decoder.outputs()
+        self._default_shape = (manifest.input.height_px, manifest.input.width_px, 3)
+        self._batch_sizes = power_of_two_batch_sizes(max_batch_size, min_batch_size)
+        self._instances: queue.SimpleQueue[ExecutionInstance] = queue.SimpleQueue()
+        for index in range(NUM_INSTANCES):
+            instance = ExecutionInstance(
+                Stream(device),
+                HostDeviceBuffer(device, _image_buffer_bytes(manifest, max_batch_size)),
+                HostDeviceBuffer(device, output_layout(self._output_specs, max_batch_size)[1]),
+                create_contexts(index),
+            )
+            self._prepare_batch_sizes(instance, capture_graphs)
+            self._instances.put(instance)
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
-        """Run one batch; see :class:`service.engines.Engine`."""
-        slot = self._slots.get()
+        """Run one batch; see :meth:`service.engines.Engine.run`."""
+        instance = self._instances.get()
         try:
-            return self._run(slot, images, flip)
+            return self._run(instance, images, flip)
         finally:
-            # After an error, too: whatever is left on the stream is done before the next batch.
-            self._slots.put(slot)
+            # Safe after an error too: work that is left on the stream completes before the next
+            # batch, because the stream executes in order.
+            self._instances.put(instance)
 
     def close(self) -> None:
-        """Free the GPU's memory; see :class:`service.engines.Engine`."""
+        """Free the memory on the GPU; see :meth:`service.engines.Engine.close`."""
         with suppress(queue.Empty):
             while True:
-                self._slots.get_nowait()  # programs go first: they may still use streams
-        self._cuda.close()
+                self._instances.get_nowait()  # contexts may use the streams: drop them first
+        self._device.close()
 
-    def _run(self, slot: Slot, images: Images, flip: bool) -> Mapping[str, NDArray[Any]]:
-        count, shape = len(images), images[0].shape
-        size = self._size(count, shape)
-        places, outputs_bytes = layout(self._specs, size)
-        size_bytes = _put_images(slot.images, images)
-        slot.stream.to_device(slot.images, size_bytes)
-        graph = slot.graphs.get((flip, size)) if shape == self._default else None
+    def _run(
+        self, instance: ExecutionInstance, images: Images, flip: bool
+    ) -> Mapping[str, NDArray[Any]]:
+        count, image_shape = len(images), images[0].shape
+        batch_size = self._padded_batch_size(count, image_shape)
+        offsets, outputs_bytes = output_layout(self._output_specs, batch_size)
+        images_bytes = _copy_to_pinned_memory(images, instance.images)
+        instance.stream.copy_to_device(instance.images, images_bytes)
+        is_captured = image_shape == self._default_shape
+        graph = instance.graphs.get((flip, batch_size)) if is_captured else None
         if graph is None:
-            self._enqueue(slot, flip, (size, *shape))
+            self._enqueue(instance, flip, (batch_size, *image_shape))
         else:
-            slot.stream.launch(graph)
-        slot.stream.finish()
-        host = slot.outputs.host[:outputs_bytes]
-        # Copies: the slot's next batch will overwrite its memory. Padded rows stay behind.
+            instance.stream.launch_graph(graph)
+        instance.stream.synchronize()
+        host = instance.outputs.host[:outputs_bytes]
+        # Copies, because the next batch of this instance overwrites the buffer; rows of the
+        # padding are dropped.
         return {
-            spec.name: _view(host, places[spec.name], size, spec)[:count].copy()
-            for spec in self._specs
+            spec.name: _view(host, offsets[spec.name], batch_size, spec)[:count].copy()
+            for spec in self._output_specs
         }
 
-    def _size(self, count: int, shape: tuple[int, ...]) -> int:
-        """Batch size to run ``count`` images with."""
-        if not 0 < count <= self._sizes[-1]:
-            raise ValueError(f"a batch of {count} images; {self._sizes[-1]} are the most")
-        if shape == self._default:
-            return next(size for size in self._sizes if size >= count)
-        return max(count, self._sizes[0])
+    def _padded_batch_size(self, count: int, image_shape: tuple[int, ...]) -> int:
+        """Return the batch size to run ``count`` images with."""
+        if not 0 < count <= self._batch_sizes[-1]:
+            raise ValueError(
+                f"received a batch of {count} images; accepted are 1 to {self._batch_sizes[-1]}"
+            )
+        if image_shape == self._default_shape:
+            return next(size for size in self._batch_sizes if size >= count)
+        return max(count, self._batch_sizes[0])
 
-    def _enqueue(self, slot: Slot, flip: bool, shape: Shape) -> None:
-        """Put the program and the copy of its outputs on the slot's stream."""
-        if prod(shape) > slot.images.size_bytes:
+    def _enqueue(self, instance: ExecutionInstance, flip: bool, shape: Shape) -> None:
+        """Enqueue the network and the copy of its outputs to the host."""
+        if prod(shape) > instance.images.size_bytes:
             raise ValueError(f"a batch of shape {shape} is larger than the buffers of the engine")
-        places, size_bytes = layout(self._specs, shape[0])
-        pointers = {name: slot.outputs.device_pointer + place for name, place in places.items()}
-        tensors = Tensors(shape, slot.images.device_pointer, pointers)
-        slot.programs[flip].enqueue(tensors, slot.stream)
-        slot.stream.to_host(slot.outputs, size_bytes)
+        offsets, size_bytes = output_layout(self._output_specs, shape[0])
+        base = instance.outputs.device_pointer
+        pointers = {name: base + offset for name, offset in offsets.items()}
+        tensors = DeviceTensors(shape, instance.images.device_pointer, pointers)
+        instance.contexts[flip].enqueue(tensors, instance.stream)
+        instance.stream.copy_to_host(instance.outputs, size_bytes)
 
-    def _make_slot(
-        self,
-        manifest: ModelManifest,
-        index: int,
-        open_programs: Callable[[int], Mapping[bool, Program]],
-        capture: bool,
-    ) -> Slot:
-        largest = self._sizes[-1]
-        slot = Slot(
-            Stream(self._cuda),
-            Buffer(self._cuda, _images_bytes(manifest, largest)),
-            Buffer(self._cuda, layout(self._specs, largest)[1]),
-            open_programs(index),
-        )
-        for flip in slot.programs:
-            for size in self._sizes:
-                self._record(slot, flip, size, capture)
-        return slot
+    def _prepare_batch_sizes(self, instance: ExecutionInstance, capture_graphs: bool) -> None:
+        """Run every batch size of the default image size once, then capture its graph.
 
-    def _record(self, slot: Slot, flip: bool, size: int, capture: bool) -> None:
-        """Run a batch size once, which settles what is settled late, then capture it."""
-
-        def put_work() -> None:
-            self._enqueue(slot, flip, (size, *self._default))
-
-        put_work()
-        slot.stream.finish()
-        if capture:
-            slot.graphs[flip, size] = slot.stream.capture(put_work)
+        The first run does the deferred initialisation of the runtime, which cannot be captured.
+        """
+        for flip in instance.contexts:
+            for batch_size in self._batch_sizes:
+                shape = (batch_size, *self._default_shape)
+                self._enqueue(instance, flip, shape)
+                instance.stream.synchronize()
+                if capture_graphs:
+                    instance.graphs[flip, batch_size] = instance.stream.capture_graph(
+                        partial(self._enqueue, instance, flip, shape)
+                    )
 
 
-def batch_sizes(smallest: int, largest: int) -> list[int]:
-    """Sizes that batches are padded to: the powers of two between the two, and both."""
-    powers = (2**exponent for exponent in range(largest.bit_length()))
-    return sorted({smallest, largest, *(size for size in powers if smallest < size < largest)})
-
-
-def layout(specs: Sequence[TensorSpec], rows: int) -> tuple[dict[str, int], int]:
-    """Byte offset of each output when all lie together, and the size of the whole."""
-    places: dict[str, int] = {}
+def output_layout(specs: Sequence[TensorSpec], batch_size: int) -> tuple[dict[str, int], int]:
+    """Return the byte offset of each output in the common buffer, and the size of the buffer."""
+    offsets: dict[str, int] = {}
     end = 0
     for spec in specs:
-        places[spec.name] = end
-        end += rows * prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        offsets[spec.name] = end
+        end += batch_size * prod(spec.shape) * np.dtype(spec.dtype).itemsize
         end = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    return places, end
+    return offsets, end
 
 
-def _view(host: NDArray[np.uint8], place: int, rows: int, spec: TensorSpec) -> NDArray[Any]:
+def _view(host: NDArray[np.uint8], offset: int, batch_size: int, spec: TensorSpec) -> NDArray[Any]:
     dtype = np.dtype(spec.dtype)
-    end = place + rows * prod(spec.shape) * dtype.itemsize
-    return host[place:end].view(dtype).reshape(rows, *spec.shape)
+    end = offset + batch_size * prod(spec.shape) * dtype.itemsize
+    return host[offset:end].view(dtype).reshape(batch_size, *spec.shape)
 
 
-def _put_images(buffer: Buffer, images: Images) -> int:
-    """Copy the images into pinned memory, one behind the other, and give their size in bytes."""
+def _copy_to_pinned_memory(images: Images, buffer: HostDeviceBuffer) -> int:
+    """Copy the images into the host side of a buffer and return their size in bytes."""
     shape = images[0].shape
     size_bytes = len(images) * prod(shape)
     if size_bytes > buffer.size_bytes:
@@ -214,8 +214,8 @@ def _put_images(buffer: Buffer, images: Images) -> int:
     return size_bytes
 
 
-def _images_bytes(manifest: ModelManifest, max_batch_size: int) -> int:
-    """Room for the largest batch of the usual size, and for one image of the largest size."""
+def _image_buffer_bytes(manifest: ModelManifest, max_batch_size: int) -> int:
+    """Return the size of the largest batch of the default size, or of one image of the largest."""
     spec = manifest.input
     pixels = max_batch_size * spec.height_px * spec.width_px
     if spec.free_size is not None:

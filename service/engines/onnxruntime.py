@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or with CUDA."""
+"""ONNX Runtime backends: the CPU execution provider and the CUDA execution provider."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,147 +12,153 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, OnnxArtifact
 from model_package.manifest import Precision
-from service.engines.cpu_affinity import CORES
-from service.engines.cuda import Cuda, Stream
+from service.engines.cpu_affinity import CPU_AFFINITY
+from service.engines.cuda import CudaDevice, Stream
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
-from service.engines.gpu_engine import GpuEngine, Tensors
-from service.engines.precision import ON_CPU, ON_GPU, choose_precision
+from service.engines.gpu_engine import NUM_INSTANCES, DeviceTensors, GpuEngine
+from service.engines.precision import CPU_PRECISIONS, GPU_PRECISIONS, select_artifacts
 
 _log = logging.getLogger(__name__)
 
-_NO_GRAPH = -1
-"""The ``gpu_graph_id`` of a run that is neither captured nor replayed."""
+_CPU_PROVIDER = "CPUExecutionProvider"
+_CUDA_PROVIDER = "CUDAExecutionProvider"
+_NO_GRAPH_ID = -1
+"""``gpu_graph_id`` of a run that neither captures nor replays a CUDA graph."""
 
 
 class OnnxRuntimeEngine:
-    """Runs the package's fp32 files on the CPU.
+    """Runs the fp32 ONNX files of a package on the CPU; see :class:`service.engines.Engine`.
 
-    Runs at a time share one session and with it the weights; each computes in the thread that
-    calls it, and in ``threads - 1`` more of the session's.
+    Concurrent runs share one session and its weights. Each run computes in the calling thread and
+    in ``threads - 1`` threads of the session's intra-op pool.
     """
 
     max_batch_size: int | None = None
     is_reference = True
 
     def __init__(self, package: ModelPackage, options: EngineOptions) -> None:
-        onnxruntime = _import("CPUExecutionProvider")
+        onnxruntime = _import_onnxruntime(_CPU_PROVIDER)
         session_options = _session_options(onnxruntime)
         session_options.intra_op_num_threads = options.threads
-        # Idle engine threads that spin would take the cores that decode the next images.
+        # Idle threads of the pool that spin would occupy the cores that decode the next images.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        artifacts = _choose(package.manifest, ON_CPU)
+        artifacts = _select_onnx_files(package.manifest, CPU_PRECISIONS)
         self._session_by_flip = {
-            flip: _open(onnxruntime, package, artifact, "CPUExecutionProvider", {}, session_options)
+            flip: _create_session(
+                onnxruntime, package, artifact, _CPU_PROVIDER, {}, session_options
+            )
             for flip, artifact in artifacts.items()
         }
         self._input_name = package.manifest.input.name
         self._output_names = [output.name for output in package.manifest.decoder.outputs()]
         self.concurrency = options.concurrency
-        self._has_own_threads = options.threads > 1
-        self.description = f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider, fp32"
+        self._has_thread_pool = options.threads > 1
+        self.description = f"onnxruntime {onnxruntime.__version__} {_CPU_PROVIDER}, fp32"
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
-        """Run one batch; see :class:`service.engines.Engine`."""
+        """Run one batch; see :meth:`service.engines.Engine.run`."""
         batch = images if isinstance(images, np.ndarray) else np.stack(images)
-        with nullcontext() if self._has_own_threads else CORES.hold():
+        with nullcontext() if self._has_thread_pool else CPU_AFFINITY.pin_thread():
             values = self._session_by_flip[flip].run(self._output_names, {self._input_name: batch})
         return dict(zip(self._output_names, values, strict=True))
 
     def close(self) -> None:
-        """Drop the sessions; see :class:`service.engines.Engine`."""
+        """Drop the sessions; see :meth:`service.engines.Engine.close`."""
         self._session_by_flip.clear()
 
 
 def open_cuda_engine(package: ModelPackage, options: EngineOptions) -> GpuEngine:
-    """Run the package's files with ONNX Runtime on a GPU.
+    """Load the ONNX files of a package with the CUDA execution provider.
 
-    One session per file serves both slots, on one stream of its own: a slot's copies overlap the
-    run of the other slot, and the weights are there once. ONNX Runtime captures the launches
-    itself, per slot and batch size; all its runs are made from one thread, because graphs that
-    were captured in one thread do not exist in others.
+    Both instances of the engine share one session per file, and with it the weights. The sessions
+    run on one compute stream of their own, so the copies of one instance overlap the run of the
+    other. ONNX Runtime captures CUDA graphs itself, per instance and batch size. All runs are made
+    from one thread, because a graph can only be replayed in the thread that captured it.
+
+    Raises :class:`~service.engines.errors.EngineUnavailableError` and
+    :class:`~service.engines.errors.EngineBrokenError`.
     """
-    provider = "CUDAExecutionProvider"
-    onnxruntime = _import(provider)
-    cuda = Cuda()
+    onnxruntime = _import_onnxruntime(_CUDA_PROVIDER)
+    device = CudaDevice()
     manifest = package.manifest
-    artifacts = _choose(manifest, ON_GPU)
+    artifacts = _select_onnx_files(manifest, GPU_PRECISIONS)
     precision = next(iter(artifacts.values())).precision
-    with cuda.opening():
-        computing = Stream(cuda)
+    with device.close_on_error():
+        compute_stream = Stream(device)
         provider_options = {
             "device_id": "0",
-            "user_compute_stream": str(computing.pointer),
-            "use_tf32": "0",  # it would round float32 products to 10 bits
+            "user_compute_stream": str(compute_stream.handle),
+            "use_tf32": "0",  # TensorFloat-32 would round the factors of products to 10 bits
             "enable_cuda_graph": "1",
         }
         sessions = {
-            flip: _open_with_graphs(onnxruntime, package, artifact, provider, provider_options)
+            flip: _create_session_with_graphs(onnxruntime, package, artifact, provider_options)
             for flip, artifact in artifacts.items()
         }
         thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime-cuda")
-        cuda.keep(thread.shutdown)
+        device.add_close_callback(thread.shutdown)
         return GpuEngine(
-            cuda,
+            device,
             manifest,
-            f"onnxruntime {onnxruntime.__version__} {provider}, {precision}",
+            f"onnxruntime {onnxruntime.__version__} {_CUDA_PROVIDER}, {precision}",
             options.max_batch_size,
-            lambda slot: {
-                flip: _CudaProgram(onnxruntime, session, manifest, slot, computing, thread)
+            lambda index: {
+                flip: _SessionContext(onnxruntime, session, manifest, index, compute_stream, thread)
                 for flip, session in sessions.items()
             },
-            capture=False,
+            capture_graphs=False,
         )
 
 
-class _CudaProgram:
-    """A session's runs for one slot."""
+class _SessionContext:
+    """Execution context of one instance: runs a session through I/O binding."""
 
     def __init__(
         self,
         onnxruntime: Any,
         session: Any,
         manifest: ModelManifest,
-        slot: int,
-        computing: Stream,
+        instance_index: int,
+        compute_stream: Stream,
         thread: ThreadPoolExecutor,
     ) -> None:
         self._onnxruntime = onnxruntime
         self._session = session
         self._input = manifest.input
-        self._outputs = manifest.decoder.outputs()
-        self._slot = slot
-        self._computing = computing
+        self._output_specs = manifest.decoder.outputs()
+        self._instance_index = instance_index
+        self._compute_stream = compute_stream
         self._thread = thread
 
-    def enqueue(self, tensors: Tensors, stream: Stream) -> None:
-        """Put one run behind the slot's copies; see :class:`service.engines.gpu_engine.Program`."""
+    def enqueue(self, tensors: DeviceTensors, stream: Stream) -> None:
+        """Implement :meth:`service.engines.gpu_engine.ExecutionContext.enqueue`."""
         self._thread.submit(self._enqueue, tensors, stream).result()
 
-    def _enqueue(self, tensors: Tensors, stream: Stream) -> None:
-        size = tensors.shape[0]
+    def _enqueue(self, tensors: DeviceTensors, stream: Stream) -> None:
+        batch_size = tensors.shape[0]
         binding = self._session.io_binding()
         binding.bind_input(self._input.name, "cuda", 0, np.uint8, tensors.shape, tensors.images)
-        for spec in self._outputs:
-            shape, pointer = (size, *spec.shape), tensors.outputs[spec.name]
+        for spec in self._output_specs:
+            shape, pointer = (batch_size, *spec.shape), tensors.outputs[spec.name]
             binding.bind_output(spec.name, "cuda", 0, np.dtype(spec.dtype), shape, pointer)
         options = self._onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(self._graph_id(tensors)))
-        # The slot waits for its own stream, so the session need not.
+        # The engine synchronises the stream of the instance, so the session need not.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._computing.follow(stream)
+        self._compute_stream.wait_stream(stream)
         self._session.run_with_iobinding(binding, options)
-        stream.follow(self._computing)
+        stream.wait_stream(self._compute_stream)
 
-    def _graph_id(self, tensors: Tensors) -> int:
-        """One number per slot and batch size: a graph holds the addresses it was captured with."""
-        size, height_px, width_px, _ = tensors.shape
+    def _graph_id(self, tensors: DeviceTensors) -> int:
+        """Return an id per instance and batch size, since a graph contains buffer addresses."""
+        batch_size, height_px, width_px, _ = tensors.shape
         if (height_px, width_px) != (self._input.height_px, self._input.width_px):
-            return _NO_GRAPH
-        return 2 * size + self._slot
+            return _NO_GRAPH_ID
+        return NUM_INSTANCES * batch_size + self._instance_index
 
 
-def _import(provider: str) -> Any:
+def _import_onnxruntime(provider: str) -> Any:
     try:
         onnxruntime = import_module("onnxruntime")
     except ImportError:
@@ -168,11 +174,11 @@ def _import(provider: str) -> Any:
     return onnxruntime
 
 
-def _choose(
+def _select_onnx_files(
     manifest: ModelManifest, precisions: Sequence[Precision]
 ) -> Mapping[bool, OnnxArtifact]:
     files = [artifact for artifact in manifest.artifacts if isinstance(artifact, OnnxArtifact)]
-    artifacts = choose_precision(manifest, files, precisions)
+    artifacts = select_artifacts(manifest, files, precisions)
     if not artifacts:
         raise EngineUnavailableError(
             f"the package has no ONNX files in {' or '.join(precisions)} for every variant of the "
@@ -187,27 +193,30 @@ def _session_options(onnxruntime: Any) -> Any:
     return options
 
 
-def _open_with_graphs(
+def _create_session_with_graphs(
     onnxruntime: Any,
     package: ModelPackage,
     artifact: OnnxArtifact,
-    provider: str,
     provider_options: Mapping[str, str],
 ) -> Any:
-    """Open a session that captures its launches, or one that does not where that is refused.
+    """Create a session that captures CUDA graphs, or one that does not if that is refused.
 
-    ONNX Runtime refuses when an operator of the file runs on the CPU.
+    ONNX Runtime refuses to capture if an operator of the file runs on the CPU.
     """
     options = _session_options(onnxruntime)
     try:
-        return _open(onnxruntime, package, artifact, provider, provider_options, options)
+        return _create_session(
+            onnxruntime, package, artifact, _CUDA_PROVIDER, provider_options, options
+        )
     except EngineUnavailableError as error:
-        _log.warning("%s, without CUDA graphs because: %s", artifact.file, error)
-    plain = {**provider_options, "enable_cuda_graph": "0"}
-    return _open(onnxruntime, package, artifact, provider, plain, options)
+        _log.warning("%s runs without CUDA graphs: %s", artifact.file, error)
+    provider_options = {**provider_options, "enable_cuda_graph": "0"}
+    return _create_session(
+        onnxruntime, package, artifact, _CUDA_PROVIDER, provider_options, options
+    )
 
 
-def _open(
+def _create_session(
     onnxruntime: Any,
     package: ModelPackage,
     artifact: OnnxArtifact,
@@ -223,10 +232,10 @@ def _open(
             providers=[(provider, dict(provider_options))],
             enable_fallback=0,
         )
-    except Exception as error:  # onnxruntime raises classes of its own that it does not export
+    except Exception as error:  # onnxruntime raises exception classes that it does not export
         raise EngineUnavailableError(f"{path} cannot be loaded: {error}") from error
     if provider not in session.get_providers():
-        # Asked for CUDA, a session falls back to the CPU without an error.
+        # A session that is created for CUDA falls back to the CPU without an error.
         raise EngineUnavailableError(
             f"{provider} did not start (driver or CUDA libraries missing?); "
             f"the session would run on {', '.join(session.get_providers())}."

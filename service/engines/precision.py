@@ -1,4 +1,4 @@
-"""Which of a package's files a backend runs."""
+"""Choice of the artifacts that a backend runs, by precision."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -8,27 +8,29 @@ from model_package.manifest import EngineArtifact, Precision
 
 _Artifact = TypeVar("_Artifact", OnnxArtifact, EngineArtifact)
 
-ON_GPU: Sequence[Precision] = ("fp16", "fp32")
-"""Half precision first: a package has it only if its detections were found to agree."""
-ON_CPU: Sequence[Precision] = ("fp32",)
-"""CPUs compute in float32 whatever the file says, with conversions on top."""
+GPU_PRECISIONS: Sequence[Precision] = ("fp16", "fp32")
+"""In order of preference. A package has fp16 files only if their detections agree with fp32."""
+CPU_PRECISIONS: Sequence[Precision] = ("fp32",)
+"""CPUs compute in float32 in any case; an fp16 file would only add conversions."""
 
 
-def choose_precision(
-    manifest: ModelManifest, artifacts: Iterable[_Artifact], precisions: Sequence[Precision]
+def select_artifacts(
+    manifest: ModelManifest, candidates: Iterable[_Artifact], precisions: Sequence[Precision]
 ) -> Mapping[bool, _Artifact]:
-    """Take the first precision of which all is there, as artifacts by flip.
+    """Return the candidates in the first precision that is complete, by flip.
 
-    Of several artifacts of one kind the first counts. Empty if no precision is complete.
+    A precision is complete if it has a candidate for every value of ``flip`` in the manifest. The
+    first of several candidates with equal precision and flip is used. Returns an empty mapping if
+    no precision is complete.
     """
     flips = {artifact.flip for artifact in manifest.artifacts}
-    artifacts = list(artifacts)
+    candidates = list(candidates)
     for precision in precisions:
-        chosen = {
+        selected = {
             artifact.flip: artifact
-            for artifact in reversed(artifacts)
+            for artifact in reversed(candidates)
             if artifact.precision == precision
         }
-        if set(chosen) == flips:
-            return chosen
+        if set(selected) == flips:
+            return selected
     return {}

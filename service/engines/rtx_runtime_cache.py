@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiled for this GPU, kept beside the engine for the next start."""
+"""Runtime cache of TensorRT-RTX: compiled kernels, stored beside the engine for the next start."""
 
 import logging
 import os
@@ -9,37 +9,38 @@ _log = logging.getLogger(__name__)
 
 
 class RuntimeCache:
-    """The runtime cache of one engine file, and the configuration that its contexts are made with.
+    """The runtime cache of one engine file, and the runtime configuration that uses it.
 
-    TensorRT-RTX checks by itself that a cache is of its version, GPU and driver. A directory that
-    cannot be written to only costs the next start its time.
+    TensorRT-RTX itself rejects a cache of another version, GPU or driver. If the directory of the
+    engine is read-only, the kernels are compiled again at the next start.
     """
 
     def __init__(self, trt: Any, engine: Any, engine_file: Path) -> None:
         self._path = engine_file.with_name(f".{engine_file.name}.runtime_cache")
-        self.configuration = engine.create_runtime_config()
-        # Its own way of launching a whole network at once, per shape.
-        self.configuration.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        # Kernels for the very shapes in use, compiled on the side; batch sizes are few.
-        self.configuration.dynamic_shapes_kernel_specialization_strategy = (
+        self.runtime_config = engine.create_runtime_config()
+        # TensorRT-RTX captures the CUDA graph of the whole network itself, one per shape.
+        self.runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        # Kernels specialised to the shapes in use, compiled in the background; there are few
+        # batch sizes.
+        self.runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.LAZY
         )
-        self._cache = self.configuration.create_runtime_cache()
+        self._cache = self.runtime_config.create_runtime_cache()
         self._stored = self._path.read_bytes() if self._path.is_file() else b""
         if self._stored and not self._cache.deserialize(self._stored):
-            _log.info("%s is of another version, GPU or driver and is made anew", self._path)
-        self.configuration.set_runtime_cache(self._cache)
+            _log.info("%s is of another version, GPU or driver and will be replaced", self._path)
+        self.runtime_config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write what was compiled since, if anything, in one step."""
+        """Write the cache atomically if it has changed."""
         content = bytes(self._cache.serialize())
         if content == self._stored:
             return
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            draft.write_bytes(content)
-            draft.replace(self._path)
+            temporary.write_bytes(content)
+            temporary.replace(self._path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
-            _log.info("kernels compiled for this GPU are not kept for the next start: %s", error)
+            temporary.unlink(missing_ok=True)
+            _log.info("the TensorRT-RTX runtime cache is not stored for the next start: %s", error)
         self._stored = content

@@ -1,4 +1,4 @@
-"""The command for GPU hosts, as far as a machine without one can tell."""
+"""The GPU check on a machine without a GPU."""
 
 import json
 import subprocess
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from benchmarks.gpu_check import engines, parity, report
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage, load_package
-from service.engines import EngineOptions, Images, OnnxRuntimeEngine
+from service.engines import EngineOptions, Images
+from service.engines.onnxruntime import OnnxRuntimeEngine
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
-def test_without_a_gpu_it_says_what_it_did_not_run(project: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_reports_what_it_did_not_run_without_a_gpu(project: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_check", "--smoke", "--output", tmp_path],
         cwd=project,
@@ -38,14 +39,14 @@ def test_without_a_gpu_it_says_what_it_did_not_run(project: Path, tmp_path: Path
         (name, size) for name in ("PyTorch fp32", "onnxruntime-cpu fp32") for size in (1, 2)
     }
     assert result["kernels"]["speed"] == []
-    for what in ("everything on a GPU", "corner pooling kernels", "slim: PyTorch fp16"):
-        assert any(line.startswith(what) for line in result["not_run"])
-        assert f"- {what}" in (tmp_path / "gpu_check.md").read_text()
+    for check in ("everything on a GPU", "corner pooling kernels", "slim: PyTorch fp16"):
+        assert any(line.startswith(check) for line in result["not_run"])
+        assert f"- {check}" in (tmp_path / "gpu_check.md").read_text()
     assert "| not measured |" in (tmp_path / "gpu_check.md").read_text()
 
 
 class SlightlyWrongEngine(OnnxRuntimeEngine):
-    """The last image of larger batches gets the first one's scores."""
+    """Returns the scores of the first image for the last image of a batch."""
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         outputs = {name: np.array(values) for name, values in super().run(images, flip).items()}
@@ -58,12 +59,12 @@ def bundled(project: Path) -> ModelPackage:
     return load_package(project / "models" / "blood_cells")
 
 
-def test_a_backend_that_mixes_up_rows_is_found(
+def test_detects_a_backend_that_mixes_up_rows(
     bundled: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = Notes()
-    (right,) = parity.check(bundled, ["onnxruntime-cpu"], 1, notes)
-    assert right["agrees"]
+    (correct,) = parity.check(bundled, ["onnxruntime-cpu"], 1, notes)
+    assert correct["agrees"]
     assert notes.failed == []
 
     def open_engine(package: ModelPackage, backend: str, threads: int, **_: int) -> Any:
@@ -88,7 +89,7 @@ def row(
     }
 
 
-def test_targets_are_put_beside_what_was_measured() -> None:
+def test_report_compares_measurements_with_targets() -> None:
     pooling = {"op_type": "CornerPoolTop", "format": "fp16", "warps": 4}
     gpu = {"name": "NVIDIA L4", "memory_gib": 22.0, "compute_capability": "8.9"}
     host = {"gpu": gpu, "driver": "580.1", "cores": 4, "processor": "x", "python": "3.12"}

@@ -21,14 +21,14 @@ from service.model_registry import load_models
 from service.settings import Settings
 
 
-def run(*arguments: object) -> dict[str, Any]:
+def evaluate(*arguments: object) -> dict[str, Any]:
     output = Path(str(arguments[-1]))
     main([str(argument) for argument in arguments])
-    numbers: dict[str, Any] = json.loads((output / "results.json").read_text())
-    return numbers
+    metrics: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return metrics
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     assert caught.value.code == 1
@@ -49,26 +49,26 @@ def smears(project: Path) -> list[object]:
     return ["--annotations", samples / "blood_smears.json", "--images", samples]
 
 
-def test_a_package_is_evaluated_offline_as_over_http(
+def test_offline_and_http_evaluation_give_the_same_detections(
     blood_cells: str, smears: list[object], project: Path, tmp_path: Path
 ) -> None:
     package = project / "models/blood_cells"
-    offline = run(*smears, "--package", package, "--output", tmp_path / "offline")
-    http_ = run(
+    offline = evaluate(*smears, "--package", package, "--output", tmp_path / "offline")
+    over_http = evaluate(
         *smears, "--url", blood_cells, "--model", "blood_cells", "--output", tmp_path / "http"
     )
     found = [(tmp_path / way / "detections.json").read_text() for way in ("offline", "http")]
     assert found[0] == found[1]
     assert len(json.loads(found[0])) == 400
     for part in ("boxes", "false_discovery"):
-        assert offline[part] == http_[part]
+        assert offline[part] == over_http[part]
     assert offline["boxes"]["all"]["AP50"] > 0.85
     assert offline["speed"]["images_per_s"] > 0
 
 
-def test_the_report_is_whole(smears: list[object], project: Path, tmp_path: Path) -> None:
+def test_the_report_is_complete(smears: list[object], project: Path, tmp_path: Path) -> None:
     output = tmp_path / "report"
-    run(*smears, "--package", project / "models/blood_cells", "--output", output)
+    evaluate(*smears, "--package", project / "models/blood_cells", "--output", output)
     markdown, page = (output / "report.md").read_text(), (output / "report.html").read_text()
     images = re.findall(r"!\[.*\]\((.*)\)", markdown)
     assert {"recall_curves.png", "confusion.png", "scores.png", "worst_1.jpg"} <= set(images)
@@ -83,19 +83,19 @@ def test_the_report_is_whole(smears: list[object], project: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_the_bundled_model_is_as_good_as_the_docs_say(
+def test_the_bundled_model_has_the_documented_scores(
     shared: Path, project: Path, tmp_path: Path
 ) -> None:
     data = shared / "data/bccd"
     where = ["--annotations", data / "test.json", "--images", data / "images"]
     package = project / "models/blood_cells"
-    numbers = run(*where, "--package", package, "--output", tmp_path / "report")
+    metrics = evaluate(*where, "--package", package, "--output", tmp_path / "report")
     for line, part in (("BCCD `test` | 36", "boxes"), ("BCCD `test` | 10", "false_discovery")):
         row = next(
             r for r in (project / "docs/evaluation.md").read_text().splitlines() if line in r
         )
         shown = [float(cell) for cell in re.findall(r"\| \**(\d+\.\d+)", row)]
-        found = numbers[part]["all"] if part == "boxes" else numbers[part]
+        found = metrics[part]["all"] if part == "boxes" else metrics[part]
         scale, digit = (1, 1e-3) if part == "boxes" else (100, 0.1)
         # Half a digit of rounding, and processors with other vector units.
         assert [scale * value for value in found.values()] == pytest.approx(shown, abs=digit)
@@ -108,12 +108,12 @@ def write_image(directory: Path) -> None:
 def coco_file(directory: Path, *labels: dict[str, Any], **category: Any) -> list[object]:
     write_image(directory)
     path = directory / "labels.json"
-    facts = {
+    document = {
         "images": [{"id": 1, "file_name": "a.png"}],
         "annotations": [{"image_id": 1, "category_id": 1, **label} for label in labels],
         "categories": [{"id": 1, "name": "red", **category}],
     }
-    path.write_text(json.dumps(facts))
+    path.write_text(json.dumps(document))
     return ["--annotations", path, "--images", directory]
 
 
@@ -126,17 +126,19 @@ def test_poses_of_any_number_of_keypoints(tmp_path: Path) -> None:
     with run_server(one_model(FixedEngine(POSE_ROWS), manifest), Settings()) as server:
         labelled = coco_file(tmp_path, KEYPOINTS, keypoints=["nose", "tail"])
         where = [*labelled, "--url", server.url]
-        keypoints = run(*where, "--output", tmp_path / "pck")["keypoints"]
+        keypoints = evaluate(*where, "--output", tmp_path / "pck")["keypoints"]
         assert keypoints["names"] == ["nose", "tail", "all"]
         assert keypoints["mean_error_px"] == pytest.approx([0, 10, 5])
-        # The body is 36 pixels long.
+        # The pose is 36 pixels long.
         assert keypoints["pck"] == {"0.05": [1, 0, 0.5], "0.1": [1, 0, 0.5], "0.2": [1, 0, 0.5]}
         assert "give sigmas" in (tmp_path / "pck/report.md").read_text()
-        strict = run(*where, "--sigmas", 0.05, 0.05, "--output", tmp_path / "strict")["poses"]
-        loose = run(*where, "--sigmas", 1, 1, "--output", tmp_path / "loose")["poses"]
+        strict = evaluate(*where, "--sigmas", 0.05, 0.05, "--output", tmp_path / "strict")["poses"]
+        loose = evaluate(*where, "--sigmas", 1, 1, "--output", tmp_path / "loose")["poses"]
         assert strict["all"]["AP"] == pytest.approx(0.1)  # (1 + exp(-9.8)) / 2: at 0.5 only
         assert loose["all"]["AP"] == pytest.approx(1)
-        assert run(*where, "--task", "boxes", "--output", tmp_path / "boxes")["task"] == "boxes"
+        assert (
+            evaluate(*where, "--task", "boxes", "--output", tmp_path / "boxes")["task"] == "boxes"
+        )
 
 
 def test_boxes_3d_over_http(tmp_path: Path) -> None:
@@ -153,18 +155,18 @@ def test_boxes_3d_over_http(tmp_path: Path) -> None:
     where = ["--annotations", tmp_path / "label_2", "--images", tmp_path]
     manifest = make_manifest(BOXES_3D, CANVAS_3D)
     with run_server(one_model(FixedEngine(BOXES_3D_ROWS), manifest), Settings()) as server:
-        numbers = run(*where, "--url", server.url, "--output", tmp_path / "report")
-    assert numbers["space"]["found"] == 1
-    assert numbers["space"]["depth"] == 0
+        metrics = evaluate(*where, "--url", server.url, "--output", tmp_path / "report")
+    assert metrics["boxes_3d"]["found"] == 1
+    assert metrics["boxes_3d"]["depth"] == 0
     # Its center is 10 pixels under the principal point: 1 m at 20 m, and half the height more.
-    assert numbers["space"]["iou_3d"] == pytest.approx(1, abs=1e-3)
-    assert numbers["kitti"]["green"].keys() == {"0.5", "0.25"}
+    assert metrics["boxes_3d"]["iou_3d"] == pytest.approx(1, abs=1e-3)
+    assert metrics["kitti"]["green"].keys() == {"0.5", "0.25"}
     report = (tmp_path / "report/report.md").read_text()
     assert "| green | AOS | 0.5 | –" in report  # noqa: RUF001 (16 pixels: too low for KITTI)
 
 
-def test_centers_of_the_labels_replace_the_model_s(tmp_path: Path) -> None:
-    """Two boxes of which the model confirms one: with the labels' centers it is both."""
+def test_labelled_centers_replace_predicted_centers(tmp_path: Path) -> None:
+    """The predicted centers confirm one of two boxes, the labelled centers both."""
     rows = {
         "scores": np.float32([0.9, 0.6, -1]),
         "class_ids": np.zeros(3, np.int32),
@@ -181,14 +183,14 @@ def test_centers_of_the_labels_replace_the_model_s(tmp_path: Path) -> None:
     boxes = [[cell * 127 / 32 - 31 for cell in box] for box in rows["boxes"][:2].tolist()]
     labels = [{"bbox": [x1, y1, x2 - x1, y2 - y1]} for x1, y1, x2, y2 in boxes]
     where = [*coco_file(tmp_path, *labels, name="a"), "--package", package]
-    numbers = run(*where, "--ground-truth-centers", "--output", tmp_path / "report")
-    assert numbers["boxes"]["all"]["AR100"] == pytest.approx(0.5)
-    assert numbers["with_ground_truth_centers"]["AR100"] == pytest.approx(1)
-    assert numbers["with_ground_truth_centers"]["AP"] > numbers["boxes"]["all"]["AP"]
+    metrics = evaluate(*where, "--ground-truth-centers", "--output", tmp_path / "report")
+    assert metrics["boxes"]["all"]["AR100"] == pytest.approx(0.5)
+    assert metrics["with_ground_truth_centers"]["AR100"] == pytest.approx(1)
+    assert metrics["with_ground_truth_centers"]["AP"] > metrics["boxes"]["all"]["AP"]
     assert "| ground truth |" in (tmp_path / "report/report.md").read_text()
 
 
-def test_refusals(
+def test_invalid_arguments_are_reported(
     blood_cells: str,
     smears: list[object],
     project: Path,
@@ -200,22 +202,24 @@ def test_refusals(
     where = [*smears, "--package", package]
     flat = coco_file(tmp_path, KEYPOINTS, keypoints=["nose", "tail"])
     served = ["--url", blood_cells, *end]
-    assert "does not know" in refusal(capsys, *flat, *served)
-    assert "finds boxes. Evaluate it with" in refusal(capsys, *smears, *served, "--task", "poses")
-    assert "only corner_triplets" in refusal(capsys, *where, "--ground-truth-centers", *end)
-    assert "give --url" in refusal(capsys, *where, "--model", "x", *end)
-    assert "is not a model package" in refusal(capsys, *smears, "--package", tmp_path, *end)
-    assert "no model 'x'" in refusal(capsys, *smears, "--url", blood_cells, "--model", "x", *end)
-    assert "cannot be reached" in refusal(capsys, *smears, "--url", "http://127.0.0.1:1", *end)
+    assert "does not have" in error_of(capsys, *flat, *served)
+    assert "detects boxes. Evaluate it with" in error_of(
+        capsys, *smears, *served, "--task", "poses"
+    )
+    assert "only corner_triplets" in error_of(capsys, *where, "--ground-truth-centers", *end)
+    assert "give --url" in error_of(capsys, *where, "--model", "x", *end)
+    assert "is not a model package" in error_of(capsys, *smears, "--package", tmp_path, *end)
+    assert "no model 'x'" in error_of(capsys, *smears, "--url", blood_cells, "--model", "x", *end)
+    assert "cannot be reached" in error_of(capsys, *smears, "--url", "http://127.0.0.1:1", *end)
     (tmp_path / "a.png").unlink()
-    assert "images are missing" in refusal(capsys, *flat, "--package", package, *end)
+    assert "images are missing" in error_of(capsys, *flat, "--package", package, *end)
     assert not output.exists()
     output.mkdir()
-    assert "there already" in refusal(capsys, *where, *end)
-    assert "no directory" in refusal(capsys, *where, "--output", tmp_path / "no/report")
+    assert "already exists" in error_of(capsys, *where, *end)
+    assert "does not exist" in error_of(capsys, *where, "--output", tmp_path / "no/report")
 
 
-def test_a_damaged_image_is_named_and_nothing_is_written(
+def test_a_damaged_image_is_reported_and_no_report_is_written(
     blood_cells: str,
     smears: list[object],
     project: Path,
@@ -227,31 +231,31 @@ def test_a_damaged_image_is_named_and_nothing_is_written(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "blood_smear_3.jpg").write_bytes(b"no image")
     for way in (["--package", project / "models/blood_cells"], ["--url", blood_cells]):
-        error = refusal(
+        error = error_of(
             *(capsys, *smears[:2], "--images", tmp_path, *way, "--output", tmp_path / "report")
         )
         assert "blood_smear_3.jpg: " in error
         assert not list(tmp_path.glob("*report*"))
 
 
-def test_wrong_labels_for_poses_and_space(
+def test_labels_without_keypoints_or_3d_boxes_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     end = ["--output", tmp_path / "report"]
     flat = coco_file(tmp_path, {"bbox": [1, 1, 9, 9]})
     with run_server(one_model(FixedEngine(POSE_ROWS), make_manifest(POSES)), Settings()) as server:
-        assert "labels have no keypoints" in refusal(capsys, *flat, "--url", server.url, *end)
+        assert "labels have no keypoints" in error_of(capsys, *flat, "--url", server.url, *end)
         three = coco_file(tmp_path, KEYPOINTS | {"keypoints": [1, 1, 2] * 3})
-        assert "labels have [3] keypoints" in refusal(capsys, *three, "--url", server.url, *end)
+        assert "labels have [3] keypoints" in error_of(capsys, *three, "--url", server.url, *end)
         two = coco_file(tmp_path, KEYPOINTS)
-        error = refusal(capsys, *two, "--url", server.url, *end, "--sigmas", "0.1")
+        error = error_of(capsys, *two, "--url", server.url, *end, "--sigmas", "0.1")
         assert "received 1; painted has 2 keypoints" in error
-    space = one_model(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
-    with run_server(space, Settings()) as server:
-        assert "these labels are flat" in refusal(capsys, *flat, "--url", server.url, *end)
+    boxes_3d = one_model(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
+    with run_server(boxes_3d, Settings()) as server:
+        assert "the labels have only 2D boxes" in error_of(capsys, *flat, "--url", server.url, *end)
 
 
-def test_a_service_that_is_not_ready_is_said(
+def test_a_service_that_is_not_ready_is_reported(
     smears: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class NotReady(http.server.BaseHTTPRequestHandler):
@@ -263,11 +267,11 @@ def test_a_service_that_is_not_ready_is_said(
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Suppress the log."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), NotReady) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        error = refusal(capsys, *smears, "--url", url, "--output", tmp_path / "report")
+        error = error_of(capsys, *smears, "--url", url, "--output", tmp_path / "report")
         server.shutdown()
     assert "503 blood_cells is being timed" in error

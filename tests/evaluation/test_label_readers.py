@@ -1,4 +1,4 @@
-"""Labels of every format become the same thing; what is wrong with them is said."""
+"""Conversion of all label formats to the same structure, and errors of invalid labels."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation.errors import EvaluationError
-from evaluation.ground_truth import check_images, for_classes, labels_by_image
+from evaluation.ground_truth import check_images, labels_by_image, map_to_classes
 from evaluation.label_readers import read_ground_truth
 
 VOC = """<annotation><filename>{name}.jpg</filename>
@@ -27,12 +27,12 @@ DONT_CARE = "DontCare -1 -1 -10 5.00 6.00 7.00 8.00 -1 -1 -1 -1000 -1000 -1000 -
 def test_voc(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.xml").write_text(VOC.format(name=name))
-    ground_truth = for_classes(
+    ground_truth = map_to_classes(
         read_ground_truth(tmp_path, tmp_path / "images"), ("dog", "cat", "owl")
     )
     assert [image.path.name for image in ground_truth.images] == ["a.jpg", "b.jpg"]
     (labels, _) = labels_by_image(ground_truth)
-    # VOC counts pixels from 1, and its last pixel belongs to the box. Parts are no objects.
+    # VOC counts pixels from 1, and its last pixel belongs to the box. Parts are not objects.
     assert labels.boxes_xyxy.tolist() == [[0, 0, 10, 20], [10, 0, 20, 20]]
     assert labels.class_ids.tolist() == [1, 0]
     assert labels.is_crowd.tolist() == [False, True]
@@ -50,14 +50,14 @@ def test_kitti(tmp_path: Path) -> None:
     ground_truth = read_ground_truth(tmp_path / "label_2", tmp_path)
     assert [image.path.name for image in ground_truth.images] == ["000003.png", "000007.png"]
     assert ground_truth.images[0].projection == tuple(matrix)
-    assert ground_truth.space is not None
-    labels = ground_truth.space[1]
+    assert ground_truth.boxes_3d is not None
+    labels = ground_truth.boxes_3d[1]
     assert labels.types == ("Car", "DontCare")
     assert (labels.truncations[0], labels.occlusions[0], labels.alphas[0]) == (0.1, 1, -1.57)
     assert labels.dimensions_hwl[0].tolist() == [1.5, 1.6, 4]
     assert labels.locations[0].tolist() == [1, 1.7, 20]
     assert labels.rotations_y[0] == -1.5
-    flat, empty = labels_by_image(for_classes(ground_truth, ("Pedestrian", "Car")))
+    flat, empty = labels_by_image(map_to_classes(ground_truth, ("Pedestrian", "Car")))
     assert flat.boxes_xyxy.tolist() == [[10, 20, 60, 70], [5, 6, 7, 8]]
     assert flat.is_crowd.tolist() == [False, True]
     assert len(empty.class_ids) == 0
@@ -73,71 +73,73 @@ def coco(**new: Any) -> dict[str, Any]:
     } | new
 
 
-def read(path: Path, facts: Any) -> Any:
-    path.write_text(facts if isinstance(facts, str) else json.dumps(facts))
+def read(path: Path, document: Any) -> Any:
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
     return read_ground_truth(path, path.parent)
 
 
-def test_coco_files_may_leave_out_what_follows_from_the_rest(tmp_path: Path) -> None:
+def test_coco_files_may_omit_derived_fields(tmp_path: Path) -> None:
     ground_truth = read(tmp_path / "labels.json", coco())
     assert [image.image_id for image in ground_truth.images] == [2, 4]
     (label,) = ground_truth.coco["annotations"]
     assert (label["id"], label["area"], label["iscrowd"], label["num_keypoints"]) == (1, 12, 0, 1)
-    empty, full = labels_by_image(for_classes(ground_truth, ("cat",)))
+    empty, full = labels_by_image(map_to_classes(ground_truth, ("cat",)))
     assert full.keypoints.tolist() == [[[5, 6, 2], [0, 0, 0]]]
     assert empty.keypoints.shape == (0, 2, 3)
 
 
-def test_a_number_names_a_class_by_its_index(tmp_path: Path) -> None:
+def test_a_numeric_category_name_is_a_class_index(tmp_path: Path) -> None:
     ground_truth = read(tmp_path / "labels.json", coco(categories=[{"id": 7, "name": 1}]))
-    renamed = for_classes(ground_truth, ("dog", "cat")).coco
+    renamed = map_to_classes(ground_truth, ("dog", "cat")).coco
     assert renamed["categories"] == [{"id": 1, "name": "cat"}]
     assert [label["category_id"] for label in renamed["annotations"]] == [1]
 
 
-def test_categories_without_labels_need_no_class(tmp_path: Path) -> None:
+def test_categories_without_labels_need_not_be_classes_of_the_model(tmp_path: Path) -> None:
     two = [{"id": 7, "name": "cat"}, {"id": 8, "name": "unicorn"}]
-    ground_truth = for_classes(read(tmp_path / "labels.json", coco(categories=two)), ("cat", "dog"))
+    ground_truth = map_to_classes(
+        read(tmp_path / "labels.json", coco(categories=two)), ("cat", "dog")
+    )
     assert [category["name"] for category in ground_truth.coco["categories"]] == ["cat"]
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("document", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "no COCO file"),
+        ("[]", "not a COCO file"),
         (coco(images=[{"id": 4}]), "cannot be read: 'file_name' is missing"),
         (coco(annotations=[{"image_id": 9}]), "1 annotations belong to no image"),
-        (coco(annotations=[{"image_id": 4, "category_id": 7, "bbox": [1]}]), "cannot be read"),
+        (coco(annotations=[{"image_id": 4, "category_id": 7, "bbox": [1]}]), "not four finite"),
         (coco(images=[{"id": 4, "file_name": "a"}] * 2), "the same id"),
         (coco(categories=[]), "1 annotations belong to no category"),
     ],
 )
-def test_bad_coco_files(facts: Any, words: str, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=words):
-        read(tmp_path / "labels.json", facts)
+def test_invalid_coco_files_raise(document: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        read(tmp_path / "labels.json", document)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
         ("a.xml", "<annotation>", "cannot be read"),
-        ("a.xml", "<annotation><object><name>a</name></object></annotation>", "cannot be read"),
-        ("a.txt", "Car 1 2 3", "line 1: 4 words"),
-        ("a.txt", CAR.replace("0.10", "much"), "cannot be read"),
+        ("a.xml", "<annotation><object><name>a</name></object></annotation>", "not four numbers"),
+        ("a.txt", "Car 1 2 3", "line 1: 3 numbers"),
+        ("a.txt", CAR.replace("0.10", "much"), "line 1: could not convert"),
         ("a.md", "", "holds no labels"),
     ],
 )
-def test_bad_directories(name: str, text: str, words: str, tmp_path: Path) -> None:
+def test_invalid_directories_raise(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(EvaluationError, match=words):
+    with pytest.raises(EvaluationError, match=message):
         read_ground_truth(tmp_path, tmp_path)
 
 
-def test_unknown_classes_and_missing_images_are_named(tmp_path: Path) -> None:
+def test_errors_name_unknown_classes_and_missing_images(tmp_path: Path) -> None:
     ground_truth = read(tmp_path / "labels.json", coco())
-    with pytest.raises(EvaluationError, match=r"classes cat, which .* it knows dog, owl"):
-        for_classes(ground_truth, ("dog", "owl"))
+    with pytest.raises(EvaluationError, match=r"classes cat, which .* classes are dog, owl"):
+        map_to_classes(ground_truth, ("dog", "owl"))
     (tmp_path / "a.png").touch()
     with pytest.raises(EvaluationError, match=r"1 of 2 images are missing: .*b\.png"):
         check_images(ground_truth)
@@ -145,10 +147,10 @@ def test_unknown_classes_and_missing_images_are_named(tmp_path: Path) -> None:
         check_images(read(tmp_path / "labels.json", coco(images=[], annotations=[])))
 
 
-def test_kitti_classes_that_the_model_lacks_are_left_out(tmp_path: Path) -> None:
+def test_kitti_classes_that_the_model_does_not_have_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text(f"{CAR}\n{CAR.replace('Car', 'Tram')}\n")
-    ground_truth = for_classes(read_ground_truth(tmp_path, tmp_path), ("Car",))
+    ground_truth = map_to_classes(read_ground_truth(tmp_path, tmp_path), ("Car",))
     assert [category["name"] for category in ground_truth.coco["categories"]] == ["Car"]
     assert np.array([one.class_ids for one in labels_by_image(ground_truth)]).tolist() == [[0]]
-    with pytest.raises(EvaluationError, match="does not know"):
-        for_classes(ground_truth, ("Boat",))
+    with pytest.raises(EvaluationError, match="does not have"):
+        map_to_classes(ground_truth, ("Boat",))

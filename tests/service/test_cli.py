@@ -190,4 +190,4 @@ def test_auto_says_why_each_other_backend_was_refused(
     caplog.set_level("INFO")
     engine = open_engine(load_package(bundled), "auto", threads=1)
     assert "CPUExecutionProvider" in engine.description
-    assert "not onnxruntime-cuda: ONNX Runtime" in caplog.text
+    assert "backend onnxruntime-cuda is unavailable: ONNX Runtime" in caplog.text

@@ -14,7 +14,7 @@ from support.serving import ColourEngine, make_manifest
 
 from service.cli import main
 from service.engines import EngineUnavailableError, Images
-from service.warmup import BatchTiming, batch_sizes_up_to, choose_batch_size, time_batches
+from service.warmup import BatchTiming, choose_batch_size, time_batches
 
 
 def test_every_size_is_checked_and_timed() -> None:
@@ -45,12 +45,6 @@ def test_wrong_outputs_are_found() -> None:
 
     with pytest.raises(EngineUnavailableError, match="output scores is"):
         time_batches(WrongEngine(), make_manifest(), 1, 0.0)
-
-
-def test_sizes() -> None:
-    assert batch_sizes_up_to(1) == [1]
-    assert batch_sizes_up_to(8) == [1, 2, 4, 8]
-    assert batch_sizes_up_to(12) == [1, 2, 4, 8, 12]
 
 
 TIMINGS = [BatchTiming(1, 0.100, 10.0), BatchTiming(4, 0.200, 20.0), BatchTiming(8, 0.396, 20.2)]

@@ -1,4 +1,4 @@
-"""Packages to build engines of, and a library to build them with that needs no download."""
+"""Packages to build engines from, and the fake TensorRT libraries to build them with."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export.engines.building import BuiltEngine, EngineRequest, build_engines
+from model_export.engines.build import BuiltEngine, EngineRequest, build_engines
 from model_package import (
     CenterBoxesDecoder,
     EngineArtifact,
@@ -28,7 +28,7 @@ from model_package.directory import sha256_of
 
 ROOT = Path(__file__).parents[2]
 FAKES = ROOT / "tests" / "model_export" / "engines" / "fake_libraries"
-PROVED = Verification(
+VERIFICATION = Verification(
     reference="nothing: made for a test",
     inputs=1,
     tolerances={},
@@ -41,7 +41,7 @@ FREE = FreeSize(multiple_px=32, extra_px=1, max_side_px=100)
 
 
 def tiny_graph(producer: str = "", operator: str = "Cast", domain: str = "") -> bytes:
-    """Serialise a graph of one node; the fake libraries go by the producer's name."""
+    """Serialise a graph of one node; the producer selects how the fake libraries behave."""
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "H", "W", 3])
     scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", "H", "W", 3])
     attributes = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
@@ -82,7 +82,7 @@ def write_package(
     input_spec: InputSpec | None = None,
     decoder: Any = None,
 ) -> ModelPackage:
-    """Publish ONNX files whose names say ``fp16`` and ``flip`` where they are that."""
+    """Publish a package of ONNX files; precision and flip follow from the file names."""
     with draft_package(directory) as draft:
         artifacts = []
         for name, content in files.items():
@@ -96,7 +96,7 @@ def write_package(
                     flip="flip" in name,
                     sha256=sha256_of(path),
                     size_bytes=path.stat().st_size,
-                    agreement=PROVED if half else None,
+                    agreement=VERIFICATION if half else None,
                 )
             )
         manifest = ModelManifest(
@@ -115,7 +115,7 @@ def write_package(
                 normalization="none",
                 tools={},
             ),
-            verification=PROVED,
+            verification=VERIFICATION,
         )
         return draft.publish(manifest)
 
@@ -123,7 +123,7 @@ def write_package(
 def start_build(
     package: Path, *options: str, libraries: Path | None = FAKES
 ) -> "subprocess.Popen[str]":
-    """Run ``centernet-export build`` as its own process."""
+    """Start ``centernet-export build`` in a process of its own."""
     paths = [str(ROOT), *([str(libraries)] if libraries else []), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-m", "model_export", "build", str(package), *options],
@@ -135,46 +135,46 @@ def start_build(
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file, hidden ones included."""
+    """Return the content of every file, including hidden files, by name."""
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def engines_of(directory: Path) -> list[EngineArtifact]:
-    """Engines that a whole package lists."""
+    """Return the engines of a valid package."""
     artifacts = load_package(directory).manifest.artifacts
     return [artifact for artifact in artifacts if isinstance(artifact, EngineArtifact)]
 
 
-def facts_of(package: Path, engine: EngineArtifact) -> dict[str, Any]:
-    """What a fake library says in an engine."""
+def settings_of(package: Path, engine: EngineArtifact) -> dict[str, Any]:
+    """Return the build settings that a fake library writes into an engine."""
     return json.loads((package / engine.file).read_bytes())
 
 
-class Watcher:
-    """Writes everything down that a build tells."""
+class RecordingObserver:
+    """Records the events of a build."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
-        self.shares: list[float] = []
-        self.ended: list[BuiltEngine] = []
-        self.gone: list[str] = []
+        self.fractions: list[float] = []
+        self.built: list[BuiltEngine] = []
+        self.removed_files: list[str] = []
 
-    def dropped(self, engine: EngineArtifact) -> None:
-        self.gone.append(engine.file)
+    def removed(self, engine: EngineArtifact) -> None:
+        self.removed_files.append(engine.file)
 
-    def begin(self, number: int, count: int, step: str) -> None:
+    def started(self, number: int, count: int, step: str) -> None:
         self.steps.append(f"{number}/{count} {step}")
 
-    def progress(self, share: float, phase: str) -> None:
+    def progress(self, fraction: float, phase: str) -> None:
         assert phase
-        self.shares.append(share)
+        self.fractions.append(fraction)
 
-    def end(self, engine: BuiltEngine) -> None:
-        self.ended.append(engine)
+    def finished(self, engine: BuiltEngine) -> None:
+        self.built.append(engine)
 
 
-def build(directory: Path, request: EngineRequest) -> Watcher:
-    """Build what is asked for."""
-    watcher = Watcher()
-    build_engines(directory, request, watcher)
-    return watcher
+def build(directory: Path, request: EngineRequest) -> RecordingObserver:
+    """Build the engines and return the recorded events."""
+    observer = RecordingObserver()
+    build_engines(directory, request, observer)
+    return observer

@@ -1,6 +1,6 @@
-// CUDA enough to run a kernel source, named by KERNELS, on the CPU. Threads of a block are fibers
-// that take turns: shuffles wait for the warp, __syncthreads() for the block. Blocks run one after
-// the other. Where threads wait for each other for ever, launch() says so instead of hanging.
+// The subset of CUDA that the kernel source in the macro KERNELS uses, on the CPU. The threads of a
+// block are fibers: shuffles wait for the warp, __syncthreads() for the block. Blocks run one after
+// the other. launch() detects a deadlock and returns 1.
 
 #include <csetjmp>
 #include <cstring>
@@ -17,7 +17,7 @@
 
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
-struct Place { int x, y; };
+struct Index2 { int x, y; };
 
 struct Barrier {
   int waiting = 0, passed = 0;
@@ -27,7 +27,7 @@ struct Warp {
   unsigned slots[2][32];
 };
 struct Fiber {
-  Place thread;
+  Index2 thread;
   Warp* warp;
   jmp_buf state;
   ucontext_t start;
@@ -37,14 +37,14 @@ struct Fiber {
 
 static Fiber* running;
 static jmp_buf scheduler;
-static Place blockIdx, blockDim;
+static Index2 blockIdx, blockDim;
 static Barrier block_barrier, block_end;
 static long events;  // arrivals at barriers and ends of fibers
 
-static void wait(Barrier& barrier, int everybody) {
+static void wait(Barrier& barrier, int count) {
   const int round = barrier.passed;
   ++events;
-  if (++barrier.waiting == everybody) barrier.waiting = 0, ++barrier.passed;
+  if (++barrier.waiting == count) barrier.waiting = 0, ++barrier.passed;
   while (barrier.passed == round)
     if (!_setjmp(running->state)) _longjmp(scheduler, 1);
 }
@@ -58,10 +58,10 @@ static unsigned exchange(unsigned value, int source) {
 }
 
 #define threadIdx (running->thread)
-static unsigned __shfl_sync(unsigned, unsigned value, int worker) { return exchange(value, worker); }
+static unsigned __shfl_sync(unsigned, unsigned value, int lane) { return exchange(value, lane); }
 static unsigned __shfl_up_sync(unsigned, unsigned value, int distance) {
-  const int worker = threadIdx.x;
-  return exchange(value, worker < distance ? worker : worker - distance);
+  const int lane = threadIdx.x;
+  return exchange(value, lane < distance ? lane : lane - distance);
 }
 static void __syncthreads() { wait(block_barrier, blockDim.x * blockDim.y); }
 static float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -101,10 +101,10 @@ static void run_fiber() {
   _longjmp(scheduler, 1);
 }
 
-// 0, or 1 if threads waited for others that never came.
-extern "C" int launch(const Call* todo, int block_x, int block_y) {
+// Returns 0, or 1 if threads wait at a barrier that others never reach.
+extern "C" int launch(const Call* launched, int block_x, int block_y) {
   constexpr size_t STACK = 65536;
-  call = todo;
+  call = launched;
   blockDim = {block_x, block_y};
   block_barrier = block_end = {};
   std::vector<Warp> warps(block_y);

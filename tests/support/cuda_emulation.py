@@ -1,4 +1,4 @@
-"""Run the corner pooling kernels on the CPU: the very source, compiled for this machine."""
+"""Run the corner pooling kernels on the CPU, compiled from their CUDA source."""
 
 import ctypes
 import shutil
@@ -12,7 +12,7 @@ from model_export.engines.corner_pooling_kernels import Launch
 
 KERNELS = Path(__file__).parents[2] / "model_export" / "engines" / "corner_pooling.cu"
 _GUARD = 64
-"""Bytes around each array: writes there are found, reads only if they change the result."""
+"""Bytes around each array: detects every write there, and reads that change the result."""
 
 
 class _Call(ctypes.Structure):
@@ -24,12 +24,12 @@ class _Call(ctypes.Structure):
 
 
 def compiler() -> str | None:
-    """A C++ compiler that can build the emulation, if there is one."""
+    """Return the path of a C++ compiler for the emulation, if there is one."""
     return shutil.which("g++")
 
 
 class Emulation:
-    """The kernels, compiled into ``directory``."""
+    """The kernels, compiled as a shared library in ``directory``."""
 
     def __init__(self, directory: Path) -> None:
         library = directory / "kernels.so"
@@ -39,25 +39,27 @@ class Emulation:
         subprocess.run([*command, "-o", str(library), str(source)], check=True)
         self._library = ctypes.CDLL(str(library))
 
-    def run(self, kernel: str, numbers: Launch, *inputs: NDArray) -> NDArray:
-        """Output of ``kernel`` for unsigned integers that hold the bits of (N, C, H, W) maps."""
+    def run(self, kernel: str, launch: Launch, *inputs: NDArray) -> NDArray:
+        """Return the output of ``kernel`` for the bits of its (N, C, H, W) maps, as unsigned ints."""
         guarded = [_guarded(values) for values in inputs]
         output = _guarded(np.zeros_like(inputs[0]))
         pointers = [values.ctypes.data + _GUARD for values in (guarded[0], guarded[-1], output)]
         entry = ctypes.cast(getattr(self._library, kernel), ctypes.c_void_p)
-        call = _Call(entry, len(inputs), numbers.blocks, *numbers.arguments, *pointers)
-        if self._library.launch(ctypes.byref(call), *numbers.block_size):
-            raise RuntimeError(f"{kernel} {numbers}: threads wait for others that never come")
+        call = _Call(entry, len(inputs), launch.blocks, *launch.arguments, *pointers)
+        if self._library.launch(ctypes.byref(call), *launch.block_size):
+            raise RuntimeError(
+                f"{kernel} {launch}: threads wait at a barrier that others never reach"
+            )
         if not (_is_guard(output[:_GUARD]) and _is_guard(output[-_GUARD:])):
-            raise RuntimeError(f"{kernel} {numbers}: wrote outside its output")
+            raise RuntimeError(f"{kernel} {launch}: wrote out of bounds of its output")
         return output[_GUARD:-_GUARD].view(inputs[0].dtype).reshape(inputs[0].shape)
 
 
 def _guarded(values: NDArray) -> NDArray[np.uint8]:
-    """Bytes of ``values`` between guards, which are NaN in every format and would spread."""
+    """Return the bytes of ``values`` between guards, which are NaN in every format."""
     guard = np.full(_GUARD, 0xFF, np.uint8)
     bytes_ = np.concatenate([guard, np.ascontiguousarray(values).view(np.uint8).ravel(), guard])
-    # NumPy's memory is aligned to 16 bytes and the guard keeps it so.
+    # NumPy aligns arrays to 16 bytes, and the size of the guard preserves that.
     assert bytes_.ctypes.data % 16 == 0
     return bytes_
 

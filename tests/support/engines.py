@@ -1,4 +1,4 @@
-"""Packages whose every output is the mean of the image times a factor, for every backend."""
+"""Packages for all backends whose outputs are the mean of the image times a factor."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from model_package import (
     Verification,
 )
 from model_package.manifest import BatchProfile, EngineArtifact, EngineRequirements
-from support.fake_tensorrt import plan
+from support.fake_tensorrt import serialized_plan
 from support.serving import make_manifest
 
 DECODER = CenterBoxesDecoder(output_stride=4, top_k=1, score_threshold=0.3)
@@ -27,7 +27,7 @@ DIGEST = "0" * 64
 
 
 def mean_graph(factor: float) -> onnx.ModelProto:
-    """Every output is the image's mean times ``factor``; any size of image."""
+    """Return a graph for images of any size, with outputs that are their mean times ``factor``."""
     inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", "h", "w", 3])]
     outputs, nodes = [], [helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT)]
     nodes.append(helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0))
@@ -57,11 +57,11 @@ def mean_graph(factor: float) -> onnx.ModelProto:
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def engine_artifact(file: str = "model.engine", **facts: Any) -> EngineArtifact:
-    """A TensorRT 10.9 engine for an L4, unless said otherwise."""
+def engine_artifact(file: str = "model.engine", **overrides: Any) -> EngineArtifact:
+    """Return a TensorRT 10.9 engine for compute capability 8.9, with fields replaced."""
     requires = {"version": "10.9.0.34", "compute_capability": "8.9", "gpu": None}
-    requires |= {name: facts.pop(name) for name in tuple(facts) if name in requires}
-    usual: dict[str, Any] = {
+    requires |= {name: overrides.pop(name) for name in tuple(overrides) if name in requires}
+    fields: dict[str, Any] = {
         "file": file,
         "precision": "fp32",
         "sha256": DIGEST,
@@ -72,7 +72,7 @@ def engine_artifact(file: str = "model.engine", **facts: Any) -> EngineArtifact:
         "batch": BatchProfile(opt=4, max=8),
         "tf32": False,
     }
-    return EngineArtifact(**(usual | facts))
+    return EngineArtifact(**(fields | overrides))
 
 
 def half_precision_artifact(flip: bool = False) -> OnnxArtifact:
@@ -94,16 +94,15 @@ def make_package(
     more: Sequence[OnnxArtifact | EngineArtifact] = (),
     flips: tuple[bool, ...] = (False,),
     input_spec: InputSpec = INPUT,
-    **facts: Any,
+    **plan_fields: Any,
 ) -> ModelPackage:
-    """A package of fp32 ONNX files and ``more``; ``facts`` go into the plans of its engines.
+    """Write a package of fp32 ONNX files and ``more``; ``plan_fields`` go into its engines.
 
-    The factor is -1 for averages over flipped images and doubled in half precision, to tell which
-    file was run.
+    The factor is 1; negated with flip and doubled in fp16, to show which file was run.
     """
     manifest = make_manifest(DECODER, input_spec, flips)
-    described = manifest.model_dump() | {"artifacts": (*manifest.artifacts, *more)}
-    manifest = ModelManifest.model_validate(described)
+    fields = manifest.model_dump() | {"artifacts": (*manifest.artifacts, *more)}
+    manifest = ModelManifest.model_validate(fields)
     for artifact in manifest.artifacts:
         factor = (-1.0 if artifact.flip else 1.0) * (2 if artifact.precision == "fp16" else 1)
         path = directory / artifact.file
@@ -111,10 +110,10 @@ def make_package(
             onnx.save(mean_graph(factor), path)
         else:
             sizes = artifact.batch.min, artifact.batch.opt, artifact.batch.max
-            path.write_bytes(plan(DECODER, factor, **({"batch": sizes} | facts)))
+            path.write_bytes(serialized_plan(DECODER, factor, **({"batch": sizes} | plan_fields)))
     return ModelPackage(directory, manifest)
 
 
 def make_images(*values: int, height_px: int = 64, width_px: int = 64) -> NDArray[np.uint8]:
-    """Images of one value each."""
+    """Return one image per value, filled with that value."""
     return np.stack([np.full((height_px, width_px, 3), value, np.uint8) for value in values])

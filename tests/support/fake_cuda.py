@@ -1,24 +1,29 @@
-"""The CUDA runtime over host memory: what the bindings' functions promise, without a GPU.
+"""Fake of the CUDA runtime bindings that works on host memory, without a GPU.
 
-Streams are queues. With ``lazy`` their work is done only when somebody waits for it, and only as
-much as he waits for; else at once. Between these two extremes lies every order that a GPU may
-take: what is right in both neither reads too early nor overwrites too soon. Memory is checked at
-its bounds and filled with 0xCD; an error that a job raises is sticky, as a GPU's would be.
+Streams are queues. With ``lazy``, work is executed only when a caller waits for it, and only as far
+as the caller waits; otherwise at once. A GPU may execute in any order between these two extremes:
+code that is correct in both neither reads too early nor overwrites too soon. Memory accesses are
+checked against the bounds of the allocations, and new memory is filled with 0xCD. An illegal access
+is a sticky error, as on a GPU.
 """
 
-# The bindings' names and parameters are not ours.
+# Names and parameters are those of the bindings.
 # ruff: noqa: N801, N802, N815, ARG002
 
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import IntEnum
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from model_package.gpu import Gpu
+
+L4 = Gpu("NVIDIA L4", "8.9")
 Job = Callable[[], None]
 
 
@@ -42,11 +47,11 @@ class cudaStreamCaptureMode(IntEnum):
 
 
 class IllegalAddressError(Exception):
-    """What a job raises that uses memory which is not its own."""
+    """Raised by a job that accesses memory outside of an allocation."""
 
 
 class Handle:
-    """An opaque handle that has a number."""
+    """Opaque handle with a numeric value."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -56,7 +61,7 @@ class Handle:
 
 
 class Marker:
-    """A place in a stream."""
+    """Position in a stream, recorded by an event."""
 
     def __init__(self, stream: "FakeStream") -> None:
         self.stream = stream
@@ -64,7 +69,7 @@ class Marker:
 
 
 class FakeStream:
-    """Jobs in order."""
+    """Queue of jobs."""
 
     def __init__(self) -> None:
         self.jobs: deque[Job] = deque()
@@ -77,7 +82,7 @@ class FakeStream:
 
 
 class FakeCudaRuntime:
-    """Stands in for the module ``cuda.bindings.runtime``."""
+    """Fake of the module ``cuda.bindings.runtime``."""
 
     cudaError_t = cudaError_t
     cudaMemcpyKind = cudaMemcpyKind
@@ -90,12 +95,11 @@ class FakeCudaRuntime:
         self,
         *,
         lazy: bool = True,
-        gpu: str = "NVIDIA L4",
-        compute_capability: tuple[int, int] = (8, 9),
-        devices: int = 1,
+        gpu: Gpu | None = L4,
     ) -> None:
         self._lazy = lazy
-        self._gpu, self._compute_capability, self._devices = gpu, compute_capability, devices
+        self.gpu = gpu
+        self._num_devices = 0 if gpu is None else 1
         self._lock = threading.RLock()
         self._numbers = 1000
         self._streams: dict[int, FakeStream] = {}
@@ -107,44 +111,48 @@ class FakeCudaRuntime:
         self._failures: dict[str, cudaError_t] = {}
         self.calls: Counter[str] = Counter()
 
-    # For tests and for libraries that put work on streams
+    # For tests, and for fake libraries that enqueue work
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make the engines use this runtime and find its GPU."""
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self)
+        monkeypatch.setattr("service.engines.cuda.find_gpu", self.find_gpu)
+
+    def find_gpu(self) -> Gpu | None:
+        """Fake of :func:`model_package.gpu.find_gpu`."""
+        return self.gpu
 
     def fail_next(self, name: str, error: cudaError_t) -> None:
-        """Have the next call of that name give ``error``."""
+        """Make the next call of the function ``name`` return ``error``."""
         self._failures[name] = error
 
-    def put(self, stream: int, job: Job) -> None:
-        """Put work on a stream."""
+    def enqueue(self, stream: int, job: Job) -> None:
+        """Enqueue a job on a stream."""
         with self._lock:
-            self._put(self._streams[stream], job)
+            self._enqueue(self._streams[stream], job)
 
     def is_capturing(self, stream: int) -> bool:
         return self._streams[stream].captured is not None
 
     def memory(self, kind: str, pointer: int, size_bytes: int) -> NDArray[np.uint8]:
-        """The bytes behind a pointer, which must lie within one allocation of that kind."""
+        """Return the bytes at a pointer, which must lie within one allocation of that kind."""
         for start, allocation in self._memory[kind].items():
             if start <= pointer and pointer + size_bytes <= start + len(allocation):
                 return allocation[pointer - start : pointer - start + size_bytes]
-        raise IllegalAddressError(f"{size_bytes} bytes at {pointer:#x} are no {kind} memory")
+        raise IllegalAddressError(f"{size_bytes} bytes at {pointer:#x} are not {kind} memory")
 
     @property
     def alive(self) -> int:
-        """Streams, events, graphs and allocations that were not destroyed."""
+        """Number of streams, events, graphs and allocations that are not destroyed."""
         memory = sum(len(allocations) for allocations in self._memory.values())
         return memory + len(self._streams) + len(self._markers) + len(self._graphs)
 
     # Devices and errors
 
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        if not self._devices:
+        if not self._num_devices:
             return cudaError_t.cudaErrorNoDevice, 0
-        return cudaError_t.cudaSuccess, self._devices
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
-        major, minor = self._compute_capability
-        properties = SimpleNamespace(name=self._gpu.encode(), major=major, minor=minor)
-        return self._give("cudaGetDeviceProperties", properties)
+        return cudaError_t.cudaSuccess, self._num_devices
 
     def cudaGetErrorString(self, error: int) -> tuple[Any, ...]:
         return cudaError_t.cudaSuccess, cudaError_t(error).name.encode()
@@ -153,7 +161,7 @@ class FakeCudaRuntime:
         return (self._sticky,)
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:
-        return self._give("cudaMemGetInfo", 1 << 30, 1 << 34)
+        return self._return("cudaMemGetInfo", 1 << 30, 1 << 34)
 
     # Memory
 
@@ -166,11 +174,11 @@ class FakeCudaRuntime:
 
     def cudaFree(self, pointer: int) -> tuple[Any, ...]:
         self._freed.append(self._memory["device"].pop(pointer))
-        return self._give("cudaFree")
+        return self._return("cudaFree")
 
     def cudaFreeHost(self, pointer: int) -> tuple[Any, ...]:
         self._freed.append(self._memory["host"].pop(pointer))
-        return self._give("cudaFreeHost")
+        return self._return("cudaFreeHost")
 
     def cudaMemcpyAsync(
         self, destination: int, source: int, count: int, kind: int, stream: Handle
@@ -182,30 +190,30 @@ class FakeCudaRuntime:
             into = self.memory(kinds[0], destination, count)
             into[:] = self.memory(kinds[1], source, count)
 
-        return self._give_and_put("cudaMemcpyAsync", stream, copy)
+        return self._return_and_enqueue("cudaMemcpyAsync", stream, copy)
 
     # Streams and events
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         assert flags == self.cudaStreamNonBlocking
-        given = self._give("cudaStreamCreateWithFlags", self._handle())
-        if given[1] is not None:
-            self._streams[int(given[1])] = FakeStream()
-        return given
+        result = self._return("cudaStreamCreateWithFlags", self._handle())
+        if result[1] is not None:
+            self._streams[int(result[1])] = FakeStream()
+        return result
 
     def cudaStreamDestroy(self, stream: Handle) -> tuple[Any, ...]:
         del self._streams[int(stream)]
-        return self._give("cudaStreamDestroy")
+        return self._return("cudaStreamDestroy")
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        given = self._give("cudaEventCreateWithFlags", self._handle())
-        if given[1] is not None:
-            self._markers[int(given[1])] = None
-        return given
+        result = self._return("cudaEventCreateWithFlags", self._handle())
+        if result[1] is not None:
+            self._markers[int(result[1])] = None
+        return result
 
     def cudaEventDestroy(self, event: Handle) -> tuple[Any, ...]:
         del self._markers[int(event)]
-        return self._give("cudaEventDestroy")
+        return self._return("cudaEventDestroy")
 
     def cudaEventRecord(self, event: Handle, stream: Handle) -> tuple[Any, ...]:
         marker = Marker(self._streams[int(stream)])
@@ -214,7 +222,7 @@ class FakeCudaRuntime:
         def reach() -> None:
             marker.reached = True
 
-        return self._give_and_put("cudaEventRecord", stream, reach)
+        return self._return_and_enqueue("cudaEventRecord", stream, reach)
 
     def cudaStreamWaitEvent(self, stream: Handle, event: Handle, flags: int) -> tuple[Any, ...]:
         assert flags == 0
@@ -224,16 +232,16 @@ class FakeCudaRuntime:
             if marker is not None:
                 marker.stream.run_to(marker)
 
-        return self._give_and_put("cudaStreamWaitEvent", stream, wait)
+        return self._return_and_enqueue("cudaStreamWaitEvent", stream, wait)
 
     def cudaEventSynchronize(self, event: Handle) -> tuple[Any, ...]:
         with self._lock:
-            if self._captures_here():
+            if self._is_capturing_in_this_thread():
                 return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
             marker = self._markers[int(event)]
             if marker is not None:
-                self._guarded(lambda: marker.stream.run_to(marker))
-            return self._give("cudaEventSynchronize")
+                self._run_job(lambda: marker.stream.run_to(marker))
+            return self._return("cudaEventSynchronize")
 
     # Graphs
 
@@ -241,7 +249,7 @@ class FakeCudaRuntime:
         assert mode == cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         fake = self._streams[int(stream)]
         fake.captured, fake.capturing_thread = [], threading.get_ident()
-        return self._give("cudaStreamBeginCapture")
+        return self._return("cudaStreamBeginCapture")
 
     def cudaStreamEndCapture(self, stream: Handle) -> tuple[Any, ...]:
         fake = self._streams[int(stream)]
@@ -250,14 +258,14 @@ class FakeCudaRuntime:
         handle, jobs = self._handle(), fake.captured
         fake.captured = None
         self._graphs[int(handle)] = jobs
-        return self._give("cudaStreamEndCapture", handle)
+        return self._return("cudaStreamEndCapture", handle)
 
     def cudaGraphInstantiate(self, graph: Handle, flags: int) -> tuple[Any, ...]:
         assert flags == 0
-        given = self._give("cudaGraphInstantiate", self._handle())
-        if given[1] is not None:
-            self._graphs[int(given[1])] = self._graphs[int(graph)]
-        return given
+        result = self._return("cudaGraphInstantiate", self._handle())
+        if result[1] is not None:
+            self._graphs[int(result[1])] = self._graphs[int(graph)]
+        return result
 
     def cudaGraphLaunch(self, graph: Handle, stream: Handle) -> tuple[Any, ...]:
         jobs = self._graphs[int(graph)]
@@ -266,51 +274,51 @@ class FakeCudaRuntime:
             for job in jobs:
                 job()
 
-        return self._give_and_put("cudaGraphLaunch", stream, replay)
+        return self._return_and_enqueue("cudaGraphLaunch", stream, replay)
 
     def cudaGraphDestroy(self, graph: Handle) -> tuple[Any, ...]:
         del self._graphs[int(graph)]
-        return self._give("cudaGraphDestroy")
+        return self._return("cudaGraphDestroy")
 
     def cudaGraphExecDestroy(self, graph: Handle) -> tuple[Any, ...]:
         del self._graphs[int(graph)]
-        return self._give("cudaGraphExecDestroy")
+        return self._return("cudaGraphExecDestroy")
 
-    # How it works
+    # Implementation
 
     def _handle(self) -> Handle:
         with self._lock:
             self._numbers += 1
             return Handle(self._numbers)
 
-    def _give(self, name: str, *values: Any) -> tuple[Any, ...]:
+    def _return(self, name: str, *values: Any) -> tuple[Any, ...]:
         with self._lock:
             self.calls[name] += 1
             error = self._sticky or self._failures.pop(name, cudaError_t.cudaSuccess)
             return (error, *(None if error else value for value in values))
 
-    def _give_and_put(self, name: str, stream: Handle, job: Job) -> tuple[Any, ...]:
+    def _return_and_enqueue(self, name: str, stream: Handle, job: Job) -> tuple[Any, ...]:
         with self._lock:
-            given = self._give(name)
-            if not given[0]:
-                self._put(self._streams[int(stream)], job)
-            return given
+            result = self._return(name)
+            if not result[0]:
+                self._enqueue(self._streams[int(stream)], job)
+            return result
 
-    def _put(self, stream: FakeStream, job: Job) -> None:
+    def _enqueue(self, stream: FakeStream, job: Job) -> None:
         if stream.captured is not None:
             stream.captured.append(job)
         elif self._lazy:
             stream.jobs.append(job)
         else:
-            self._guarded(job)
+            self._run_job(job)
 
-    def _guarded(self, job: Job) -> None:
+    def _run_job(self, job: Job) -> None:
         try:
             job()
         except IllegalAddressError:
             self._sticky = cudaError_t.cudaErrorIllegalAddress
 
-    def _captures_here(self) -> bool:
+    def _is_capturing_in_this_thread(self) -> bool:
         here = threading.get_ident()
         return any(
             stream.captured is not None and stream.capturing_thread == here
@@ -318,13 +326,13 @@ class FakeCudaRuntime:
         )
 
     def _allocate(self, name: str, kind: str, size: int) -> tuple[Any, ...]:
-        if self._captures_here():
+        if self._is_capturing_in_this_thread():
             return cudaError_t.cudaErrorStreamCaptureUnsupported, None
-        given = self._give(name, 0)
-        if given[0]:
-            return given
-        room = np.full(size + 256, 0xCD, np.uint8)
-        shift = -room.ctypes.data % 256
-        allocation = room[shift : shift + size]
+        result = self._return(name, 0)
+        if result[0]:
+            return result
+        padded = np.full(size + 256, 0xCD, np.uint8)
+        shift = -padded.ctypes.data % 256
+        allocation = padded[shift : shift + size]
         self._memory[kind][allocation.ctypes.data] = allocation
-        return given[0], allocation.ctypes.data
+        return result[0], allocation.ctypes.data

@@ -1,8 +1,7 @@
-"""ONNX Runtime with a CUDA provider, made of the real CPU provider and the fake CUDA runtime.
+"""Fake CUDA execution provider: the real CPU provider on the memory of the fake CUDA runtime.
 
-Sessions compute with the real library over the memory of the fake GPU, on the stream that they
-were given. What ONNX Runtime asks of a program that uses CUDA graphs is checked: runs from one
-thread, and the same addresses for a graph each time.
+Sessions run on the stream in their provider options. They assert the requirements of ONNX Runtime
+for CUDA graphs: all runs from one thread, and the same addresses for every replay of a graph.
 """
 
 import threading
@@ -32,19 +31,19 @@ class IOBinding:
         self.inputs: list[tuple[Any, ...]] = []
         self.outputs: list[tuple[Any, ...]] = []
 
-    def bind_input(self, *described: Any) -> None:
-        self.inputs.append(described)
+    def bind_input(self, *binding: Any) -> None:
+        self.inputs.append(binding)
 
-    def bind_output(self, *described: Any) -> None:
-        self.outputs.append(described)
+    def bind_output(self, *binding: Any) -> None:
+        self.outputs.append(binding)
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        return tuple(described[-1] for described in (*self.inputs, *self.outputs))
+        return tuple(binding[-1] for binding in (*self.inputs, *self.outputs))
 
 
 class FakeOnnxRuntime(ModuleType):
-    """Stands in for the module ``onnxruntime``."""
+    """Fake of the module ``onnxruntime``."""
 
     SessionOptions = onnxruntime.SessionOptions
     RunOptions = RunOptions
@@ -103,26 +102,26 @@ class InferenceSession:
         return IOBinding()
 
     def run_with_iobinding(self, binding: IOBinding, options: RunOptions) -> None:
-        here = threading.get_ident()
-        self._thread = self._thread or here
-        assert here == self._thread, "a session with CUDA graphs is run from two threads"
+        thread = threading.get_ident()
+        self._thread = self._thread or thread
+        assert thread == self._thread, "a session with CUDA graphs is run from two threads"
         assert options.entries["disable_synchronize_execution_providers"] == "1"
         graph = options.entries["gpu_graph_id"]
         if graph != "-1":
             captured = self.graphs.setdefault(graph, binding.addresses)
             assert captured == binding.addresses, "a graph is replayed with other addresses"
         stream = int(self.provider_options["user_compute_stream"])
-        self._module.cuda.put(stream, lambda: self._compute(binding))
+        self._module.cuda.enqueue(stream, lambda: self._compute(binding))
 
     def _compute(self, binding: IOBinding) -> None:
         real = self._real.io_binding()
-        for put, described in (
-            *((real.bind_input, one) for one in binding.inputs),
-            *((real.bind_output, one) for one in binding.outputs),
+        for bind, arguments in (
+            *((real.bind_input, arguments) for arguments in binding.inputs),
+            *((real.bind_output, arguments) for arguments in binding.outputs),
         ):
-            name, device, number, dtype, shape, pointer = described
-            assert (device, number) == ("cuda", 0)
+            name, device_type, device_id, dtype, shape, pointer = arguments
+            assert (device_type, device_id) == ("cuda", 0)
             size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            self._module.cuda.memory("device", pointer, size_bytes)  # is all of it there?
-            put(name, "cpu", 0, dtype, shape, pointer)
+            self._module.cuda.memory("device", pointer, size_bytes)  # raises if it is out of bounds
+            bind(name, "cpu", 0, dtype, shape, pointer)
         self._real.run_with_iobinding(real)

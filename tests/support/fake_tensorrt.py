@@ -1,7 +1,7 @@
-"""TensorRT over host memory: plans that say what they compute, run on the fake CUDA runtime.
+"""Fake of the TensorRT runtime: executes plans in JSON on the fake CUDA runtime.
 
-A plan is JSON. Every output of an image is the mean of its pixels times a factor, as in the ONNX
-graphs of :mod:`support.mean_graph`, so that every backend must give the same.
+Every output of an image is the mean of its pixels times a factor, as in the ONNX graphs of
+:func:`support.engines.mean_graph`, so that all backends must return the same outputs.
 """
 
 import json
@@ -17,23 +17,23 @@ from model_package import Decoder
 from support.fake_cuda import FakeCudaRuntime, IllegalAddressError
 
 
-def plan(
+def serialized_plan(
     decoder: Decoder,
     factor: float = 1.0,
     height_px: tuple[int, int] = (64, 64),
     width_px: tuple[int, int] = (64, 64),
     batch: tuple[int, int, int] = (1, 4, 8),
-    **changes: Any,
+    **overrides: Any,
 ) -> bytes:
-    """An engine for such images, whose smallest and largest sides are given."""
+    """Return a plan for images with the given minimum and maximum sides."""
     low, high = zip(height_px, width_px, strict=True)
-    facts = {
+    fields = {
         "factor": factor,
         "profile": [[batch[0], *low, 3], [batch[1], *low, 3], [batch[2], *high, 3]],
         "input_dtype": "uint8",
         "outputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in decoder.outputs()],
     }
-    return json.dumps(facts | changes).encode()
+    return json.dumps(fields | overrides).encode()
 
 
 class ILogger:
@@ -91,7 +91,7 @@ class IRuntimeConfig:
 
 
 class FakeTensorrt(ModuleType):
-    """Stands in for the module ``tensorrt``, or ``tensorrt_rtx`` with ``rtx``."""
+    """Fake of the module ``tensorrt``, or of ``tensorrt_rtx`` with ``rtx``."""
 
     ILogger = ILogger
     DataType = DataType
@@ -118,18 +118,18 @@ class Runtime:
 
     def deserialize_cuda_engine(self, content: bytes) -> "ICudaEngine | None":
         try:
-            facts = json.loads(content)
+            plan = json.loads(content)
         except ValueError:
             self._logger.log(ILogger.Severity.ERROR, "Magic tag does not match")
             return None
-        return ICudaEngine(self._trt, facts, self._logger)
+        return ICudaEngine(self._trt, plan, self._logger)
 
 
 class ICudaEngine:
-    def __init__(self, trt: FakeTensorrt, facts: dict[str, Any], logger: Any) -> None:
-        self.trt, self.facts, self.logger = trt, facts, logger
-        self.tensors = {"images": (facts["input_dtype"], [None] * 3)}
-        self.tensors |= {name: (dtype, shape) for name, dtype, shape in facts["outputs"]}
+    def __init__(self, trt: FakeTensorrt, plan: dict[str, Any], logger: Any) -> None:
+        self.trt, self.plan, self.logger = trt, plan, logger
+        self.tensors = {"images": (plan["input_dtype"], [None] * 3)}
+        self.tensors |= {name: (dtype, shape) for name, dtype, shape in plan["outputs"]}
 
     @property
     def num_io_tensors(self) -> int:
@@ -146,26 +146,26 @@ class ICudaEngine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         assert (name, profile) == ("images", 0)
-        return self.facts["profile"]
+        return self.plan["profile"]
 
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig("this GPU")
 
     def create_execution_context(
-        self, configuration: IRuntimeConfig | None = None
+        self, runtime_config: IRuntimeConfig | None = None
     ) -> "IExecutionContext | None":
-        if self.facts.get("too_large"):
+        if self.plan.get("too_large"):
             self.logger.log(ILogger.Severity.ERROR, "out of memory")
             return None
-        context = IExecutionContext(self, configuration)
+        context = IExecutionContext(self, runtime_config)
         self.trt.contexts.append(context)
         return context
 
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine, configuration: IRuntimeConfig | None) -> None:
+    def __init__(self, engine: ICudaEngine, runtime_config: IRuntimeConfig | None) -> None:
         self.engine = engine
-        self.configuration = configuration
+        self.runtime_config = runtime_config
         self.fail_next = False
         self.enqueued: list[tuple[int, ...]] = []
         self._addresses: dict[str, int] = {}
@@ -173,7 +173,7 @@ class IExecutionContext:
         self._lock = threading.Lock()
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        low, _, high = self.engine.facts["profile"]
+        low, _, high = self.engine.plan["profile"]
         if not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
             self.engine.logger.log(ILogger.Severity.ERROR, f"{name}: outside of the profile")
             return False
@@ -182,12 +182,12 @@ class IExecutionContext:
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         assert name in self.engine.tensors
-        assert pointer % 256 == 0, f"{name} is not aligned"
+        assert pointer % 256 == 0, f"{name} is not aligned to 256 bytes"
         self._addresses[name] = pointer
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        assert self._lock.acquire(blocking=False), "two threads use one context"
+        assert self._lock.acquire(blocking=False), "two threads use one context at a time"
         try:
             return self._execute(stream_handle)
         finally:
@@ -205,19 +205,19 @@ class IExecutionContext:
             self.fail_next = False
             self.engine.logger.log(ILogger.Severity.ERROR, "enqueue failed for a test")
             return False
-        if self.configuration is not None and self.configuration.cache is not None:
-            self.configuration.cache.kernels.add(shape[0])
+        if self.runtime_config is not None and self.runtime_config.cache is not None:
+            self.runtime_config.cache.kernels.add(shape[0])
         self.enqueued.append(shape)
-        cuda.put(stream, lambda: self._compute(shape, addresses))
+        cuda.enqueue(stream, lambda: self._compute(shape, addresses))
         return True
 
     def _compute(self, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
-        if self.engine.facts.get("stray"):
-            raise IllegalAddressError("a kernel of the engine leaves its memory")
+        if self.engine.plan.get("out_of_bounds"):
+            raise IllegalAddressError("a kernel of the engine accesses memory out of bounds")
         cuda = self.engine.trt.cuda
         images = cuda.memory("device", addresses["images"], int(np.prod(shape))).reshape(shape)
-        means = images.mean(axis=(1, 2, 3), dtype=np.float32) * self.engine.facts["factor"]
-        for name, dtype, row_shape in self.engine.facts["outputs"]:
+        means = images.mean(axis=(1, 2, 3), dtype=np.float32) * self.engine.plan["factor"]
+        for name, dtype, row_shape in self.engine.plan["outputs"]:
             rows = np.empty((shape[0], *row_shape), dtype)
             rows[:] = means.reshape(-1, *[1] * len(row_shape)).astype(dtype)
             cuda.memory("device", addresses[name], rows.nbytes)[:] = rows.reshape(-1).view(np.uint8)

@@ -1,10 +1,10 @@
-"""TensorRT's own Python code on a machine that has neither TensorRT's libraries nor a GPU.
+"""Run the corner pooling plugins in TensorRT's Python code, without its libraries or a GPU.
 
-Run in a process of its own, with a folder of TensorRT's bindings and lean runtime and a file as
-arguments; it takes the corner pooling plugins through the steps of an engine build, and writes
-what they answered to the file, as JSON. Real: the bindings, the quick plugin package, the plugin
-registry (the lean runtime's). Stubs: builder and parser, which nothing here calls, and symbolic
-dimensions, which TensorRT makes in its builder.
+Runs as a process of its own. Arguments: a folder with TensorRT's bindings and lean runtime, and an
+output file. Takes the plugins through the steps of an engine build and writes their return values
+to the file, as JSON. Real: the bindings, the quick plugin package and the plugin registry (of the
+lean runtime). Stubs: builder and parser, which are not called, and symbolic dimensions, which
+TensorRT creates in its builder.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ FIXED_SIZE = (40, 36)
 
 
 class Dim:
-    """A dimension, or an expression of some, as a function of the free dimensions' values."""
+    """A dimension or an expression, as a function of the values of the dynamic dimensions."""
 
     def __init__(self, value: Callable[[dict[str, int]], int], constant: bool) -> None:
         self.value = value
@@ -59,7 +59,7 @@ class Dim:
 
 
 class ExpressionBuilder:
-    """What TensorRT offers plugins to calculate with."""
+    """The operations that TensorRT offers plugins for symbolic dimensions."""
 
     def __init__(self, trt: Any) -> None:
         kinds = trt.DimensionOperation
@@ -79,13 +79,13 @@ class ExpressionBuilder:
 
 
 class Setter:
-    """Receives launch parameters by name and kernel arguments by place."""
+    """Receives launch parameters by name and kernel arguments by index."""
 
     def __init__(self) -> None:
         self.arguments: dict[int, Any] = {}
 
-    def __setitem__(self, place: int, value: Any) -> None:
-        self.arguments[place] = value
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.arguments[index] = value
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -121,7 +121,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 def records(trt: Any, quick: Any) -> Iterator[dict[str, Any]]:
-    """What each plugin answers for each format, kind of shape, and tactic."""
+    """Yield the return values of each plugin for each format, kind of shape and tactic."""
     from model_export.onnx.corner_pool_ops import INPUTS
 
     formats = {"fp32": trt.float32, "fp16": trt.float16, "bf16": trt.bfloat16}
@@ -147,7 +147,7 @@ def _build(
     dims = _dims(builder, free)
     output_types = plugin.get_output_data_types([dtype] * inputs, [4] * inputs)
     assert output_types == [dtype]
-    # get_output_shapes() fills a DimsExprs of the real builder; this is its Python part.
+    # get_output_shapes() fills a DimsExprs of the real builder; this is the part of it in Python.
     quick._tensor.SymIntExpr._exprBuilder = builder
     plugin.input_descs = [_description(quick, dtype, dims) for _ in range(inputs)]
     plugin.output_descs = (plugin.register_function(*plugin.input_descs),)
@@ -227,15 +227,15 @@ def _readable(name: str) -> property:
 def main() -> None:
     trt, quick = load(Path(sys.argv[1]))
 
-    # TensorRT's own fields take expressions of the real builder only, and cannot be read back.
+    # The fields of TensorRT accept only expressions of the real builder and cannot be read.
     for field in ("expr", "dtype"):
         setattr(quick._tensor.SymExprImpl, field, _readable(f"_{field}"))
     from model_export.engines.corner_pooling_plugin import register_corner_pooling
 
     register_corner_pooling(trt)
-    register_corner_pooling(trt)  # once more does nothing
-    answers = {"version": trt.__version__, "records": list(records(trt, quick))}
-    Path(sys.argv[2]).write_text(json.dumps(answers))  # the registry logs to the standard output
+    register_corner_pooling(trt)  # the second call does nothing
+    result = {"version": trt.__version__, "records": list(records(trt, quick))}
+    Path(sys.argv[2]).write_text(json.dumps(result))  # standard output has the log of the registry
 
 
 if __name__ == "__main__":

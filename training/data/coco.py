@@ -1,6 +1,5 @@
-"""COCO files: boxes and, where wanted, keypoints."""
+"""COCO data sets for training: boxes and, optionally, keypoints."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labels.coco import CocoDataset, check_annotations, read_coco
+from labels.errors import DatasetError
 from model_export.graph.normalization import Normalization
-from training.data.image_files import NO_PIXELS, DatasetError, Images, check_boxes, image_size
+from training.data.image_files import NO_PIXELS, Images, check_boxes, image_size
 from training.data.sample import AnnotatedImage, FloatArray, Pixels
-
-__all__ = ["CocoSplit", "DatasetError", "network_input", "read_coco_split"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class CocoSplit:
         images: the images with class ids 0, 1, ... in the order of ``category_ids``.
         image_ids: the file's id of each image.
         category_ids: the file's id of each class.
-        annotation_file: where it was read from.
+        annotation_file: the path of the file.
     """
 
     images: Images
@@ -42,72 +41,51 @@ def read_coco_split(
 ) -> CocoSplit:
     """Read a COCO file whose categories are exactly ``classes``.
 
-    With ``keypoints`` every category must have those keypoints, in that order; objects without any
-    have none labelled. Boxes of no area are skipped, because published data has some; everything
-    else that does not fit (missing image, unknown id, wrong size, box outside) raises
-    :class:`DatasetError`.
+    With ``keypoints``, every category must have those keypoints, in that order; objects without
+    keypoints have none labelled. Boxes without an area are skipped, because published data has
+    some; a missing image, a wrong image size, a box outside its image and all files that
+    :mod:`labels.coco` refuses raise :class:`DatasetError`.
     """
-    document = _read_document(annotation_file)
-    category_ids = {entry["name"]: int(entry["id"]) for entry in document["categories"]}
-    if set(category_ids) != set(classes):
-        raise DatasetError(
-            f"{annotation_file}: categories are {sorted(category_ids)}, expected {sorted(classes)}"
-        )
-    for entry in document["categories"]:
-        if keypoints and list(entry.get("keypoints", ())) != list(keypoints):
-            raise DatasetError(
-                f"{annotation_file}: {entry['name']} has keypoints {entry.get('keypoints')}, "
-                f"expected {list(keypoints)}"
-            )
+    dataset = read_coco(annotation_file)
+    if not dataset.images:
+        raise DatasetError(f"{annotation_file}: lists no images")
+    _check_categories(dataset, classes, keypoints)
+    check_annotations(dataset)
+    category_ids = {entry["name"]: int(entry["id"]) for entry in dataset.categories}
     class_of = {category_ids[name]: index for index, name in enumerate(classes)}
-    objects: dict[int, list[Mapping[str, Any]]] = {e["id"]: [] for e in document["images"]}
-    for entry in document["annotations"]:
-        _check(entry, objects, class_of, len(keypoints), annotation_file)
+    objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in dataset.images}
+    for entry in dataset.annotations:
+        _check_keypoints(entry, len(keypoints), annotation_file)
         if min(entry["bbox"][2:]) > 0:
             objects[entry["image_id"]].append(entry)
     files = [
-        _annotate(entry, image_dir, objects[entry["id"]], class_of, len(keypoints), annotation_file)
-        for entry in document["images"]
+        _annotate(image, image_dir, objects[image["id"]], class_of, len(keypoints), annotation_file)
+        for image in dataset.images
     ]
     return CocoSplit(Images(files), tuple(objects), tuple(class_of), annotation_file)
 
 
-def _read_document(annotation_file: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(annotation_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{annotation_file}: not readable as JSON: {error}") from error
-    missing = {"images", "annotations", "categories"} - set(document)
-    if missing:
-        raise DatasetError(
-            f"{annotation_file}: no {', '.join(sorted(missing))}: not COCO instances"
-        )
-    if not document["images"]:
-        raise DatasetError(f"{annotation_file}: lists no images")
-    return document  # type: ignore[no-any-return]
-
-
-def _check(
-    entry: Mapping[str, Any],
-    images: Mapping[int, object],
-    class_of: Mapping[int, int],
-    keypoint_count: int,
-    annotation_file: Path,
+def _check_categories(
+    dataset: CocoDataset, classes: Sequence[str], keypoints: Sequence[str]
 ) -> None:
-    where = f"{annotation_file}: annotation {entry['id']}"
-    if entry["image_id"] not in images:
-        raise DatasetError(f"{where}: image {entry['image_id']} is not listed under images")
-    if entry["category_id"] not in class_of:
-        raise DatasetError(f"{where}: category {entry['category_id']} is not listed")
-    if len(entry["bbox"]) != 4 or not np.isfinite(entry["bbox"]).all():
-        raise DatasetError(f"{where}: bbox {entry['bbox']} is not four finite numbers")
+    names = sorted(entry["name"] for entry in dataset.categories)
+    if set(names) != set(classes):
+        raise DatasetError(f"{dataset.path}: categories are {names}, expected {sorted(classes)}")
+    for entry in dataset.categories:
+        if keypoints and list(entry.get("keypoints", ())) != list(keypoints):
+            raise DatasetError(
+                f"{dataset.path}: {entry['name']} has keypoints {entry.get('keypoints')}, "
+                f"expected {list(keypoints)}"
+            )
+
+
+def _check_keypoints(entry: Mapping[str, Any], count: int, annotation_file: Path) -> None:
     keypoints = entry.get("keypoints")
-    if (
-        keypoint_count
-        and keypoints
-        and (len(keypoints) != 3 * keypoint_count or not np.isfinite(keypoints).all())
-    ):
-        raise DatasetError(f"{where}: keypoints are not {3 * keypoint_count} finite numbers")
+    if count and keypoints and (len(keypoints) != 3 * count or not np.isfinite(keypoints).all()):
+        raise DatasetError(
+            f"{annotation_file}: annotation {entry.get('id')}: keypoints are not {3 * count} "
+            "finite numbers"
+        )
 
 
 def _annotate(
@@ -142,7 +120,7 @@ def _poses(objects: Sequence[Mapping[str, Any]], keypoint_count: int) -> FloatAr
 
 
 def network_input(pixels: Pixels, normalization: Normalization) -> Tensor:
-    """Normalise uint8 (H, W, 3) RGB pixels to float32 (3, H, W) in the network's channel order."""
+    """Normalize uint8 (H, W, 3) RGB pixels to float32 (3, H, W) in the network's channel order."""
     ordered = pixels[..., ::-1] if normalization.channel_order == "bgr" else pixels
     mean = np.asarray(normalization.mean, np.float32)
     scaled = (ordered / np.float32(255) - mean) / np.asarray(normalization.std, np.float32)

@@ -1,4 +1,4 @@
-"""Labelled images on disk: checked when they are listed, decoded when they are needed."""
+"""Labelled images on disk: checked when they are listed, decoded on access."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,23 +9,19 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from labels.errors import DatasetError
+from labels.image_files import IMAGE_SUFFIXES, find_image
 from training.data.sample import AnnotatedImage, Pixels
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-"""What stands in labels for an image that is decoded when it is needed."""
-
-_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-class DatasetError(ValueError):
-    """A data set file that cannot be trained on; the message names the file and the entry."""
+"""Placeholder in the labels of an image that is decoded on access."""
 
 
 class Images(Sequence[AnnotatedImage]):
-    """Images with their labels; only what is looked at is in memory."""
+    """Images with their labels; an image is decoded each time it is accessed."""
 
     def __init__(self, files: Sequence[tuple[Path, AnnotatedImage]]) -> None:
-        """``files`` are paths and labels; the labels' own pixels are not looked at."""
+        """``files`` are paths and labels; the pixels of the labels are not used."""
         self._files = tuple(files)
 
     def __len__(self) -> int:
@@ -38,7 +34,7 @@ class Images(Sequence[AnnotatedImage]):
     def __getitem__(self, index: slice) -> "Images": ...
 
     def __getitem__(self, index: int | slice) -> "AnnotatedImage | Images":
-        """Decode an image; raises :class:`DatasetError` for one that cannot be."""
+        """Decode an image; raises :class:`DatasetError` for a damaged one."""
         if isinstance(index, slice):
             return Images(self._files[index])
         path, labels = self._files[index]
@@ -49,9 +45,9 @@ class Images(Sequence[AnnotatedImage]):
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of the image in ``path``, from its first bytes.
+    """Return width and height of the image in ``path``, from its header.
 
-    Raises :class:`DatasetError` for what is no image.
+    Raises :class:`DatasetError` for a file that is missing or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -61,39 +57,37 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def check_boxes(path: Path, boxes_xywh: np.ndarray, size: tuple[int, int]) -> None:
-    """Raise :class:`DatasetError` where a box lies outside the image of this width and height."""
+    """Raise :class:`DatasetError` for a box outside the image; ``size``: width and height."""
     low, high = boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]
     outside = (low >= size).any(1) | (high <= 0).any(1)
     if outside.any():
         raise DatasetError(f"{path}: box {boxes_xywh[outside][0].tolist()} lies outside the image")
 
 
-def find_image(directory: Path, name: str) -> Path:
-    """The image called ``name`` with one of the usual suffixes.
+def list_images(list_file: Path, image_dir: Path) -> list[Path]:
+    """Return the images whose names are the first words of the lines of ``list_file``.
 
-    Raises :class:`DatasetError` when there is none.
+    Empty lines are skipped. Raises :class:`DatasetError` for an empty list and a missing image.
     """
-    for suffix in _SUFFIXES:
-        path = directory / f"{name}{suffix}"
-        if path.is_file():
-            return path
-    raise DatasetError(f"{directory} has no image {name} ({', '.join(_SUFFIXES)})")
-
-
-def read_names(path: Path) -> list[str]:
-    """Names of images, the first word of every line that is not empty (KITTI and VOC lists)."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = list_file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not readable as a list of names: {error}") from error
+        raise DatasetError(f"{list_file}: cannot be read as a list of names: {error}") from error
     names = [line.split()[0] for line in lines if line.strip()]
     if not names:
-        raise DatasetError(f"{path}: lists no images")
-    return names
+        raise DatasetError(f"{list_file}: lists no images")
+    return [_find_image(image_dir, name) for name in names]
+
+
+def _find_image(directory: Path, name: str) -> Path:
+    path = find_image(directory, name)
+    if path is None:
+        raise DatasetError(f"{directory} has no image {name} ({', '.join(IMAGE_SUFFIXES)})")
+    return path
 
 
 def _decode(path: Path) -> Pixels:
-    # Labels are for the pixels as stored; a camera's note on how it was held does not count.
+    # Labels refer to the pixels as stored: the EXIF orientation is ignored.
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         raise DatasetError(f"image {path} is damaged: it cannot be decoded")

@@ -1,4 +1,4 @@
-"""COCO's numbers are pycocotools' own; the others are worked out by hand."""
+"""COCO's metrics compared with pycocotools, the others with hand calculations."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.ground_truth import for_classes
+from evaluation.ground_truth import map_to_classes
 from evaluation.label_readers import read_ground_truth
 from evaluation.metrics.coco import (
     BOX_NAMES,
@@ -25,8 +25,8 @@ CLASSES = ("cat", "dog", "owl")
 
 def label(number: int, box: list[float], **more: Any) -> dict[str, Any]:
     area = box[2] * box[3]
-    facts = {"id": number, "image_id": 1, "category_id": 0, "iscrowd": 0, "area": area}
-    return {**facts, "bbox": box, **more}
+    fields = {"id": number, "image_id": 1, "category_id": 0, "iscrowd": 0, "area": area}
+    return {**fields, "bbox": box, **more}
 
 
 def one_image(*labels: dict[str, Any], **category: Any) -> dict[str, Any]:
@@ -50,19 +50,19 @@ def random_labels(keypoints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]
             box = np.concatenate([rng.uniform(0, 200, 2), rng.uniform(8, 250, 2)])
             points = rng.uniform(0, 250, (keypoints, 3)).round(2)
             points[:, 2] = rng.integers(0, 3, keypoints)
-            facts = {
+            fields = {
                 "image_id": image_id,
                 "category_id": int(rng.integers(1, 4)) * 10,
                 "keypoints": points.ravel().tolist(),
                 "num_keypoints": int((points[:, 2] > 0).sum()),
             }
-            labels.append(label(len(labels) + 1, box.tolist(), **facts))
+            labels.append(label(len(labels) + 1, box.tolist(), **fields))
             labels[-1]["iscrowd"] = int(rng.random() < 0.1)
             for _ in range(rng.integers(0, 3)):
                 moved = points + np.append(rng.normal(0, 10, 2), 0)
                 near = (box + rng.normal(0, 6, 4)).clip(1).tolist()
-                facts = {**facts, "keypoints": moved.ravel().tolist()}
-                rows.append({**facts, "bbox": near, "score": float(rng.random())})
+                fields = {**fields, "keypoints": moved.ravel().tolist()}
+                rows.append({**fields, "bbox": near, "score": float(rng.random())})
     coco = {
         "images": [{"id": i, "width": 500, "height": 500} for i in range(1, 31)],
         "annotations": labels,
@@ -75,7 +75,7 @@ def random_labels(keypoints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "keypoints"])
-def test_the_numbers_are_those_of_pycocotools(
+def test_metrics_equal_those_of_pycocotools(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco, rows = random_labels(17)
@@ -90,7 +90,7 @@ def test_the_numbers_are_those_of_pycocotools(
     evaluation.accumulate()
     evaluation.summarize()
     capsys.readouterr()
-    ground_truth = for_classes(read_ground_truth(path, tmp_path), CLASSES).coco
+    ground_truth = map_to_classes(read_ground_truth(path, tmp_path), CLASSES).coco
     local = [{**one, "category_id": one["category_id"] // 10 - 1} for one in rows]
     if kind == "bbox":
         scores, names = box_scores(ground_truth, local), BOX_NAMES
@@ -129,7 +129,7 @@ def test_false_discovery_by_hand() -> None:
     assert np.isnan(rates["FD_S"])
 
 
-def test_nothing_found_is_zero_and_nothing_labelled_is_not_a_number() -> None:
+def test_no_detections_give_0_and_no_labels_give_nan() -> None:
     scores = box_scores(one_image(label(1, LARGE)), [])
     assert scores.summary["AP"] == scores.summary["AR100"] == 0
     assert np.isnan(scores.summary["APs"])
@@ -137,7 +137,7 @@ def test_nothing_found_is_zero_and_nothing_labelled_is_not_a_number() -> None:
     assert np.isnan(box_scores(one_image(), [row(LARGE, 0.9)]).summary["AP"])
 
 
-def test_similarity_of_any_number_of_keypoints_by_hand() -> None:
+def test_oks_of_any_number_of_keypoints_by_hand() -> None:
     sigma, similarity = 0.05, 0.82
     # exp(-d^2 / (2 (2 sigma)^2 area)) for both keypoints.
     off = np.sqrt(-np.log(similarity) * 2 * (2 * sigma) ** 2 * 10_000)
@@ -152,8 +152,8 @@ def test_similarity_of_any_number_of_keypoints_by_hand() -> None:
     assert stricter.summary["AP"] == 0  # 0.82 to the power of 4
 
 
-def test_an_object_with_the_id_0_can_be_found(tmp_path: Path) -> None:
-    """pycocotools itself takes 0 for no object."""
+def test_an_object_with_the_id_0_can_be_matched(tmp_path: Path) -> None:
+    """pycocotools itself treats an object with the id 0 as never matched."""
     ground_truth = one_image(label(0, LARGE))
     ground_truth["images"][0]["file_name"] = "none.png"
     path = tmp_path / "labels.json"
@@ -162,7 +162,7 @@ def test_an_object_with_the_id_0_can_be_found(tmp_path: Path) -> None:
     assert box_scores(read, [row(LARGE, 0.9)]).summary["AP"] == pytest.approx(1)
 
 
-def test_labels_without_keypoints_are_no_poses() -> None:
+def test_labels_without_keypoints_are_not_evaluated_as_poses() -> None:
     with_keypoints = label(1, LARGE, keypoints=[10, 10, 2], num_keypoints=1)
     ground_truth = one_image(with_keypoints, label(2, MEDIUM))
     found = row(LARGE, 0.9, keypoints=[10, 10, 1])

@@ -1,4 +1,4 @@
-"""Which detection stands for which object, and what the report makes of it."""
+"""Matching of detections to objects, the worst images, the speed and the report."""
 
 import sys
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from support.images import encode, plain
 
 from evaluation.__main__ import main
-from evaluation.detections import Answer
+from evaluation.detections import ImageDetections
 from evaluation.ground_truth import ImageLabels, LabelledImage
-from evaluation.metrics.matching import confusion_matrix, match
-from evaluation.model_under_test import ModelUnderTest, Run
+from evaluation.metrics.matching import confusion_matrix, match_detections
+from evaluation.model_under_test import DetectionRun, ModelUnderTest
 from evaluation.report import Figure, Report, Table, write_report
 from evaluation.worst_images import worst_images
 
@@ -30,44 +30,44 @@ def labels(*rows: tuple[list[float], int], crowd: int | None = None) -> ImageLab
     )
 
 
-def answer(*rows: tuple[list[float], int]) -> Answer:
+def detections(*rows: tuple[list[float], int]) -> ImageDetections:
     """Best score first: 0.9, 0.8 ..."""
-    found = labels(*rows)
+    boxes = labels(*rows)
     scores = 0.9 - np.arange(len(rows)) / 10
     empty = np.empty((len(rows), 0))
-    return Answer(found.boxes_xyxy, scores, found.class_ids, found.keypoints, empty)
+    return ImageDetections(boxes.boxes_xyxy, scores, boxes.class_ids, boxes.keypoints, empty)
 
 
-def test_each_object_is_found_once_by_the_best_score() -> None:
-    matches = match(
+def test_each_object_matches_the_detection_with_the_best_score() -> None:
+    matches = match_detections(
         labels((LEFT, 0), (RIGHT, 0)),
-        answer((NEAR_LEFT, 0), (LEFT, 0), (NOWHERE, 0)),
+        detections((NEAR_LEFT, 0), (LEFT, 0), (NOWHERE, 0)),
         same_class=True,
     )
     assert matches.pairs.tolist() == [[0, 0]]
-    assert matches.missed.tolist() == [1]
-    assert matches.invented.tolist() == [1, 2]
+    assert matches.false_negatives.tolist() == [1]
+    assert matches.false_positives.tolist() == [1, 2]
     assert matches.f1 == pytest.approx(2 / 5)
-    assert match(labels(), answer(), same_class=True).f1 == 1
+    assert match_detections(labels(), detections(), same_class=True).f1 == 1
 
 
-def test_what_lies_in_a_crowd_is_neither_right_nor_invented() -> None:
+def test_detections_in_a_crowd_are_neither_true_nor_false_positives() -> None:
     crowd = [0.0, 0.0, 40.0, 40.0]
     ground_truth = labels((crowd, 0), crowd=0)
-    matches = match(
-        ground_truth, answer((LEFT, 0), (RIGHT, 0), (NOWHERE, 0), (LEFT, 1)), same_class=True
+    matches = match_detections(
+        ground_truth, detections((LEFT, 0), (RIGHT, 0), (NOWHERE, 0), (LEFT, 1)), same_class=True
     )
-    assert matches.pairs.tolist() == matches.missed.tolist() == []
-    assert matches.invented.tolist() == [2, 3]
+    assert matches.pairs.tolist() == matches.false_negatives.tolist() == []
+    assert matches.false_positives.tolist() == [2, 3]
 
 
-def test_confusion_by_hand() -> None:
-    first = labels((LEFT, 0), (RIGHT, 1)), answer((LEFT, 0), (RIGHT, 0))
-    second = labels((LEFT, 1)), answer((NOWHERE, 1))
+def test_confusion_matrix_by_hand() -> None:
+    first = labels((LEFT, 0), (RIGHT, 1)), detections((LEFT, 0), (RIGHT, 0))
+    second = labels((LEFT, 1)), detections((NOWHERE, 1))
     assert confusion_matrix([first, second], 2).tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
 
 
-def test_the_worst_images_come_first_and_good_ones_not_at_all(tmp_path: Path) -> None:
+def test_worst_images_are_sorted_and_images_without_errors_omitted(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(plain(1, 2)))
     names = ["good", "half", "bad", "worse"]
@@ -76,27 +76,29 @@ def test_the_worst_images_come_first_and_good_ones_not_at_all(tmp_path: Path) ->
         (tmp_path / f"{name}.png").write_bytes(path.read_bytes())
         images.append(LabelledImage(number, tmp_path / f"{name}.png"))
     ground_truth = [labels((LEFT, 0), (RIGHT, 0))] * 4
-    answers = [
-        answer((LEFT, 0), (RIGHT, 0)),
-        answer((LEFT, 0)),
-        answer(),
-        answer((NOWHERE, 0), (NOWHERE, 0)),
+    images_detections = [
+        detections((LEFT, 0), (RIGHT, 0)),
+        detections((LEFT, 0)),
+        detections(),
+        detections((NOWHERE, 0), (NOWHERE, 0)),
     ]
     model = ModelUnderTest("m", "1", "center_boxes", ("a",), 0.3, 100, "engine", "offline")
-    titles = [figure.title for figure in worst_images(images, ground_truth, answers, model)]
+    titles = [
+        figure.title for figure in worst_images(images, ground_truth, images_detections, model)
+    ]
     assert [title.partition(".png")[0] for title in titles] == ["worse", "bad", "half"]
-    assert "F1 0.00, 2 missed, 2 invented" in titles[0]
-    assert "F1 0.67, 1 missed, 0 invented" in titles[2]
+    assert "F1 0.00, 2 false negatives, 2 false positives" in titles[0]
+    assert "F1 0.67, 1 false negatives, 0 false positives" in titles[2]
 
 
 def test_speed_by_hand() -> None:
-    run = Run([], latencies_s=[0.1, 0.2, 0.3], wall_s=2.0)
+    run = DetectionRun([], latencies_s=[0.1, 0.2, 0.3], wall_s=2.0)
     assert run.speed() == pytest.approx(
         {"images_per_s": 1.5, "latency_p50_ms": 200, "latency_p95_ms": 290}
     )
 
 
-def test_a_report_escapes_names_and_appears_whole(tmp_path: Path) -> None:
+def test_reports_escape_names_and_are_written_atomically(tmp_path: Path) -> None:
     table = Table("Classes", ["class", "AP"], [["<a|b>", float("nan")], ["c", 0.12345]], "Note <.")
     report = Report("R & D", ["x < y"], [table], {"AP": [float("nan"), 0.5]})
     output = tmp_path / "report"
@@ -107,13 +109,13 @@ def test_a_report_escapes_names_and_appears_whole(tmp_path: Path) -> None:
     assert "Note &lt;." in page
     assert "<td>0.123</td>" in page
     assert '"AP": [\n  null,\n  0.5\n ]' in (output / "results.json").read_text()
-    report.parts.append(Figure("no", "no/such/folder.png", b""))
+    report.sections.append(Figure("no", "no/such/folder.png", b""))
     with pytest.raises(OSError, match="folder"):
         write_report(report, tmp_path / "other")
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_missing_parts_are_said(
+def test_a_missing_dependency_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("evaluation.cli", "evaluation.evaluate", "evaluation.metrics.coco"):

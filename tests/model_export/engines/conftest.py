@@ -1,4 +1,4 @@
-"""Packages to build engines of, libraries that need no download, and kernels on the CPU."""
+"""Packages to build engines from, fake libraries to build with, and kernels on the CPU."""
 
 import sys
 from collections.abc import Iterator
@@ -8,8 +8,9 @@ import pytest
 from support.builds import FAKES, tiny_graph, write_package
 from support.cuda_emulation import Emulation, compiler
 
-from model_export.engines import building
-from model_export.engines.compilation import Compilation, Cost, compile_engine
+from model_export.engines import build
+from model_export.engines.child_process import BuildCost
+from model_export.engines.compile_engine import CompileJob, compile_engine
 from model_export.engines.progress import Progress
 from model_package import ModelPackage
 
@@ -25,7 +26,7 @@ def package(tmp_path: Path) -> ModelPackage:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have ``import tensorrt_rtx`` and ``import tensorrt`` find libraries that need no GPU."""
+    """Make ``import tensorrt_rtx`` and ``import tensorrt`` find the fake libraries."""
     real = {name: sys.modules.pop(name, None) for name in MODULES}
     monkeypatch.syspath_prepend(FAKES)
     yield
@@ -37,19 +38,19 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Spare most tests the second that a process takes to start."""
+    """Build in this process: starting another takes a second."""
 
-    def run(compilation: Compilation, progress: Progress) -> Cost:
-        compile_engine(compilation, progress)
-        return Cost(seconds=0.1, peak_bytes=1)
+    def compile_here(job: CompileJob, progress: Progress) -> BuildCost:
+        compile_engine(job, progress)
+        return BuildCost(seconds=0.1, peak_bytes=1)
 
-    if "child" not in request.fixturenames:
-        monkeypatch.setattr(building, "run_compilation", run)
+    if "child_process" not in request.fixturenames:
+        monkeypatch.setattr(build, "compile_in_child_process", compile_here)
 
 
 @pytest.fixture
-def child() -> None:
-    """Build in a process of its own, as outside of tests."""
+def child_process() -> None:
+    """Build in a child process, as outside of tests."""
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def small(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
-    """The kernels' source, compiled for this machine."""
+    """The source of the kernels, compiled for the CPU."""
     if compiler() is None:
         pytest.skip("no g++ to compile the kernels with")
     return Emulation(tmp_path_factory.mktemp("emulation"))

@@ -1,4 +1,4 @@
-"""What cannot be built is told, with what can, and the package stays as it was."""
+"""Rejected and failed builds: the message says what is accepted, and the package is unchanged."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from support.builds import ADA, FULL, build, contents, tiny_graph, write_package
 
-from model_export.engines import building, libraries
-from model_export.engines.building import EngineRequest
+from model_export.engines import build as build_module
+from model_export.engines import libraries
+from model_export.engines.build import EngineRequest
 from model_export.engines.errors import (
     EngineBuildError,
     EngineLibraryError,
     EngineRequestError,
 )
+from model_package import tensorrt_libraries
 
 pytestmark = pytest.mark.usefixtures("fakes", "in_process")
 
@@ -21,7 +23,10 @@ pytestmark = pytest.mark.usefixtures("fakes", "in_process")
     ("request_", "message"),
     [
         (replace(ADA, compute_capability="9.0"), "does not build .* 9.0. Accepted: 8.9, 12.0"),
-        (replace(ADA, compute_capability="sm89"), "'sm89' is not one. Give it like 8.9"),
+        (
+            replace(ADA, compute_capability="sm89"),
+            "'sm89' is not a compute capability. Give it like 8.9",
+        ),
         (replace(ADA, optimal_batch_size=9), "smallest 1, best 9, largest 8"),
         (replace(ADA, max_batch_size=0, optimal_batch_size=0), "greater than or equal to 1"),
         (replace(ADA, max_batch_size=1025), "less than or equal to 1024"),
@@ -32,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("fakes", "in_process")
         (replace(ADA, precision="fp16"), "no ONNX file in fp16.*package .*--precision fp16"),
     ],
 )
-def test_what_cannot_be_built_is_refused(
+def test_rejects_requests_that_cannot_be_built(
     small: Path, request_: EngineRequest, message: str
 ) -> None:
     before = contents(small)
@@ -46,42 +51,46 @@ def test_what_cannot_be_built_is_refused(
     ("backend", "message"),
     [("tensorrt", "Build on the machine that"), ("tensorrt-rtx", "--compute-capability 8.9")],
 )
-def test_without_a_gpu_somebody_must_say_which(
+def test_asks_for_the_target_if_there_is_no_gpu(
     small: Path, monkeypatch: pytest.MonkeyPatch, backend: str, message: str
 ) -> None:
-    monkeypatch.setattr(building, "find_gpu", lambda: None)
+    monkeypatch.setattr(build_module, "find_gpu", lambda: None)
     with pytest.raises(EngineLibraryError, match=f"there is no GPU here .*{message}"):
         build(small, EngineRequest(backend=backend))
 
 
-def test_libraries_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_missing_libraries_with_the_install_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(libraries, "find_spec", lambda _: None)
     with pytest.raises(EngineLibraryError, match=r"\[build,tensorrt\].*pypi.nvidia.com.*-rtx\]"):
-        libraries.choose_library(None)
+        libraries.select_library(None)
     monkeypatch.setattr(libraries, "find_spec", lambda name: name == "tensorrt" or None)
-    assert libraries.choose_library(None).backend == "tensorrt"
+    assert libraries.select_library(None).backend == "tensorrt"
 
 
-def test_a_library_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_library_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorrt
 
-    library = libraries.LIBRARIES["tensorrt"]
+    library = tensorrt_libraries.TENSORRT
     monkeypatch.setattr(tensorrt, "__version__", "10.8.0.43")
-    with pytest.raises(EngineLibraryError, match=r"10\.8\.0\.43, but at least 10\.9 .*nvidia\.com"):
+    with pytest.raises(
+        EngineLibraryError, match=r"10\.8\.0\.43 is installed, but at least 10\.9 .*nvidia\.com"
+    ):
         libraries.import_library(library)
-    monkeypatch.delattr(tensorrt, "__version__")  # what is left of a broken installation
+    monkeypatch.delattr(tensorrt, "__version__")  # what an incomplete uninstallation leaves
     with pytest.raises(EngineLibraryError, match="is not TensorRT: it has no version"):
         libraries.import_library(library)
 
     def broken(_: str) -> None:
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
-    monkeypatch.setattr(libraries, "import_module", broken)
+    monkeypatch.setattr(tensorrt_libraries, "import_module", broken)
     with pytest.raises(EngineLibraryError, match=r"\(libnvinfer.so.11.*pypi\.nvidia\.com"):
         libraries.import_library(library)
 
 
-@pytest.mark.usefixtures("child")
+@pytest.mark.usefixtures("child_process")
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
@@ -93,7 +102,7 @@ def test_a_library_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) 
         ({"producer": "abort"}, r"ended without an engine \(SIGABRT\)"),
     ],
 )
-def test_what_the_library_refuses_leaves_the_package(
+def test_a_failed_build_leaves_the_package_unchanged(
     tmp_path: Path, graph: dict[str, str], message: str
 ) -> None:
     directory = tmp_path / "bad"

@@ -1,4 +1,4 @@
-"""What the GPU check of the kernels says, with the CPU in the place of the GPU."""
+"""The GPU check of the kernels, with an emulation on the CPU in place of the GPU."""
 
 from collections.abc import Callable
 
@@ -27,14 +27,14 @@ def emulated(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(kernels, "SPEED_SHAPES", SHAPES[:1])
     monkeypatch.setattr(kernels, "_BUFFERS_BYTES", 4096)
 
-    def run(kernel: str, numbers: Launch, inputs: list[Tensor], output: Tensor) -> None:
-        pooled = emulation.run(kernel, numbers, *map(bits, inputs))
+    def run(kernel: str, configuration: Launch, inputs: list[Tensor], output: Tensor) -> None:
+        pooled = emulation.run(kernel, configuration, *map(bits, inputs))
         output.copy_(from_bits(pooled, kernel.rpartition("_")[2]))
 
     return Device("emulation", run, _two_milliseconds)
 
 
-def test_right_kernels_are_called_right(emulated: Device) -> None:
+def test_correct_kernels_pass(emulated: Device) -> None:
     rows = list(parity(emulated, "cpu"))
     assert {(row["op_type"], row["format"], row["shape"]) for row in rows} == {
         (o, f, s) for o in INPUTS for f in FORMATS for s in SHAPES
@@ -43,16 +43,16 @@ def test_right_kernels_are_called_right(emulated: Device) -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.5, torch.nan])
-def test_wrong_kernels_are_called_wrong(emulated: Device, wrong: float) -> None:
-    def run(kernel: str, numbers: Launch, inputs: list[Tensor], output: Tensor) -> None:
-        emulated.run(kernel, numbers, inputs, output)
+def test_wrong_kernels_fail(emulated: Device, wrong: float) -> None:
+    def run(kernel: str, configuration: Launch, inputs: list[Tensor], output: Tensor) -> None:
+        emulated.run(kernel, configuration, inputs, output)
         output[0, 0, 0, 0] = wrong
 
     rows = list(parity(Device("wrong", run, _two_milliseconds), "cpu"))
     assert not any(row["equal"] for row in rows)
 
 
-def test_bandwidth_counts_every_map_once(emulated: Device) -> None:
+def test_bandwidth_counts_every_map_that_is_read_or_written(emulated: Device) -> None:
     rows = list(speed(emulated, "cpu"))
     assert len(rows) == len(FORMATS) * (1 + len(INPUTS) * len(WARPS_PER_BLOCK) + 2)
     map_bytes = 4 * 1 * 2 * 9 * 12
@@ -66,9 +66,9 @@ def test_bandwidth_counts_every_map_once(emulated: Device) -> None:
             assert row["of_copy"] == pytest.approx(count / 2)
 
 
-def test_without_a_gpu_it_says_so_and_gives_no_figures() -> None:
+def test_reports_a_missing_gpu_and_no_measurements() -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+        pytest.skip("needs a machine without a GPU")
     result = check()
     assert result == {
         "device": None,

@@ -1,4 +1,4 @@
-"""The corner pooling kernels: their source run on the CPU, and their PTX assembled."""
+"""Corner pooling kernels: the source, run on the CPU, and the PTX, assembled for every GPU."""
 
 import re
 import shutil
@@ -29,12 +29,12 @@ SHAPES = [
     (2, 1, 9, 1),
     (2, 3, 7, 5),
     (1, 1, 33, 70),
-    (1, 2, 128, 128),  # the networks' own size
-    (1, 1, 31, 132),  # a vector more than a warp takes at once
+    (1, 2, 128, 128),  # the size in the networks
+    (1, 1, 31, 132),  # one vector more than a warp processes at once
     (1, 1, 70, 191),
     (1, 1, 191, 68),
-    (1, 1, 129, 3),  # a row more than the largest block takes at once
-    (1, 1, 67, 1028),  # wider than the maxima that a pair keeps
+    (1, 1, 129, 3),  # one row more than the largest block processes at once
+    (1, 1, 67, 1028),  # wider than the maxima that a pair kernel stores
     (1, 1, 5, 1061),
     (1, 1, 3, 2116),
     *((batch, 3, 6, 8) for batch in range(2, 10)),
@@ -44,47 +44,47 @@ ZERO, MINUS_ZERO = 0.0, -0.0
 
 @pytest.mark.parametrize("kernel_format", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_kernels_give_what_pytorch_gives(
+def test_kernels_equal_pytorch(
     emulation: Emulation, shape: tuple[int, int, int, int], kernel_format: str
 ) -> None:
     for op_type in INPUTS:
         inputs = maps(op_type, shape, kernel_format, seed=shape[-1])
-        wanted = reference(op_type, inputs)
+        expected = reference(op_type, inputs)
         for warps in WARPS_PER_BLOCK:
             name = kernel_name(op_type, kernel_format)
             pooled = emulation.run(name, launch(op_type, shape, warps), *map(bits, inputs))
-            assert_same(pooled, wanted, kernel_format)
+            assert_same(pooled, expected, kernel_format)
 
 
 @pytest.mark.parametrize("kernel_format", FORMATS)
 @pytest.mark.parametrize("op_type", INPUTS)
 @pytest.mark.parametrize("negative", [False, True])
-def test_nan_of_either_sign_spreads_as_in_pytorch(
+def test_nan_of_either_sign_propagates_as_in_pytorch(
     emulation: Emulation, op_type: str, kernel_format: str, negative: bool
 ) -> None:
     shape = (1, 2, 37, 44)
     special = bits(torch.tensor([torch.nan, -0.0], dtype=DTYPES[kernel_format]))
     nan = special[0] | special[1] if negative else special[0]
-    places = np.random.default_rng(6)
+    generator = np.random.default_rng(6)
     inputs = []
     for values in map(bits, maps(op_type, shape, kernel_format, seed=5)):
-        values[0, 1, places.integers(0, shape[2], 6), places.integers(0, shape[3], 6)] = nan
+        values[0, 1, generator.integers(0, shape[2], 6), generator.integers(0, shape[3], 6)] = nan
         inputs.append(from_bits(values, kernel_format))
     assert all(torch.signbit(x[x.isnan()]).all() == negative for x in inputs)
-    wanted = reference(op_type, inputs)
-    assert wanted.isnan().any()
-    assert not wanted.isnan().all()
-    numbers = launch(op_type, shape, 8)
+    expected = reference(op_type, inputs)
+    assert expected.isnan().any()
+    assert not expected.isnan().all()
+    configuration = launch(op_type, shape, 8)
     name = kernel_name(op_type, kernel_format)
-    assert_same(emulation.run(name, numbers, *map(bits, inputs)), wanted, kernel_format)
+    assert_same(emulation.run(name, configuration, *map(bits, inputs)), expected, kernel_format)
 
 
 @pytest.mark.parametrize("kernel_format", FORMATS)
 @pytest.mark.parametrize("direction", OP_TYPES)
-def test_a_maximum_is_one_of_its_inputs_bit_by_bit(
+def test_a_maximum_equals_one_of_its_inputs_bit_for_bit(
     emulation: Emulation, direction: str, kernel_format: str
 ) -> None:
-    """Also the payload of NaN; 0 counts as larger than -0, and -NaN as the largest of all."""
+    """Including the payload of NaN; 0 is larger than -0, and -NaN is larger than all else."""
     dtype, vertical = DTYPES[kernel_format], direction in ("top", "bottom")
     ranked = bits(torch.tensor([-torch.inf, -1.0, MINUS_ZERO, ZERO, 1.0, torch.inf], dtype=dtype))
     one = ranked.dtype.type(1)
@@ -94,12 +94,12 @@ def test_a_maximum_is_one_of_its_inputs_bit_by_bit(
     order = np.random.default_rng(1).integers(0, len(ranked), 77)
     forwards = direction in ("bottom", "right")
     running = np.maximum.accumulate(order if forwards else order[::-1])
-    wanted = ranked[running if forwards else running[::-1]]
+    expected = ranked[running if forwards else running[::-1]]
     shape = (1, 1, len(order), 1) if vertical else (1, 1, 1, len(order))
     name = kernel_name(OP_TYPES[direction], kernel_format)
-    numbers = launch(OP_TYPES[direction], shape, 4)
-    pooled = emulation.run(name, numbers, ranked[order].reshape(shape))
-    np.testing.assert_array_equal(pooled.ravel(), wanted)
+    configuration = launch(OP_TYPES[direction], shape, 4)
+    pooled = emulation.run(name, configuration, ranked[order].reshape(shape))
+    np.testing.assert_array_equal(pooled.ravel(), expected)
 
 
 @pytest.mark.parametrize("kernel_format", FORMATS)
@@ -112,12 +112,12 @@ def test_sums_overflow_and_round_as_in_pytorch(emulation: Emulation, kernel_form
     )
     a, b = (grid.reshape(-1, 1, 1, 1) for grid in (a, b))
     for op_type in (name for name, count in INPUTS.items() if count == 2):
-        numbers = launch(op_type, (64, 1, 1, 1), 4)
-        pooled = emulation.run(kernel_name(op_type, kernel_format), numbers, bits(a), bits(b))
+        configuration = launch(op_type, (64, 1, 1, 1), 4)
+        pooled = emulation.run(kernel_name(op_type, kernel_format), configuration, bits(a), bits(b))
         assert_same(pooled, a + b, kernel_format)
 
 
-def test_ptx_holds_every_kernel_and_is_not_too_new() -> None:
+def test_ptx_has_every_kernel_and_a_supported_version() -> None:
     names = {kernel_name(op_type, kernel_format) for op_type in INPUTS for kernel_format in FORMATS}
     assert set(re.findall(r"\.entry (\w+)\(", all_ptx())) == names
     (version,) = re.findall(r"^\.version (\d+)\.(\d+)", all_ptx(), re.MULTILINE)
@@ -131,27 +131,27 @@ def test_ptx_holds_every_kernel_and_is_not_too_new() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ptx_assembles(tmp_path: Path, architecture: int) -> None:
-    """Both as a whole and cut into kernels, which engines hold."""
+    """Both the whole file and a single kernel, which is what an engine contains."""
     ptxas = shutil.which("ptxas")
     if ptxas is None:
-        pytest.skip("no ptxas here: the CUDA toolkit is not installed")
+        pytest.skip("no ptxas: the CUDA toolkit is not installed")
     op_type = list(INPUTS)[ARCHITECTURES.index(architecture) % len(INPUTS)]
-    one = kernel_ptx(kernel_name(op_type, FORMATS[architecture % len(FORMATS)]))
-    for number, ptx in enumerate((all_ptx(), one)):
+    single = kernel_ptx(kernel_name(op_type, FORMATS[architecture % len(FORMATS)]))
+    for number, ptx in enumerate((all_ptx(), single)):
         source, target = tmp_path / f"{number}.ptx", tmp_path / f"{number}.cubin"
         source.write_text(ptx)
         subprocess.run([ptxas, "-O1", f"-arch=sm_{architecture}", "-o", target, source], check=True)
         assert target.stat().st_size
 
 
-def test_ptx_is_the_sources(project: Path, tmp_path: Path) -> None:
+def test_ptx_is_compiled_from_the_source(project: Path, tmp_path: Path) -> None:
     if shutil.which("nvcc") is None or shutil.which("make") is None:
-        pytest.skip("no nvcc or no make here")
-    answer = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
-    (compiler,) = re.findall(r"V\d+\.\d+\.\d+", answer.stdout)
+        pytest.skip("nvcc or make is not installed")
+    result = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    (compiler,) = re.findall(r"V\d+\.\d+\.\d+", result.stdout)
     (original,) = re.findall(r"V\d+\.\d+\.\d+", all_ptx())
     if compiler != original:
         pytest.skip(f"nvcc is {compiler}, the committed PTX was made by {original}")
-    target = tmp_path / "again.ptx"
+    target = tmp_path / "compiled.ptx"
     subprocess.run(["make", "-s", "-C", project, "kernels", f"KERNELS_PTX={target}"], check=True)
     assert target.read_text() == all_ptx(), "the source has changed: run `make kernels`"

@@ -1,4 +1,4 @@
-"""Deformable convolutions in other operators: the same numbers as ONNX Runtime's own."""
+"""The lowered deformable convolution equals ONNX Runtime's ``DeformConv``."""
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ def one_deform_conv(
     kernel: int = 3,
     **attributes: object,
 ) -> onnx.ModelProto:
-    """A file with one deformable convolution with random weights."""
+    """Return a model of one deformable convolution with random weights."""
     generator = np.random.default_rng(5)
     dtype = helper.tensor_dtype_to_np_dtype(element)
     taps = kernel * kernel
@@ -55,7 +55,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, NDArray]) -> NDArray:
 def make_inputs(
     batch: int, height: int, width: int, reach: float, kernel: int = 3
 ) -> dict[str, NDArray]:
-    """Features, offsets of up to ``reach`` cells, and a mask."""
+    """Return features, offsets of up to ``reach`` cells, and a mask."""
     generator = np.random.default_rng(height * width)
     taps = kernel * kernel
     shape = (height, width)
@@ -67,7 +67,7 @@ def make_inputs(
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy of ``model`` without deformable convolutions."""
+    """Return a copy of ``model`` without deformable convolutions."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     assert lower_deform_convs(copy) == 1
     assert "DeformConv" not in {node.op_type for node in copy.graph.node}
@@ -77,9 +77,7 @@ def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 7), (1, 9), (5, 1), (96, 128)])
 @pytest.mark.parametrize("reach", [0.0, 0.7, 40.0, 1e4])
-def test_it_computes_what_onnx_runtime_computes(
-    height: int, width: int, reach: float, fixed: bool
-) -> None:
+def test_equals_onnx_runtime(height: int, width: int, reach: float, fixed: bool) -> None:
     model = one_deform_conv(sides=[height, width] if fixed else SIDES)
     inputs = make_inputs(2, height, width, reach)
     expected = run(model, inputs)
@@ -88,7 +86,7 @@ def test_it_computes_what_onnx_runtime_computes(
     np.testing.assert_allclose(run(lowered(model), inputs), expected, rtol=0, atol=1e-4)
 
 
-def test_offsets_of_whole_cells_read_the_cells_themselves() -> None:
+def test_integer_offsets_equal_onnx_runtime() -> None:
     model = one_deform_conv(sides=[8, 8])
     inputs = make_inputs(1, 8, 8, 3.0)
     inputs["offsets"] = np.round(inputs["offsets"])
@@ -96,13 +94,13 @@ def test_offsets_of_whole_cells_read_the_cells_themselves() -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 5])
-def test_kernels_of_other_sizes(kernel: int) -> None:
+def test_other_kernel_sizes_equal_onnx_runtime(kernel: int) -> None:
     model = one_deform_conv(kernel=kernel)
     inputs = make_inputs(1, 9, 11, 1.5, kernel)
     np.testing.assert_allclose(run(lowered(model), inputs), run(model, inputs), rtol=0, atol=2e-5)
 
 
-def test_one_file_serves_every_size_and_batch() -> None:
+def test_a_dynamic_model_takes_every_size_and_batch() -> None:
     model, other = one_deform_conv(), lowered(one_deform_conv())
     for batch, height, width in ((1, 4, 4), (3, 32, 8), (2, 5, 31)):
         inputs = make_inputs(batch, height, width, 2.0)
@@ -110,8 +108,8 @@ def test_one_file_serves_every_size_and_batch() -> None:
 
 
 @pytest.mark.parametrize("fixed", [True, False])
-def test_half_precision_samples_in_float32(fixed: bool) -> None:
-    """Against the float32 file: what half precision costs is rounding of inputs and products."""
+def test_fp16_models_sample_in_float32(fixed: bool) -> None:
+    """The error against the float32 model is the rounding of inputs and products."""
     sides: list[str | int] = [48, 128] if fixed else SIDES
     halves = one_deform_conv(TensorProto.FLOAT16, sides)
     inputs = make_inputs(2, 48, 128, 2.0)
@@ -133,7 +131,9 @@ def test_half_precision_samples_in_float32(fixed: bool) -> None:
         {"pads": [0, 0, 0, 0]},
     ],
 )
-def test_other_forms_are_refused_by_name(attributes: dict[str, list[int]]) -> None:
+def test_rejects_other_attributes_with_the_name_of_the_node(
+    attributes: dict[str, list[int]],
+) -> None:
     model = one_deform_conv(sides=[9, 9])
     model.graph.node[0].name = "layer_7"
     for name, value in attributes.items():
@@ -144,7 +144,7 @@ def test_other_forms_are_refused_by_name(attributes: dict[str, list[int]]) -> No
         lower_deform_convs(model)
 
 
-def test_other_files_stay_as_they_are() -> None:
+def test_leaves_other_models_unchanged() -> None:
     model = one_deform_conv()
     model.graph.node[0].op_type = "Other"
     before = model.SerializeToString(deterministic=True)

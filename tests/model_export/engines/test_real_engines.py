@@ -1,6 +1,6 @@
-"""Real TensorRT-RTX engines of whole networks. Building needs no GPU; nothing here runs one.
+"""Builds of real TensorRT-RTX engines of whole networks, without a GPU; no engine is run.
 
-``make test-engines`` installs the library and shows what each build took.
+``make test-engines`` installs the library and prints the cost of each build.
 """
 
 import inspect
@@ -40,7 +40,7 @@ def library() -> types.ModuleType:
 
 
 class HalfBody(nn.Module):
-    """A network in half precision between float32 ends."""
+    """A network in half precision with float32 inputs and outputs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ class HalfBody(nn.Module):
 def _write_network(directory: Path, state: State, max_side_px: int | None) -> None:
     """Write a package with the network of ``state`` in fp32 and fp16, not verified."""
     state = without_counters(state)
-    found = identify(state, None, None)
+    identified = identify(state, None, None)
     plan = make_plan(
         ExportConfig(name="network", version="1", max_side_px=max_side_px),
-        found.architecture,
-        ARCHITECTURES[found.architecture].input_multiple,
-        found.task,
-        found.num_classes,
-        found.num_keypoints,
+        identified.architecture,
+        ARCHITECTURES[identified.architecture].input_multiple,
+        identified.task,
+        identified.num_classes,
+        identified.num_keypoints,
     )
-    network = load_network(found, state).eval()
+    network = load_network(identified, state).eval()
     spec, names, files = plan.input, plan.output_names(), {}
     for file, make_body in {"model.onnx": nn.Identity, "model_fp16.onnx": HalfBody}.items():
         body = network if make_body is nn.Identity else make_body(network)
@@ -81,7 +81,7 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
 
 
 def _half_convolutions(path: Path) -> bytes:
-    """Let every convolution of a file compute in half, with casts around it."""
+    """Make every convolution of a file compute in half precision, with casts around it."""
     model = onnx.load(path)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -125,7 +125,7 @@ def network(
 
 
 @pytest.mark.parametrize(("capability", "target"), [("8.9", b"sm89"), ("12.0", b"sm120")])
-def test_an_engine_of(
+def test_builds_engines_of_whole_networks(
     network: Path,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
@@ -141,19 +141,21 @@ def test_an_engine_of(
     engines = [e for e in engines_of(network) if e.requires.compute_capability == capability]
     sizes = {engine.precision: engine.size_bytes for engine in engines}
     assert sizes.keys() == {"fp32", "fp16"}
-    assert sizes["fp16"] < 0.7 * sizes["fp32"]  # weights by half, the code of kernels not
+    assert sizes["fp16"] < 0.7 * sizes["fp32"]  # the weights halve, the code of kernels does not
     for engine in engines:
         assert engine.requires.version == VERSION
         assert engine.batch.model_dump() == {"min": 1, "opt": 8, "max": 8}
         content = (network / engine.file).read_bytes()
-        assert b"accelerators={%s }" % target in content  # what the library says it built for
-        (network / engine.file).unlink()  # the next build drops it: disks are finite
+        assert b"accelerators={%s }" % target in content  # the target, as the library writes it
+        (
+            network / engine.file
+        ).unlink()  # saves disk space; the next build removes it from the package
 
 
-def test_half_files_have_deformable_convolutions_in_half(
+def test_fp16_files_have_deformable_convolutions_in_half_precision(
     upstream_state: Callable[[str], State], tmp_path: Path
 ) -> None:
-    """Or the builds above would not show that these can be lowered."""
+    """A condition of the builds above: they show that these can be lowered."""
     _write_network(tmp_path / "package", upstream_state("ctdet_dla_34"), None)
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "package" / "model_fp16.onnx"))
     types_ = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
@@ -164,29 +166,29 @@ def test_half_files_have_deformable_convolutions_in_half(
 
 @pytest.fixture
 def triplets(upstream_state: Callable[[str], State], tmp_path: Path) -> Path:
-    """What takes longest to build."""
+    """The network that takes longest to build."""
     _write_network(tmp_path / "package", upstream_state("triplet_centernet52"), None)
     return tmp_path / "package"
 
 
-def test_real_builds_end_at_once_and_leave_nothing(triplets: Path) -> None:
+def test_interrupted_builds_end_at_once_and_leave_no_files(triplets: Path) -> None:
     before = contents(triplets)
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         options = ("--compute-capability", "8.9", "--progress", "json")
         process = start_build(triplets, *options, libraries=None)
         assert process.stdout is not None
-        share = 0.0
-        while share < 0.25:  # in the middle of the library's call
-            share = json.loads(process.stdout.readline())["progress"]
+        fraction = 0.0
+        while fraction < 0.25:  # in the middle of the library's call
+            fraction = json.loads(process.stdout.readline())["progress"]
         process.send_signal(number)
         process.communicate(timeout=10)
         assert process.returncode == status
-        left = contents(triplets)
-        left.pop(".build.lock", None)  # only after SIGKILL, and free again
-        assert left == before
+        remaining = contents(triplets)
+        remaining.pop(".build.lock", None)  # only after SIGKILL, and not locked
+        assert remaining == before
 
 
-def test_the_real_library_refuses_what_it_cannot_build(tmp_path: Path) -> None:
+def test_reports_files_and_targets_that_the_real_library_rejects(tmp_path: Path) -> None:
     for operator, capability, message in (
         ("NonMaxSuppression", "8.9", "does not accept model.onnx: node '/first' (NonMaxSuppr"),
         ("Cast", "9.0", "does not build for compute capability 9.0. Accepted: 7.5, 8.0, 8.6, 8.9"),
@@ -199,7 +201,7 @@ def test_the_real_library_refuses_what_it_cannot_build(tmp_path: Path) -> None:
         assert message in err
 
 
-def test_the_fake_library_has_nothing_that_the_real_one_has_not(
+def test_the_real_library_has_every_name_of_the_fake(
     library: types.ModuleType,
 ) -> None:
     spec = spec_from_file_location("fake", FAKES / "tensorrt_rtx.py")

@@ -1,4 +1,4 @@
-"""Runs of the engine that go on at the same time are kept apart, and nothing stays pinned."""
+"""Concurrent runs are pinned to different cores, and no thread stays pinned after its run."""
 
 import os
 import threading
@@ -6,19 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.engines.cpu_affinity import Cores
+from service.engines.cpu_affinity import CpuAffinity
 
 ALLOWED = os.sched_getaffinity(0)
 
 
-def cores_of_runs(cores: Cores, count: int) -> list[set[int]]:
-    """What each of so many runs at a time may use, and see to it that all are free again after."""
-    together = threading.Barrier(count)
+def affinities_during_runs(affinity: CpuAffinity, count: int) -> list[set[int]]:
+    """Return the affinity of each of ``count`` concurrent runs; it must be reset afterwards."""
+    barrier = threading.Barrier(count)
 
     def run(_: int) -> set[int]:
-        with cores.hold():
+        with affinity.pin_thread():
             during = os.sched_getaffinity(0)
-            together.wait(10)
+            barrier.wait(10)
         assert os.sched_getaffinity(0) == ALLOWED
         return during
 
@@ -26,32 +26,34 @@ def cores_of_runs(cores: Cores, count: int) -> list[set[int]]:
         return list(threads.map(run, range(count)))
 
 
-def test_each_run_has_a_core_of_its_own() -> None:
-    cores = Cores()
+def test_each_run_is_pinned_to_a_different_core() -> None:
+    affinity = CpuAffinity()
     for _ in range(3):
-        held = cores_of_runs(cores, len(ALLOWED))
-        assert sorted(held, key=min) == [{core} for core in sorted(ALLOWED)]
+        pinned = affinities_during_runs(affinity, len(ALLOWED))
+        assert sorted(pinned, key=min) == [{core} for core in sorted(ALLOWED)]
 
 
-def test_more_runs_than_cores_go_where_the_kernel_sees_fit() -> None:
-    held = cores_of_runs(Cores(), len(ALLOWED) + 2)
-    assert sum(len(allowed) == 1 for allowed in held) >= len(ALLOWED)
-    assert held.count(ALLOWED) >= 2
+def test_runs_beyond_the_number_of_cores_are_not_pinned() -> None:
+    pinned = affinities_during_runs(CpuAffinity(), len(ALLOWED) + 2)
+    assert sum(len(allowed) == 1 for allowed in pinned) >= len(ALLOWED)
+    assert pinned.count(ALLOWED) >= 2
 
 
-def test_a_run_that_fails_gives_its_core_back() -> None:
-    cores = Cores()
+def test_a_failed_run_releases_its_core() -> None:
+    affinity = CpuAffinity()
     for _ in range(len(ALLOWED) + 1):
-        with pytest.raises(ValueError, match="no memory"), cores.hold():
+        with pytest.raises(ValueError, match="no memory"), affinity.pin_thread():
             raise ValueError("no memory")
-    assert sorted(cores_of_runs(cores, len(ALLOWED)), key=min) == [{one} for one in sorted(ALLOWED)]
+    assert sorted(affinities_during_runs(affinity, len(ALLOWED)), key=min) == [
+        {core} for core in sorted(ALLOWED)
+    ]
 
 
-def test_a_sandbox_that_forbids_it_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignores_a_sandbox_that_forbids_pinning(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise PermissionError("seccomp")
 
-    cores = Cores()
+    affinity = CpuAffinity()
     monkeypatch.setattr(os, "sched_setaffinity", forbidden)
-    with cores.hold():
+    with affinity.pin_thread():
         assert os.sched_getaffinity(0) == ALLOWED

@@ -1,8 +1,8 @@
-"""Slots, padding, graphs and errors of the GPU engines, without a GPU.
+"""Instances, padding, CUDA graphs and errors of the GPU engines, without a GPU.
 
-The engines are the real ones; CUDA and TensorRT are stood in for by implementations over host
-memory, and ONNX Runtime's CUDA provider by its CPU provider. Each test runs with a GPU that does
-its work at once and with one that does it as late as it may.
+The engines run on fakes of CUDA and TensorRT that work on host memory, and on ONNX Runtime's CPU
+provider in place of its CUDA provider. Each test runs with a fake GPU that executes work at once
+and with one that executes it as late as possible.
 """
 
 import sys
@@ -19,7 +19,6 @@ from support.fake_tensorrt import FakeTensorrt
 
 from model_package import FreeSize, InputSpec, ModelPackage
 from service.engines import Engine, EngineBrokenError, EngineUnavailableError, open_engine
-from service.engines.gpu_engine import batch_sizes
 
 FREE = InputSpec(
     width_px=64, height_px=64, free_size=FreeSize(multiple_px=32, extra_px=1, max_side_px=256)
@@ -27,10 +26,10 @@ FREE = InputSpec(
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 
 
-@pytest.fixture(params=[True, False], ids=["late", "at once"])
+@pytest.fixture(params=[True, False], ids=["lazy", "eager"])
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCudaRuntime:
     fake = FakeCudaRuntime(lazy=request.param)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    fake.install(monkeypatch)
     return fake
 
 
@@ -61,7 +60,7 @@ def package(tmp_path: Path) -> ModelPackage:
 
 
 def full_package(directory: Path, input_spec: InputSpec | None = None) -> ModelPackage:
-    """ONNX files and engines of both libraries, with and without averaging over flipped images."""
+    """Write ONNX files and engines of both libraries, with and without flip."""
     sides = (32, 256) if input_spec is not None else (64, 64)
     return make_package(
         directory,
@@ -86,15 +85,15 @@ def open_backend(
     tensorrt_rtx: FakeTensorrt,
     onnxruntime: FakeOnnxRuntime,
 ) -> Iterator[Callable[[ModelPackage], Engine]]:
-    """Open a package with each of the backends, and close it."""
+    """Open packages with each of the backends, and close them after the test."""
     del tensorrt, tensorrt_rtx, onnxruntime
     opened: list[Engine] = []
 
-    def open_it(package: ModelPackage) -> Engine:
+    def open_package(package: ModelPackage) -> Engine:
         opened.append(open_engine(package, request.param, threads=1))
         return opened[-1]
 
-    yield open_it
+    yield open_package
     for engine in opened:
         engine.close()
 
@@ -103,7 +102,7 @@ def scores(engine: Engine, *values: int, flip: bool = False) -> list[float]:
     return engine.run(make_images(*values), flip)["scores"][:, 0].tolist()
 
 
-def test_every_batch_size_gives_its_own_rows(
+def test_every_batch_size_returns_its_own_rows(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
@@ -121,7 +120,7 @@ def test_every_batch_size_gives_its_own_rows(
     }
 
 
-def test_images_one_by_one_are_the_same_batch(
+def test_accepts_a_sequence_of_images(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
@@ -132,12 +131,12 @@ def test_results_are_not_overwritten_by_later_batches(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
-    kept = [engine.run(make_images(value, value + 1)) for value in range(0, 100, 10)]
-    for value, outputs in zip(range(0, 100, 10), kept, strict=True):
+    results = [engine.run(make_images(value, value + 1)) for value in range(0, 100, 10)]
+    for value, outputs in zip(range(0, 100, 10), results, strict=True):
         assert outputs["scores"].tolist() == [[value], [value + 1]]
 
 
-def test_two_batches_at_a_time_keep_their_rows(
+def test_concurrent_batches_return_their_own_rows(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
@@ -146,9 +145,9 @@ def test_two_batches_at_a_time_keep_their_rows(
     def run(start: int) -> None:
         for value in range(start, start + 40):
             values = [value] * (value % 8 + 1)
-            found = scores(engine, *values)
-            if found != values:
-                wrong.append((values, found))
+            actual = scores(engine, *values)
+            if actual != values:
+                wrong.append((values, actual))
 
     threads = [threading.Thread(target=run, args=(start,)) for start in (0, 100, 50)]
     for thread in threads:
@@ -159,7 +158,7 @@ def test_two_batches_at_a_time_keep_their_rows(
     assert wrong == []
 
 
-def test_free_sizes_run_beside_the_default_one(
+def test_runs_other_image_sizes_besides_the_default(
     open_backend: Callable[[ModelPackage], Engine], tmp_path: Path
 ) -> None:
     engine = open_backend(full_package(tmp_path, FREE))
@@ -168,11 +167,11 @@ def test_free_sizes_run_beside_the_default_one(
         assert engine.run(images)["scores"][:, 0].tolist() == list(range(count))
 
 
-def test_a_batch_that_is_too_large_is_refused(
+def test_rejects_a_batch_that_is_too_large(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage
 ) -> None:
     engine = open_backend(package)
-    with pytest.raises(ValueError, match="a batch of 9 images; 8 are the most"):
+    with pytest.raises(ValueError, match="received a batch of 9 images; accepted are 1 to 8"):
         scores(engine, *range(9))
     with pytest.raises(ValueError, match="larger than the buffers"):
         engine.run(make_images(*range(8), height_px=96, width_px=96))
@@ -181,7 +180,7 @@ def test_a_batch_that_is_too_large_is_refused(
     assert scores(engine, 4) == [4]
 
 
-def test_an_error_of_one_batch_does_not_harm_the_next(
+def test_remains_usable_after_an_error(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage, cuda: FakeCudaRuntime
 ) -> None:
     engine = open_backend(package)
@@ -192,7 +191,7 @@ def test_an_error_of_one_batch_does_not_harm_the_next(
         assert [scores(engine, value) for value in (3, 4, 5)] == [[3], [4], [5]]
 
 
-def test_everything_is_freed(
+def test_close_frees_everything(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage, cuda: FakeCudaRuntime
 ) -> None:
     engine = open_backend(package)
@@ -206,15 +205,15 @@ def test_everything_is_freed(
 @pytest.mark.parametrize(
     ("backend", "name"),
     [
-        *((one, "cudaMalloc") for one in BACKENDS),
-        *((one, "cudaHostAlloc") for one in BACKENDS),
-        *((one, "cudaStreamCreateWithFlags") for one in BACKENDS),
+        *((backend, "cudaMalloc") for backend in BACKENDS),
+        *((backend, "cudaHostAlloc") for backend in BACKENDS),
+        *((backend, "cudaStreamCreateWithFlags") for backend in BACKENDS),
         ("tensorrt", "cudaStreamBeginCapture"),
         ("tensorrt", "cudaGraphInstantiate"),
     ],
 )
 @pytest.mark.usefixtures("tensorrt", "tensorrt_rtx", "onnxruntime")
-def test_a_failed_start_frees_everything(
+def test_a_failed_load_frees_everything(
     package: ModelPackage, cuda: FakeCudaRuntime, name: str, backend: str
 ) -> None:
     cuda.fail_next(name, cudaError_t.cudaErrorMemoryAllocation)
@@ -223,7 +222,7 @@ def test_a_failed_start_frees_everything(
     assert cuda.alive == 0
 
 
-def test_launches_are_recorded_once_per_size(
+def test_launches_are_captured_once_per_batch_size(
     tensorrt: FakeTensorrt, package: ModelPackage, cuda: FakeCudaRuntime
 ) -> None:
     engine = open_engine(package, "tensorrt", threads=1)
@@ -234,11 +233,11 @@ def test_launches_are_recorded_once_per_size(
         scores(engine, *range(count))
     assert cuda.calls["cudaGraphLaunch"] == 8
     assert [len(context.enqueued) for context in tensorrt.contexts] == enqueued
-    assert cuda.calls["cudaMalloc"] == 4  # images and outputs of two slots, at the start
+    assert cuda.calls["cudaMalloc"] == 4  # images and outputs of two instances, at the start
     engine.close()
 
 
-def test_batches_are_padded_to_the_next_size(
+def test_batches_are_padded_to_the_next_batch_size(
     tensorrt_rtx: FakeTensorrt, package: ModelPackage
 ) -> None:
     engine = open_engine(package, "tensorrt-rtx", threads=1, max_batch_size=6)
@@ -255,7 +254,7 @@ def test_batches_are_padded_to_the_next_size(
 
 
 @pytest.mark.usefixtures("tensorrt")
-def test_only_sizes_that_the_service_uses_are_recorded(
+def test_captures_only_batch_sizes_up_to_the_maximum_of_the_service(
     package: ModelPackage, cuda: FakeCudaRuntime
 ) -> None:
     engine = open_engine(package, "tensorrt", threads=1, max_batch_size=3)
@@ -265,18 +264,8 @@ def test_only_sizes_that_the_service_uses_are_recorded(
     engine.close()
 
 
-@pytest.mark.parametrize(
-    ("smallest", "largest", "sizes"),
-    [(1, 1, [1]), (1, 8, [1, 2, 4, 8]), (1, 6, [1, 2, 4, 6]), (3, 12, [3, 4, 8, 12])],
-)
-def test_sizes_are_powers_of_two_and_both_ends(
-    smallest: int, largest: int, sizes: list[int]
-) -> None:
-    assert batch_sizes(smallest, largest) == sizes
-
-
 @pytest.mark.usefixtures("tensorrt")
-def test_an_engine_whose_batches_begin_above_one_gets_them_padded(tmp_path: Path) -> None:
+def test_pads_to_the_minimum_batch_size_of_the_engine(tmp_path: Path) -> None:
     artifact = engine_artifact(batch={"min": 2, "opt": 4, "max": 6})
     engine = open_engine(
         make_package(
@@ -290,7 +279,7 @@ def test_an_engine_whose_batches_begin_above_one_gets_them_padded(tmp_path: Path
     engine.close()
 
 
-def test_a_failed_enqueue_says_what_the_library_said(
+def test_a_failed_enqueue_is_reported_with_the_messages_of_the_library(
     tensorrt: FakeTensorrt, tmp_path: Path
 ) -> None:
     package = full_package(tmp_path, FREE)
@@ -305,12 +294,12 @@ def test_a_failed_enqueue_says_what_the_library_said(
     engine.close()
 
 
-def test_a_sticky_error_is_told_from_others(
+def test_a_sticky_error_raises_engine_broken_error(
     open_backend: Callable[[ModelPackage], Engine], package: ModelPackage, cuda: FakeCudaRuntime
 ) -> None:
     engine = open_backend(package)
     cuda._sticky = cudaError_t.cudaErrorIllegalAddress
-    for _ in range(3):  # more than there are slots
+    for _ in range(3):  # more often than there are instances
         with pytest.raises(
             EngineBrokenError, match=r"cudaErrorIllegalAddress.*Restart the service"
         ):
@@ -318,15 +307,15 @@ def test_a_sticky_error_is_told_from_others(
 
 
 @pytest.mark.usefixtures("tensorrt")
-def test_a_kernel_that_leaves_its_memory_is_sticky_and_no_other_backend_is_tried(
+def test_auto_tries_no_other_backend_after_a_sticky_error(
     tmp_path: Path,
 ) -> None:
-    package = make_package(tmp_path, [engine_artifact()], stray=True)
+    package = make_package(tmp_path, [engine_artifact()], out_of_bounds=True)
     with pytest.raises(EngineBrokenError, match="cudaErrorIllegalAddress"):
         open_engine(package, "auto", threads=1)
 
 
-def test_onnxruntime_on_a_gpu_takes_half_precision_and_exact_products(
+def test_onnxruntime_cuda_prefers_fp16_and_disables_tf32(
     onnxruntime: FakeOnnxRuntime, tmp_path: Path
 ) -> None:
     package = make_package(tmp_path, [half_precision_artifact()])
@@ -335,42 +324,42 @@ def test_onnxruntime_on_a_gpu_takes_half_precision_and_exact_products(
     assert engine.description.endswith("CUDAExecutionProvider, fp16 on NVIDIA L4")
     (session,) = onnxruntime.sessions
     assert session.provider_options["use_tf32"] == "0"
-    assert len(session.graphs) == 2 * 3  # two slots; sizes 1, 2 and 4
+    assert len(session.graphs) == 2 * 3  # two instances; batch sizes 1, 2 and 4
     engine.close()
 
 
-def test_onnxruntime_without_graphs_where_it_refuses_them(
+def test_onnxruntime_runs_without_cuda_graphs_if_it_cannot_capture(
     onnxruntime: FakeOnnxRuntime, package: ModelPackage, caplog: pytest.LogCaptureFixture
 ) -> None:
     onnxruntime.can_capture = False
     engine = open_engine(package, "onnxruntime-cuda", threads=1)
     assert scores(engine, 1, 2, 3) == [1, 2, 3]
-    assert "model.onnx, without CUDA graphs because" in caplog.text
+    assert "model.onnx runs without CUDA graphs: " in caplog.text
     engine.close()
 
 
-def test_rtx_keeps_its_kernels_for_the_next_start(
+def test_rtx_stores_its_runtime_cache_for_the_next_start(
     tensorrt_rtx: FakeTensorrt, package: ModelPackage
 ) -> None:
     open_engine(package, "tensorrt-rtx", threads=1).close()
-    kept = package.directory / ".tensorrt_rtx0.engine.runtime_cache"
-    assert kept.read_bytes() == b"cache of this GPU:\x01\x02\x04\x08"
-    written_at = kept.stat().st_mtime_ns
+    cache = package.directory / ".tensorrt_rtx0.engine.runtime_cache"
+    assert cache.read_bytes() == b"cache of this GPU:\x01\x02\x04\x08"
+    written_at = cache.stat().st_mtime_ns
     open_engine(package, "tensorrt-rtx", threads=1).close()
-    assert kept.stat().st_mtime_ns == written_at
-    kept.write_bytes(b"cache of another GPU:\x07")
+    assert cache.stat().st_mtime_ns == written_at
+    cache.write_bytes(b"cache of another GPU:\x07")
     open_engine(package, "tensorrt-rtx", threads=1).close()
-    assert kept.read_bytes() == b"cache of this GPU:\x01\x02\x04\x08"
-    assert {context.configuration.cuda_graph_strategy for context in tensorrt_rtx.contexts} == {
+    assert cache.read_bytes() == b"cache of this GPU:\x01\x02\x04\x08"
+    assert {context.runtime_config.cuda_graph_strategy for context in tensorrt_rtx.contexts} == {
         tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     }
-    assert [path.name for path in package.directory.glob(".*") if path != kept] == [
+    assert [path.name for path in package.directory.glob(".*") if path != cache] == [
         ".tensorrt_rtx1.engine.runtime_cache"
     ]
 
 
 @pytest.mark.usefixtures("tensorrt_rtx")
-def test_a_package_that_cannot_be_written_to_is_served_all_the_same(
+def test_rtx_runs_a_package_in_a_read_only_directory(
     package: ModelPackage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(path: Path, _: bytes) -> int:
@@ -380,5 +369,5 @@ def test_a_package_that_cannot_be_written_to_is_served_all_the_same(
     monkeypatch.setattr(Path, "write_bytes", refuse)
     engine = open_engine(package, "tensorrt-rtx", threads=1)
     assert scores(engine, 3) == [3]
-    assert "not kept for the next start: [Errno 30] Read-only file system" in caplog.text
+    assert "not stored for the next start: [Errno 30] Read-only file system" in caplog.text
     engine.close()

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, over graphs small enough to know every number."""
+"""ONNX Runtime on the CPU, with graphs small enough to calculate every output."""
 
 import threading
 from pathlib import Path
@@ -10,7 +10,7 @@ from support.engines import half_precision_artifact, make_images, make_package
 from service.engines import EngineUnavailableError, open_engine
 
 
-def test_each_variant_is_an_artifact_of_its_own(tmp_path: Path) -> None:
+def test_flip_selects_the_other_artifact(tmp_path: Path) -> None:
     engine = open_engine(make_package(tmp_path, flips=(False, True)), "onnxruntime-cpu", threads=1)
     images = make_images(10, 20, height_px=8, width_px=6)
     assert engine.run(images)["scores"].tolist() == [[10], [20]]
@@ -22,43 +22,43 @@ def test_each_variant_is_an_artifact_of_its_own(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_images_may_come_one_by_one(tmp_path: Path) -> None:
+def test_accepts_a_sequence_of_images(tmp_path: Path) -> None:
     engine = open_engine(make_package(tmp_path), "onnxruntime-cpu", threads=1)
     assert engine.run(list(make_images(10, 20)))["scores"].tolist() == [[10], [20]]
 
 
-def test_half_precision_is_not_for_the_cpu(tmp_path: Path) -> None:
+def test_does_not_run_fp16_files(tmp_path: Path) -> None:
     package = make_package(tmp_path, [half_precision_artifact()])
     engine = open_engine(package, "onnxruntime-cpu", threads=1)
     assert engine.run(make_images(10))["scores"].tolist() == [[10]]
     assert engine.description.endswith("CPUExecutionProvider, fp32")
 
 
-def test_runs_at_a_time_keep_their_rows(tmp_path: Path) -> None:
+def test_concurrent_runs_return_their_own_rows(tmp_path: Path) -> None:
     engine = open_engine(make_package(tmp_path), "onnxruntime-cpu", threads=1, concurrency=3)
     assert engine.concurrency == 3
-    found: dict[int, list[list[float]]] = {}
+    results: dict[int, list[list[float]]] = {}
 
     def run(first: int) -> None:
         for _ in range(20):
-            found[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
+            results[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
 
     threads = [threading.Thread(target=run, args=(10 * index,)) for index in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {first: [[first], [first + 1]] for first in (0, 10, 20)}
+    assert results == {first: [[first], [first + 1]] for first in (0, 10, 20)}
 
 
-def test_a_broken_artifact_is_named(tmp_path: Path) -> None:
+def test_reports_a_file_that_cannot_be_loaded(tmp_path: Path) -> None:
     package = make_package(tmp_path, flips=(False, True))
     (package.directory / "model_flip.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineUnavailableError, match=r"model_flip\.onnx cannot be loaded"):
         open_engine(package, "onnxruntime-cpu", threads=1)
 
 
-def test_a_variant_that_is_there_only_in_half_precision_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_package_that_has_a_variant_only_in_fp16(tmp_path: Path) -> None:
     package = make_package(tmp_path, [half_precision_artifact(flip=True)])
     with pytest.raises(EngineUnavailableError, match=r"fp32 for every variant.*half_flip\.onnx"):
         open_engine(package, "onnxruntime-cpu", threads=1)

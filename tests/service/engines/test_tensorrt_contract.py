@@ -1,7 +1,7 @@
-"""What stands in for CUDA, TensorRT and ONNX Runtime has no name that the real ones lack.
+"""The fakes of CUDA, TensorRT and ONNX Runtime have no name that the real libraries lack.
 
-The engines run on the stand-ins in all other tests, so that this holds for the engines as well.
-Signatures are compared where the real bindings state them.
+All other tests run the engines on the fakes, so the engines use no other names either. Signatures
+are compared where the real bindings document them.
 """
 
 import inspect
@@ -18,12 +18,12 @@ import pytest
 from support import fake_cuda, fake_onnxruntime, fake_tensorrt
 
 
-def names_of(*stand_ins: type) -> list[str]:
-    """Dotted public names."""
+def names_of(*fakes: type) -> list[str]:
+    """Return the dotted public names of the classes."""
     return [
-        f"{stand_in.__name__}.{name}"
-        for stand_in in stand_ins
-        for name in vars(stand_in)
+        f"{fake.__name__}.{name}"
+        for fake in fakes
+        for name in vars(fake)
         if not name.startswith("_")
     ]
 
@@ -41,28 +41,28 @@ RTX_NAMES = names_of(
 )
 
 
-def test_cuda_has_every_name_and_as_many_parameters() -> None:
+def test_cuda_has_every_name_with_as_many_parameters() -> None:
     real = pytest.importorskip("cuda.bindings.runtime")
-    stand_in = fake_cuda.FakeCudaRuntime
-    functions = [name for name in vars(stand_in) if name.startswith("cuda")]
+    fake = fake_cuda.FakeCudaRuntime
+    functions = [name for name in vars(fake) if name.startswith("cuda")]
     assert len(functions) > 20
     for name in functions:
         assert hasattr(real, name), name
-        if not inspect.isfunction(getattr(stand_in, name)):
+        if not inspect.isfunction(getattr(fake, name)):
             continue
-        stated = re.match(rf"{name}\((.*?)\)", inspect.getdoc(getattr(real, name)) or "")
-        assert stated is not None, name
-        parameters = [part for part in stated.group(1).split(",") if part.strip()]
-        local = list(inspect.signature(getattr(stand_in, name)).parameters)[1:]
+        documented = re.match(rf"{name}\((.*?)\)", inspect.getdoc(getattr(real, name)) or "")
+        assert documented is not None, name
+        parameters = [part for part in documented.group(1).split(",") if part.strip()]
+        local = list(inspect.signature(getattr(fake, name)).parameters)[1:]
         assert len(parameters) == len(local), (name, parameters, local)
     for kind in (fake_cuda.cudaError_t, fake_cuda.cudaMemcpyKind, fake_cuda.cudaStreamCaptureMode):
         for member in kind:
             assert int(getattr(getattr(real, kind.__name__), member.name)) == member
     for flag in ("cudaStreamNonBlocking", "cudaEventBlockingSync", "cudaEventDisableTiming"):
-        assert getattr(real, flag) == getattr(stand_in, flag)
+        assert getattr(real, flag) == getattr(fake, flag)
 
 
-def test_cuda_handles_have_numbers_and_errors_have_texts() -> None:
+def test_cuda_handles_convert_to_int_and_errors_have_descriptions() -> None:
     real = pytest.importorskip("cuda.bindings.runtime")
     assert int(real.cudaStream_t(5)) == 5
     error, text = real.cudaGetErrorString(real.cudaError_t.cudaErrorIllegalAddress)
@@ -73,10 +73,10 @@ def test_cuda_handles_have_numbers_and_errors_have_texts() -> None:
 def test_onnxruntime_has_every_name() -> None:
     import onnxruntime as real
 
-    for stand_in in (fake_onnxruntime.RunOptions, fake_onnxruntime.IOBinding):
+    for fake in (fake_onnxruntime.RunOptions, fake_onnxruntime.IOBinding):
         for name in ("add_run_config_entry", "bind_input", "bind_output"):
-            if name in vars(stand_in):
-                assert hasattr(getattr(real, stand_in.__name__), name), name
+            if name in vars(fake):
+                assert hasattr(getattr(real, fake.__name__), name), name
     for name in ("get_providers", "io_binding", "run_with_iobinding"):
         local = getattr(fake_onnxruntime.InferenceSession, name)
         upstream = inspect.signature(getattr(real.InferenceSession, name)).parameters
@@ -109,7 +109,7 @@ def test_tensorrt_has_every_name(version: str, project: Path, tmp_path: Path) ->
     if not (folder / "installed").exists():
         pytest.skip(f"no bindings of TensorRT {version}: run `make tensorrt-bindings`")
     if shutil.which("gcc") is None:
-        pytest.skip("no gcc to stand in for TensorRT's libraries with")
+        pytest.skip("no gcc to compile stubs of TensorRT's libraries")
     environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{project / 'tests'}"}
     command = [sys.executable, "-c", MISSING, folder, tmp_path / "missing.json", *TENSORRT_NAMES]
     subprocess.run(command, env=environment, check=True, timeout=120)
@@ -127,17 +127,17 @@ LOGGING = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import tensorrt_rtx as trt
-from service.engines.tensorrt import _log_of
-log = _log_of(trt)
+from service.engines.tensorrt import _error_log
+log = _error_log(trt)
 engine = trt.Runtime(log.logger).deserialize_cuda_engine(b"no plan")
-print(json.dumps([engine is None, log.said()]))
+print(json.dumps([engine is None, log.pop_errors()]))
 """
 
 
 @pytest.mark.engines
-def test_the_real_library_refuses_what_is_no_engine_and_says_so() -> None:
+def test_the_real_library_rejects_an_invalid_engine_with_a_message() -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed here")
-    # In a process of its own: without a GPU the library may end it.
+    # In a process of its own: without a GPU the library may abort it.
     run = subprocess.run(
         [sys.executable, "-c", LOGGING, json.dumps(sys.path)],
         capture_output=True,
@@ -145,6 +145,6 @@ def test_the_real_library_refuses_what_is_no_engine_and_says_so() -> None:
         timeout=120,
         check=True,
     )
-    refused, said = json.loads(run.stdout.splitlines()[-1])
-    assert refused
-    assert said.startswith(" (")
+    is_rejected, errors = json.loads(run.stdout.splitlines()[-1])
+    assert is_rejected
+    assert errors.startswith(" (")

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from labels.errors import DatasetError
 from model_export.graph.normalization import NORMALIZATIONS
 from training.data.augmentation import AugmentationRanges, Canvas
 from training.data.coco import network_input, read_coco_split
-from training.data.image_files import DatasetError
 from training.dataset import SampleSettings, TrainingDataset
 
 CLASSES = ("RBC", "WBC")
 
 
-def document() -> dict[str, Any]:
+def coco_document() -> dict[str, Any]:
     return {
         "images": [
             {"id": 7, "file_name": "a.png", "width": 64, "height": 48},
@@ -44,7 +44,7 @@ def write(tmp_path: Path):
 
 
 def test_classes_follow_the_config_and_empty_boxes_are_skipped(write, tmp_path: Path) -> None:
-    split = read_coco_split(write(document()), tmp_path, CLASSES)
+    split = read_coco_split(write(coco_document()), tmp_path, CLASSES)
     assert [len(image.class_ids) for image in split.images] == [0, 1]
     assert split.images[1].class_ids.tolist() == [1]
     np.testing.assert_array_equal(split.images[1].boxes_xywh, [[1, 2, 30, 20]])
@@ -52,13 +52,13 @@ def test_classes_follow_the_config_and_empty_boxes_are_skipped(write, tmp_path: 
 
 
 def test_pixels_are_rgb(write, tmp_path: Path) -> None:
-    split = read_coco_split(write(document()), tmp_path, CLASSES)
+    split = read_coco_split(write(coco_document()), tmp_path, CLASSES)
     bgr = cv2.imread(str(tmp_path / "a.png"))
     np.testing.assert_array_equal(split.images[0].pixels, bgr[..., ::-1])
 
 
 @pytest.mark.parametrize(
-    ("break_it", "message"),
+    ("corrupt", "message"),
     [
         (lambda d: d.pop("categories"), "no categories"),
         (lambda d: d["images"].clear(), "lists no images"),
@@ -72,21 +72,23 @@ def test_pixels_are_rgb(write, tmp_path: Path) -> None:
         (lambda d: d["images"][0].update(width=65), "is 64x48, but .* says 65x48"),
     ],
 )
-def test_unusable_files_are_explained(write, tmp_path: Path, break_it, message: str) -> None:
-    content = document()
-    break_it(content)
+def test_invalid_files_raise_errors_that_name_the_cause(
+    write, tmp_path: Path, corrupt, message: str
+) -> None:
+    content = coco_document()
+    corrupt(content)
     with pytest.raises(DatasetError, match=message):
         read_coco_split(write(content), tmp_path, CLASSES)
 
 
-def test_a_file_that_is_not_json_is_explained(tmp_path: Path) -> None:
+def test_a_file_that_is_not_json_raises(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     path.write_text("{")
-    with pytest.raises(DatasetError, match="not readable as JSON"):
+    with pytest.raises(DatasetError, match="cannot be read as JSON"):
         read_coco_split(path, tmp_path, CLASSES)
 
 
-def test_network_input_is_normalised_bgr() -> None:
+def test_network_input_is_normalized_bgr() -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
     pixels[..., 0] = 255  # red
     coco = NORMALIZATIONS["coco"]

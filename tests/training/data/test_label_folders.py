@@ -1,4 +1,4 @@
-"""KITTI's and VOC's folders of labels, and COCO's keypoints."""
+"""Directories of KITTI and VOC labels, and keypoints of COCO."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from labels.errors import DatasetError
 from model_export.class_names import KITTI
 from training.data.coco import read_coco_split
-from training.data.image_files import DatasetError
 from training.data.kitti import read_kitti_split
 from training.data.sample import ALL_CLASSES
 from training.data.voc import read_voc_split
@@ -35,7 +35,7 @@ def read_kitti(folder: Path, *lines: str):
     return read_kitti_split(folder / "names.txt", folder, folder, CLASSES)
 
 
-def test_kitti_objects_and_what_is_ignored(folder: Path) -> None:
+def test_kitti_objects_and_ignored_regions(folder: Path) -> None:
     images = read_kitti(
         folder,
         CAR,
@@ -63,7 +63,9 @@ def test_kitti_objects_and_what_is_ignored(folder: Path) -> None:
         (CAR.replace("10.0 20.0 50.0", "64.0 20.0 90.0"), "lies outside the image"),
     ],
 )
-def test_kitti_mistakes_are_named(folder: Path, line: str, message: str) -> None:
+def test_invalid_kitti_lines_raise_errors_that_name_them(
+    folder: Path, line: str, message: str
+) -> None:
     with pytest.raises(DatasetError, match=message):
         read_kitti(folder, line)
 
@@ -72,19 +74,19 @@ def test_kitti_mistakes_are_named(folder: Path, line: str, message: str) -> None
     ("names", "message"),
     [("000002", "has no image 000002"), ("", "lists no images")],
 )
-def test_lists_of_names_are_checked(folder: Path, names: str, message: str) -> None:
+def test_missing_images_and_empty_lists_raise(folder: Path, names: str, message: str) -> None:
     (folder / "names.txt").write_text(names)
     with pytest.raises(DatasetError, match=message):
         read_kitti_split(folder / "names.txt", folder, folder, CLASSES)
 
 
-def test_a_image_without_a_label_file_is_named(folder: Path) -> None:
+def test_an_image_without_a_label_file_raises(folder: Path) -> None:
     for read in (read_kitti_split, read_voc_split):
         with pytest.raises(DatasetError, match="000001"):
             read(folder / "names.txt", folder, folder, CLASSES)
 
 
-def test_the_kitti_frames_beside_the_checkout_are_read(shared: Path, tmp_path: Path) -> None:
+def test_the_shared_kitti_frames_are_read(shared: Path, tmp_path: Path) -> None:
     kitti = shared / "data/kitti"
     names = sorted(path.stem for path in (kitti / "label_2").glob("*.txt"))
     (tmp_path / "names.txt").write_text("\n".join(names))
@@ -105,7 +107,7 @@ def read_voc(folder: Path, content: str):
     return read_voc_split(folder / "names.txt", folder, folder, ("cat", "dog"))
 
 
-def test_voc_counts_pixels_from_one(folder: Path) -> None:
+def test_voc_pixels_count_from_one(folder: Path) -> None:
     (image,) = read_voc(folder, VOC.format(name="dog", left=1))
     np.testing.assert_allclose(image.boxes_xywh, [[0, 10, 30, 30]])
     assert image.class_ids.tolist() == [1]
@@ -117,11 +119,13 @@ def test_voc_counts_pixels_from_one(folder: Path) -> None:
     [
         (VOC.format(name="cow", left=1), "object 1: class 'cow' is not among"),
         (VOC.format(name="dog", left="one"), "is not four numbers"),
-        (VOC.format(name="dog", left=31), "is no box"),
-        ("<annotation>", "not readable as XML"),
+        (VOC.format(name="dog", left=31), "is not a box"),
+        ("<annotation>", "cannot be read as XML"),
     ],
 )
-def test_voc_mistakes_are_named(folder: Path, content: str, message: str) -> None:
+def test_invalid_voc_objects_raise_errors_that_name_them(
+    folder: Path, content: str, message: str
+) -> None:
     with pytest.raises(DatasetError, match=message):
         read_voc(folder, content)
 
@@ -149,14 +153,14 @@ def test_coco_keypoints(folder: Path) -> None:
     assert read_coco_split(coco(folder), folder, ("mouse",)).images[0].keypoints is None
 
 
-def test_coco_keypoints_that_do_not_fit_are_named(folder: Path) -> None:
+def test_coco_keypoints_of_another_layout_raise(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"has keypoints .*, expected"):
         read_coco_split(coco(folder), folder, ("mouse",), ("tail", "snout"))
     with pytest.raises(DatasetError, match="annotation 5: keypoints are not 6 finite numbers"):
         read_coco_split(coco(folder, keypoints=[1, 2]), folder, ("mouse",), ("snout", "tail"))
 
 
-def test_a_image_that_is_cut_short_is_named_when_it_is_needed(folder: Path) -> None:
+def test_a_truncated_image_raises_when_it_is_decoded(folder: Path) -> None:
     images = read_coco_split(coco(folder), folder, ("mouse",)).images
     path = folder / "000001.png"
     path.write_bytes(path.read_bytes()[:60])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from support.configs import assert_refused
 
-from evaluation.kitti_labels import read_kitti
-from evaluation.metrics.boxes_3d import as_boxes, overlaps_3d
+from evaluation.label_readers import read_ground_truth
+from evaluation.metrics.boxes_3d import bev_and_3d_iou, to_boxes_3d
 from service.decoders.center_boxes_3d import box_corners
 from service.decoders.center_boxes_3d import project as project_as_served
 from training.config import TrainConfig, read_config
@@ -88,8 +88,8 @@ def test_the_command_writes_kitti_files_of_the_rendered_images(tmp_path: Path) -
     images = read_kitti_split(
         tmp_path / "names.txt", tmp_path / "image_2", tmp_path / "label_2", CLASS_NAMES
     )
-    ground_truth = read_kitti(tmp_path / "label_2", tmp_path / "image_2")
-    assert ground_truth.space is not None
+    ground_truth = read_ground_truth(tmp_path / "label_2", tmp_path / "image_2")
+    assert ground_truth.boxes_3d is not None
     assert len(images) == count
     ignored = 0
     for number, (read, one) in enumerate(zip(images, ground_truth.images, strict=True), start=1):
@@ -105,10 +105,10 @@ def test_the_command_writes_kitti_files_of_the_rendered_images(tmp_path: Path) -
             np.testing.assert_allclose(getattr(read.boxes_3d, field), expected, atol=1e-4)
         assert one.projection == pytest.approx(PROJECTION)
         ignored += len(rendered.ignored_xywh)
-        labels = ground_truth.space[one.image_id]
-        known = as_boxes(labels)[np.isin(labels.types, CLASS_NAMES)]
+        labels = ground_truth.boxes_3d[one.image_id]
+        known = to_boxes_3d(labels)[np.isin(labels.types, CLASS_NAMES)]
         # Vehicles are on the ground and do not overlap.
-        above, _ = overlaps_3d(known, known)
+        above, _ = bev_and_3d_iou(known, known)
         assert (above - np.diag(np.diag(above)) == 0).all()
         assert known[:, 4] == pytest.approx(CAMERA_HEIGHT_M)
     assert ignored > 0

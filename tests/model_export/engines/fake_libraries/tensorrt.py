@@ -1,4 +1,4 @@
-"""The same with what full TensorRT has besides: plugins, timings, deformable convolutions."""
+"""Fake of TensorRT: the fake of TensorRT-RTX with plugins, timing cache and ``DeformConv``."""
 
 import enum
 

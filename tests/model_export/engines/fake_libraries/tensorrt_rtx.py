@@ -1,8 +1,8 @@
-"""A library with the calls of TensorRT-RTX that the builder makes, and engines that tell of them.
+"""Fake of TensorRT-RTX: the calls that the exporter makes, and engines that contain its settings.
 
-It reads the ONNX file for true and refuses operators that TensorRT-RTX has not. What else happens
-is up to the producer's name in the file: ``refuse`` is not built, ``abort`` ends the process,
-``slow`` takes a minute, as one call that hears of no signal.
+It parses the ONNX file and rejects operators that TensorRT-RTX does not support. The producer name
+of the file selects other behaviour: ``refuse`` fails to build, ``abort`` aborts the process, and
+``slow`` takes a minute in one call that ignores signals.
 """
 
 import ctypes
@@ -79,7 +79,7 @@ class Builder:
         for step in (1, 2, 3):
             monitor.step_complete("Building engine", step)
         monitor.phase_finish("Building engine")
-        facts = {
+        settings = {
             "flags": network.flags,
             "operators": sorted({node.op_type for node in model.graph.node}),
             "profiles": config.profiles,
@@ -87,7 +87,7 @@ class Builder:
             "targets": config.targets,
             "timings": config.timings,
         }
-        return json.dumps(facts).encode()
+        return json.dumps(settings).encode()
 
 
 class INetworkDefinition:

@@ -1,4 +1,4 @@
-"""What is built, with which settings, and when it is built again."""
+"""Which engines are built, with which settings, and when they are built again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,16 @@ from support.builds import (
     contents,
     deform_graph,
     engines_of,
-    facts_of,
+    settings_of,
     tiny_graph,
     write_package,
 )
 
-from model_export.engines import building
-from model_export.engines.building import BuiltEngine, EngineRequest
+from model_export.engines import build as build_module
+from model_export.engines.build import BuiltEngine, EngineRequest
 from model_export.engines.errors import EngineBuildError
-from model_export.engines.gpu import Gpu
 from model_package import InputSpec, ModelPackage, PackageInvalidError, load_package
+from model_package.gpu import Gpu
 
 pytestmark = pytest.mark.usefixtures("fakes", "in_process")
 
@@ -30,13 +30,13 @@ BLACKWELL = replace(ADA, compute_capability="12.0")
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    monkeypatch.setattr(build_module, "find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
 
 
-@pytest.mark.usefixtures("child")
-def test_every_file_gets_an_engine(package: ModelPackage) -> None:
-    watcher = build(package.directory, replace(ADA, precision=None))
-    assert [step.partition(" for ")[0] for step in watcher.steps] == [
+@pytest.mark.usefixtures("child_process")
+def test_builds_an_engine_from_every_file(package: ModelPackage) -> None:
+    observer = build(package.directory, replace(ADA, precision=None))
+    assert [step.partition(" for ")[0] for step in observer.steps] == [
         "1/4 Build model.onnx",
         "2/4 Build model_flip.onnx",
         "3/4 Build model_fp16.onnx",
@@ -58,17 +58,17 @@ def test_every_file_gets_an_engine(package: ModelPackage) -> None:
         }
         stem = source.file.removesuffix(".onnx")
         assert engine.file.startswith(f"{stem}.sm89.tensorrt_rtx-1.7.1.116.")
-    shares = watcher.shares[: len(watcher.shares) // 4]
-    assert shares == sorted(set(shares)), "progress goes forward"
-    assert shares[-1] == 1.0
-    everything = {*contents(package.directory)}
-    assert everything == {"model.json", *(a.file for a in (*package.manifest.artifacts, *engines))}
+    fractions = observer.fractions[: len(observer.fractions) // 4]
+    assert fractions == sorted(set(fractions)), "progress increases"
+    assert fractions[-1] == 1.0
+    files = {*contents(package.directory)}
+    assert files == {"model.json", *(a.file for a in (*package.manifest.artifacts, *engines))}
 
 
-def test_the_settings_reach_the_library(small: Path) -> None:
+def test_passes_the_settings_to_the_library(small: Path) -> None:
     build(small, replace(ADA, optimal_batch_size=3, max_batch_size=5))
     (engine,) = engines_of(small)
-    assert facts_of(small, engine) == {
+    assert settings_of(small, engine) == {
         "flags": 1,
         "operators": ["Cast"],
         "profiles": [["images", [1, 64, 96, 3], [3, 64, 96, 3], [5, 64, 96, 3]]],
@@ -80,29 +80,29 @@ def test_the_settings_reach_the_library(small: Path) -> None:
     assert not engine.tf32
 
 
-def test_free_sizes_are_all_in_the_profile(tmp_path: Path) -> None:
+def test_the_profile_covers_all_allowed_sizes(tmp_path: Path) -> None:
     spec = InputSpec(width_px=96, height_px=64, free_size=FREE)
     directory = tmp_path / "free"
     write_package(directory, {"model.onnx": tiny_graph()}, spec)
     build(directory, ADA)
     (engine,) = engines_of(directory)
     shapes = [[1, 32, 32, 3], [8, 64, 96, 3], [8, 96, 96, 3]]
-    assert facts_of(directory, engine)["profiles"] == [["images", *shapes]]
+    assert settings_of(directory, engine)["profiles"] == [["images", *shapes]]
 
 
-def test_an_engine_that_is_there_is_not_built_again(small: Path) -> None:
+def test_does_not_build_an_existing_engine_again(small: Path) -> None:
     first = build(small, ADA)
     before = contents(small)
     again = build(small, ADA)
     assert contents(small) == before
-    assert again.ended == [BuiltEngine(first.ended[0].artifact, None)]
-    assert again.shares == []
+    assert again.built == [BuiltEngine(first.built[0].artifact, None)]
+    assert again.fractions == []
 
 
 @pytest.mark.parametrize(
     "change", [{"max_batch_size": 16}, {"optimal_batch_size": 4}, {"tf32": True}]
 )
-def test_an_engine_for_the_same_machine_is_replaced(small: Path, change: dict[str, object]) -> None:
+def test_replaces_an_engine_for_the_same_gpu(small: Path, change: dict[str, object]) -> None:
     build(small, ADA)
     (old,) = engines_of(small)
     build(small, replace(ADA, **change))
@@ -111,7 +111,9 @@ def test_an_engine_for_the_same_machine_is_replaced(small: Path, change: dict[st
     assert {*contents(small)} == {"model.json", "model.onnx", new.file}
 
 
-def test_so_is_one_of_another_version(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaces_an_engine_of_another_version(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(small, ADA)
     import tensorrt_rtx
 
@@ -122,7 +124,7 @@ def test_so_is_one_of_another_version(small: Path, monkeypatch: pytest.MonkeyPat
     assert {*contents(small)} == {"model.json", "model.onnx", engine.file}
 
 
-def test_engines_for_several_machines_stand_side_by_side(small: Path) -> None:
+def test_keeps_engines_for_other_gpus(small: Path) -> None:
     for request in (ADA, BLACKWELL, ADA):
         build(small, request)
     capabilities = [engine.requires.compute_capability for engine in engines_of(small)]
@@ -130,25 +132,25 @@ def test_engines_for_several_machines_stand_side_by_side(small: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_full_tensorrt_builds_for_the_gpu_that_is_there(small: Path) -> None:
+def test_full_tensorrt_builds_for_the_gpu_of_the_machine(small: Path) -> None:
     build(small, FULL)
     (engine,) = engines_of(small)
     assert engine.backend == "tensorrt"
     assert engine.requires.gpu == "NVIDIA H200"
     assert engine.file.startswith("model.sm90.nvidia-h200.tensorrt-10.9.0.34.")
-    facts = facts_of(small, engine)
-    assert facts["flags"] == 0b1001  # plugins become part of the engine
-    assert facts["targets"] == []
+    settings = settings_of(small, engine)
+    assert settings["flags"] == 0b1001  # strongly typed; plugins are compiled into the engine
+    assert settings["targets"] == []
 
 
 @pytest.mark.usefixtures("gpu")
-def test_timings_are_kept(small: Path, tmp_path: Path) -> None:
+def test_the_timing_cache_is_read_and_extended(small: Path, tmp_path: Path) -> None:
     cache = tmp_path / "timings"
-    for batch, kept in ((1, ""), (2, "measured;")):
+    for batch, timings in ((1, ""), (2, "measured;")):
         request = replace(FULL, timing_cache=cache, optimal_batch_size=batch)
         build(small, request)
         (engine,) = engines_of(small)
-        assert facts_of(small, engine)["timings"] == kept
+        assert settings_of(small, engine)["timings"] == timings
     assert {path.name for path in tmp_path.iterdir()} == {"timings", "tiny"}
     cache.write_bytes(b"other GPU;")
     with pytest.raises(EngineBuildError, match=r"timing cache .* is of another GPU"):
@@ -161,23 +163,23 @@ def test_deform_conv_is_lowered_for_rtx_only(tmp_path: Path) -> None:
     write_package(directory, {"model.onnx": deform_graph()})
     build(directory, ADA)
     build(directory, FULL)
-    rtx, full = (facts_of(directory, engine)["operators"] for engine in engines_of(directory))
+    rtx, full = (settings_of(directory, engine)["operators"] for engine in engines_of(directory))
     assert full == ["DeformConv"]
     assert "GridSample" in rtx
     assert "DeformConv" not in rtx
 
 
-def test_the_gpu_that_is_there_is_the_default_target(
+def test_the_default_target_is_the_gpu_of_the_machine(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "find_gpu", lambda: Gpu("NVIDIA L4", "8.9"))
+    monkeypatch.setattr(build_module, "find_gpu", lambda: Gpu("NVIDIA L4", "8.9"))
     build(small, EngineRequest(backend="tensorrt-rtx"))
     (engine,) = engines_of(small)
     assert engine.requires.compute_capability == "8.9"
-    assert engine.requires.gpu is None  # the others of its kind can run it too
+    assert engine.requires.gpu is None  # other GPUs of this compute capability can run it too
 
 
-def test_a_damaged_engine_is_built_again(small: Path) -> None:
+def test_builds_a_damaged_engine_again(small: Path) -> None:
     build(small, ADA)
     build(small, BLACKWELL)
     (ada, blackwell) = engines_of(small)
@@ -185,8 +187,8 @@ def test_a_damaged_engine_is_built_again(small: Path) -> None:
     (small / blackwell.file).unlink()
     with pytest.raises(PackageInvalidError, match="SHA-256"):
         load_package(small)
-    watcher = build(small, ADA)
-    assert watcher.gone == [ada.file, blackwell.file]
+    observer = build(small, ADA)
+    assert observer.removed_files == [ada.file, blackwell.file]
     assert engines_of(small) == [ada]
 
 

@@ -1,4 +1,4 @@
-"""``centernet-export build`` from the outside, and how it ends before its time."""
+"""``centernet-export build`` as a command: output, exit status and interruption."""
 
 import json
 import signal
@@ -33,12 +33,12 @@ def small(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Path:
-    """A package whose second engine takes a minute, deaf to everything."""
+    """A package whose second engine takes a minute and ignores signals."""
     files = {"model.onnx": tiny_graph(), "model_flip.onnx": tiny_graph("slow")}
     return write_package(tmp_path / "slow", files).directory
 
 
-def test_people_get_a_line_per_engine(small: Path) -> None:
+def test_text_output_has_a_line_per_engine(small: Path) -> None:
     process = start_build(small, *ADA)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -58,19 +58,19 @@ def test_people_get_a_line_per_engine(small: Path) -> None:
     assert "built with" not in out
 
 
-def test_programs_get_json(small: Path) -> None:
+def test_json_output_has_progress_and_step(small: Path) -> None:
     process = start_build(small, *ADA, "--progress", "json")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     lines = [json.loads(line) for line in out.splitlines()]
     assert all(set(line) == {"progress", "step"} for line in lines)
-    shares = [line["progress"] for line in lines]
-    assert shares == sorted(shares)
-    assert (shares[0], shares[-1]) == (0.0, 1.0)
-    assert 0.5 in shares  # the first of two is finished
+    fractions = [line["progress"] for line in lines]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+    assert 0.5 in fractions  # the first of two is finished
 
 
-def test_a_refusal_is_one_line(small: Path) -> None:
+def test_an_error_is_one_line(small: Path) -> None:
     before = contents(small)
     process = start_build(small, "--backend", "tensorrt-rtx", "--compute-capability", "9.0")
     out, err = process.communicate(timeout=60)
@@ -80,7 +80,7 @@ def test_a_refusal_is_one_line(small: Path) -> None:
     assert contents(small) == before
 
 
-def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_directory_that_is_not_a_package(tmp_path: Path) -> None:
     process = start_build(tmp_path, *ADA)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -92,15 +92,15 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _wait(condition: Callable[[], bool], what: str) -> None:
+def _wait(condition: Callable[[], bool], failure: str) -> None:
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, failure
         time.sleep(0.02)
 
 
-def _gone(pid: int) -> bool:
-    """Whether a process ended; one that nobody waited for is still in the table."""
+def _has_ended(pid: int) -> bool:
+    """Return whether a process ended; a zombie is still in the process table."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def _gone(pid: int) -> bool:
 
 
 def _start_and_wait(package: Path) -> "tuple[subprocess.Popen[str], list[int]]":
-    """Start a build, and wait until its second engine is on the way and its first is there."""
+    """Start a build and wait until its first engine is finished and its second is in progress."""
     process = start_build(package, *ADA, "--progress", "json")
     assert process.stdout is not None
     for line in process.stdout:
@@ -119,31 +119,31 @@ def _start_and_wait(package: Path) -> "tuple[subprocess.Popen[str], list[int]]":
     return process, _children(process.pid)
 
 
-def _check_left(package: Path, hidden: int) -> None:
-    """The package is whole, and has the first engine and as many hidden files."""
+def _check_package(package: Path, hidden: int) -> None:
+    """The package is valid and has the first engine and ``hidden`` hidden files."""
     (engine,) = engines_of(package)
     names = {*contents(package)}
     assert {"model.json", "model.onnx", "model_flip.onnx", engine.file} <= names
-    others = names - {"model.json", "model.onnx", "model_flip.onnx", engine.file}
-    assert all(name.startswith(".") for name in others)
-    assert len(others) == hidden
+    other_files = names - {"model.json", "model.onnx", "model_flip.onnx", engine.file}
+    assert all(name.startswith(".") for name in other_files)
+    assert len(other_files) == hidden
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_build_leaves_nothing(slow: Path, number: int, status: int) -> None:
+def test_an_interrupted_build_leaves_no_files(slow: Path, number: int, status: int) -> None:
     process, children = _start_and_wait(slow)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == status
     assert err == ""
-    _wait(lambda: all(map(_gone, children)), "the child lives on")
-    _check_left(slow, hidden=0)
+    _wait(lambda: all(map(_has_ended, children)), "the child process is still running")
+    _check_package(slow, hidden=0)
 
 
-def test_ctrl_c_is_told_to_people(slow: Path) -> None:
+def test_text_output_reports_ctrl_c(slow: Path) -> None:
     process = start_build(slow, *ADA)
-    _wait(lambda: bool(list(slow.glob("*.engine"))), "the first engine is not there")
-    _wait(lambda: (slow / ".build.lock").exists(), "the second is not begun")
+    _wait(lambda: bool(list(slow.glob("*.engine"))), "the first engine was not built")
+    _wait(lambda: (slow / ".build.lock").exists(), "the second build did not start")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -151,26 +151,26 @@ def test_ctrl_c_is_told_to_people(slow: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_killed_build_leaves_a_whole_package(slow: Path) -> None:
+def test_a_killed_build_leaves_a_valid_package(slow: Path) -> None:
     process, children = _start_and_wait(slow)
     process.kill()
     process.communicate(timeout=20)
-    _wait(lambda: all(map(_gone, children)), "the child lives on")
-    _check_left(slow, hidden=1)  # the lock, which is free
+    _wait(lambda: all(map(_has_ended, children)), "the child process is still running")
+    _check_package(slow, hidden=1)  # the lock file, which is not locked
     (slow / f".{'0' * 16}.partial").write_bytes(b"half an engine")
     (slow / f"model.sm89.tensorrt_rtx-1.{'0' * 8}.engine").write_bytes(b"not listed yet")
-    (slow / "notes.engine").write_bytes(b"somebody's own")
+    (slow / "notes.engine").write_bytes(b"another file of the user")
     load_package(slow)
 
-    again = start_build(slow, *ADA, "--precision", "fp16")  # finds nothing to do, but cleans
-    _, err = again.communicate(timeout=60)
+    process = start_build(slow, *ADA, "--precision", "fp16")  # has nothing to build, but cleans up
+    _, err = process.communicate(timeout=60)
     assert "no ONNX file in fp16" in err
     assert (slow / "notes.engine").exists()
     (slow / "notes.engine").unlink()
-    _check_left(slow, hidden=0)
+    _check_package(slow, hidden=0)
 
 
-def test_only_one_build_at_a_time(slow: Path) -> None:
+def test_a_second_build_of_a_package_is_rejected(slow: Path) -> None:
     process, _ = _start_and_wait(slow)
     other = start_build(slow, *ADA)
     _, err = other.communicate(timeout=60)
@@ -178,20 +178,20 @@ def test_only_one_build_at_a_time(slow: Path) -> None:
     assert err == (
         f"centernet-export: error: another build is writing to {slow}. Wait for it, or stop it.\n"
     )
-    load_package(slow)  # who only reads is not kept waiting
+    load_package(slow)  # readers do not wait for the lock
     process.terminate()
     process.communicate(timeout=20)
 
 
-def test_a_package_that_cannot_be_written_is_told(small: Path) -> None:
-    (small / ".build.lock").mkdir()  # unlike missing permissions, this stops root too
+def test_reports_a_package_that_cannot_be_written(small: Path) -> None:
+    (small / ".build.lock").mkdir()  # unlike missing permissions, this affects root too
     process = start_build(small, *ADA)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert f"cannot write to the package {small}: " in err
 
 
-def test_building_loads_no_torch(project: Path, small: Path) -> None:
+def test_build_does_not_import_torch(project: Path, small: Path) -> None:
     code = (
         "import sys; from model_export.__main__ import main; "
         f"main(['build', {str(small)!r}, '--compute-capability', 'x']); "
@@ -201,7 +201,7 @@ def test_building_loads_no_torch(project: Path, small: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=project
     )
     loaded = set(result.stdout.split())
-    assert "model_export.engines.building" in loaded
+    assert "model_export.engines.build" in loaded
     assert not loaded & {"torch", "onnxruntime", "onnxscript", "service"}
 
 
@@ -213,9 +213,9 @@ def test_building_loads_no_torch(project: Path, small: Path) -> None:
         ("package", "torch", ["[export]"]),
     ],
 )
-def test_a_missing_extra_is_told_in_one_line(command: str, missing: str, extras: list[str]) -> None:
+def test_reports_a_missing_extra_in_one_line(command: str, missing: str, extras: list[str]) -> None:
     code = (
-        f"import sys; sys.modules[{missing!r}] = None; "  # as where it is not installed
+        f"import sys; sys.modules[{missing!r}] = None; "  # as if it were not installed
         f"from model_export.__main__ import main; sys.exit(main([{command!r}, 'package']))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -227,7 +227,7 @@ def test_a_missing_extra_is_told_in_one_line(command: str, missing: str, extras:
         assert f"pip install 'centernet-serving{extra}'" in line
 
 
-def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
@@ -237,6 +237,6 @@ def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--optimal-batch-size N" in capsys.readouterr().out
 
 
-def test_the_other_commands_are_passed_on(tmp_path: Path) -> None:
+def test_other_commands_are_forwarded(tmp_path: Path) -> None:
     arguments = ["inspect", str(tmp_path / "absent.pth")]
     assert main(arguments) == main_with_torch(arguments) == 2
