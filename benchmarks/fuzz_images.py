@@ -1,7 +1,7 @@
 """Send damaged image files to a running service, which must respond with 2xx or 4xx to each.
 
     centernet-serve --models models/blood_cells --port 8000 &
-    python benchmarks/fuzz_images.py --url http://127.0.0.1:8000/detect --seconds 300 --pid $!
+    python -m benchmarks.fuzz_images --url http://127.0.0.1:8000/detect --seconds 300 --pid $!
 
 Files are mutants (benchmarks/mutants.py) of generated images and of the given ones. A file that
 gets another response, none, or one that takes longer than --slow is written to --failures, and the
@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mutants import mutants, originals
+from benchmarks.mutants import mutants, originals
+from evaluation.report import markdown_table
 
 
 class Campaign:
@@ -105,9 +106,7 @@ def main() -> None:
         client.join()
     total = sum(campaign.statuses.values())
     print(f"{total} files in {args.seconds:g} s, {args.clients} clients, seed {args.seed}\n")
-    print("| response | files |\n|---|---|")
-    for status, count in sorted(campaign.statuses.items()):
-        print(f"| {status} | {count} |")
+    print(markdown_table(("response", "files"), sorted(campaign.statuses.items())))
     print(f"\nslowest response {campaign.slowest_s * 1000:.0f} ms; failures {campaign.failed}")
     if args.pid:
         last, peak = (memory_mib(args.pid, field) for field in ("VmRSS", "VmHWM"))

@@ -1,4 +1,4 @@
-"""Image files and what is left of them after seeded damage: flips, cuts, splices and lies."""
+"""Mutation-based fuzzing of image files, reproducible by seed."""
 
 import io
 import struct
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-# Values that headers are made to lie with: nothing, one, the ends of 8, 16, 31 and 32 bits.
-_LIES = (0, 1, 0x7F, 0xFF, 0x100, 0x4000, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
+# Values written into header fields: 0, 1 and the limits of 8, 16, 31 and 32 bits.
+_LIMITS = (0, 1, 0x7F, 0xFF, 0x100, 0x4000, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
 _HEADER_BYTES = 200
 
 _Mutation = Callable[[np.random.Generator, bytes, bytes], bytes]
 
 
 def originals() -> list[bytes]:
-    """Small files of every format and mode that the service decodes, with shapes and noise."""
+    """Return small files of every format and mode that the service decodes."""
     rng = np.random.default_rng(1)
     pixels = np.zeros((50, 67, 3), np.uint8)
     pixels[8:40, 10:50] = (200, 60, 20)
@@ -24,26 +24,26 @@ def originals() -> list[bytes]:
     grey = color.convert("L")
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = exif.tobytes()
-    deep = Image.fromarray(np.asarray(grey, np.uint16) * 257)
+    rotated = exif.tobytes()
+    grey_16_bit = Image.fromarray(np.asarray(grey, np.uint16) * 257)
     return [
         *(_saved(color, "JPEG", subsampling=kind) for kind in (0, 1, 2)),
-        _saved(color, "JPEG", progressive=True, exif=turned),
+        _saved(color, "JPEG", progressive=True, exif=rotated),
         _saved(color, "JPEG", restart_marker_blocks=3),
         _saved(grey, "JPEG"),
         _saved(color.convert("CMYK"), "JPEG"),
         _saved(color, "MPO", save_all=True, append_images=[color]),
-        *(_saved(image, "PNG") for image in (color, grey, color.quantize(16), deep)),
+        *(_saved(image, "PNG") for image in (color, grey, color.quantize(16), grey_16_bit)),
         *(_saved(color.convert(mode), "PNG") for mode in ("1", "LA", "RGBA")),
-        _saved(color, "PNG", exif=turned),
+        _saved(color, "PNG", exif=rotated),
         _saved(color, "WEBP"),
-        _saved(color.convert("RGBA"), "WEBP", lossless=True, exif=turned),
+        _saved(color.convert("RGBA"), "WEBP", lossless=True, exif=rotated),
         *(_saved(image, "BMP") for image in (color, grey, color.convert("1"))),
     ]
 
 
 def mutants(seed: int, files: list[bytes]) -> Iterator[bytes]:
-    """Endlessly: one file after the other, damaged in one to four ways; the same for a seed."""
+    """Yield mutants of ``files`` in turn, endlessly, each with one to four mutations."""
     rng = np.random.default_rng(seed)
     while True:
         for file in files:
@@ -85,7 +85,7 @@ def _cut_out(rng: np.random.Generator, body: bytes, _: bytes) -> bytes:
 
 
 def _repeat(rng: np.random.Generator, body: bytes, _: bytes) -> bytes:
-    """A part once more, or many times: chunks, segments and scans come twice."""
+    """Repeat a part once or many times, so that chunks, segments and scans are duplicated."""
     start = int(rng.integers(len(body)))
     part = body[start : start + int(rng.integers(1, 400))]
     return body[:start] + part * int(rng.choice((2, 3, 50))) + body[start + len(part) :]
@@ -100,17 +100,17 @@ def _insert(rng: np.random.Generator, body: bytes, other: bytes) -> bytes:
     return body[:position] + other[start : start + int(rng.integers(1, 300))] + body[position:]
 
 
-def _lie(rng: np.random.Generator, body: bytes, _: bytes) -> bytes:
-    """A number in the header (a size, a length, a count) replaced, in either byte order."""
+def _replace_header_field(rng: np.random.Generator, body: bytes, _: bytes) -> bytes:
+    """Replace a number in the header (a size, a length, a count), in either byte order."""
     width = int(rng.choice((1, 2, 4)))
-    value = int(_LIES[rng.integers(len(_LIES))]) % (1 << 8 * width)
+    value = int(_LIMITS[rng.integers(len(_LIMITS))]) % (1 << 8 * width)
     number = value.to_bytes(width, "big" if rng.integers(2) else "little")
     position = int(rng.integers(min(_HEADER_BYTES, len(body))))
     return body[:position] + number + body[position + width :]
 
 
-def _lie_about_size(rng: np.random.Generator, body: bytes, _: bytes) -> bytes:
-    """Width or height replaced where the formats have them; all else stays."""
+def _replace_image_size(rng: np.random.Generator, body: bytes, _: bytes) -> bytes:
+    """Replace only the width or the height, at the position that the format defines."""
     side = int(rng.choice((0, 1, 15, 16, 49, 51, 100, 700, 16_384, 16_385, 65_535)))
     if body.startswith(b"\x89PNG"):
         position, number = int(rng.choice((16, 20))), struct.pack(">I", side)
@@ -124,5 +124,5 @@ def _lie_about_size(rng: np.random.Generator, body: bytes, _: bytes) -> bytes:
 
 _MUTATIONS: tuple[_Mutation, ...] = (
     *(_flip_bits, _overwrite, _truncate, _cut_out, _repeat),
-    *(_splice, _insert, _lie, _lie_about_size),
+    *(_splice, _insert, _replace_header_field, _replace_image_size),
 )

@@ -1,6 +1,6 @@
 """Measure the effect of decoding JPEGs at 1/2 or 1/4 of their size on detections.
 
-    python benchmarks/scaled_decoding.py --package models/blood_cells --sheet 2 3 \
+    python -m benchmarks.scaled_decoding --package models/blood_cells --sheet 2 3 \
         --annotations ../shared/data/bccd/test.json --images ../shared/data/bccd/images
 
 Enlarged photos would have no detail to lose. Photos are therefore placed side by side, pixel for

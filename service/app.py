@@ -23,7 +23,6 @@ from service.http.request_body import BodyBudget
 from service.http.routes import detection, monitoring, probes, router
 from service.http.state import ServiceState
 from service.model_loader import ModelLoader
-from service.observability.gpu_metrics import watch_gpus
 from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
 from service.settings import Settings
@@ -64,7 +63,6 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        gpus = watch_gpus(metrics.registry)
         tasks = [
             asyncio.create_task(loader.run(tracing), name="model loader"),
             asyncio.create_task(_measure_event_loop_lag(metrics), name="event loop lag"),
@@ -82,8 +80,6 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
                     await loader.stop()
             except TimeoutError:
                 _log.error("an engine run has not ended; the process exits without it")
-            if gpus:
-                gpus.stop()
             if tracing:
                 await asyncio.to_thread(tracing.stop)
 

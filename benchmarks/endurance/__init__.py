@@ -1,1 +1,1 @@
-"""What becomes of requests when the service ends, is asked for too much, or runs for long."""
+"""Endurance tests: shutdown under load, overload, client disconnects and long runs."""

@@ -1,37 +1,40 @@
-"""What was found beside what was asked for."""
+"""Pass/fail checks of measured values against bounds."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from evaluation.report import markdown_table
+
 
 @dataclass(frozen=True)
 class Check:
-    """One number and its bounds, both of which it may reach."""
+    """A measured value and its inclusive bounds."""
 
     name: str
-    found: float
-    least: float = 0.0
-    most: float = float("inf")
+    value: float
+    min: float = 0.0
+    max: float = float("inf")
 
     @property
-    def holds(self) -> bool:
-        """Whether the number is within the bounds."""
-        return self.least <= self.found <= self.most
+    def passed(self) -> bool:
+        """True if the value is within the bounds."""
+        return self.min <= self.value <= self.max
 
     @property
-    def asked(self) -> str:
-        """The bounds in words."""
-        if self.least == self.most:
-            return f"{self.most:g}"
-        return f"<= {self.most:g}" if self.most < float("inf") else f">= {self.least:g}"
+    def bounds(self) -> str:
+        """The bounds as text."""
+        if self.min == self.max:
+            return f"{self.max:g}"
+        return f"<= {self.max:g}" if self.max < float("inf") else f">= {self.min:g}"
 
 
-def conclude(checks: Sequence[Check]) -> NoReturn:
-    """Print the checks as Markdown and exit with 1 if one of them does not hold."""
-    print("\n| | found | asked | |\n|---|---|---|---|")
-    for check in checks:
-        verdict = "" if check.holds else "missed"
-        print(f"| {check.name} | {check.found:.4g} | {check.asked} | {verdict} |")
-    sys.exit(0 if all(check.holds for check in checks) else 1)
+def exit_with_checks(checks: Sequence[Check]) -> NoReturn:
+    """Print the checks as a Markdown table; exit with status 1 if one of them failed, else 0."""
+    rows = (
+        (check.name, f"{check.value:.4g}", check.bounds, "" if check.passed else "failed")
+        for check in checks
+    )
+    print(f"\n{markdown_table(('', 'measured', 'required', ''), rows)}")
+    sys.exit(0 if all(check.passed for check in checks) else 1)

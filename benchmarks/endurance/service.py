@@ -1,4 +1,4 @@
-"""``centernet-serve`` as a process of its own, and what can be seen of it from outside."""
+"""``centernet-serve`` in a subprocess, its metrics and its process statistics."""
 
 import contextlib
 import os
@@ -26,36 +26,36 @@ _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Service:
-    """A running service."""
+    """A running service process."""
 
     process: "subprocess.Popen[bytes]"
     port: int
     log: Path
 
     def terminate(self, within_s: float) -> float:
-        """Send SIGTERM; return the seconds until the end, infinity if it takes too long."""
-        began_at = time.monotonic()
+        """Send SIGTERM; return the seconds until exit, or infinity after ``within_s``."""
+        started_at = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(within_s)
         except subprocess.TimeoutExpired:
             return float("inf")
-        return time.monotonic() - began_at
+        return time.monotonic() - started_at
 
     def metrics(self) -> "Metrics":
-        """Scrape the metrics."""
+        """Scrape ``/metrics``."""
         url = f"http://127.0.0.1:{self.port}/metrics"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            text = answer.read().decode()
+        with urllib.request.urlopen(url, timeout=30) as response:
+            text = response.read().decode()
         return Metrics({(name, labels): float(value) for name, labels, value in _samples(text)})
 
     def state(self) -> "ProcessState":
-        """Look at the process."""
+        """Read the process statistics from /proc."""
         folder = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         links = []
         for entry in (folder / "fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
                 links.append(str(entry.readlink()))
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         return ProcessState(
@@ -70,7 +70,7 @@ class Service:
 
 @dataclass(frozen=True)
 class ProcessState:
-    """What Linux says of a process; ``files`` are open ones, sockets among them."""
+    """Process statistics; ``files`` are open file descriptors, including sockets."""
 
     memory_mib: float
     peak_mib: float
@@ -82,27 +82,27 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class Metrics:
-    """One scrape."""
+    """The samples of one scrape, by metric name and label string."""
 
     values: Mapping[tuple[str, str], float]
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of all series of that name with these labels."""
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        """Return the sum of all series with this name and these labels."""
+        required = [f'{label}="{value}"' for label, value in labels.items()]
         return sum(
             value
-            for (found, its_labels), value in self.values.items()
-            if found == name and all(one in its_labels for one in wanted)
+            for (metric, metric_labels), value in self.values.items()
+            if metric == name and all(label in metric_labels for label in required)
         )
 
 
 def _samples(text: str) -> list[tuple[str, str, str]]:
-    return [(found[1], found[2] or "", found[3]) for found in _SAMPLE.finditer(text)]
+    return [(match[1], match[2] or "", match[3]) for match in _SAMPLE.finditer(text)]
 
 
 @contextmanager
-def running(*options: str, package: Path = BUNDLED) -> Iterator[Service]:
-    """Start the service of this checkout on a free port, wait until it is ready, end it at last."""
+def run_service(*options: str, package: Path = BUNDLED) -> Iterator[Service]:
+    """Start the service on a free port, wait until it is ready, and kill it after the block."""
     with tempfile.TemporaryDirectory() as folder:
         log, port = Path(folder) / "log", _free_port()
         command = [

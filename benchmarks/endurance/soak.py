@@ -1,11 +1,11 @@
-"""Good and bad images, hang-ups and deadlines, for long: nothing may grow.
+"""Soak test: mixed load for a long time, without growth of memory, threads or open files.
 
     python -m benchmarks.endurance.soak --minutes 60
 
-Three streams of Poisson arrivals at once: images, of whose clients a tenth hang up; damaged files
-of benchmarks/mutants.py; and images with deadlines that cannot always be met. Memory is fitted
-with a line after the first quarter, the warm-up. Prints Markdown; the exit status is 1 if something
-grew, or somebody got an answer with a status that was not meant.
+Three streams with Poisson arrivals run at the same time: images, where a tenth of the clients
+disconnects; corrupted files of benchmarks/mutants.py; and images with deadlines that cannot always
+be met. Memory growth is the slope of a line fitted after the first quarter, which is the warm-up.
+Prints Markdown; the exit status is 1 if something grew or a response had an unexpected status.
 """
 
 import argparse
@@ -19,18 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.endurance.report import Check, conclude
-from benchmarks.endurance.service import IMAGES, ProcessState, Service, running
+from benchmarks.endurance.report import Check, exit_with_checks
+from benchmarks.endurance.service import IMAGES, ProcessState, Service, run_service
 from benchmarks.load import Load, Target, closed_loop, open_loop
 from benchmarks.mutants import mutants, originals
+from evaluation.report import markdown_row, markdown_table
 
 MUTANTS = 2000
 DEADLINE_MS = 150
 SAMPLE_S = 2.0
-MEANT = {200, 400, 413, 415, 429, 504}
-"""Of those, 504 is for deadlines only."""
+EXPECTED_STATUSES = {200, 400, 413, 415, 429, 504}
+"""504 is expected for requests with a deadline only."""
 SETTLE_S = 20.0
-"""Kept connections that nobody uses are closed within this."""
+"""Idle keep-alive connections are closed within this time."""
 
 
 def write_mutants(folder: Path) -> list[Path]:
@@ -42,85 +43,95 @@ def write_mutants(folder: Path) -> list[Path]:
 
 
 def streams(
-    service: Service, bad: list[Path], rate: float, seconds: float
+    service: Service, corrupted: list[Path], rate: float, seconds: float
 ) -> list[Callable[[], Load]]:
-    """The three streams; ``rate`` is the capacity, of which they ask for three quarters."""
+    """Return the three streams; ``rate`` is the capacity, in images per second."""
     images = Target(service.port, "/detect", IMAGES)
-    damaged = Target(service.port, "/detect", bad, ())
+    invalid = Target(service.port, "/detect", corrupted, ())
     deadline = (f"X-Deadline-Ms: {DEADLINE_MS}", "Content-Type: image/jpeg")
-    hurried = Target(service.port, "/detect", IMAGES, deadline)
+    with_deadline = Target(service.port, "/detect", IMAGES, deadline)
     return [
         lambda: open_loop(images, seconds, 0.35 * rate, seed=1, disconnect_fraction=0.1),
-        lambda: open_loop(damaged, seconds, 0.6 * rate, seed=2),
-        lambda: open_loop(hurried, seconds, 0.3 * rate, seed=3),
+        lambda: open_loop(invalid, seconds, 0.6 * rate, seed=2),
+        lambda: open_loop(with_deadline, seconds, 0.3 * rate, seed=3),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0)
-    given = parser.parse_args()
-    seconds = 60 * given.minutes
-    with tempfile.TemporaryDirectory() as folder, running("--self-test-interval-s", "5") as service:
-        bad = write_mutants(Path(folder))
+    args = parser.parse_args()
+    seconds = 60 * args.minutes
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        run_service("--self-test-interval-s", "5") as service,
+    ):
+        corrupted = write_mutants(Path(folder))
         target = Target(service.port, "/detect", IMAGES)
         rate = closed_loop(target, 10, 32, warmup_s=2).images_per_second
         time.sleep(SETTLE_S)
-        idle_first = service.state()
+        idle_before = service.state()
         samples: list[tuple[float, ProcessState]] = []
-        unscraped = 0
-        began_at = time.monotonic()
+        failed_scrapes = 0
+        started_at = time.monotonic()
         with ThreadPoolExecutor(3) as threads:
-            running_streams = [threads.submit(one) for one in streams(service, bad, rate, seconds)]
-            while not all(one.done() for one in running_streams):
-                samples.append(((time.monotonic() - began_at) / 3600, service.state()))
+            futures = [
+                threads.submit(stream) for stream in streams(service, corrupted, rate, seconds)
+            ]
+            while not all(future.done() for future in futures):
+                samples.append(((time.monotonic() - started_at) / 3600, service.state()))
                 try:
-                    service.observability.metrics()
-                except OSError:  # an hour's report is worth more than one scrape
-                    unscraped += 1
+                    service.metrics()
+                except OSError:  # counted below; the run continues
+                    failed_scrapes += 1
                 time.sleep(SAMPLE_S)
-            loads = [one.result() for one in running_streams]
+            loads = [future.result() for future in futures]
         time.sleep(SETTLE_S)
-        idle_last = service.state()
-    report(samples, loads, idle_first, idle_last, unscraped)
+        idle_after = service.state()
+    report(samples, loads, idle_before, idle_after, failed_scrapes)
 
 
 def report(
     samples: list[tuple[float, ProcessState]],
     loads: list[Load],
-    first: ProcessState,
-    last: ProcessState,
-    unscraped: int,
+    before: ProcessState,
+    after: ProcessState,
+    failed_scrapes: int,
 ) -> None:
-    names = ("images, a tenth hang up", "damaged files", f"deadlines of {DEADLINE_MS} ms")
-    print("| stream | sent | answers | hung up | no answer |\n|---|---|---|---|---|")
+    names = ("images, a tenth disconnects", "corrupted files", f"deadline {DEADLINE_MS} ms")
+    print(markdown_table(["stream", "sent", "responses", "disconnected", "no response"]))
     for name, load in zip(names, loads, strict=True):
-        answers = ", ".join(f"{code}: {one.count}" for code, one in sorted(load.statuses.items()))
-        unanswered = load.failures + load.timeouts
-        print(f"| {name} | {load.sent} | {answers} | {load.disconnected} | {unanswered} |")
-    print("\n| hours | memory MiB | threads | files | sockets |\n|---|---|---|---|---|")
-    some = [(f"{at:.3f}", one) for at, one in samples[:: max(1, len(samples) // 10)]]
-    for at, one in [("idle before", first), *some, ("idle after", last)]:
-        print(f"| {at} | {one.memory_mib:.1f} | {one.threads} | {one.files} | {one.sockets} |")
+        statuses = ", ".join(f"{code}: {one.count}" for code, one in sorted(load.statuses.items()))
+        missing = load.failures + load.timeouts
+        print(markdown_row([name, load.sent, statuses, load.disconnected, missing]))
+    print("\n" + markdown_table(["hours", "memory MiB", "threads", "files", "sockets"]))
+    states = [(f"{at:.3f}", state) for at, state in samples[:: max(1, len(samples) // 10)]]
+    for at, state in [("idle before", before), *states, ("idle after", after)]:
+        memory = f"{state.memory_mib:.1f}"
+        print(markdown_row([at, memory, state.threads, state.files, state.sockets]))
     fitted = samples[len(samples) // 4 :]
     hours = np.array([at for at, _ in fitted])
-    slope = np.polyfit(hours, [one.memory_mib for _, one in fitted], 1)[0]
+    slope = np.polyfit(hours, [state.memory_mib for _, state in fitted], 1)[0]
     counts: Counter[int] = Counter()
     for load in loads:
         counts.update({code: one.count for code, one in load.statuses.items()})
-    unmeant = sum(number for code, number in counts.items() if code not in MEANT)
-    unmeant += sum(load.statuses[504].count for load in loads[:2] if 504 in load.statuses)
-    grown_mib = slope * (hours[-1] - hours[0])
+    unexpected = sum(count for code, count in counts.items() if code not in EXPECTED_STATUSES)
+    unexpected += sum(load.statuses[504].count for load in loads[:2] if 504 in load.statuses)
+    growth_mib = slope * (hours[-1] - hours[0])
     print(f"\nslope {slope:.2f} MiB/h over {hours[-1] - hours[0]:.2f} h")
-    conclude(
+    exit_with_checks(
         [
-            Check("memory after the warm-up: fitted growth, MiB", grown_mib, -1e6, 4),
-            Check("threads more than before", last.threads - first.threads, -1e6, 0),
-            Check("open files more than before", last.files - first.files, -1e6, 0),
-            Check("sockets more than before", last.sockets - first.sockets, -1e6, 0),
-            Check("answers not meant", unmeant, most=0),
-            Check("scrapes without an answer", unscraped, most=0),
-            Check("no answer", sum(load.failures + load.timeouts for load in loads), most=0),
+            Check("fitted memory growth after the warm-up, MiB", growth_mib, -1e6, 4),
+            Check("additional threads", after.threads - before.threads, -1e6, 0),
+            Check("additional open files", after.files - before.files, -1e6, 0),
+            Check("additional sockets", after.sockets - before.sockets, -1e6, 0),
+            Check("responses with an unexpected status", unexpected, max=0),
+            Check("failed scrapes", failed_scrapes, max=0),
+            Check(
+                "requests without a response",
+                sum(load.failures + load.timeouts for load in loads),
+                max=0,
+            ),
         ]
     )
 

@@ -1,7 +1,7 @@
-"""A compiled load generator and what it reports; see ``generator.cpp``.
+"""HTTP load generation with closed and open loops; see ``generator.cpp``.
 
-It is compiled by g++ on first use. Its CPU seconds are reported, because it shares the machine with
-the server that it asks.
+The generator is compiled with g++ on first use. Its CPU time is reported, because it shares the
+machine with the server under test.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from typing import Any
 SOURCE = Path(__file__).with_name("generator.cpp")
 BUILD = Path(__file__).parents[2] / "build" / "load"
 _DRAIN_S = 60.0
-"""Seconds that a run may last beyond what its own limits say, on a machine that is busy."""
+"""Time that a run may exceed its configured limits on a busy machine."""
 
 
 class LoadError(RuntimeError):
-    """The generator could not be compiled or could not do its work."""
+    """The generator could not be compiled or failed."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds: percentiles by nearest rank."""
+    """Latency in milliseconds; percentiles by nearest rank."""
 
     mean: float
     p50: float
@@ -38,7 +38,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class RetryAfter:
-    """How many answers of one status had the header in seconds, and what it said."""
+    """Number and range of ``Retry-After`` headers (in seconds) of the responses with one status."""
 
     count: int
     min_s: float
@@ -46,8 +46,8 @@ class RetryAfter:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The answers of one status."""
+class Responses:
+    """The responses with one status code."""
 
     count: int
     latency_ms: Latency
@@ -56,48 +56,51 @@ class Answers:
 
 @dataclass(frozen=True)
 class Load:
-    """What one run found.
+    """Result of one run.
 
-    A closed loop counts what was answered within ``seconds``; an open loop counts every request
-    that was due then, however late the answer came, and its latencies begin when they were due.
+    A closed loop counts the responses received within ``seconds``. An open loop counts all requests
+    scheduled within ``seconds``, however late the response, and measures latency from the scheduled
+    time.
     """
 
     seconds: float
     sent: int
-    answered: int
-    statuses: dict[int, Answers]
+    completed: int
+    """Requests with a complete response of any status."""
+    statuses: dict[int, Responses]
     timeouts: int
     failures: int
-    """Connections that were refused or ended before the answer."""
+    """Requests whose connection was refused or closed before the response."""
     disconnected: int
-    """Requests given up on purpose."""
+    """Requests that the generator cancelled as configured."""
     retried: int
-    """Requests sent again because the server had closed the kept connection."""
-    most_connections: int
-    latest_dispatch_ms: float
-    """By how much the generator itself was late at worst: if it is much, it was starved."""
+    """Requests sent again because the server had closed the keep-alive connection."""
+    max_connections: int
+    """Largest number of simultaneously open connections."""
+    max_dispatch_delay_ms: float
+    """Largest delay between scheduled and actual dispatch; a high value means CPU starvation."""
     cpu_share: float
-    """CPU seconds of the generator per second."""
+    """CPU time of the generator divided by the wall time."""
 
     @property
-    def good(self) -> Answers | None:
-        """The answers with status 200."""
+    def ok(self) -> Responses | None:
+        """The responses with status 200."""
         return self.statuses.get(200)
 
     @property
     def images_per_second(self) -> float:
-        """Answers with status 200 per second."""
-        return (self.good.count if self.good else 0) / self.seconds
+        """Responses with status 200 per second."""
+        return (self.ok.count if self.ok else 0) / self.seconds
 
     @property
-    def is_clean(self) -> bool:
-        """Whether every request got status 200."""
+    def all_ok(self) -> bool:
+        """True if every request got status 200."""
         return set(self.statuses) == {200} and not self.timeouts and not self.failures
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send what: bodies are files, taken in turn."""
+    """Port, path, headers and bodies of the requests; bodies are files that are sent in turn."""
 
     port: int
     path: str
@@ -114,7 +117,7 @@ def closed_loop(
     timeout_s: float = 30.0,
     records: Path | None = None,
 ) -> Load:
-    """Each connection sends its next request when it has the answer to the last one."""
+    """Send requests on a fixed number of connections, each after the previous response."""
     options = {"connections": connections, "warmup": warmup_s, "timeout": timeout_s}
     return _run(target, seconds, options, records)
 
@@ -132,12 +135,13 @@ def open_loop(
     disconnect_after_s: float = 0.05,
     records: Path | None = None,
 ) -> Load:
-    """Poisson arrivals, ``rate`` per second, whatever the server does.
+    """Send requests at Poisson-distributed times, ``rate`` per second, independent of the server.
 
-    ``connections`` bounds them, 0 does not; requests wait for one, and that counts as latency.
-    ``disconnect_fraction`` of the requests are given up ``disconnect_after_s`` after sending began.
-    ``records`` is a file for a line per request: seconds since the start when it was due, its
-    milliseconds, and its status (0 failed, -1 timed out, -2 given up).
+    ``connections`` limits the number of connections (0: unlimited); the time that a request waits
+    for one counts as latency. ``disconnect_fraction`` of the requests are cancelled
+    ``disconnect_after_s`` after sending began. ``records`` is a file for one line per request: its
+    scheduled time in seconds since the start, its latency in milliseconds, and its status (0:
+    failed, -1: timed out, -2: cancelled).
     """
     options = {
         "rate": rate,
@@ -152,23 +156,32 @@ def open_loop(
 
 
 def build() -> Path:
-    """Compile the generator, unless that was done, and return the program."""
+    """Compile the generator unless it is up to date; return the path of the program."""
     source = SOURCE.read_bytes()
     program = BUILD / f"generator-{hashlib.sha256(source).hexdigest()[:16]}"
     if program.exists():
         return program
     BUILD.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own first: another process may be compiling it too.
+    # Compile to a temporary name: another process may compile at the same time.
     with tempfile.TemporaryDirectory(dir=BUILD) as directory:
-        draft = Path(directory) / "generator"
-        command = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra", "-o", str(draft), str(SOURCE)]
+        temporary = Path(directory) / "generator"
+        command = [
+            "g++",
+            "-std=c++20",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-o",
+            str(temporary),
+            str(SOURCE),
+        ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
-            raise LoadError("there is no g++, which the load generator needs.") from error
-        if done.returncode:
-            raise LoadError(f"g++ does not compile {SOURCE}:\n{done.stderr}")
-        draft.replace(program)
+            raise LoadError("g++, which compiles the load generator, is not installed.") from error
+        if result.returncode:
+            raise LoadError(f"g++ failed to compile {SOURCE}:\n{result.stderr}")
+        temporary.replace(program)
     return program
 
 
@@ -182,24 +195,27 @@ def _run(target: Target, seconds: float, options: dict[str, Any], records: Path 
     command += [str(body) for body in target.bodies]
     limit_s = options["warmup"] + seconds + options["timeout"] + _DRAIN_S
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit_s, check=False
+        )
     except subprocess.TimeoutExpired as error:
-        raise LoadError(f"the load generator did not end within {limit_s:g} s.") from error
-    if done.returncode:
-        raise LoadError(done.stderr.strip() or f"the load generator ended with {done.returncode}.")
-    return read_report(done.stdout)
+        raise LoadError(f"the load generator did not finish within {limit_s:g} s.") from error
+    if result.returncode:
+        message = f"the load generator exited with status {result.returncode}."
+        raise LoadError(result.stderr.strip() or message)
+    return parse_report(result.stdout)
 
 
-def read_report(line: str) -> Load:
-    """Read the generator's line of JSON."""
+def parse_report(line: str) -> Load:
+    """Parse the JSON line that the generator prints."""
     report = json.loads(line)
     names = set(Load.__dataclass_fields__) - {"statuses"}
     statuses = {
-        int(status): Answers(
-            answers["count"],
-            Latency(**answers["latency_ms"]),
-            RetryAfter(**answers["retry_after"]) if answers["retry_after"] else None,
+        int(status): Responses(
+            responses["count"],
+            Latency(**responses["latency_ms"]),
+            RetryAfter(**responses["retry_after"]) if responses["retry_after"] else None,
         )
-        for status, answers in report["statuses"].items()
+        for status, responses in report["statuses"].items()
     }
     return Load(statuses=statuses, **{name: report[name] for name in names})

@@ -54,7 +54,7 @@ STUCK_FACTOR = 10.0
 RUN_OVERHEAD_S = 0.003
 """Time that a run costs a busy service beside its execution, whatever its batch size: the worker
 reacquires the GIL and takes the next batch, and the event loop wakes up. 2 to 4 ms were measured
-(docs/adr/0012-the-ceiling.md)."""
+(docs/adr/0012-throughput-ceiling.md)."""
 
 
 class Batcher:

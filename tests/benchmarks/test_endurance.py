@@ -1,4 +1,4 @@
-"""The benchmarks of endurance, briefly, and that they would find what they look for."""
+"""Short runs of the endurance tests, and tests that their checks detect failures."""
 
 import asyncio
 import re
@@ -15,31 +15,31 @@ from numpy.typing import NDArray
 from support.images import encode, plain
 from support.serving import ColourEngine, one_model, run_server, wait_until
 
-from benchmarks.endurance.drain import Client, columns, outcomes, signalled
-from benchmarks.endurance.report import Check, conclude
-from benchmarks.endurance.service import Metrics, running
-from benchmarks.endurance.soak import MEANT, streams, write_mutants
+from benchmarks.endurance.drain import Client, outcomes, summarize, terminate_under_load
+from benchmarks.endurance.report import Check, exit_with_checks
+from benchmarks.endurance.service import Metrics, run_service
+from benchmarks.endurance.soak import EXPECTED_STATUSES, streams, write_mutants
 from benchmarks.load import Target, open_loop
 from service.engines import Images
 from service.settings import Settings
 
-with_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the generator needs g++")
+with_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-def test_sigterm_under_load_loses_no_request() -> None:
-    with running() as service:
-        clients, signalled_at, ended_s = asyncio.run(signalled(service, 1.0))
+def test_no_request_is_lost_on_sigterm_under_load() -> None:
+    with run_service() as service:
+        clients, signalled_at, exit_s = asyncio.run(terminate_under_load(service, 1.0))
     before, _ = outcomes(clients, signalled_at)
-    answered, _, lost = columns(before)
-    assert answered > 0
+    completed, _, lost = summarize(before)
+    assert completed > 0
     assert lost == 0, before
-    assert sum(client.foreign for client in clients) == 0
+    assert sum(client.mismatched for client in clients) == 0
     assert sum(client.surplus_bytes for client in clients) == 0
-    assert ended_s < float("inf")
+    assert exit_s < float("inf")
 
 
 @pytest.mark.parametrize(
-    ("answer", "statuses", "foreign", "surplus"),
+    ("response", "statuses", "mismatched", "surplus"),
     [
         ("HTTP/1.1 200 OK\r\nX-Request-ID: {id}\r\nContent-Length: 0\r\n\r\n", [200], 0, 0),
         ("HTTP/1.1 200 OK\r\nX-Request-ID: other\r\nContent-Length: 0\r\n\r\n", [200], 1, 0),
@@ -48,33 +48,33 @@ def test_sigterm_under_load_loses_no_request() -> None:
         ("", [None], 0, 0),
     ],
 )
-def test_the_clients_notice_what_goes_wrong(
-    answer: str, statuses: list[int | None], foreign: int, surplus: int
+def test_clients_detect_missing_mismatched_and_surplus_responses(
+    response: str, statuses: list[int | None], mismatched: int, surplus: int
 ) -> None:
     async def main() -> Client:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            server.close()  # nobody else is taken
+            server.close()  # accept no further connections
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             await reader.readexactly(int(re.findall(r"Length: (\d+)", head)[0]))
             number = re.findall(r"X-Request-ID: (\S+)", head)[0]
-            writer.write(answer.format(id=number).encode())
+            writer.write(response.format(id=number).encode())
             await writer.drain()
             writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        client = Client(port, count(), keeps_connection=False, sends_images=True)
+        client = Client(port, count(), keep_alive=False, valid_images=True)
         async with asyncio.timeout(20):
             await client.run()
         return client
 
     client = asyncio.run(main())
     assert [request.status for request in client.requests] == statuses
-    assert (client.foreign, client.surplus_bytes) == (foreign, surplus)
+    assert (client.mismatched, client.surplus_bytes) == (mismatched, surplus)
 
 
-class SleepyEngine(ColourEngine):
-    """Takes 20 ms per image."""
+class SlowEngine(ColourEngine):
+    """An engine that takes 20 ms per image."""
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         time.sleep(0.02 * len(images))
@@ -82,42 +82,46 @@ class SleepyEngine(ColourEngine):
 
 
 @with_compiler
-def test_overload_is_answered_or_refused_and_half_of_it_may_hang_up(tmp_path: Path) -> None:
+def test_overload_returns_200_or_429_and_disconnects_cost_no_engine_time(tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     image.write_bytes(encode(plain(1, 2)))
-    with run_server(one_model(SleepyEngine()), Settings(target_latency_ms=200)) as server:
+    with run_server(one_model(SlowEngine()), Settings(target_latency_ms=200)) as server:
         target = Target(int(server.url.rsplit(":", 1)[1]), "/detect", [image])
         overload = open_loop(target, 3, 150)
         assert set(overload.statuses) == {200, 429}
-        assert overload.sent == overload.answered
-        refused = overload.statuses[429]
-        assert refused.retry_after is not None
-        assert refused.retry_after.count == refused.count
+        assert overload.sent == overload.completed
+        rejected = overload.statuses[429]
+        assert rejected.retry_after is not None
+        assert rejected.retry_after.count == rejected.count
 
-        def ran() -> float:
+        def inputs_run() -> float:
             return server.metric("centernet_images_total", model="painted")
 
-        assert overload.good is not None
-        assert ran() == overload.good.count
-        hasty = open_loop(target, 3, 150, disconnect_fraction=0.5)
+        assert overload.ok is not None
+        assert inputs_run() == overload.ok.count
+        disconnecting = open_loop(target, 3, 150, disconnect_fraction=0.5)
         wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 0)
         labels = {"model": "painted", "stage": "queue"}
-        left_the_queue = server.metric("centernet_cancelled_inputs_total", **labels)
-        assert left_the_queue > 0
-        refused_now = hasty.statuses[429].count if 429 in hasty.statuses else 0
-        assert ran() - overload.good.count + left_the_queue <= hasty.sent - refused_now
+        cancelled = server.metric("centernet_cancelled_inputs_total", **labels)
+        assert cancelled > 0
+        statuses = disconnecting.statuses
+        rejections = statuses[429].count if 429 in statuses else 0
+        assert inputs_run() - overload.ok.count + cancelled <= disconnecting.sent - rejections
 
 
 @with_compiler
-def test_nothing_stays_open_after_good_and_bad_images(tmp_path: Path) -> None:
-    with running("--self-test-interval-s", "1") as service:
+def test_no_thread_or_socket_leaks_after_valid_and_corrupted_images(tmp_path: Path) -> None:
+    with run_service("--self-test-interval-s", "1") as service:
         images = Target(service.port, "/detect", write_mutants(tmp_path), ())
-        open_loop(images, 2, 50)  # all threads have begun
+        open_loop(images, 2, 50)  # starts all threads
         first = service.state()
         with ThreadPoolExecutor(3) as threads:
-            asked = streams(service, write_mutants(tmp_path), 20, 4)
-            loads = [one.result() for one in [threads.submit(one) for one in asked]]
-        assert {status for load in loads for status in load.statuses} <= MEANT
+            futures = [
+                threads.submit(stream)
+                for stream in streams(service, write_mutants(tmp_path), 20, 4)
+            ]
+            loads = [future.result() for future in futures]
+        assert {status for load in loads for status in load.statuses} <= EXPECTED_STATUSES
         assert sum(load.failures + load.timeouts for load in loads) == 0
 
         def has_settled() -> bool:
@@ -127,17 +131,17 @@ def test_nothing_stays_open_after_good_and_bad_images(tmp_path: Path) -> None:
         wait_until(has_settled)
 
 
-def test_a_bound_that_is_missed_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        conclude([Check("kept", 1, 1, 1), Check("lost", 1, most=0)])
-    assert ended.value.code == 1
-    assert "| lost | 1 | 0 | missed |" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        conclude([Check("kept", 0.96, least=0.95)])
-    assert ended.value.code == 0
+def test_a_failed_check_exits_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        exit_with_checks([Check("passed", 1, 1, 1), Check("lost", 1, max=0)])
+    assert exit_info.value.code == 1
+    assert "| lost | 1 | 0 | failed |" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        exit_with_checks([Check("passed", 0.96, min=0.95)])
+    assert exit_info.value.code == 0
 
 
-def test_metrics_are_summed_over_their_labels() -> None:
+def test_totals_sum_over_the_other_labels() -> None:
     scraped = Metrics({("a", 'model="x",stage="queue"'): 2, ("a", 'model="x",stage="infer"'): 3})
     assert scraped.total("a") == 5
     assert scraped.total("a", stage="infer") == 3

@@ -1,4 +1,4 @@
-"""docker-compose.yml: what each profile starts, and how it is locked in."""
+"""docker-compose.yml: the services of each profile, their hardening and their resources."""
 
 import json
 import os
@@ -15,18 +15,19 @@ from service.settings import Settings
 SERVICES = {
     (): {"cpu", "prometheus", "grafana"},
     ("cpu",): {"cpu", "prometheus", "grafana"},
-    ("gpu",): {"gpu", "prometheus", "grafana"},
+    ("gpu",): {"gpu", "dcgm-exporter", "prometheus", "grafana"},
     ("jobs",): {"build", "export", "prometheus", "grafana"},
 }
-EVERYTHING = ("cpu", "gpu", "jobs")
-READ_WRITE = {"build": {"/models", "/var/cache/centernet"}, "prometheus": {"/prometheus"}}
-READ_WRITE["export"] = READ_WRITE["build"]
+ALL_PROFILES = ("cpu", "gpu", "jobs")
+WRITABLE_VOLUMES = {"build": {"/models", "/var/cache/centernet"}, "prometheus": {"/prometheus"}}
+WRITABLE_VOLUMES["export"] = WRITABLE_VOLUMES["build"]
+GPU_SERVICES = ("gpu", "build", "dcgm-exporter")
 
 
 def compose_config(project: Path, *profiles: str) -> dict[str, Any]:
     command = [*find_compose(), "--project-directory", str(project)]
     command += [part for profile in profiles for part in ("--profile", profile)]
-    # Only what the files say, not what the shell of whoever tests has set.
+    # Ignore variables of the calling shell, so that only the files determine the configuration.
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     result = subprocess.run(
         [*command, "config", "--format", "json"],
@@ -37,48 +38,49 @@ def compose_config(project: Path, *profiles: str) -> dict[str, Any]:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert not result.stderr, result.stderr  # warnings, as of variables without a value
+    assert not result.stderr, result.stderr  # warnings, for example about unset variables
     config: dict[str, Any] = json.loads(result.stdout)
     return config
 
 
 @pytest.fixture(scope="module")
 def services(project: Path) -> dict[str, Any]:
-    found: dict[str, Any] = compose_config(project, *EVERYTHING)["services"]
-    return found
+    config: dict[str, Any] = compose_config(project, *ALL_PROFILES)["services"]
+    return config
 
 
 @pytest.mark.parametrize("profiles", SERVICES, ids="+".join)
-def test_a_profile_starts_its_services_and_no_others(
-    project: Path, profiles: tuple[str, ...]
-) -> None:
+def test_each_profile_starts_exactly_its_services(project: Path, profiles: tuple[str, ...]) -> None:
     assert set(compose_config(project, *profiles)["services"]) == SERVICES[profiles]
 
 
-def test_every_container_is_locked_in(services: dict[str, Any]) -> None:
+def test_every_container_is_hardened(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["init"], name
         assert not service.get("privileged"), name
-        written = {one["target"] for one in service["volumes"] if not one.get("read_only")}
-        assert written == READ_WRITE.get(name, set()), name
+        volumes = service.get("volumes", ())
+        written = {volume["target"] for volume in volumes if not volume.get("read_only")}
+        assert written == WRITABLE_VOLUMES.get(name, set()), name
 
 
-def test_what_is_ours_does_not_run_as_root(services: dict[str, Any]) -> None:
-    for name in ("cpu", "gpu", "build", "export"):
+def test_services_with_a_configured_user_do_not_run_as_root(services: dict[str, Any]) -> None:
+    for name in ("cpu", "gpu", "build", "export", "dcgm-exporter"):
         assert services[name]["user"].split(":")[0] not in ("", "0", "root"), name
 
 
-def test_nothing_is_published_beyond_this_machine_by_itself(services: dict[str, Any]) -> None:
+def test_ports_are_published_on_the_loopback_interface_by_default(services: dict[str, Any]) -> None:
     for name, service in services.items():
         for port in service.get("ports", ()):
             assert port["host_ip"] == "127.0.0.1", name
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_the_service_may_finish_before_it_is_killed(services: dict[str, Any], name: str) -> None:
+def test_the_stop_grace_period_exceeds_the_shutdown_timeout(
+    services: dict[str, Any], name: str
+) -> None:
     fields = Settings.model_fields
     bound_s = fields["shutdown_timeout_s"].default
     if "drain_delay_s" in fields:
@@ -86,20 +88,20 @@ def test_the_service_may_finish_before_it_is_killed(services: dict[str, Any], na
     assert float(services[name]["stop_grace_period"].removesuffix("s")) >= bound_s + 5
 
 
-def test_gpus_are_reserved_where_they_are_needed(services: dict[str, Any]) -> None:
+def test_gpus_are_reserved_for_the_services_that_need_them(services: dict[str, Any]) -> None:
     for name, service in services.items():
         resources = service.get("deploy", {}).get("resources", {})
         reserved = resources.get("reservations", {}).get("devices", [])
         expected = [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
-        assert reserved == (expected if name in ("gpu", "build") else []), name
+        assert reserved == (expected if name in GPU_SERVICES else []), name
 
 
-def test_engines_are_built_with_what_serves_them(services: dict[str, Any]) -> None:
+def test_engines_are_built_with_the_serving_image(services: dict[str, Any]) -> None:
     assert services["build"]["image"] == services["gpu"]["image"]
     assert services["build"]["build"] == services["gpu"]["build"]
 
 
-def test_prometheus_finds_the_service_of_either_profile(
+def test_prometheus_scrapes_the_service_in_both_profiles(
     services: dict[str, Any], project: Path
 ) -> None:
     config = (project / "docker/prometheus/prometheus.yml").read_text()
@@ -108,13 +110,21 @@ def test_prometheus_finds_the_service_of_either_profile(
         assert f'"{alias}:{services[name]["ports"][0]["target"]}"' in config
 
 
-def test_every_variable_is_a_setting(services: dict[str, Any]) -> None:
+def test_prometheus_scrapes_dcgm_exporter_by_its_service_name(
+    services: dict[str, Any], project: Path
+) -> None:
+    config = (project / "docker/prometheus/prometheus.yml").read_text()
+    (name,) = (name for name, service in services.items() if "dcgm" in service["image"])
+    assert f"names: [{name}], type: A, port: 9400" in config
+
+
+def test_environment_variables_are_settings(services: dict[str, Any]) -> None:
     known = {f"CENTERNET_{name.upper()}" for name in Settings.model_fields}
     for name in ("cpu", "gpu"):
         assert set(services[name]["environment"]) <= known
 
 
-def test_images_install_extras_that_exist(services: dict[str, Any], project: Path) -> None:
+def test_image_extras_exist(services: dict[str, Any], project: Path) -> None:
     extras = tomllib.loads((project / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
@@ -124,12 +134,14 @@ def test_images_install_extras_that_exist(services: dict[str, Any], project: Pat
 
 def test_mounted_files_exist(services: dict[str, Any]) -> None:
     for name, service in services.items():
-        for volume in service["volumes"]:
+        for volume in service.get("volumes", ()):
             assert volume["type"] == "volume" or Path(volume["source"]).is_dir(), name
 
 
-def test_images_of_others_have_a_version(services: dict[str, Any]) -> None:
-    for name in ("prometheus", "grafana"):
-        tag = services[name]["image"].partition(":")[2].removeprefix("v")
-        assert len(tag.split(".")) == 3, name
-        assert tag.replace(".", "").isdigit(), name
+def test_third_party_images_have_a_pinned_version(services: dict[str, Any]) -> None:
+    # dcgm-exporter has two versions, that of DCGM and its own: 4.5.3-4.8.2-distroless.
+    for name in ("prometheus", "grafana", "dcgm-exporter"):
+        tag = services[name]["image"].rpartition(":")[2].removeprefix("v")
+        for version in tag.removesuffix("-distroless").split("-"):
+            assert len(version.split(".")) == 3, name
+            assert version.replace(".", "").isdigit(), name

@@ -1,20 +1,21 @@
-"""The dashboard's file, and the queries that need a GPU to have data."""
+"""The Grafana dashboard: its layout, its data source and its GPU queries."""
 
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from support.dashboard import DASHBOARD, queries
+from support.dashboard import DASHBOARD, DCGM_METRICS, queries
 from support.promtool import Case, check_cases
 
 GRID_COLUMNS = 24
-GPU = 'job="centernet", instance="a:8000", gpu="0"'
+GPU = 'job="dcgm", instance="172.18.0.2:9400", gpu="0", modelName="NVIDIA H200"'
 GPU_VALUES = {
-    f"centernet_gpu_utilization_ratio{{{GPU}}}": 0.9,
-    f"centernet_gpu_memory_used_bytes{{{GPU}}}": 4e9,
-    f"centernet_gpu_memory_total_bytes{{{GPU}}}": 8e10,
-    f"centernet_gpu_power_watts{{{GPU}}}": 350,
+    f"DCGM_FI_DEV_GPU_UTIL{{{GPU}}}": 90,
+    f"DCGM_FI_DEV_FB_USED{{{GPU}}}": 4000,
+    f"DCGM_FI_DEV_FB_FREE{{{GPU}}}": 139000,
+    f"DCGM_FI_DEV_POWER_USAGE{{{GPU}}}": 350,
 }
+"""Samples in %, MiB, MiB and W."""
 
 
 def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
@@ -24,7 +25,7 @@ def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
     )
 
 
-def test_every_panel_can_be_drawn() -> None:
+def test_every_panel_has_a_valid_layout() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
@@ -37,25 +38,25 @@ def test_every_panel_can_be_drawn() -> None:
         assert not overlap(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
 
 
-def test_the_source_of_its_data_is_provisioned(project: Path) -> None:
+def test_the_data_source_is_provisioned(project: Path) -> None:
     source = (project / "docker/grafana/provisioning/datasources/prometheus.yml").read_text()
-    named: list[Any] = [*DASHBOARD["panels"], *DASHBOARD["templating"]["list"]]
-    for one in named:
-        assert one["datasource"]["type"] == "prometheus"
-        assert f"uid: {one['datasource']['uid']}\n" in source
+    items: list[Any] = [*DASHBOARD["panels"], *DASHBOARD["templating"]["list"]]
+    for item in items:
+        assert item["datasource"]["type"] == "prometheus"
+        assert f"uid: {item['datasource']['uid']}\n" in source
 
 
-def test_the_queries_of_a_gpu_find_what_is_measured_of_it(project: Path, tmp_path: Path) -> None:
-    found = [query.expression for query in queries("1m") if query.needs_gpu]
+def test_gpu_queries_return_the_metrics_of_dcgm_exporter(project: Path, tmp_path: Path) -> None:
+    expressions = [query.expression for query in queries("1m") if query.needs_gpu]
     samples = {
         expression: {
             series: value
             for series, value in GPU_VALUES.items()
             if series.partition("{")[0] == expression.partition("{")[0]
         }
-        for expression in found
+        for expression in expressions
     }
-    assert len(found) == len(GPU_VALUES)
+    assert sorted(expressions) == sorted(DCGM_METRICS)
     assert all(samples.values())
     series = {name: f"{value}x8" for name, value in GPU_VALUES.items()}
     rules = project / "docker/prometheus/alerts.yml"

@@ -1,4 +1,4 @@
-"""The service under load, a real Prometheus with our configuration, and what both then show."""
+"""The service under load, scraped by a real Prometheus with the configuration of docker/."""
 
 import ast
 import math
@@ -41,14 +41,14 @@ def free_port() -> int:
         return port
 
 
-def wait_for(what: str, is_true: Callable[[], bool]) -> None:
+def wait_for(condition: str, is_true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not is_true():
-        assert time.monotonic() < deadline, f"in vain: {what}"
+        assert time.monotonic() < deadline, f"timed out: {condition}"
         time.sleep(0.2)
 
 
-def answers(url: str) -> bool:
+def is_ok(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5).status_code == 200
     except httpx.TransportError:
@@ -74,14 +74,14 @@ def running(command: list[str], log: Path, **environment: str) -> Iterator[subpr
 
 
 class Load:
-    """More than the service can do, from clients of all kinds, until it is stopped."""
+    """Overload from valid, invalid and disconnecting clients, until it is stopped."""
 
     def __init__(self, port: int, image: bytes) -> None:
         self._port = port
         self._image = image
         self._stopped = threading.Event()
         self.failures: list[Exception] = []
-        kinds = [self._ask] * CLIENTS + [self._ask_badly, self._leave]
+        kinds = [self._send_image] * CLIENTS + [self._send_invalid, self._disconnect]
         self._threads = [threading.Thread(target=self._repeat, args=(kind,)) for kind in kinds]
 
     def __enter__(self) -> "Load":
@@ -102,21 +102,21 @@ class Load:
             with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30) as client:
                 while not self._stopped.is_set():
                     kind(client)
-        except Exception as error:  # the test tells, not the thread
+        except Exception as error:  # reported by the fixture
             self.failures.append(error)
 
-    def _ask(self, client: httpx.Client) -> None:
+    def _send_image(self, client: httpx.Client) -> None:
         response = client.post("/detect", content=self._image)
         assert response.status_code in (200, 429), response.text
         if response.status_code == 429:
             self._stopped.wait(0.02)
 
-    def _ask_badly(self, client: httpx.Client) -> None:
-        assert client.post("/detect", content=b"no image").status_code in (400, 415, 429)
+    def _send_invalid(self, client: httpx.Client) -> None:
+        assert client.post("/detect", content=b"not an image").status_code in (400, 415, 429)
         assert client.post("/models/none/detect", content=self._image).status_code == 404
         self._stopped.wait(0.2)
 
-    def _leave(self, _: httpx.Client) -> None:
+    def _disconnect(self, _: httpx.Client) -> None:
         head = f"POST /detect HTTP/1.1\r\nHost: here\r\nContent-Length: {len(self._image)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", self._port)) as connection:
             connection.sendall(head.encode() + self._image)
@@ -124,27 +124,28 @@ class Load:
 
 
 class Prometheus:
-    """Its HTTP interface."""
+    """A client of the HTTP API of Prometheus."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
     def _get(self, path: str, **parameters: str) -> Any:
-        answer = self._client.get(f"/api/v1{path}", params=parameters).json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
+        body = self._client.get(f"/api/v1{path}", params=parameters).json()
+        assert body["status"] == "success", body
+        return body["data"]
 
     def values(self, expression: str) -> list[float]:
-        """What the expression is now, NaN left out."""
-        found = [float(one["value"][1]) for one in self._get("/query", query=expression)["result"]]
-        return [value for value in found if not math.isnan(value)]
+        """Return the current values of the expression, without NaN."""
+        result = self._get("/query", query=expression)["result"]
+        values = [float(sample["value"][1]) for sample in result]
+        return [value for value in values if not math.isnan(value)]
 
     def label_values(self, label: str, series: str) -> list[str]:
-        found: list[str] = self._get(f"/label/{label}/values", **{"match[]": series})
-        return found
+        values: list[str] = self._get(f"/label/{label}/values", **{"match[]": series})
+        return values
 
     def alert_states(self) -> dict[str, str]:
-        """The state of each rule, all of which must have been evaluated without an error."""
+        """Return the state by rule; fail if the evaluation of a rule failed."""
         (group,) = self._get("/rules")["groups"]
         for rule in group["rules"]:
             assert rule["health"] in ("ok", "unknown"), rule
@@ -152,7 +153,7 @@ class Prometheus:
 
 
 class Monitored:
-    """The service, the load on it, and the Prometheus that watches it."""
+    """A running service, the load on it, and the Prometheus that scrapes it."""
 
     def __init__(
         self, service: subprocess.Popen[bytes], port: int, prometheus: Prometheus, load: Load
@@ -169,9 +170,9 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     directory = tmp_path_factory.mktemp("prometheus")
     port, prometheus_port = free_port(), free_port()
     config = (project / "docker/prometheus/prometheus.yml").read_text()
-    for given, wanted in {**OVERRIDES, "centernet:8000": f"127.0.0.1:{port}"}.items():
-        assert config.count(given) == 1, given
-        config = config.replace(given, wanted)
+    for old, new in {**OVERRIDES, "centernet:8000": f"127.0.0.1:{port}"}.items():
+        assert config.count(old) == 1, old
+        config = config.replace(old, new)
     (directory / "prometheus.yml").write_text(config)
     (directory / "alerts.yml").write_bytes((project / "docker/prometheus/alerts.yml").read_bytes())
     image = (project / "docs/samples/blood_smear_1.jpg").read_bytes()
@@ -200,25 +201,25 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
         def is_ready() -> bool:
             assert service.poll() is None, (directory / "service.log").read_text()
-            return answers(f"http://127.0.0.1:{port}/readyz")
+            return is_ok(f"http://127.0.0.1:{port}/readyz")
 
         wait_for("the service is ready", is_ready)
         url = f"http://127.0.0.1:{prometheus_port}"
-        wait_for("Prometheus is ready", lambda: answers(f"{url}/-/ready"))
+        wait_for("Prometheus is ready", lambda: is_ok(f"{url}/-/ready"))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=30))
         load = stack.enter_context(Load(port, image))
         yield Monitored(service, port, Prometheus(client), load)
         assert not load.failures, load.failures
 
 
-def by_panel(query: Query) -> str:
+def query_id(query: Query) -> str:
     return re.sub(r"\W+", "_", f"{query.panel} {query.expression}")[:70]
 
 
 @pytest.mark.parametrize(
-    "query", [query for query in queries(RATE_INTERVAL) if not query.needs_gpu], ids=by_panel
+    "query", [query for query in queries(RATE_INTERVAL) if not query.needs_gpu], ids=query_id
 )
-def test_the_query_of_a_panel_has_data(monitored: Monitored, query: Query) -> None:
+def test_panel_queries_return_data(monitored: Monitored, query: Query) -> None:
     wait_for(query.expression, lambda: bool(monitored.prometheus.values(query.expression)))
 
 
@@ -235,41 +236,45 @@ def test_the_query_of_a_panel_has_data(monitored: Monitored, query: Query) -> No
         "max(max_over_time(centernet_queue_inputs[1m]))",
     ],
 )
-def test_what_was_done_to_the_service_is_seen(monitored: Monitored, expression: str) -> None:
+def test_metrics_reflect_the_load(monitored: Monitored, expression: str) -> None:
     wait_for(f"{expression} > 0", lambda: sum(monitored.prometheus.values(expression)) > 0)
 
 
-def test_the_errors_that_alerts_count_are_there_before_they_happen(
-    project: Path, monitored: Monitored
-) -> None:
+def test_error_codes_of_alerts_are_initialized_at_zero(project: Path, monitored: Monitored) -> None:
     rules = (project / "docker/prometheus/alerts.yml").read_text()
-    named = {
+    codes = {
         code for pattern in re.findall(r'code=~?"([a-z_|]+)"', rules) for code in pattern.split("|")
     }
-    assert "engine_failed" in named
-    known = monitored.prometheus.label_values("code", "centernet_request_errors_total")
-    assert named <= set(known)
+    assert "engine_failed" in codes
+    exported = monitored.prometheus.label_values("code", "centernet_request_errors_total")
+    assert codes <= set(exported)
 
 
 @pytest.mark.parametrize("name", variables())
-def test_a_variable_has_values(project: Path, monitored: Monitored, name: str) -> None:
+def test_dashboard_variables_have_values(project: Path, monitored: Monitored, name: str) -> None:
     series, label = variables()[name]
     models = sorted(manifest.parent.name for manifest in project.glob("models/*/model.json"))
     expected = {"instance": [f"127.0.0.1:{monitored.port}"], "model": models}
     assert sorted(monitored.prometheus.label_values(label, series)) == expected[name]
 
 
-def test_alerts_tell_overload_from_faults(monitored: Monitored) -> None:
+def test_overload_activates_only_capacity_alerts(monitored: Monitored) -> None:
     states = monitored.prometheus.alert_states
-    wait_for("overload is noticed", lambda: states()["CenternetRejecting"] != "inactive")
+    wait_for(
+        "the rejection rate alert is active",
+        lambda: states()["CenternetHighRejectionRate"] != "inactive",
+    )
     faults = {
-        *("CenternetDown", "CenternetNotReady", "CenternetEngineFailing", "CenternetBugs"),
-        *("CenternetSelfTestFailed", "CenternetMemoryGrowing", "CenternetGpuMemoryFull"),
+        *("CenternetDown", "CenternetNotReady", "CenternetEngineErrors"),
+        *("CenternetInternalErrors", "CenternetSelfTestFailed", "CenternetMemoryGrowth"),
+        *("CenternetGpuMetricsDown", "CenternetGpuMemoryNearLimit", "CenternetGpuUnderutilized"),
     }
     assert {states()[name] for name in faults} == {"inactive"}
 
 
-def test_health_check_and_prometheus_see_the_end(project: Path, monitored: Monitored) -> None:
+def test_health_check_and_prometheus_detect_the_shutdown(
+    project: Path, monitored: Monitored
+) -> None:
     dockerfile = (project / "docker/Dockerfile").read_text()
     (check,) = re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", dockerfile, re.MULTILINE)
     _, *arguments = ast.literal_eval(check)
@@ -285,4 +290,4 @@ def test_health_check_and_prometheus_see_the_end(project: Path, monitored: Monit
     assert monitored.service.wait(PATIENCE_S) in (0, -signal.SIGTERM)
     assert health() == 1
     states = monitored.prometheus.alert_states
-    wait_for("Prometheus misses the service", lambda: states()["CenternetDown"] != "inactive")
+    wait_for("the down alert is active", lambda: states()["CenternetDown"] != "inactive")

@@ -1,4 +1,4 @@
-"""``centernet-serve`` in a process of its own, over models that a test makes."""
+"""``centernet-serve`` in a subprocess, with the bundled models or models defined by a test."""
 
 import os
 import socket
@@ -18,7 +18,10 @@ SERVE = "from service.cli import main; main()"
 
 
 def serving(load: str) -> str:
-    """A program that serves what ``load`` gives; it knows settings, metrics, note and our tests."""
+    """Return a program that serves the models returned by the statements ``load``.
+
+    They may use ``settings``, ``metrics``, ``note`` and everything in ``support.serving``.
+    """
     return f"""
 import threading, time
 import service.cli
@@ -31,27 +34,27 @@ service.cli.main()
 
 
 class ServeProcess:
-    """The process and a client for it."""
+    """A running service process and an HTTP client connected to it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
         self.process = process
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
 
     def status(self, path: str) -> int:
-        """The status of a probe; 0 without an answer."""
+        """Return the status code of a probe, or 0 if there is no response."""
         with suppress(httpx.TransportError):
             return self.client.get(path).status_code
         return 0
 
     def wait_for(self, path: str) -> None:
-        """Wait until the probe succeeds."""
+        """Wait until the probe returns 200."""
         wait_until(lambda: self.process.poll() is not None or self.status(path) == 200)
-        assert self.process.poll() is None, "the service ended"
+        assert self.process.poll() is None, "the service exited"
 
 
 @contextmanager
 def serve_process(program: str, *options: str, stderr: Any = None) -> Iterator[ServeProcess]:
-    """Start ``program`` with these options of the service, and make sure that it ends."""
+    """Start ``program`` with these command-line options; kill it at the end of the block."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

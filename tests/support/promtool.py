@@ -1,4 +1,4 @@
-"""Questions to Prometheus about made-up series, answered by ``promtool test rules``."""
+"""Unit tests of alert rules and PromQL expressions, run by ``promtool test rules``."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ from typing import Any
 from support.tools import find_tool
 
 Series = Mapping[str, str]
-"""Values in promtool's notation, ``first+step x count``, by the series they belong to."""
+"""Series to values in promtool's expanding notation, for example ``0+5x60``."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """An alert that is to fire: its labels without the severity, and what it says."""
+    """An expected alert: its labels without the severity, and its summary."""
 
     labels: Mapping[str, str]
     summary: str
@@ -23,15 +23,15 @@ class Alert:
 
 @dataclass(frozen=True)
 class Case:
-    """Series of one value per ``interval``, and what is to be true of them ``at`` a time."""
+    """Input series with one value per ``interval``, and the expectations at the time ``at``."""
 
     series: Series
     at: str
     interval: str = "15s"
     alerts: Mapping[str, Sequence[Alert]] = field(default_factory=dict)
-    """Alerts by their rule; rules that are to be silent have none."""
+    """Expected alerts by rule; an empty sequence expects the rule to be inactive."""
     samples: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By expression: the values that it has, by the series they belong to."""
+    """Expected samples by expression: series to value."""
 
 
 def find_promtool() -> str:
@@ -39,7 +39,7 @@ def find_promtool() -> str:
 
 
 def run_promtool(*arguments: str | Path) -> None:
-    """Run it and fail with what it says where it finds something wrong."""
+    """Run promtool; fail with its output if its exit status is not 0."""
     result = subprocess.run(
         [find_promtool(), *arguments], capture_output=True, text=True, check=False
     )
@@ -49,7 +49,7 @@ def run_promtool(*arguments: str | Path) -> None:
 def check_cases(
     cases: Mapping[str, Case], rules: Path, severities: Mapping[str, str], directory: Path
 ) -> None:
-    """Fail where ``promtool`` finds anything else than the cases say; one interval for all."""
+    """Run the cases, which must share one interval; fail if an expectation is not met."""
     tests = [{"name": name, **_as_test(case, severities)} for name, case in cases.items()]
     (interval,) = {case.interval for case in cases.values()}
     file = directory / "cases.yml"  # JSON is YAML

@@ -1,4 +1,4 @@
-"""Programs that some tests need and that not every machine has."""
+"""External programs that some tests need; tests are skipped if they are not installed."""
 
 import os
 import shutil
@@ -10,16 +10,19 @@ import pytest
 
 
 def find_tool(name: str, source: str) -> str:
-    """Path of the program ``name``; skips the test where there is none."""
+    """Return the path of the program ``name``; skip the test if it is not installed."""
     beside_python = Path(sys.executable).parent / name
-    found = shutil.which(name) or (str(beside_python) if os.access(beside_python, os.X_OK) else "")
-    if not found:
-        pytest.skip(f"no {name} here ({source})")
-    return found
+    path = shutil.which(name) or (str(beside_python) if os.access(beside_python, os.X_OK) else "")
+    if not path:
+        pytest.skip(f"{name} is not installed ({source})")
+    return path
 
 
 def find_compose() -> list[str]:
-    """How Docker Compose 2 or newer is called here; its ``config`` needs no Docker engine."""
+    """Return the command of Docker Compose 2 or newer; skip the test if there is none.
+
+    ``docker compose config`` does not need a Docker daemon.
+    """
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]):
             version = subprocess.run(
@@ -28,4 +31,4 @@ def find_compose() -> list[str]:
             major = version.stdout.strip().removeprefix("v").partition(".")[0]
             if version.returncode == 0 and major.isdigit() and int(major) >= 2:
                 return command
-    pytest.skip("no Docker Compose 2 here (Debian 13: docker-compose)")
+    pytest.skip("Docker Compose 2 is not installed (Debian 13: apt-get install docker-compose)")

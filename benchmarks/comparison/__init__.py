@@ -1,0 +1,1 @@
+"""Throughput and latency of this service and other model servers with the same network."""

@@ -1,0 +1,329 @@
+"""Compare the throughput and latency of this service with those of other model servers.
+
+    python -m benchmarks.comparison --environments DIR --output DIR [--only NAME,NAME] [--rounds 5]
+
+All servers use the same ONNX file and the same JPEGs. First, each configuration of each server is
+measured and the fastest is kept. Then all servers run at the same time and all but one are paused:
+they are measured in short alternating turns, so that a drifting CPU speed affects all of them.
+Throughput is also reported as a fraction of the throughput ceiling (``ceiling.py``). Writes
+results.json, results.md and results.svg after each case.
+"""
+
+import argparse
+import json
+import math
+import signal
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.comparison.ceiling import Ceiling, Pipeline, matched_fraction
+from benchmarks.comparison.report import write_report
+from benchmarks.comparison.servers import (
+    MINIMAL,
+    SERVERS,
+    Configuration,
+    RunningServer,
+    Server,
+    ServerError,
+    prepare_environment,
+    run_server,
+    send_request,
+    write_bodies,
+)
+from benchmarks.comparison.workload import CASES, Case, make_images, make_package
+from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop
+from model_package import load_package
+
+CONNECTIONS = 32
+"""Connections of the closed loop: two batches of 8 in the engines and two being collected."""
+LOAD = 0.8
+"""Rate of the open loop as a fraction of the server's throughput."""
+CEILING_S = 2.0
+"""Duration of each ceiling measurement; the throughput is divided by the mean of the one before
+and the one after the closed loop."""
+START_S = 3.0
+WARMUP_S = 1.0
+"""Excluded from each measurement: after a pause, caches are cold and estimates outdated."""
+
+
+class Comparison:
+    """The measurements of one case (network and image size)."""
+
+    def __init__(self, case: Case, args: argparse.Namespace) -> None:
+        self._args = args
+        self.case = case
+        self.package = make_package(case.side_px, args.work)
+        self.images = make_images(case, args.work)
+        self._pipeline = Pipeline(self.package)
+        bodies = [image.read_bytes() for image in self.images]
+        self._bodies = bodies
+        self._expected = [self._pipeline.detect(body) for body in bodies]
+        self._batch_size = self._pipeline.best_batch_size(bodies, 4 * CEILING_S)
+        self._threshold = load_package(self.package).manifest.decoder.score_threshold
+        self.best: dict[str, Configuration] = {}
+        self.throughputs: dict[str, dict[str, float]] = {}
+        self.matched_fractions: dict[str, float] = {}
+        self.rounds: list[dict[str, dict[str, Any]]] = []
+        self.excluded: dict[str, str] = {}
+        self.common_rate = 0.0
+
+    @contextmanager
+    def serve(self, server: Server, configuration: Configuration) -> Iterator[RunningServer]:
+        """Run ``server``; verify its detections and warm it up before anything is measured."""
+        folder = self._args.work / "forms" / server.name / self.images[0].parent.name
+        bodies = write_bodies(server, self.images, folder)
+        python = prepare_environment(server, self._args.environments)
+        logs = self._args.work / "logs"
+        with run_server(server, configuration, python, self.package, bodies, logs) as running:
+            self._verify_detections(server, running.target)
+            closed_loop(running.target, START_S, CONNECTIONS)
+            yield running
+
+    def _verify_detections(self, server: Server, target: Target) -> None:
+        shares = [
+            matched_fraction(
+                expected,
+                server.detections(send_request(target, body)),
+                self._threshold,
+                server.score_tolerance,
+            )
+            for expected, body in zip(self._expected, target.bodies, strict=True)
+        ]
+        self.matched_fractions[server.name] = min(shares)
+        if min(shares) < server.min_matched_fraction:
+            raise ServerError(
+                f"{server.name} returns other detections than the pipeline without a server: only "
+                f"{min(shares):.0%} of those of one image match."
+            )
+
+    def tune(self, server: Server) -> None:
+        """Keep the configuration with the highest throughput; exclude the server if none works."""
+        rates = {}
+        problems = []
+        for configuration in server.configurations:
+            try:
+                with self.serve(server, configuration) as running:
+                    loop = closed_loop(running.target, self._args.tune_seconds, CONNECTIONS)
+                    rates[configuration] = _require_success(server, loop).images_per_second
+            except (ServerError, LoadError) as error:  # another configuration may work
+                problems.append(str(error))
+            outcome = f"{rates[configuration]:.1f}/s" if configuration in rates else problems[-1]
+            _log(f"{self.case.name} {server.name} [{configuration}]: {outcome}")
+        if rates:
+            self.best[server.name] = max(rates, key=rates.__getitem__)
+            self.throughputs[server.name] = {str(key): rate for key, rate in rates.items()}
+        else:
+            self._exclude(server, "; ".join(problems))
+
+    def compare(self) -> None:
+        """Start all servers, pause them, and measure them in alternating turns."""
+        self.common_rate = LOAD * self._third_rate()
+        with ExitStack() as stack:
+            running = {}
+            for name, configuration in list(self.best.items()):
+                try:
+                    running[name] = stack.enter_context(self.serve(SERVERS[name], configuration))
+                except (ServerError, LoadError) as error:
+                    self._exclude(SERVERS[name], str(error))
+                else:
+                    running[name].pause()
+            for number in range(self._args.rounds):
+                self._measure_round(number, running)
+
+    def _third_rate(self) -> float:
+        """Return the throughput of the third fastest server, so that three can sustain the rate."""
+        rates = sorted(
+            (max(rates.values()) for name, rates in self.throughputs.items() if name != MINIMAL),
+            reverse=True,
+        )
+        return rates[min(2, len(rates) - 1)] if rates else 0.0
+
+    def _measure_round(self, number: int, running: dict[str, RunningServer]) -> None:
+        _log(f"{self.case.name} round {number + 1}")
+        results = {}
+        # A different server starts each round.
+        names = list(self.best)
+        first = number % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            try:
+                results[name] = self._measure(SERVERS[name], running[name], number)
+            except (ServerError, LoadError) as error:  # continue without this server
+                self._exclude(SERVERS[name], str(error))
+        self.rounds.append(results)
+
+    def _exclude(self, server: Server, reason: str) -> None:
+        _log(f"excluded: {reason}")
+        self.excluded[server.name] = reason
+        self.best.pop(server.name, None)
+        self.throughputs.pop(server.name, None)
+
+    def _measure(self, server: Server, running: RunningServer, seed: int) -> dict[str, Any]:
+        seconds = self._args.seconds
+        ceilings = [self._ceiling()]
+        with running.resumed() as target:
+            loop = closed_loop(target, seconds, CONNECTIONS, warmup_s=WARMUP_S)
+        ceilings.append(self._ceiling())
+        rate = _require_success(server, loop).images_per_second
+        own_rate = LOAD * rate
+        with running.resumed() as target:
+            own = self._open_loop(target, own_rate, seed)
+            common = self._open_loop(target, self.common_rate, seed)
+        fraction = rate / statistics.mean(one.images_per_second for one in ceilings)
+        of_pillow = rate / statistics.mean(one.pillow_images_per_second for one in ceilings)
+        of_no_server = rate / statistics.mean(one.no_server_images_per_second for one in ceilings)
+        _log(
+            f"  {server.name}: {rate:.1f}/s, {fraction:.3f} of the ceiling, {of_pillow:.3f} with "
+            f"Pillow, {of_no_server:.3f} of no server; p99 {_p99([own])} ms at {own_rate:.1f}/s, "
+            f"{_p99([common])} ms at {self.common_rate:.1f}/s"
+        )
+        return {
+            "fraction_of_ceiling": fraction,
+            "fraction_of_pillow_ceiling": of_pillow,
+            "fraction_of_no_server": of_no_server,
+            "images_per_second": rate,
+            "ceilings": [one.as_json() for one in ceilings],
+            "closed": asdict(loop),
+            "own_load": own,
+            "common_load": common,
+        }
+
+    def _open_loop(self, target: Target, rate: float, seed: int) -> dict[str, Any]:
+        seconds = self._args.seconds
+        with TemporaryDirectory() as folder:
+            records = Path(folder) / "records"
+            load = open_loop(target, seconds, rate, seed=seed, warmup_s=WARMUP_S, records=records)
+            lines = [line.split(",") for line in records.read_text().splitlines()]
+        latencies_ms = [round(float(ms), 1) for _, ms, status in lines if status == "200"]
+        return {"rate": rate, **asdict(load), "latencies_ms": latencies_ms}
+
+    def _ceiling(self) -> Ceiling:
+        return self._pipeline.ceiling(self._bodies, self._batch_size, CEILING_S)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all measurements and their medians over the rounds."""
+        names = list(self.best)
+        return {
+            "common_rate": self.common_rate,
+            "configurations": {name: str(best) for name, best in self.best.items()},
+            "throughputs": self.throughputs,
+            "min_matched_fraction": self.matched_fractions,
+            "excluded": self.excluded,
+            "medians": {name: self._medians(name) for name in names},
+            "rounds": self.rounds,
+        }
+
+    def _medians(self, name: str) -> dict[str, float | None]:
+        rows = [results[name] for results in self.rounds]
+        return {
+            **{
+                key: statistics.median(row[key] for row in rows)
+                for key in (
+                    "fraction_of_ceiling",
+                    "fraction_of_pillow_ceiling",
+                    "fraction_of_no_server",
+                    "images_per_second",
+                )
+            },
+            "p99_own_ms": _p99([row["own_load"] for row in rows]),
+            "p99_common_ms": _p99([row["common_load"] for row in rows]),
+            "generator_cpu_share": max(row["closed"]["cpu_share"] for row in rows),
+        }
+
+
+def _p99(loads: Sequence[dict[str, Any]]) -> float | None:
+    """Return the p99 of the responses of all turns in milliseconds, by nearest rank.
+
+    None if a request failed: the percentile of the remaining ones would be too low.
+    """
+    if any(
+        set(load["statuses"]) != {200} or load["timeouts"] or load["failures"] for load in loads
+    ):
+        return None
+    latencies_ms = sorted(ms for load in loads for ms in load["latencies_ms"])
+    return latencies_ms[math.ceil(0.99 * len(latencies_ms)) - 1]
+
+
+def _require_success(server: Server, load: Load) -> Load:
+    if not load.all_ok:
+        raise ServerError(
+            f"{server.name} did not respond with 200 to all requests of the closed loop: {load}."
+        )
+    return load
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    args = _parse()
+    # Exit normally on SIGTERM, so that the servers are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    servers = [SERVERS[name] for name in args.only]
+    for server in servers:
+        prepare_environment(server, args.environments)
+    args.output.mkdir(parents=True, exist_ok=True)
+    cases: dict[str, Any] = {}
+    results = {
+        "seconds": args.seconds,
+        "connections": CONNECTIONS,
+        "load": LOAD,
+        "cases": cases,
+    }
+    for case in args.cases:
+        comparison = Comparison(CASES[case], args)
+        for server in servers:
+            comparison.tune(server)
+        comparison.compare()
+        cases[case] = comparison.as_json()
+        (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        report = write_report(cases, args.output)
+    print(report)
+
+
+def _parse() -> argparse.Namespace:
+    def names(known: Sequence[str]) -> Any:
+        def read(text: str) -> list[str]:
+            chosen = text.split(",")
+            if unknown := [name for name in chosen if name not in known]:
+                raise argparse.ArgumentTypeError(
+                    f"unknown: {', '.join(unknown)}; choose from: {', '.join(known)}"
+                )
+            return chosen
+
+        return read
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.comparison", description=__doc__.partition("\n")[0]
+    )
+    servers, cases = list(SERVERS), list(CASES)
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        required=True,
+        help="directory of the servers' virtual environments",
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--work", type=Path, help="networks, images and logs (default: OUTPUT/work)"
+    )
+    parser.add_argument("--only", type=names(servers), default=servers)
+    parser.add_argument("--cases", type=names(cases), default=cases)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=4.0, help="per turn")
+    parser.add_argument("--tune-seconds", type=float, default=4.0, help="per configuration")
+    args = parser.parse_args()
+    args.work = (args.work or args.output / "work").absolute()
+    args.environments = args.environments.absolute()
+    args.work.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+if __name__ == "__main__":
+    main()

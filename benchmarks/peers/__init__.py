@@ -1,1 +1,0 @@
-"""This service beside others that serve the same network."""
