@@ -93,7 +93,9 @@ def train_and_serve(tmp_path: Path) -> Iterator[Serve]:
                 lambda _: None,
             )
             settings = Settings(models=package.directory, max_batch_size=2)
-            return stack.enter_context(run_server(partial(load_models, report_step=print), settings))
+            return stack.enter_context(
+                run_server(partial(load_models, report_step=print), settings)
+            )
 
         yield run
 
