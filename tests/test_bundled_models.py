@@ -1,4 +1,4 @@
-"""The bundled models as a first-time user meets them: started by command, asked over HTTP."""
+"""The bundled models: started with the command line and called over HTTP."""
 
 import json
 import os
@@ -32,18 +32,18 @@ from training.synthetic.road_scenes import main as render_roads
 
 
 def serving_interpreter(project: Path) -> Path:
-    """Python of the serving environment, which has no torch; the tests' own without one."""
+    """Return Python of the serving environment, which has no torch, or the tests' own."""
     interpreter = project / ".venv" / "bin" / "python"
     return interpreter if interpreter.exists() else Path(sys.executable)
 
 
 @pytest.fixture(scope="module")
 def service(project: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``centernet-serve`` as `make serve` starts it but for the port and the size of batches."""
+    """``centernet-serve`` as `make serve` starts it, except for port and batch size."""
     process = subprocess.Popen(
         [serving_interpreter(project), "-c", "from service.cli import main; main()"],
         cwd=project,
-        # Warm-up may find that batches gain nothing on this machine, but they must be right.
+        # Warm-up may disable batching if it is not faster here; the tests need batches.
         env=os.environ
         | {"CENTERNET_PORT": "0", "CENTERNET_DEFAULT_MODEL": "blood_cells"}
         | {"CENTERNET_MAX_BATCH_SIZE": "4"},
@@ -76,7 +76,7 @@ def url(service: tuple[str, subprocess.Popen[str]]) -> str:
 
 
 def iou(box: list[float], others: np.ndarray) -> np.ndarray:
-    """Overlap of one (x1, y1, x2, y2) box with each of (n, 4)."""
+    """Return the IoU of one (x1, y1, x2, y2) box with each of (n, 4)."""
     size = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None)
     areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
     shared_area = size.prod(axis=1)
@@ -84,12 +84,12 @@ def iou(box: list[float], others: np.ndarray) -> np.ndarray:
 
 
 def samples(project: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
-    """Each sample image with its exact boxes (x1, y1, x2, y2) by class name."""
-    facts = json.loads((project / "docs/samples/blood_smears.json").read_text())
-    names = {category["id"]: category["name"] for category in facts["categories"]}
-    for image in facts["images"]:
+    """Yield each sample image with its exact boxes (x1, y1, x2, y2) by class name."""
+    document = json.loads((project / "docs/samples/blood_smears.json").read_text())
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    for image in document["images"]:
         boxes: dict[str, list[list[float]]] = {}
-        for ground_truth in facts["annotations"]:
+        for ground_truth in document["annotations"]:
             if ground_truth["image_id"] == image["id"]:
                 x, y, width, height = ground_truth["bbox"]
                 boxes.setdefault(names[ground_truth["category_id"]], []).append(
@@ -100,25 +100,25 @@ def samples(project: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
 
 
 def test_the_cells_of_the_sample_images_are_found(url: str, project: Path) -> None:
-    found, all_cells, right, all_found = 0, 0, 0, 0
+    matched, labels, correct, predictions = 0, 0, 0, 0
     for path, ground_truth in samples(project):
         detections = request_detections(url, path.read_bytes())["detections"]
         assert detections
         for name, boxes in ground_truth.items():
-            local = np.array([d["bbox"] for d in detections if d["class_name"] == name])
-            all_cells += len(boxes)
-            if len(local):
-                found += sum(iou(box, local).max() >= 0.5 for box in boxes.tolist())
+            predicted = np.array([d["bbox"] for d in detections if d["class_name"] == name])
+            labels += len(boxes)
+            if len(predicted):
+                matched += sum(iou(box, predicted).max() >= 0.5 for box in boxes.tolist())
         for detection in detections:
             boxes = ground_truth.get(detection["class_name"], np.empty((0, 4)))
-            right += bool(len(boxes)) and iou(detection["bbox"], boxes).max() >= 0.5
-            all_found += 1
-    assert all_cells > 20
-    assert found / all_cells >= 0.85
-    assert right / all_found >= 0.85
+            correct += bool(len(boxes)) and iou(detection["bbox"], boxes).max() >= 0.5
+            predictions += 1
+    assert labels > 20
+    assert matched / labels >= 0.85
+    assert correct / predictions >= 0.85
 
 
-def test_64_clients_with_64_images_get_the_answers_they_get_alone(url: str) -> None:
+def test_64_concurrent_requests_get_the_detections_of_sequential_ones(url: str) -> None:
     bodies = [
         encode(render_smear(np.random.default_rng(900 + seed)).pixels, "JPEG", quality=90)
         for seed in range(64)
@@ -133,13 +133,15 @@ def test_64_clients_with_64_images_get_the_answers_they_get_alone(url: str) -> N
     assert max(sizes) > 1, "batches must form"
 
 
-def test_the_readme_s_request_gives_the_readme_s_answer(url: str, project: Path) -> None:
-    """The command in the README, with its port changed; the answer less what differs per call."""
+def test_the_request_in_the_readme_returns_the_response_in_the_readme(
+    url: str, project: Path
+) -> None:
+    """Compare the response, except for values that differ between calls."""
     readme = (project / "README.md").read_text()
     command = re.search(r"^curl .*$", readme, re.MULTILINE)
-    answer = re.search(r"```json\n(.*?)```", readme, re.DOTALL)
+    response = re.search(r"```json\n(.*?)```", readme, re.DOTALL)
     assert command is not None
-    assert answer is not None
+    assert response is not None
     result = subprocess.run(
         ["bash", "-c", command[0].replace("http://127.0.0.1:8000", url)],
         cwd=project,
@@ -148,35 +150,36 @@ def test_the_readme_s_request_gives_the_readme_s_answer(url: str, project: Path)
         check=True,
         timeout=60,
     )
-    shown, received = json.loads(answer[1]), json.loads(result.stdout)
-    assert shown.keys() == received.keys()
-    assert shown["timing_ms"].keys() == received["timing_ms"].keys()
-    assert shown["model"] == received["model"]
-    assert shown["image"] == received["image"]
-    for local, upstream in zip(shown["detections"], received["detections"], strict=True):
-        assert local["class_name"] == upstream["class_name"]
-        # Processors with other vector units round their sums differently.
-        assert local["score"] == pytest.approx(upstream["score"], abs=1e-4)
-        assert local["bbox"] == pytest.approx(upstream["bbox"], abs=0.02)
+    expected, received = json.loads(response[1]), json.loads(result.stdout)
+    assert expected.keys() == received.keys()
+    assert expected["timing_ms"].keys() == received["timing_ms"].keys()
+    assert expected["model"] == received["model"]
+    assert expected["image"] == received["image"]
+    for want, got in zip(expected["detections"], received["detections"], strict=True):
+        assert got["class_name"] == want["class_name"]
+        # Sums are rounded differently with other vector instruction sets.
+        assert got["score"] == pytest.approx(want["score"], abs=1e-4)
+        assert got["bbox"] == pytest.approx(want["bbox"], abs=0.02)
 
 
-def ask(
+def detect(
     url: str, model: str, image: Path, keypoints: int = 0, is_3d: bool = False
 ) -> ImageDetections:
-    """What the model of that name finds, with its own threshold and its own camera."""
+    """Detect with a model's default threshold and camera."""
     response = httpx.post(f"{url}/models/{model}/detect", content=image.read_bytes(), timeout=60)
     assert response.status_code == 200, response.text
     return read_detections(response.json()["detections"], keypoint_count=keypoints, is_3d=is_3d)
 
 
 def test_the_people_of_the_sample_images_are_found(url: str, project: Path) -> None:
-    facts = httpx.get(f"{url}/models/people").json()
-    assert facts["classes"] == ["person"]
-    assert facts["keypoints"] == list(COCO_KEYPOINTS)
+    metadata = httpx.get(f"{url}/models/people").json()
+    assert metadata["classes"] == ["person"]
+    assert metadata["keypoints"] == list(COCO_KEYPOINTS)
     directory = project / "docs/samples/people"
     ground_truth = read_ground_truth(directory / "people.json", directory)
     answers = [
-        ask(url, "people", one.path, keypoints=len(COCO_KEYPOINTS)) for one in ground_truth.images
+        detect(url, "people", one.path, keypoints=len(COCO_KEYPOINTS))
+        for one in ground_truth.images
     ]
     rows = to_coco_results(answers, [image.image_id for image in ground_truth.images])
     labels = map_to_classes(ground_truth, ["person"]).coco
@@ -189,45 +192,43 @@ def test_the_people_of_the_sample_images_are_found(url: str, project: Path) -> N
 
 
 def evaluate_vehicles(url: str, directory: Path) -> tuple[Box3DErrors, int]:
-    """How far the vehicles are off that are found, and how many are where no label is."""
+    """Return the errors of the matched vehicles and the number of false positives."""
     ground_truth = map_to_classes(
         read_ground_truth(directory / "label_2", directory / "image_2"), ["Car", "Van"]
     )
     assert ground_truth.boxes_3d is not None
-    evaluated, invented = [], 0
+    evaluated, false_positives = [], 0
     for image, one in zip(ground_truth.images, labels_by_image(ground_truth), strict=True):
         assert image.projection == pytest.approx(PROJECTION)
         labels = ground_truth.boxes_3d[image.image_id]
-        found = ask(url, "road_vehicles", image.path, is_3d=True)
-        # What is near a region without labels may be a vehicle of which little shows.
+        found = detect(url, "road_vehicles", image.path, is_3d=True)
+        # Detections near ignored regions may be mostly hidden vehicles.
         shared = box_iou(labels.boxes_xyxy, found.boxes_xyxy)
-        invented += int((shared.max(axis=0) < 0.3).sum())
+        false_positives += int((shared.max(axis=0) < 0.3).sum())
         evaluated.append((one, found, to_boxes_3d(labels)[np.array(labels.types) != DONT_CARE]))
-    return box_3d_errors(evaluated), invented
+    return box_3d_errors(evaluated), false_positives
 
 
 def test_the_vehicles_of_the_sample_images_are_found(url: str, project: Path) -> None:
-    facts = httpx.get(f"{url}/models/road_vehicles").json()
-    assert facts["classes"] == ["Car", "Van"]
-    assert facts["task"] == "center_boxes_3d"
-    errors, invented = evaluate_vehicles(url, project / "docs/samples/road_scenes")
+    metadata = httpx.get(f"{url}/models/road_vehicles").json()
+    assert metadata["classes"] == ["Car", "Van"]
+    assert metadata["task"] == "center_boxes_3d"
+    errors, false_positives = evaluate_vehicles(url, project / "docs/samples/road_scenes")
     assert errors.objects >= 12
     assert errors.found >= 0.85 * errors.objects
-    assert invented <= 2
-    # A median of twelve varies; the next test has more.
+    assert false_positives <= 2
+    # The median of twelve vehicles varies; the next test has more.
     assert errors.depth <= 0.05
     assert errors.rotation_deg <= 5
     assert errors.iou_3d >= 0.5
 
 
-def test_the_vehicles_of_images_nobody_has_seen_are_where_they_are(
-    url: str, tmp_path: Path
-) -> None:
+def test_the_vehicles_of_new_images_are_found(url: str, tmp_path: Path) -> None:
     render_roads(["--output", str(tmp_path), "--count", "40", "--seed", "77"])
-    errors, invented = evaluate_vehicles(url, tmp_path)
+    errors, false_positives = evaluate_vehicles(url, tmp_path)
     assert errors.objects >= 80
     assert errors.found >= 0.9 * errors.objects
-    assert invented <= 0.05 * errors.objects
+    assert false_positives <= 0.05 * errors.objects
     assert errors.depth <= 0.03
     assert errors.rotation_deg <= 5
     assert errors.iou_3d >= 0.5

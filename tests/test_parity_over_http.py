@@ -59,7 +59,9 @@ def server_of(
             )
             package = export_package(config, checkpoint, directory / "package", lambda _: None)
             settings = Settings(models=package.directory, max_batch_size=2)
-            return stack.enter_context(run_server(partial(load_models, report_step=print), settings))
+            return stack.enter_context(
+                run_server(partial(load_models, report_step=print), settings)
+            )
 
         yield serve
 

@@ -1,1 +1,1 @@
-"""Training of center-point detectors: targets, losses, data, schedule and evaluation."""
+"""Training of CenterNet-family detectors: data, targets, losses and the training loop."""

@@ -11,8 +11,8 @@ from training.tensorboard import TensorBoardLogger
 from training.trainer import Trainer
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train a configuration; checkpoints and the log go to the output directory."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train a configuration and write checkpoints and the log to the output directory."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Train a detector.")
     parser.add_argument("config", type=Path, help="TOML file, see training/configs")
     parser.add_argument("--output", type=Path, required=True, help="directory for checkpoints")
@@ -23,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="cpu, cuda, cuda:1, ... (%(default)s); on GPUs in mixed precision",
     )
     parser.add_argument("--tensorboard", action="store_true", help="write event files to --output")
-    options = parser.parse_args(arguments)
-    config = read_config(options.config)
-    curves = TensorBoardLogger(options.output / "tensorboard") if options.tensorboard else None
+    args = parser.parse_args(argv)
+    config = read_config(args.config)
+    tensorboard = TensorBoardLogger(args.output / "tensorboard") if args.tensorboard else None
     Trainer(
-        config, options.output, device=options.device, curves=curves, resume=options.resume
+        config, args.output, device=args.device, tensorboard=tensorboard, resume=args.resume
     ).run()
 
 

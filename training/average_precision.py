@@ -1,18 +1,15 @@
-"""COCO average precision of a network on a labelled split."""
+"""COCO average precision (AP) of a network on labelled images."""
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from evaluation.metrics.coco import box_scores
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.graph.normalization import Normalization
 from training.data.augmentation import evaluation_affine, warp_pixels
@@ -24,7 +21,7 @@ TOP_K = 100
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """AP over IoU 0.50...0.95 and AP at IoU 0.50, overall and per class, as COCO defines them."""
+    """COCO AP over IoU 0.50...0.95 and AP50; NaN for classes without labels."""
 
     ap: float
     ap50: float
@@ -34,7 +31,7 @@ class AveragePrecision:
 
 @torch.inference_mode()
 def decode_boxes(maps: Mapping[str, Tensor], top_k: int = TOP_K) -> Tensor:
-    """Peaks of raw maps as boxes (*Objects as Points*, section 4).
+    """Decode the peaks of raw maps to boxes (*Objects as Points*, section 4).
 
     Args:
         maps: ``heatmap`` (N, C, H, W), ``size`` and ``offset`` (N, 2, H, W), float32.
@@ -63,16 +60,20 @@ def detect(
     image: AnnotatedImage,
     input_size: tuple[int, int],
     normalization: Normalization,
+    device: torch.device | str = "cpu",
 ) -> NDArray[np.float64]:
-    """Detections of one image in its own pixels: float64 (TOP_K, 6) x1, y1, x2, y2, score, class.
+    """Detect objects in one image with a network on ``device``.
 
-    ``input_size`` is the width and height of the network input. Boxes are not clipped.
+    ``input_size`` is the width and height of the network input.
+
+    Returns:
+        float64 (TOP_K, 6): x1, y1, x2, y2 in pixels of the image, not clipped to it, score, class.
     """
     height, width = image.pixels.shape[:2]
     affine = evaluation_affine(width, height, *input_size)
     pixels = warp_pixels(image.pixels, affine, *input_size)
     batch = network_input(pixels, normalization)[None].to(memory_format=torch.channels_last)
-    rows = decode_boxes(network(batch))[0].double().numpy()
+    rows = decode_boxes(network(batch.to(device)))[0].cpu().double().numpy()
     rows[:, :4] = (rows[:, :4] - np.tile(affine[:, 2], 2)) / affine[0, 0]
     return rows
 
@@ -83,11 +84,12 @@ def evaluate(
     class_names: Sequence[str],
     input_size: tuple[int, int],
     normalization: Normalization,
+    device: torch.device | str = "cpu",
 ) -> AveragePrecision:
-    """Detect on all images and score with pycocotools; the network is left in its mode."""
+    """Detect on all images and compute AP; the network is left in the mode that it had."""
     was_training = network.training
     network.eval()
-    detections = [detect(network, image, input_size, normalization) for image in images]
+    detections = [detect(network, image, input_size, normalization, device) for image in images]
     network.train(was_training)
     return average_precision(images, detections, class_names)
 
@@ -97,55 +99,48 @@ def average_precision(
     detections: Sequence[NDArray[np.float64]],
     class_names: Sequence[str],
 ) -> AveragePrecision:
-    """Score rows ``x1, y1, x2, y2, score, class`` per image against the labels."""
-    ground_truth = [
+    """Compute AP of rows ``x1, y1, x2, y2, score, class`` per image."""
+    rows = [
         {
-            "image_id": i,
-            "category_id": int(class_id),
-            "bbox": box.tolist(),
-            "area": float(box[2] * box[3]),
-            "iscrowd": 0,
-        }
-        for i, image in enumerate(images)
-        for box, class_id in zip(image.boxes_xywh, image.class_ids, strict=True)
-    ]
-    found = [
-        {
-            "image_id": i,
+            "image_id": image_id,
             "category_id": int(row[5]),
             "bbox": [row[0], row[1], row[2] - row[0], row[3] - row[1]],
             "score": float(row[4]),
         }
-        for i, rows in enumerate(detections)
-        for row in rows
+        for image_id, image_rows in enumerate(detections)
+        for row in image_rows
     ]
-    # pycocotools prints its progress and tables; the caller gets numbers instead.
-    with contextlib.redirect_stdout(io.StringIO()):
-        labels = COCO()
-        labels.dataset = {
-            "info": {},
-            "images": [{"id": i} for i in range(len(images))],
-            "annotations": [{"id": i, **entry} for i, entry in enumerate(ground_truth, start=1)],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(class_names)],
-        }
-        labels.createIndex()
-        scoring = COCOeval(labels, labels.loadRes(found), "bbox")
-        scoring.evaluate()
-        scoring.accumulate()
-    # (IoU thresholds, recalls, classes, areas, detection limits); area "all", limit 100.
-    precision = scoring.eval["precision"][:, :, :, 0, -1]
-    return _summarise(precision, class_names)
-
-
-def _summarise(precision: NDArray[np.float64], class_names: Sequence[str]) -> AveragePrecision:
-    def mean(values: NDArray[np.float64]) -> float:
-        # -1 marks classes without a single label.
-        return float(values[values > -1].mean()) if (values > -1).any() else float("nan")
-
-    classes = range(len(class_names))
+    scores = box_scores(_coco_labels(images, class_names), rows)
+    nan = float("nan")
+    per_class = {name: scores.per_class.get(name, (nan, nan, nan)) for name in class_names}
     return AveragePrecision(
-        ap=mean(precision),
-        ap50=mean(precision[0]),
-        ap_per_class={class_names[i]: mean(precision[:, :, i]) for i in classes},
-        ap50_per_class={class_names[i]: mean(precision[0, :, i]) for i in classes},
+        ap=scores.summary["AP"],
+        ap50=scores.summary["AP50"],
+        ap_per_class={name: ap for name, (ap, _, _) in per_class.items()},
+        ap50_per_class={name: ap50 for name, (_, ap50, _) in per_class.items()},
     )
+
+
+def _coco_labels(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> dict[str, object]:
+    """Return the labels as a COCO document; image and category ids are indices."""
+    boxes = [
+        (image_id, int(class_id), box)
+        for image_id, image in enumerate(images)
+        for box, class_id in zip(image.boxes_xywh, image.class_ids, strict=True)
+    ]
+    return {
+        "info": {},
+        "images": [{"id": i} for i in range(len(images))],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": image_id,
+                "category_id": class_id,
+                "bbox": box.tolist(),
+                "area": float(box[2] * box[3]),
+                "iscrowd": 0,
+            }
+            for i, (image_id, class_id, box) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(class_names)],
+    }

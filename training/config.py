@@ -1,4 +1,4 @@
-"""A training configuration: everything that decides the weights, read from one TOML file."""
+"""Training configuration, read from a TOML file: all settings that determine the weights."""
 
 import tomllib
 from collections.abc import Callable, Mapping
@@ -21,8 +21,8 @@ from training.synthetic.people import render_people
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """A renderer, and what its images are labelled with."""
+class Renderer:
+    """A function that renders images, and the labels that they have."""
 
     render: Callable[[Generator], AnnotatedImage]
     classes: tuple[str, ...]
@@ -30,16 +30,16 @@ class Rendered:
     is_3d: bool = False
 
 
-RENDERED: Mapping[str, Rendered] = {
-    "blood_smears": Rendered(blood_smears.render_smear, blood_smears.CLASS_NAMES),
-    "people": Rendered(render_people, ("person",), keypoints=COCO_KEYPOINTS),
-    "road_scenes": Rendered(road_scenes.render_road, road_scenes.CLASS_NAMES, is_3d=True),
+RENDERERS: Mapping[str, Renderer] = {
+    "blood_smears": Renderer(blood_smears.render_smear, blood_smears.CLASS_NAMES),
+    "people": Renderer(render_people, ("person",), keypoints=COCO_KEYPOINTS),
+    "road_scenes": Renderer(road_scenes.render_road, road_scenes.CLASS_NAMES, is_3d=True),
 }
 """Renderers by name."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be trained; the message names the file and every wrong field."""
+    """Invalid configuration; the message names the file and every invalid field."""
 
 
 class _Section(BaseModel):
@@ -47,12 +47,12 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """Which images are trained on and which choose the best epoch.
+    """Training and validation images.
 
-    ``train`` and ``validation`` are COCO files, or, for the other formats, lists of the names of
-    images whose label files lie in ``labels``. Paths are relative to the directory the training
-    is started in. Without ``validation`` the last epoch is the result. Rendered images are added
-    to those of ``train``, new ones in every epoch.
+    ``train`` and ``validation`` are COCO files or, for the other formats, lists of image names
+    whose label files are in ``labels``. Paths are relative to the working directory. Without
+    ``validation`` the best checkpoint is that of the last epoch. ``rendered_per_epoch`` images
+    are added to those of ``train``, different ones in every epoch.
     """
 
     format: Literal["coco", "kitti", "voc"] = "coco"
@@ -66,12 +66,12 @@ class DataSection(_Section):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that name images on disk."""
+        """All files that list images on disk."""
         return self.train if self.validation is None else (*self.train, self.validation)
 
 
 class AugmentationSection(_Section):
-    """Ranges of the random views; see :class:`~training.data.augmentation.AugmentationRanges`."""
+    """Augmentation; see :class:`~training.data.augmentation.AugmentationRanges`."""
 
     scale: tuple[float, float]
     brightness: float = Field(ge=0, lt=1)
@@ -87,16 +87,16 @@ class AugmentationSection(_Section):
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Self:
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {list(self.scale)} is not a smallest and a largest factor")
+            raise ValueError(f"scale is {list(self.scale)}, but must be [smallest, largest] factor")
         return self
 
     def ranges(self) -> AugmentationRanges:
-        """The same numbers as the augmentation takes them."""
+        """Return the settings in the type of the augmentation functions."""
         return AugmentationRanges(**self.model_dump())
 
 
 class ScheduleSection(_Section):
-    """AdamW with linear warm-up and cosine decay to zero, and the average of the weights."""
+    """AdamW with linear warm-up and cosine decay to 0, and the moving average of the weights."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -109,13 +109,13 @@ class ScheduleSection(_Section):
 
 
 class TrainConfig(_Section):
-    """One training run.
+    """Configuration of a training run.
 
-    ``train_crop`` is the side of the square windows that are trained on; without it they have the
-    size of the input. ``image_width`` fixes the scale that objects have at test time where all
-    images have that width; without it each image is scaled by its own size. ``loss_weights``
-    names the terms of the loss that count otherwise than with the authors. ``start`` is a
-    checkpoint, ours or the upstream, whose weights the network starts from.
+    ``train_crop`` is the side of the square training crops; without it they have the size of the
+    input. If all images have the same width, ``image_width`` fixes the scale of objects at test
+    time; without it every image is scaled by its own size. ``loss_weights`` overrides weights of
+    the reference implementation. ``start`` is a checkpoint of this project or of the reference
+    implementation from which the weights are loaded.
     """
 
     architecture: str
@@ -147,24 +147,26 @@ class TrainConfig(_Section):
             raise ValueError(f"normalization must be one of {sorted(NORMALIZATIONS)}")
         for name in ("classes", "keypoints"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} has a name twice")
+                raise ValueError(f"{name} contains duplicates")
         return self
 
     @model_validator(mode="after")
     def _terms_exist(self) -> Self:
         terms = OBJECTIVES[self.task].weights
         if unknown := sorted(set(self.loss_weights) - set(terms)):
-            raise ValueError(f"loss_weights: {unknown} are no terms of {self.task}: {list(terms)}")
+            raise ValueError(
+                f"loss_weights: {unknown} are not loss terms of {self.task}; use {list(terms)}"
+            )
         return self
 
     @model_validator(mode="after")
     def _sizes_suit_the_network(self) -> Self:
-        multiple, less = self.network.input_multiple, 1 - self.task_facts.extra_px
+        multiple, deficit = self.network.input_multiple, 1 - self.task_spec.extra_px
         for name in ("input_width", "input_height", "train_crop"):
             side = getattr(self, name)
-            if side is not None and (side + less) % multiple:
-                wanted = "one less than a multiple" if less else "a multiple"
-                raise ValueError(f"{name} is {side}, but must be {wanted} of {multiple}")
+            if side is not None and (side + deficit) % multiple:
+                expected = "one less than a multiple" if deficit else "a multiple"
+                raise ValueError(f"{name} is {side}, but must be {expected} of {multiple}")
         return self
 
     @model_validator(mode="after")
@@ -172,58 +174,59 @@ class TrainConfig(_Section):
         data = self.data
         if not (data.repeats and data.train) and data.rendered_per_epoch == 0:
             raise ValueError(
-                "data: neither train and repeats nor rendered_per_epoch: nothing to train on"
+                "data: nothing to train on; set train and repeats, or rendered_per_epoch"
             )
         if data.files and data.images is None:
-            raise ValueError("data: images is the folder of the images in train and validation")
+            raise ValueError("data: set images to the folder of the images in train and validation")
         if data.files and (data.labels is None) != (data.format == "coco"):
-            raise ValueError("data: labels is the folder of KITTI's and VOC's label files")
+            raise ValueError("data: labels is the folder of the label files of kitti and voc only")
         if bool(self.keypoints) != (self.task == "poses"):
-            raise ValueError("keypoints are named for task poses, and for no other")
-        wanted = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
-        if wanted and data.files and data.format not in wanted:
+            raise ValueError("keypoints are required for task poses and not allowed for others")
+        formats = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
+        if formats and data.files and data.format not in formats:
             raise ValueError(f"data: format {data.format} has no labels for {self.task}")
         if self.task == "boxes_3d" and self.augmentation.quarter_turns:
-            raise ValueError("augmentation: quarter_turns: a camera on its side sees other angles")
+            raise ValueError("augmentation: quarter_turns would change the angles of 3D boxes")
         if data.rendered_per_epoch:
             self._check_renderer()
         return self
 
     def _check_renderer(self) -> None:
-        drawn = RENDERED[self.data.renderer]
-        if self.classes != drawn.classes or self.keypoints not in ((), drawn.keypoints):
+        renderer = RENDERERS[self.data.renderer]
+        name = f"data: renderer {self.data.renderer}"
+        if self.classes != renderer.classes or self.keypoints not in ((), renderer.keypoints):
             raise ValueError(
-                f"data: renderer {self.data.renderer} draws {list(drawn.classes)} with the keypoints "
-                f"{list(drawn.keypoints)}, which is not what the configuration learns"
+                f"{name} draws classes {list(renderer.classes)} with keypoints "
+                f"{list(renderer.keypoints)}; classes and keypoints must be the same"
             )
-        if self.keypoints and not drawn.keypoints:
-            raise ValueError(f"data: renderer {self.data.renderer} draws no keypoints")
-        if self.task == "boxes_3d" and not drawn.is_3d:
-            raise ValueError(f"data: renderer {self.data.renderer} draws nothing in space")
+        if self.keypoints and not renderer.keypoints:
+            raise ValueError(f"{name} draws no keypoints")
+        if self.task == "boxes_3d" and not renderer.is_3d:
+            raise ValueError(f"{name} draws no 3D boxes")
 
     @property
     def network(self) -> Architecture:
-        """What ``architecture`` names."""
+        """The architecture named by ``architecture``."""
         return ARCHITECTURES[self.architecture]
 
     @property
-    def task_facts(self) -> Task:
-        """What ``task`` names."""
+    def task_spec(self) -> Task:
+        """The task named by ``task``."""
         return TASKS[self.task]
 
     def head_channels(self) -> dict[str, int]:
-        """All heads of the task, optional ones included, and their channels."""
-        heads = self.task_facts.heads
-        return self.task_facts.head_channels(
+        """Return the channels of all heads of the task, optional ones included."""
+        heads = self.task_spec.heads
+        return self.task_spec.head_channels(
             dict.fromkeys(heads, 0), len(self.classes), max(1, len(self.keypoints))
         )
 
     def test_canvas(self, width: int, height: int) -> Canvas:
-        """What an image of this size becomes at test time."""
+        """Return the canvas of an image of this size at test time."""
         return self._canvas(self.input_width, self.input_height, width, height)
 
     def train_canvas(self, width: int, height: int) -> Canvas:
-        """What random views of an image of this size are drawn onto."""
+        """Return the canvas of augmented views of an image of this size."""
         side = self.train_crop
         return self._canvas(side or self.input_width, side or self.input_height, width, height)
 
@@ -233,14 +236,14 @@ class TrainConfig(_Section):
             "fit_width": self.input_width / (self.image_width or width),
             "keep_resolution": 1.0,
         }
-        scale = scales[self.resize or self.task_facts.resize]
+        scale = scales[self.resize or self.task_spec.resize]
         return Canvas(canvas_width, canvas_height, scale, flipped_pairs(self.keypoints))
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read and check a configuration; raises :class:`ConfigError` before anything is trained.
+    """Read and validate a configuration file. Raises :class:`ConfigError`.
 
-    With ``base``, the name of another configuration beside it, a file says only what is different there.
+    ``base`` in the file names another one in the same directory, whose values it overrides.
     """
     try:
         values = _read_toml(path)
@@ -256,7 +259,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables are merged key by key; what is no table is replaced."""
+    """Merge tables key by key and replace other values."""
     sections = {
         key: {**base[key], **section}
         for key, section in values.items()

@@ -1,4 +1,4 @@
-"""Networks as they are trained: a prediction after every stack, in the upstream checkpoints too."""
+"""Intermediate supervision: networks that predict after every stack, and their checkpoint keys."""
 
 import copy
 import dataclasses
@@ -13,40 +13,40 @@ from model_export.key_mappings.key_mapping import KeyMapping
 Maps = dict[str, Tensor]
 
 
-class _FeaturesGiven(nn.Module):
-    """Stands where a network has its backbone, when the features have been made already."""
+class _PassFeatures(nn.Module):
+    """Replaces the backbone of a network whose input is features."""
 
     def forward(self, features: Tensor) -> list[Tensor]:
         return [features]
 
 
 class StackedNetwork(nn.Module):
-    """Stacked hourglasses, with what predicts from each of them.
+    """Stacked hourglasses with heads after each stack.
 
-    Only the last stack's prediction is exported; the others are there for the loss (*Stacked
+    Only the prediction of the last stack is exported; the others are for the loss (*Stacked
     Hourglass Networks*, Newell et al. 2016, section 3.2).
     """
 
     def __init__(self, network: nn.Module, stacks: int) -> None:
-        """``network`` is one that predicts from its last stack; it is taken apart."""
+        """Take apart ``network``, which predicts from its last stack."""
         super().__init__()
         self.backbone = network.get_submodule("backbone")
-        network.register_module("backbone", _FeaturesGiven())
+        network.register_module("backbone", _PassFeatures())
         earlier = [copy.deepcopy(network) for _ in range(stacks - 1)]
         self.predictors = nn.ModuleList([*earlier, network])
 
     def forward(self, images: Tensor) -> Maps:
-        """Maps of the last stack: what the exported network returns."""
+        """Return the maps of the last stack, as the exported network does."""
         return cast(Maps, self.predictors[-1](self.backbone(images)[-1]))
 
     def predict_all(self, images: Tensor) -> list[Maps]:
-        """Maps of every stack, first to last."""
+        """Return the maps of every stack, first to last."""
         pairs = zip(self.predictors, self.backbone(images), strict=True)
         return [predictor(features) for predictor, features in pairs]
 
 
 def build_network(architecture: Architecture, head_channels: Mapping[str, int]) -> nn.Module:
-    """Make a network for training; it returns what the exported one returns."""
+    """Build a network for training; its ``forward`` returns the maps of the exported network."""
     network = architecture.build(head_channels)
     if isinstance(architecture, HourglassArchitecture | CornerArchitecture):
         return StackedNetwork(network, architecture.stacks)
@@ -54,14 +54,14 @@ def build_network(architecture: Architecture, head_channels: Mapping[str, int]) 
 
 
 def predict_all(network: nn.Module, images: Tensor) -> list[Maps]:
-    """Raw maps of every stack; of networks without stacks the only ones."""
+    """Return the raw maps of every stack; one element for networks without stacks."""
     if isinstance(network, StackedNetwork):
         return network.predict_all(images)
     return [network(images)]
 
 
 def to_upstream_state_dict(network: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
-    """The weights under the names that ``centernet-export`` reads."""
+    """Return the weights under the names of the reference implementation."""
     state = network.state_dict()
     names = _upstream_names(network, architecture)
     return {names[key]: value.cpu().contiguous() for key, value in state.items()}
@@ -70,7 +70,10 @@ def to_upstream_state_dict(network: nn.Module, architecture: Architecture) -> di
 def load_upstream_state_dict(
     network: nn.Module, architecture: Architecture, state: Mapping[str, Tensor]
 ) -> None:
-    """Undo :func:`to_upstream_state_dict`; raises ``RuntimeError`` for weights of another network."""
+    """Load the result of :func:`to_upstream_state_dict`.
+
+    Raises ``RuntimeError`` for weights of another network.
+    """
     local = {upstream: key for key, upstream in _upstream_names(network, architecture).items()}
     network.load_state_dict({local.get(key, key): value for key, value in state.items()})
 
@@ -78,23 +81,23 @@ def load_upstream_state_dict(
 def load_pretrained(
     network: nn.Module, architecture: Architecture, state: Mapping[str, Tensor]
 ) -> list[str]:
-    """Take over what fits of a checkpoint, for a network that is to learn something else.
+    """Load the weights of a checkpoint, except for heads of other classes or another task.
 
-    Heads for other classes or another task stay as they are; returns the names of their weights in
-    the checkpoint. Raises :class:`ValueError` where anything but a head does not fit.
+    Returns the checkpoint names of the weights that are not loaded. Raises :class:`ValueError` if
+    a weight outside of the heads is missing or has another shape.
     """
     local = network.state_dict()
-    taken, left = {}, []
+    loaded, skipped = {}, []
     for key, upstream in _upstream_names(network, architecture).items():
         if upstream in state and state[upstream].shape == local[key].shape:
-            taken[key] = state[upstream]
-        elif not key.endswith("num_batches_tracked"):  # old files have no such counts
-            left.append(upstream)
+            loaded[key] = state[upstream]
+        elif not key.endswith("num_batches_tracked"):  # missing in files of old torch versions
+            skipped.append(upstream)
             if ".heads." not in f".{key}":
                 found = tuple(state[upstream].shape) if upstream in state else "missing"
                 raise ValueError(f"{upstream} is {found}; these are weights of another network")
-    network.load_state_dict(taken, strict=False)
-    return left
+    network.load_state_dict(loaded, strict=False)
+    return skipped
 
 
 def _upstream_names(network: nn.Module, architecture: Architecture) -> dict[str, str]:
@@ -106,7 +109,7 @@ def _upstream_names(network: nn.Module, architecture: Architecture) -> dict[str,
 
 
 def _split(key: str) -> tuple[int | None, str]:
-    """The stack that predicts with a weight, if one does, and the weight's name in the network."""
+    """Split a key into the stack whose heads it belongs to, if any, and the name in the network."""
     if not key.startswith("predictors."):
         return None, key
     _, stack, rest = key.split(".", maxsplit=2)
@@ -114,7 +117,7 @@ def _split(key: str) -> tuple[int | None, str]:
 
 
 def _stack_layout(architecture: Architecture, stack: int | None) -> KeyMapping:
-    """Names in which ``stack`` is the last; what is before it, a layout does not name."""
+    """Return the key mapping of a network that ends with ``stack``; it names the last heads."""
     if stack is None or not isinstance(architecture, HourglassArchitecture | CornerArchitecture):
         return architecture.key_mapping
     return dataclasses.replace(architecture, stacks=stack + 1).key_mapping

@@ -1,31 +1,39 @@
-"""The exponential average of the weights along a run."""
-
-import copy
+"""Exponential moving average (EMA) of the weights."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 
-class WeightAverage:
-    """Averages parameters and batch-norm statistics after every step.
+class ExponentialMovingAverage(AveragedModel):
+    """Average of a network's parameters and batch-norm statistics, in evaluation mode.
 
-    The decay grows as ``(1 + n) / (10 + n)`` up to its limit, so that the random initial weights
-    are forgotten early.
+    After ``n`` updates the decay is ``(1 + n) / (10 + n)``, at most ``decay``, so that the random
+    initial weights lose their influence early. torch's ``get_ema_multi_avg_fn`` has a constant
+    decay, and averages the integer step counts of batch norm, which rounds them down.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.updates = 0
+        super().__init__(network, multi_avg_fn=self._average, use_buffers=True)
         self._decay = decay
+        self.updates = 0
+        self.eval().requires_grad_(False)
+
+    @property
+    def updates(self) -> int:
+        """Number of calls of ``update_parameters`` so far."""
+        return int(self.n_averaged) - 1
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        # At n_averaged = 0 AveragedModel would copy the weights, leaving out the initial ones.
+        self.n_averaged.fill_(count + 1)
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the average towards ``network``."""
-        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        current = network.state_dict()
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(current[name], 1 - decay)
-            else:
-                value.copy_(current[name])
+    def _average(self, averaged: PARAM_LIST, current: PARAM_LIST, _: Tensor | int) -> None:
+        """Update tensors of one dtype in place."""
+        if averaged[0].is_floating_point():
+            decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:
+            torch._foreach_copy_(averaged, current)

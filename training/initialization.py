@@ -1,4 +1,4 @@
-"""Starting weights for training without a pretrained backbone."""
+"""Weight initialization for training without a pretrained backbone."""
 
 import math
 
@@ -6,15 +6,16 @@ import torch
 from torch import nn
 
 CENTER_PRIOR = 0.01
-"""Probability the heatmap starts with everywhere, as in *RetinaNet* (section 4.1).
+"""Initial probability of the heatmap everywhere, as in *RetinaNet* (section 4.1).
 
-The authors start with 0.1 and pretrained backbones. From nothing, the first thing learned is then that
-all is too high: every weight of the last layer turns negative, and no score can exceed the bias.
+The reference implementation starts with 0.1 and pretrained backbones. With random weights, the
+first steps then lower all scores: every weight of the last layer becomes negative, and no score
+can exceed the bias.
 """
 
 
 def initialize(network: nn.Module) -> None:
-    """Initialise a network in place: He et al. for backbone and neck, small heads."""
+    """Initialize a network in place: He initialization, with small weights in the heads."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             _initialize_convolution(name, module)
@@ -26,11 +27,11 @@ def initialize(network: nn.Module) -> None:
 
 def _initialize_convolution(name: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
     if name.endswith("offsets_and_mask"):
-        return  # zero, so that deformable convolutions start as ordinary ones
+        return  # stays zero: deformable convolutions start as regular ones
     if isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1:
         _fill_with_interpolation(layer)
     elif isinstance(layer, nn.ConvTranspose2d):
-        # Its weight is (in, out, ...), so what torch calls fan-in is the fan-out.
+        # The weight is (in, out, ...), so torch's fan_in is the fan-out.
         nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
     else:
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -40,10 +41,10 @@ def _initialize_convolution(name: str, layer: nn.Conv2d | nn.ConvTranspose2d) ->
 
 @torch.no_grad()
 def _fill_with_interpolation(layer: nn.ConvTranspose2d) -> None:
-    """Let a transposed convolution, each channel on its own, start as bilinear interpolation."""
+    """Initialize a depthwise transposed convolution as bilinear interpolation."""
     side = layer.kernel_size[0]
-    middle = (side - 1) / 2
-    row = 1 - (torch.arange(side) - middle).abs() / layer.stride[0]
+    center = (side - 1) / 2
+    row = 1 - (torch.arange(side) - center).abs() / layer.stride[0]
     layer.weight.copy_(torch.outer(row, row).expand_as(layer.weight))
 
 

@@ -1,7 +1,8 @@
-"""The losses that the objectives are made of, as the authors of the three papers coded them.
+"""Loss functions, as in the reference implementations of the three papers.
 
-Maps are raw, float32 (N, C, H, W). Values at keypoints are read at ``cells``, int64 (N, K), flat
-``y * W + x``; ``present``, float32 (N, K), is 1 where a row describes an object and 0 elsewhere.
+Maps are raw network outputs, float32 (N, C, H, W). They are read at ``cells``, int64 (N, K), flat
+indices ``y * W + x``. ``present``, float32 (N, K), is 1 for slots with an object and 0 for
+unused slots.
 """
 
 import torch
@@ -11,17 +12,17 @@ from torch.nn import functional
 from model_export.graph.peaks import gather
 
 PUSH_MARGIN = 1.0
-"""Distance that embeddings of two objects should keep (*CornerNet*, section 3.3: Delta)."""
+"""Margin between the embeddings of two objects (*CornerNet*, section 3.3: Delta)."""
 
 _PROBABILITY_MARGIN = 1e-4
-_EPSILON = 1e-4  # the upstream, against a division by zero
+_EPSILON = 1e-4  # of the reference implementation, against division by zero
 
 
 def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
-    """Penalty-reduced focal loss (*CornerNet*, equation 1, alpha 2, beta 4) of raw maps.
+    """Compute the penalty-reduced focal loss (*CornerNet*, equation 1, alpha 2, beta 4).
 
-    The sigmoid is kept away from 0 and 1, which also stops the gradient of saturated cells. The sum
-    is divided by the number of keypoints in the batch, or by nothing when there is none.
+    The sigmoid is clamped, which also stops the gradient of saturated cells. The sum is divided by
+    the number of keypoints in the batch, at least 1.
     """
     probability = logits.sigmoid().clamp(_PROBABILITY_MARGIN, 1 - _PROBABILITY_MARGIN)
     is_center = heatmap.eq(1).to(logits.dtype)
@@ -31,50 +32,51 @@ def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
 
 
 def l1_loss(values: Tensor, cells: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error over the numbers for which ``mask`` is 1; mask and target (N, K, C)."""
+    """Compute the mean L1 error over values whose ``mask`` is 1; mask, target: (N, K, C)."""
     errors = (gather(values, cells) - target).abs() * mask
     return errors.sum() / (mask.sum() + _EPSILON)
 
 
 def center_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error at objects (*Objects as Points*, equations 2 and 3); target (N, K, C)."""
+    """Compute the L1 loss (*Objects as Points*, equations 2 and 3); target: (N, K, C)."""
     return l1_loss(values, cells, present[..., None].expand_as(target), target)
 
 
 def l1_loss_over_all_slots(
     values: Tensor, cells: Tensor, present: Tensor, target: Tensor
 ) -> Tensor:
-    """Absolute error at objects, summed, over the number of all rows, unused ones as well.
+    """Compute the summed L1 error at objects, divided by the number of values in all slots.
 
-    What the authors take for 3D boxes. It depends on how many rows there are, and they have
-    50 of them.
+    The reference implementation uses this loss for 3D boxes, with 50 slots. Its value depends on
+    the number of slots.
     """
     errors = (gather(values, cells) - target).abs() * present[..., None]
     return errors.sum() / target.numel()
 
 
 def smooth_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:
-    """Smooth L1 error of offsets (*CornerNet*, equation 3), per object; target (N, K, C)."""
+    """Compute the smooth L1 loss per object (*CornerNet*, equation 3); target: (N, K, C)."""
     mask = present[..., None]
-    found = gather(values, cells) * mask
-    error = functional.smooth_l1_loss(found, target * mask, reduction="sum")
+    predicted = gather(values, cells) * mask
+    error = functional.smooth_l1_loss(predicted, target * mask, reduction="sum")
     return error / (present.sum() + _EPSILON)
 
 
 def rotation_loss(
     values: Tensor, cells: Tensor, present: Tensor, bins: Tensor, residuals: Tensor
 ) -> Tensor:
-    """Multi-bin loss of orientations (*Objects as Points*, section 4.1; Mousavian et al. 2017).
+    """Compute the multi-bin loss (*Objects as Points*, section 4.1; Mousavian et al. 2017).
 
     Args:
         values: (N, 8, H, W): for each of two bins two logits, sine and cosine.
         cells: int64 (N, K).
         present: float32 (N, K).
         bins: int64 (N, K, 2), 1 where the angle lies in the bin; they overlap.
-        residuals: float32 (N, K, 2), angle minus the middle of the bin, in radians.
+        residuals: float32 (N, K, 2), angle minus the center of the bin, in radians.
 
-    As with the authors, the logits' part is the mean over all rows, in which an unused row counts
-    as a tie, and the others are means over the rows that lie in the bin.
+    As in the reference implementation, the cross-entropy of the logits is averaged over all slots,
+    with the logits of unused slots set to 0; the errors of sine and cosine are averaged over the
+    objects in the bin.
     """
     rows = gather(values, cells).flatten(0, 1)  # (N * K, 8)
     counted = rows * present.reshape(-1, 1)
@@ -82,9 +84,9 @@ def rotation_loss(
     for index, first in enumerate((0, 4)):
         inside = bins[..., index].flatten()
         residual = residuals[..., index].flatten()
-        wanted = torch.stack((residual.sin(), residual.cos()), dim=1)
-        found = rows[:, first + 2 : first + 4]
-        error = functional.smooth_l1_loss(found, wanted, reduction="none").sum(dim=1)
+        target = torch.stack((residual.sin(), residual.cos()), dim=1)
+        predicted = rows[:, first + 2 : first + 4]
+        error = functional.smooth_l1_loss(predicted, target, reduction="none").sum(dim=1)
         total = total + functional.cross_entropy(counted[:, first : first + 2], inside)
         total = total + (error * inside).sum() / inside.sum().clamp(min=1)
     return total
@@ -93,11 +95,11 @@ def rotation_loss(
 def pull_push_losses(
     top_left: Tensor, bottom_right: Tensor, present: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Losses that bring corners of one object together and keep objects apart.
+    """Compute pull and push losses of embeddings (*CornerNet*, equations 4 and 5).
 
-    *CornerNet*, equations 4 and 5: ``top_left`` and ``bottom_right`` are the embeddings, float32
-    (N, K), of both corners of each object. Each image has the mean over its objects and over its
-    pairs of objects; images are added up.
+    ``top_left`` and ``bottom_right`` are the embeddings, float32 (N, K), of both corners of each
+    object. Pull is averaged over the objects of an image, push over its pairs of objects; both
+    are summed over images.
     """
     objects = present.sum(dim=1, keepdim=True)  # (N, 1)
     mean = (top_left + bottom_right) / 2
@@ -106,7 +108,7 @@ def pull_push_losses(
     both = present[:, :, None] * present[:, None, :]  # (N, K, K)
     distances = (mean[:, :, None] - mean[:, None, :]).abs()
     objects = objects[:, :, None]
-    # An object is paired with itself as well; what that adds is taken off.
+    # Every object is also paired with itself; the second term removes that contribution.
     closeness = functional.relu(PUSH_MARGIN - distances) - 1 / (objects + _EPSILON)
     pairs = (objects - 1) * objects + _EPSILON
     return pull, (closeness / pairs * both).sum()

@@ -1,7 +1,7 @@
-"""What each task is trained on: the terms of its loss and their weights, one literal table.
+"""Training objectives: the loss terms of each task and their weights.
 
 Every function takes the network's raw maps and batched targets, both by name, and returns the
-unweighted terms. Where a network has several stacks, the caller averages over them.
+unweighted terms of one stack.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,23 +26,23 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """The terms of a loss and what each counts."""
+    """Loss terms and their weights."""
 
     terms: Callable[[Tensors, Tensors], dict[str, Tensor]]
     weights: Mapping[str, float]
 
     def total(self, terms: Tensors) -> Tensor:
-        """Weighted sum of all terms, a scalar."""
+        """Return the weighted sum of all terms, a scalar."""
         first, *others = (weight * terms[name] for name, weight in self.weights.items())
         return sum(others, start=first)
 
     def reweighted(self, weights: Mapping[str, float]) -> "Objective":
-        """The same terms, of which some count otherwise."""
+        """Return the objective with some of the weights replaced."""
         return replace(self, weights={**self.weights, **weights})
 
 
 def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """*Objects as Points*, section 3; targets are :class:`~training.targets.centers.CenterTargets`."""
+    """Compute the terms of boxes, *Objects as Points*, section 3; targets: ``CenterTargets``."""
     cells, present = targets["cells"], targets["present"]
     return {
         "heatmap": focal_loss(maps["heatmap"], targets["heatmap"]),
@@ -52,7 +52,7 @@ def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Section 4.2; targets are :class:`~training.targets.poses.PoseTargets`, centers included."""
+    """Compute the terms of poses, same paper, section 4.2; targets: ``PoseTargets``."""
     return {
         **box_terms(maps, targets),
         "keypoint_offsets": l1_loss(
@@ -72,7 +72,7 @@ def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Section 4.1; targets are :class:`~training.targets.boxes_3d.Box3DTargets`, centers included."""
+    """Compute the terms of 3D boxes, same paper, section 4.1; targets: ``Box3DTargets``."""
     cells, present, measured = targets["cells"], targets["present"], targets["measured"]
     depth = depth_from_raw(maps["depth"])
     return {
@@ -94,7 +94,7 @@ def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def corner_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """*CornerNet*, section 3; targets are :class:`~training.targets.corners.CornerTargets`."""
+    """Compute the terms of corner pairs, *CornerNet*, section 3; targets: ``corner_targets``."""
     top_left, bottom_right = (
         gather(maps[f"{corner}_embedding"], targets[f"{corner}_cells"]).squeeze(2)
         for corner in ("top_left", "bottom_right")
@@ -111,7 +111,7 @@ def corner_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
 
 
 def triplet_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """*Keypoint Triplets*, equation 1: the terms of corners, and those of centers."""
+    """Compute the terms of *Keypoint Triplets*, equation 1; targets: ``triplet_targets``."""
     return {
         **corner_terms(maps, targets),
         "center_heatmap": focal_loss(maps["center_heatmap"], targets["center_heatmap"]),
@@ -148,4 +148,4 @@ OBJECTIVES: Mapping[str, Objective] = {
         triplet_terms, {**_CORNER_WEIGHTS, "center_heatmap": 1.0, "center_offset": 1.0}
     ),
 }
-"""Weights of the reference implementation by task, a key of :data:`model_export.tasks.TASKS`."""
+"""Objectives by task, a key of ``model_export.tasks.TASKS``, with the upstream weights."""

@@ -1,15 +1,17 @@
-"""The training loop: configuration in, checkpoints in the upstream layout out."""
+"""The training loop, from a configuration to checkpoints in the upstream key layout."""
 
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -17,10 +19,9 @@ from model_export.checkpoints.safe_load import read_state
 from model_export.errors import CheckpointUnreadableError
 from model_export.graph.normalization import NORMALIZATIONS
 from training.average_precision import evaluate
-from training.config import ConfigError, TrainConfig
-from training.data.dataset import EpochViews, FixedViews, ViewSettings
-from training.data.loading import read_images
+from training.config import ConfigError, ScheduleSection, TrainConfig
 from training.data.sample import AnnotatedImage
+from training.dataset import SampleSettings, TrainingDataset, ValidationDataset
 from training.deep_supervision import (
     build_network,
     load_pretrained,
@@ -28,8 +29,9 @@ from training.deep_supervision import (
     predict_all,
     to_upstream_state_dict,
 )
-from training.ema import WeightAverage
+from training.ema import ExponentialMovingAverage
 from training.initialization import initialize
+from training.load_images import read_images
 from training.objectives import OBJECTIVES
 from training.tensorboard import TensorBoardLogger
 
@@ -39,15 +41,15 @@ Batch = Mapping[str, Tensor]
 
 
 class ResumeError(ValueError):
-    """A checkpoint that does not belong to the configuration it should continue."""
+    """The checkpoint to resume from was written by another configuration."""
 
 
 class Trainer:
-    """One run: network, optimizer, average of the weights, and where it stands.
+    """One training run: network, optimizer, weight average and progress.
 
-    With ``resume`` it continues from ``last.pth`` in ``output``. Raises :class:`ResumeError` when
-    that was written by a different configuration, because the mixture could not be reproduced, and
-    :class:`ConfigError` when the configuration's images or its ``start`` cannot be used.
+    With ``resume`` the run continues from ``last.pth`` in ``output``. Raises :class:`ResumeError`
+    if a different configuration wrote that file, because the result could not be reproduced, and
+    :class:`ConfigError` if the configuration's images or its ``start`` cannot be used.
     """
 
     def __init__(
@@ -56,50 +58,69 @@ class Trainer:
         output: Path,
         *,
         device: str = "cpu",
-        curves: TensorBoardLogger | None = None,
+        tensorboard: TensorBoardLogger | None = None,
         resume: bool = False,
     ) -> None:
-        # Loader processes are forked: with OpenCV's threads started before, they would hang.
+        # DataLoader workers are forked; they would hang if OpenCV had started its threads before.
         cv2.setNumThreads(0)
         self._config = config
         self._output = output
         self._device = torch.device(device)
-        self._curves = curves
+        self._tensorboard = tensorboard
         self._objective = OBJECTIVES[config.task].reweighted(config.loss_weights)
         self._images = read_images(config, config.data.train)
         self._validation: Sequence[AnnotatedImage] = ()
         if config.data.validation is not None:
             self._validation = read_images(config, [config.data.validation])
-        torch.manual_seed(config.seed)
-        self.network = build_network(config.network, config.head_channels())
-        initialize(self.network)
-        if config.start is not None and not resume:
-            self._take_over(config.start)
-        # torch declares this argument only together with a tensor or a dtype.
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network.to(self._device)
-        self.average = WeightAverage(self.network, config.schedule.average_decay)
+        self.network = self._build_network(load_start=not resume)
+        self.average = ExponentialMovingAverage(self.network, config.schedule.average_decay)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.schedule.learning_rate,
             weight_decay=config.schedule.weight_decay,
         )
-        # Half precision pays on GPUs only; disabled, the scaler passes everything through.
+        # Mixed precision is faster on GPUs only. A disabled scaler passes everything through.
         self._scaler = torch.amp.GradScaler(enabled=self._device.type == "cuda")
         self._epoch = 0
         self._best_score = -math.inf
         if resume:
             self._resume()
+        self._scheduler = self._build_scheduler()
 
-    def _take_over(self, checkpoint: Path) -> None:
+    def _build_network(self, *, load_start: bool) -> nn.Module:
+        config = self._config
+        torch.manual_seed(config.seed)
+        network = build_network(config.network, config.head_channels())
+        initialize(network)
+        if config.start is not None and load_start:
+            self._load_start(network, config.start)
+        # torch declares this argument only together with a tensor or a dtype.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.to(self._device)
+
+    def _load_start(self, network: nn.Module, checkpoint: Path) -> None:
         try:
-            left = load_pretrained(self.network, self._config.network, read_state(checkpoint))
+            initialized = load_pretrained(network, self._config.network, read_state(checkpoint))
         except (CheckpointUnreadableError, ValueError) as error:
             raise ConfigError(f"start: {checkpoint}: {error}") from error
-        print(f"Start from {checkpoint}; {', '.join(left) or 'no weight'} anew", flush=True)
+        print(
+            f"Loaded {checkpoint}; newly initialized: {', '.join(initialized) or 'no weights'}",
+            flush=True,
+        )
+
+    def _build_scheduler(self) -> LambdaLR:
+        """Return the schedule, one step per batch, at the start of the current epoch."""
+        schedule, steps_per_epoch = self._config.schedule, len(self._loader())
+        # LambdaLR scales initial_lr, and sets it itself only if it starts at step 0.
+        for group in self._optimizer.param_groups:
+            group["initial_lr"] = schedule.learning_rate
+        factor = partial(
+            learning_rate_factor, schedule=schedule, total_steps=schedule.epochs * steps_per_epoch
+        )
+        return LambdaLR(self._optimizer, factor, last_epoch=self._epoch * steps_per_epoch - 1)
 
     def run(self) -> None:
-        """Train the epochs that are left; writes checkpoints and a log line after each."""
+        """Train the remaining epochs; write checkpoints and a log entry after each."""
         self._output.mkdir(parents=True, exist_ok=True)
         schedule = self._config.schedule
         while self._epoch < schedule.epochs:
@@ -113,27 +134,28 @@ class Trainer:
             self._save(self._output / LAST_CHECKPOINT, with_optimizer=True)
             with (self._output / LOG_FILE).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
-            if self._curves is not None:
-                self._curves.add(self._epoch, entry)
+            if self._tensorboard is not None:
+                self._tensorboard.log(self._epoch, entry)
 
     def _train_epoch(self) -> dict[str, float]:
-        """One pass over the epoch's samples; returns mean losses and the last learning rate."""
+        """Train on the epoch's samples; return mean losses and the last learning rate."""
         self.network.train()
         loader = self._loader()
         sums = dict.fromkeys(self._objective.weights, 0.0)
         progress = tqdm(loader, desc=f"epoch {self._epoch + 1}", mininterval=5.0)
-        shown = next(iter(sums))
+        displayed = next(iter(sums))
         for index, batch in enumerate(progress):
-            rate = self._learning_rate(self._epoch * len(loader) + index, len(loader))
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
             losses = self._step(batch)
+            (rate,) = self._scheduler.get_last_lr()
+            self._scheduler.step()
             for name in sums:
                 sums[name] += losses[name]
-            progress.set_postfix({shown: f"{sums[shown] / (index + 1):.3f}"}, refresh=False)
-        return {name: total / len(loader) for name, total in sums.items()} | {"learning_rate": rate}
+            progress.set_postfix({displayed: f"{sums[displayed] / (index + 1):.3f}"}, refresh=False)
+        means = {name: total / len(loader) for name, total in sums.items()}
+        return {**means, "learning_rate": float(rate)}
 
     def _step(self, batch: Batch) -> dict[str, float]:
+        """Update network and average with one batch; return the unweighted losses by name."""
         terms = self._terms(self.network, batch)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(self._objective.total(terms)).backward()  # type: ignore[no-untyped-call]
@@ -141,17 +163,17 @@ class Trainer:
         nn.utils.clip_grad_norm_(
             self.network.parameters(),
             self._config.schedule.gradient_clip,
-            # A step taken on NaN would spoil every later checkpoint, so stop at once. In half
-            # precision gradients overflow now and then; the scaler leaves such a step out.
+            # A step on NaN gradients would corrupt all later checkpoints. In mixed precision
+            # gradients overflow occasionally, and the scaler skips such a step.
             error_if_nonfinite=not self._scaler.is_enabled(),
         )
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self.average.update(self.network)
+        self.average.update_parameters(self.network)
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def _terms(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss of one batch, averaged over the stacks."""
+        """Return the loss terms of one batch, averaged over the stacks."""
         batch = {name: value.to(self._device) for name, value in batch.items()}
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, enabled=self._scaler.is_enabled()):
@@ -166,41 +188,33 @@ class Trainer:
             for name, value in first.items()
         }
 
-    def _learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Linear warm-up, then half a cosine down to zero at the last step."""
-        schedule = self._config.schedule
-        if step < schedule.warmup_steps:
-            return schedule.learning_rate * (step + 1) / schedule.warmup_steps
-        total = schedule.epochs * steps_per_epoch
-        done = (step - schedule.warmup_steps) / max(1, total - schedule.warmup_steps)
-        return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
-
     def _loader(self) -> DataLoader[dict[str, Tensor]]:
         config = self._config
-        views = EpochViews(
+        dataset = TrainingDataset(
             self._images,
             repeats=config.data.repeats,
             rendered=config.data.rendered_per_epoch,
-            settings=ViewSettings.of_training(config),
+            settings=SampleSettings.for_training(config),
             seed=config.seed,
             epoch=self._epoch,
         )
         order = torch.Generator().manual_seed(config.seed * 100_003 + self._epoch)
         return DataLoader(
-            views,
+            dataset,
             batch_size=config.schedule.batch_size,
             shuffle=True,
             generator=order,
             num_workers=config.loader_workers,
-            drop_last=len(views) > config.schedule.batch_size,
+            drop_last=len(dataset) > config.schedule.batch_size,
         )
 
     def _validate(self) -> dict[str, Any]:
-        """Score the averaged weights and keep them when they are the best so far."""
+        """Evaluate the averaged weights and save them if they are the best so far."""
         if not self._validation:
             self._save(self._output / BEST_CHECKPOINT, with_optimizer=False)
             return {}
-        entry = self._average_precision() if self._config.task == "boxes" else self._fixed_losses()
+        is_boxes = self._config.task == "boxes"
+        entry = self._average_precision() if is_boxes else self._validation_loss()
         score = entry.get("ap", -entry.get("validation_loss", math.inf))
         if score > self._best_score:
             self._best_score = score
@@ -210,34 +224,35 @@ class Trainer:
     def _average_precision(self) -> dict[str, Any]:
         config = self._config
         result = evaluate(
-            _FromAnywhere(self.average.network, self._device),
+            self.average.module,
             self._validation,
             config.classes,
             (config.input_width, config.input_height),
             NORMALIZATIONS[config.normalization],
+            self._device,
         )
         per_class = {"ap50_per_class": dict(result.ap50_per_class)}
         return {"ap": result.ap, "ap50": result.ap50, **per_class}
 
     @torch.inference_mode()
-    def _fixed_losses(self) -> dict[str, Any]:
-        """The loss of images as they are at test time; lower is better."""
-        views: Dataset[dict[str, Tensor]] = FixedViews(
-            self._validation, ViewSettings.of_test(self._config)
+    def _validation_loss(self) -> dict[str, Any]:
+        """Return the weighted loss on images without augmentation; lower is better."""
+        dataset: Dataset[dict[str, Tensor]] = ValidationDataset(
+            self._validation, SampleSettings.for_evaluation(self._config)
         )
-        loader = DataLoader(views, batch_size=self._config.schedule.batch_size)
+        loader = DataLoader(dataset, batch_size=self._config.schedule.batch_size)
         totals = [
-            float(self._objective.total(self._terms(self.average.network, batch)))
+            float(self._objective.total(self._terms(self.average.module, batch)))
             for batch in loader
         ]
         return {"validation_loss": sum(totals) / len(totals)}
 
     def _save(self, path: Path, *, with_optimizer: bool) -> None:
-        """Write tensors, numbers and strings only, so that a safe loader can read them."""
+        """Write tensors, numbers and strings only, which ``weights_only=True`` can load."""
         architecture = self._config.network
         checkpoint: dict[str, Any] = {
             "epoch": self._epoch,
-            "state_dict": to_upstream_state_dict(self.average.network, architecture),
+            "state_dict": to_upstream_state_dict(self.average.module, architecture),
             "config": self._config.model_dump_json(),
         }
         if with_optimizer:
@@ -259,21 +274,16 @@ class Trainer:
             )
         architecture = self._config.network
         load_upstream_state_dict(self.network, architecture, checkpoint["unaveraged_state_dict"])
-        load_upstream_state_dict(self.average.network, architecture, checkpoint["state_dict"])
+        load_upstream_state_dict(self.average.module, architecture, checkpoint["state_dict"])
         self.average.updates = checkpoint["average_updates"]
         self._optimizer.load_state_dict(checkpoint["optimizer"])
         self._scaler.load_state_dict(checkpoint["scaler"])
         self._epoch, self._best_score = checkpoint["epoch"], checkpoint["best_score"]
 
 
-class _FromAnywhere(nn.Module):
-    """A network on some device for callers that know the CPU only."""
-
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self._network = network
-        self._device = device
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = self._network(images.to(self._device))
-        return {name: values.cpu() for name, values in maps.items()}
+def learning_rate_factor(step: int, *, schedule: ScheduleSection, total_steps: int) -> float:
+    """Return the share of the learning rate: linear warm-up, then cosine decay to 0."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    done = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * done))

@@ -1,4 +1,4 @@
-"""Training configurations for the tiny data sets, one per system."""
+"""Training configurations for the tiny datasets of :mod:`support.scenes`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from support.scenes import (
 )
 from training.config import ConfigError, TrainConfig, read_config
 
-STILL = {
+NO_AUGMENTATION = {
     "scale": (1.0, 1.0),
     "brightness": 0.0,
     "contrast": 0.0,
@@ -26,7 +26,7 @@ STILL = {
     "flip": False,
     "fixed_probability": 1.0,
 }
-"""No augmentation at all."""
+"""Settings that leave images unchanged."""
 
 
 def write_config(
@@ -38,24 +38,24 @@ def write_config(
     schedule: Mapping[str, Any] | None = None,
     augmentation: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """Write the data set of ``task`` into ``directory`` and make a configuration to learn it by heart."""
-    facts: dict[str, Any] = {"classes": CLASSES, "input_width": 128, "input_height": 128}
+    """Write the dataset of ``task`` to ``directory`` and return a configuration to overfit it."""
+    fields: dict[str, Any] = {"classes": CLASSES, "input_width": 128, "input_height": 128}
     data: dict[str, Any] = {"images": directory}
     if task == "boxes_3d":
         write_boxes_3d(directory, images)
-        facts |= {
+        fields |= {
             "classes": ("Car",),
             "input_width": BOXES_3D_SIZE[0],
             "input_height": BOXES_3D_SIZE[1],
         }
         data |= {"format": "kitti", "labels": directory, "train": (directory / "names.txt",)}
     elif task == "poses":
-        facts |= {"classes": ("figure",), "keypoints": KEYPOINTS}
+        fields |= {"classes": ("figure",), "keypoints": KEYPOINTS}
         data["train"] = (write_poses(directory, images),)
     elif task == "boxes":
         data["train"] = (write_boxes(directory, images),)
     else:
-        facts |= {"input_width": 127, "input_height": 127}
+        fields |= {"input_width": 127, "input_height": 127}
         data["train"] = (write_boxes(directory, images, side=127),)
     return TrainConfig(
         architecture=architecture,
@@ -64,7 +64,7 @@ def write_config(
         seed=1,
         loader_workers=0,
         data=data,
-        augmentation=STILL | dict(augmentation or {}),
+        augmentation=NO_AUGMENTATION | dict(augmentation or {}),
         schedule={
             "epochs": 1,
             "batch_size": 2,
@@ -75,12 +75,12 @@ def write_config(
             "gradient_clip": 10.0,
         }
         | dict(schedule or {}),
-        **facts,
+        **fields,
     )
 
 
 def assert_refused(config: Path, old: str, new: str, message: str) -> None:
-    """With ``new`` in the place of ``old`` the file is refused, for the reason ``message``."""
+    """Replace ``old`` with ``new`` in the file and expect a ConfigError with ``message``."""
     text = config.read_text()
     assert old in text
     config.write_text(text.replace(old, new, 1))

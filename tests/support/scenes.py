@@ -1,4 +1,4 @@
-"""Tiny labelled data sets on disk, one for each kind of answer."""
+"""Tiny labelled datasets on disk: 2D boxes, poses and 3D boxes."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ CLASSES = ("disc", "square")
 FOCAL_PX = 145.0
 BOXES_3D_SIZE = (256, 96)
 PROJECTION = (FOCAL_PX, 0, 128, 0, 0, FOCAL_PX, 48, 0, 0, 0, 1, 0)
-"""Camera of the scenes with 3D boxes, (3, 4) row by row."""
+"""Projection matrix of the scenes with 3D boxes, (3, 4) row by row."""
 
 _CAMERA_HEIGHT_M = 1.6
 _ANNOTATIONS = "labels.json"
@@ -23,29 +23,29 @@ _ANNOTATIONS = "labels.json"
 
 @dataclass(frozen=True)
 class Cuboid:
-    """A vehicle: KITTI's dimensions (height, width, length), bottom center and rotation."""
+    """A 3D box as in KITTI: dimensions (height, width, length), bottom center and rotation."""
 
     dimensions_m: tuple[float, float, float]
     location_m: tuple[float, float, float]
     rotation_y: float
 
     def corners_m(self) -> np.ndarray:
-        """Float64 (8, 3): four at the bottom, then four at the top."""
+        """Return float64 (8, 3): four corners at the bottom, then four at the top."""
         height, width, length = self.dimensions_m
         x = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * length / 2
         z = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * width / 2
         y = np.array([0, 0, 0, 0, -1, -1, -1, -1]) * height
         cosine, sine = np.cos(self.rotation_y), np.sin(self.rotation_y)
-        turned = np.stack([cosine * x + sine * z, y, -sine * x + cosine * z], axis=1)
-        return turned + self.location_m
+        rotated = np.stack([cosine * x + sine * z, y, -sine * x + cosine * z], axis=1)
+        return rotated + self.location_m
 
     def corners_px(self) -> np.ndarray:
-        """Float64 (8, 2)."""
+        """Return the projected corners, float64 (8, 2)."""
         projected = self.corners_m() @ np.reshape(PROJECTION, (3, 4))[:, :3].T
         return projected[:, :2] / projected[:, 2:]
 
     def label(self) -> str:
-        """Its line in a KITTI label file, of class Car."""
+        """Return the line of a KITTI label file, with class Car."""
         corners = np.clip(self.corners_px(), 0, (BOXES_3D_SIZE[0] - 1, BOXES_3D_SIZE[1] - 1))
         box = (*corners.min(axis=0), *corners.max(axis=0))
         x, _, z = self.location_m
@@ -55,12 +55,12 @@ class Cuboid:
 
 
 def write_boxes(directory: Path, count: int, side: int = 128) -> Path:
-    """Discs and squares; returns a COCO file."""
+    """Write images of discs and squares; return the COCO file."""
     document: dict[str, Any] = _document([{"id": i, "name": n} for i, n in enumerate(CLASSES)])
     for index in range(count):
         rng = np.random.default_rng((1, index))
-        pixels = _ground(rng, side, side)
-        for x, y in _places(rng, 2 + index % 2, side):
+        pixels = _background(rng, side, side)
+        for x, y in _random_centers(rng, 2 + index % 2, side):
             size = int(rng.integers(24, 44))
             class_id = int(rng.integers(2))
             colour = [int(value) for value in rng.integers(60, 256, 3)]
@@ -77,19 +77,19 @@ def write_boxes(directory: Path, count: int, side: int = 128) -> Path:
 
 
 def write_poses(directory: Path, count: int, side: int = 128) -> Path:
-    """Stick figures with :data:`KEYPOINTS`; returns a COCO file."""
+    """Write images of stick figures with :data:`KEYPOINTS`; return the COCO file."""
     document = _document([{"id": 1, "name": "figure", "keypoints": list(KEYPOINTS)}])
     for index in range(count):
         rng = np.random.default_rng((2, index))
-        pixels = _ground(rng, side, side)
-        for x, y in _places(rng, 1 + index % 2, side):
+        pixels = _background(rng, side, side)
+        for x, y in _random_centers(rng, 1 + index % 2, side):
             points = np.array([[0, -24], [18, 0], [-18, 0], [9, 26], [-9, 26]]) + np.array([x, y])
             points = np.clip(points + rng.integers(-5, 6, points.shape), 2, side - 3)
             hips, neck = (points[3] + points[4]) // 2 - [0, 16], points[0] + [0, 8]
             for keypoint, start in zip(points, (neck, neck, neck, hips, hips), strict=True):
                 cv2.line(pixels, start.tolist(), keypoint.tolist(), (230, 230, 230), 3)
             cv2.line(pixels, neck.tolist(), hips.tolist(), (230, 230, 230), 4)
-            # A figure seen from the front: its left hand and foot are marked.
+            # Colours distinguish the left hand and foot from the right ones.
             for keypoint, colour in zip(
                 points, ((250, 200, 90), (240, 60, 60), (60, 60, 240)) * 2, strict=False
             ):
@@ -105,7 +105,7 @@ def write_poses(directory: Path, count: int, side: int = 128) -> Path:
 
 
 def write_boxes_3d(directory: Path, count: int) -> list[list[Cuboid]]:
-    """Vehicles on a road with KITTI labels and a list ``names.txt``; returns what is where."""
+    """Write images of vehicles with KITTI labels and ``names.txt``; return the 3D boxes."""
     scenes = []
     for index in range(count):
         rng = np.random.default_rng((3, index))
@@ -126,29 +126,29 @@ def write_boxes_3d(directory: Path, count: int) -> list[list[Cuboid]]:
 
 
 def _draw_boxes_3d(rng: np.random.Generator, scene: Sequence[Cuboid]) -> np.ndarray:
-    pixels = _ground(rng, *BOXES_3D_SIZE)
+    pixels = _background(rng, *BOXES_3D_SIZE)
     pixels[48:] = pixels[48:] // 2 + 40
     for cuboid in sorted(scene, key=lambda c: -c.location_m[2]):
         corners, tint = cuboid.corners_px(), rng.uniform(0.5, 1.0, 3)
         faces = ((0, 1, 5, 4), (1, 2, 6, 5), (2, 3, 7, 6), (3, 0, 4, 7), (4, 5, 6, 7))
         depths = cuboid.corners_m()[:, 2]
-        # Farthest face first; each has its shade, so that front and back can be told apart.
+        # Farthest face first. Each has its own shade, which distinguishes front and back.
         for face in sorted(range(5), key=lambda f: -depths[list(faces[f])].mean()):
             shade = (250, 160, 110, 200, 70)[face] * tint
             cv2.fillConvexPoly(pixels, corners[list(faces[face])].round().astype(np.int32), shade)
     return pixels
 
 
-def _ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     coarse = rng.integers(0, 90, (4, 4, 3)).astype(np.uint8)
     return np.ascontiguousarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
-def _places(rng: np.random.Generator, count: int, side: int) -> list[tuple[int, int]]:
-    """Middles of quarters of the image, moved a little."""
+def _random_centers(rng: np.random.Generator, count: int, side: int) -> list[tuple[int, int]]:
+    """Draw centers of quarters of the image with small offsets."""
     quarters = list(itertools.product((side // 4, 3 * side // 4), repeat=2))
-    chosen = rng.permutation(4)[:count]
-    return [tuple(int(v + rng.integers(-4, 5)) for v in quarters[i]) for i in chosen]  # type: ignore[misc]
+    indices = rng.permutation(4)[:count]
+    return [tuple(int(v + rng.integers(-4, 5)) for v in quarters[i]) for i in indices]  # type: ignore[misc]
 
 
 def _document(categories: list[dict[str, Any]]) -> dict[str, Any]:

@@ -40,20 +40,20 @@ def perfect_maps(image: AnnotatedImage, scale: float) -> dict[str, torch.Tensor]
     return maps
 
 
-class Oracle(torch.nn.Module):
-    """Answers with perfect maps, one image after the other."""
+class PerfectNetwork(torch.nn.Module):
+    """Returns perfect maps for one image after the other."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.answers = iter([perfect_maps(image, 0.6) for image in images()])
+        self.maps = iter([perfect_maps(image, 0.6) for image in images()])
 
     def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         assert batch.shape == (1, 3, 288, 384)
-        return next(self.answers)
+        return next(self.maps)
 
 
 def test_perfect_maps_score_one() -> None:
-    result = evaluate(Oracle(), images(), CLASSES, (384, 288), NORMALIZATIONS["coco"])
+    result = evaluate(PerfectNetwork(), images(), CLASSES, (384, 288), NORMALIZATIONS["coco"])
     assert result.ap == pytest.approx(1.0)
     assert result.ap50_per_class == {"RBC": pytest.approx(1.0), "WBC": pytest.approx(1.0)}
 

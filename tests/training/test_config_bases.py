@@ -1,4 +1,4 @@
-"""Configurations that say only what is different from another one."""
+"""Configurations that override values of a base configuration."""
 
 import shutil
 from pathlib import Path
@@ -16,15 +16,15 @@ def longer(project: Path, tmp_path: Path) -> Path:
     return tmp_path / "people_longer.toml"
 
 
-def test_what_is_not_said_is_as_in_the_base(longer: Path) -> None:
+def test_missing_values_come_from_the_base(longer: Path) -> None:
     base, config = read_config(longer.with_name("people.toml")), read_config(longer)
-    said = {"seed", "start", "schedule", "loss_weights"}
-    assert base.model_dump(exclude=said) == config.model_dump(exclude=said)
+    overridden = {"seed", "start", "schedule", "loss_weights"}
+    assert base.model_dump(exclude=overridden) == config.model_dump(exclude=overridden)
     assert (base.seed, config.seed) == (17, 19)
     assert config.schedule == base.schedule.model_copy(update={"epochs": 42, "learning_rate": 8e-4})
 
 
-def test_values_that_are_no_tables_are_replaced(longer: Path) -> None:
+def test_tables_are_merged_and_other_values_replaced(longer: Path) -> None:
     longer.write_text(longer.read_text() + "[augmentation]\nscale = [1.0, 1.0]\n")
     base, config = read_config(longer.with_name("people.toml")), read_config(longer)
     assert config.augmentation.scale == (1.0, 1.0)
@@ -34,9 +34,9 @@ def test_values_that_are_no_tables_are_replaced(longer: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ("nobody.toml", "nobody.toml"),
+        ("missing.toml", "missing.toml"),
         ("people_longer.toml", "base\n *Extra inputs are not permitted"),
     ],
 )
-def test_a_base_must_be_there_and_whole(longer: Path, base: str, message: str) -> None:
+def test_a_base_must_exist_and_have_no_base_itself(longer: Path, base: str, message: str) -> None:
     assert_refused(longer, '"people.toml"', f'"{base}"', message)

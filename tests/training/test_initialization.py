@@ -1,4 +1,4 @@
-"""A network may start from a checkpoint, of which heads that do not fit start anew."""
+"""Training may start from a checkpoint; heads of another shape are newly initialized."""
 
 from pathlib import Path
 
@@ -17,53 +17,55 @@ def trainer(folder: Path, architecture: str, *, resume: bool = False, **changes:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of a network that has learned two steps."""
+    """Checkpoint of a network after one epoch."""
     (tmp_path / "first").mkdir()
     first = trainer(tmp_path / "first", "res_18_slim")
     first.run()
     return tmp_path / "first/run" / BEST_CHECKPOINT
 
 
-def test_all_weights_are_taken_over(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_all_weights_are_loaded(checkpoint: Path, tmp_path: Path, capsys) -> None:
     second = trainer(tmp_path, "res_18_slim", start=checkpoint)
-    assert "no weight anew" in capsys.readouterr().out
+    assert "newly initialized: no weights" in capsys.readouterr().out
     fresh = trainer(tmp_path, "res_18_slim")
     pairs = zip(second.network.state_dict().items(), fresh.network.parameters(), strict=False)
     assert any((value != other).any() for (_, value), other in pairs)
     second._save(tmp_path / "again.pth", with_optimizer=False)
-    saved, given = (
+    saved, loaded = (
         torch.load(path, weights_only=True)["state_dict"]
         for path in (tmp_path / "again.pth", checkpoint)
     )
-    assert saved.keys() == given.keys()
-    for name, value in given.items():
+    assert saved.keys() == loaded.keys()
+    for name, value in loaded.items():
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(saved[name], value, rtol=0, atol=0)
 
 
-def test_a_head_for_other_classes_starts_anew(checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_a_head_for_other_classes_is_newly_initialized(
+    checkpoint: Path, tmp_path: Path, capsys
+) -> None:
     content = torch.load(checkpoint, weights_only=True)
     state = content["state_dict"]
     state["hm.2.weight"], state["hm.2.bias"] = state["hm.2.weight"][:1], state["hm.2.bias"][:1]
     torch.save(content, checkpoint)
     trainer(tmp_path, "res_18_slim", start=checkpoint)
-    assert "hm.2.weight, hm.2.bias anew" in capsys.readouterr().out
+    assert "newly initialized: hm.2.weight, hm.2.bias" in capsys.readouterr().out
 
 
-def test_another_network_s_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"start: .*these are weights of another network"):
         trainer(tmp_path, "hourglass_tiny", start=checkpoint)
 
 
-def test_a_resumed_run_needs_its_start_no_more(checkpoint: Path, tmp_path: Path) -> None:
-    begun = trainer(tmp_path, "res_18_slim", start=checkpoint)
-    begun.run()
+def test_resuming_does_not_need_the_start_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    original = trainer(tmp_path, "res_18_slim", start=checkpoint)
+    original.run()
     checkpoint.unlink()
     resumed = trainer(tmp_path, "res_18_slim", start=checkpoint, resume=True)
-    for key, value in begun.network.state_dict().items():
+    for key, value in original.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[key], value, rtol=0, atol=0)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"start: .*none\.pth"):
         trainer(tmp_path, "res_18_slim", start=tmp_path / "none.pth")

@@ -1,4 +1,4 @@
-"""Losses and their gradients against what the reference implementation computed."""
+"""Losses and their gradients against values of the reference implementation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +49,12 @@ def value_and_gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Te
 
 
 def as_map(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """A map whose cells are the rows (N, K, C), and the cells."""
+    """Return a map whose cells hold the rows (N, K, C), and the indices of the cells."""
     cells = torch.arange(rows.shape[1]).expand(rows.shape[:2])
     return rows.transpose(1, 2).unsqueeze(2), cells
 
 
-def test_focal_loss_is_as_upstream(goldens: Goldens) -> None:
+def test_focal_loss_matches_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda logits: focal_loss(logits, goldens["gt"]), goldens["logit"]
     )
@@ -62,7 +62,7 @@ def test_focal_loss_is_as_upstream(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["focal_grad"], rtol=1e-4, atol=1e-6)
 
 
-def test_focal_loss_without_centers_is_as_upstream(goldens: Goldens) -> None:
+def test_focal_loss_without_centers_matches_upstream(goldens: Goldens) -> None:
     heatmap = goldens["gt"] * 0.99
     value, gradient = value_and_gradient(
         lambda logits: focal_loss(logits, heatmap), goldens["logit"]
@@ -72,7 +72,7 @@ def test_focal_loss_without_centers_is_as_upstream(goldens: Goldens) -> None:
 
 
 @pytest.mark.parametrize("system", CORNER_SYSTEMS)
-def test_focal_loss_of_corners_is_as_upstream(load, system: str) -> None:
+def test_focal_loss_of_corners_matches_upstream(load, system: str) -> None:
     goldens = load(system)
     value, gradient = value_and_gradient(
         lambda logits: focal_loss(logits, goldens["loss_gt"]), goldens["loss_logit"]
@@ -81,7 +81,7 @@ def test_focal_loss_of_corners_is_as_upstream(load, system: str) -> None:
     torch.testing.assert_close(gradient, goldens["focal_grad"], rtol=1e-4, atol=1e-6)
 
 
-def test_l1_at_centers_is_as_upstream(goldens: Goldens) -> None:
+def test_l1_at_centers_matches_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: center_l1_loss(
             values, goldens["ind"], goldens["mask"].float(), goldens["tgt"]
@@ -92,7 +92,7 @@ def test_l1_at_centers_is_as_upstream(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["regl1_grad"], rtol=1e-5, atol=1e-7)
 
 
-def test_l1_with_a_mask_per_number_is_as_upstream(goldens: Goldens) -> None:
+def test_l1_with_a_mask_per_value_matches_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: l1_loss(values, goldens["ind"], goldens["wmask"].float(), goldens["tgt"]),
         goldens["out"],
@@ -101,8 +101,8 @@ def test_l1_with_a_mask_per_number_is_as_upstream(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["regwl1_grad"], rtol=1e-5, atol=1e-7)
 
 
-def test_diluted_l1_divides_upstream_sum_by_all_rows(goldens: Goldens) -> None:
-    """There is no golden of it, but it differs from the one above in what it divides by."""
+def test_l1_over_all_slots_divides_the_upstream_sum_by_all_slots(goldens: Goldens) -> None:
+    """There is no golden for this loss; it differs from ``center_l1_loss`` in its divisor only."""
     counted = goldens["mask"].sum().double() * 2 + 1e-4
     share = counted / goldens["tgt"].numel()
     value, gradient = value_and_gradient(
@@ -116,7 +116,7 @@ def test_diluted_l1_divides_upstream_sum_by_all_rows(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_smooth_l1_is_as_upstream(goldens: Goldens) -> None:
+def test_smooth_l1_matches_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: smooth_l1_loss(
             values, goldens["ind"], goldens["mask"].float(), goldens["tgt"]
@@ -128,7 +128,7 @@ def test_smooth_l1_is_as_upstream(goldens: Goldens) -> None:
 
 
 @pytest.mark.parametrize("system", CORNER_SYSTEMS)
-def test_corner_offsets_are_as_upstream(load, system: str) -> None:
+def test_corner_offsets_match_upstream(load, system: str) -> None:
     goldens = load(system)
 
     def loss(rows: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def test_corner_offsets_are_as_upstream(load, system: str) -> None:
     torch.testing.assert_close(gradient, goldens["regr_grad"], rtol=1e-5, atol=1e-7)
 
 
-def test_rotation_loss_is_as_upstream(goldens: Goldens) -> None:
+def test_rotation_loss_matches_upstream(goldens: Goldens) -> None:
     value, gradient = value_and_gradient(
         lambda values: rotation_loss(
             values,
@@ -166,7 +166,7 @@ def test_rotation_loss_without_objects_is_finite() -> None:
 
 @pytest.mark.parametrize("system", CORNER_SYSTEMS)
 @pytest.mark.parametrize(("index", "name"), [(0, "ae_pull"), (1, "ae_push")])
-def test_pull_and_push_are_as_upstream(load, system: str, index: int, name: str) -> None:
+def test_pull_and_push_match_upstream(load, system: str, index: int, name: str) -> None:
     goldens = load(system)
     first, second = (goldens[f"ae_tag{i}"][..., 0].clone().requires_grad_() for i in (0, 1))
     loss = pull_push_losses(first, second, goldens["ae_mask"].float())[index]
@@ -178,9 +178,9 @@ def test_pull_and_push_are_as_upstream(load, system: str, index: int, name: str)
 
 
 @pytest.mark.parametrize("objects", [0, 1])
-def test_pull_and_push_of_lonely_objects_are_nothing(objects: int) -> None:
+def test_pull_and_push_of_a_single_object_are_zero(objects: int) -> None:
     present = (torch.arange(4) < objects).float()[None]
     pull, push = pull_push_losses(torch.ones(1, 4), torch.ones(1, 4), present)
     assert float(pull) == 0
-    # 1/(1 + 1e-4) is taken off 1 and divided by 1e-4, as with the authors.
+    # 1/(1 + 1e-4) is subtracted from 1 and divided by 1e-4, as in the reference implementation.
     assert float(push) == pytest.approx(objects, abs=1e-2)

@@ -1,6 +1,6 @@
-"""Every system learns a tiny data set by heart, evaluated over HTTP from its exported package.
+"""Every system overfits a tiny data set, evaluated over HTTP from its exported package.
 
-Data to answers without a gap: configuration, training, ``best.pth``, export, service.
+End to end: configuration, training, ``best.pth``, export, service.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 IMAGES = 6
-IMAGES_OF_CORNERS = 3  # a step of hourglasses takes four times as long
+CORNER_IMAGES = 3  # a training step of an hourglass takes four times as long
 KEYPOINT_SIGMA = 0.05
-"""Of every keypoint in OKS: as demanding as shoulders and hips of people, and stricter."""
+"""OKS constant of every keypoint; COCO's for shoulders and hips are 0.079 and 0.107."""
 
 Serve = Callable[..., RunningServer]
 
 
 @pytest.fixture
-def learn(tmp_path: Path) -> Iterator[Serve]:
-    """Train by heart, export the best checkpoint and serve it."""
+def train_and_serve(tmp_path: Path) -> Iterator[Serve]:
+    """Overfit a network, export the best checkpoint and serve it."""
     with ExitStack() as stack:
 
         def run(
@@ -68,7 +68,7 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
                 augmentation=augmentation,
             )
             config = config.model_copy(
-                # Ten passes are one epoch, so that checkpoints are not what takes the time.
+                # Ten passes per epoch, so that writing checkpoints does not dominate the time.
                 update={"data": config.data.model_copy(update={"repeats": 10})}
             )
             Trainer(config, tmp_path / "run").run()
@@ -82,7 +82,7 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
                     projection=PROJECTION,
                     architecture=architecture,
                     task=task,
-                    # Corner systems take inputs of other sizes; the smallest is no size to export.
+                    # Corner networks need other input sizes; the smallest, 127, cannot be exported.
                     width_px=255 if is_corners else config.input_width,
                     height_px=255 if is_corners else config.input_height,
                     normalization=config.normalization,
@@ -93,7 +93,9 @@ def learn(tmp_path: Path) -> Iterator[Serve]:
                 lambda _: None,
             )
             settings = Settings(models=package.directory, max_batch_size=2)
-            return stack.enter_context(run_server(partial(load_models, report_step=print), settings))
+            return stack.enter_context(
+                run_server(partial(load_models, report_step=print), settings)
+            )
 
         yield run
 
@@ -106,7 +108,7 @@ def detect(server: RunningServer, image: Path) -> list[dict[str, Any]]:
 
 
 def average_precision(server: RunningServer, directory: Path, kind: str) -> float:
-    """COCO's AP of ``kind`` (bbox, keypoints) on the images that were learned."""
+    """Compute COCO AP of ``kind`` (bbox, keypoints) on the training images."""
     with contextlib.redirect_stdout(io.StringIO()):
         labels = COCO(str(directory / "labels.json"))
         labels.dataset.setdefault("info", {})
@@ -132,14 +134,14 @@ def average_precision(server: RunningServer, directory: Path, kind: str) -> floa
     return float(scoring.stats[0])
 
 
-def test_boxes(learn: Serve, tmp_path: Path) -> None:
-    ap = average_precision(learn("res_18_slim", "boxes", 40), tmp_path, "bbox")
+def test_boxes(train_and_serve: Serve, tmp_path: Path) -> None:
+    ap = average_precision(train_and_serve("res_18_slim", "boxes", 40), tmp_path, "bbox")
     print(f"\nboxes: AP {ap:.3f}")
     assert ap >= 0.95
 
 
-def test_poses(learn: Serve, tmp_path: Path) -> None:
-    ap = average_precision(learn("res_18_slim", "poses", 40), tmp_path, "keypoints")
+def test_poses(train_and_serve: Serve, tmp_path: Path) -> None:
+    ap = average_precision(train_and_serve("res_18_slim", "poses", 40), tmp_path, "keypoints")
     print(f"\nposes: OKS-AP {ap:.3f}")
     assert ap >= 0.95
 
@@ -148,16 +150,16 @@ def test_poses(learn: Serve, tmp_path: Path) -> None:
     ("architecture", "task"),
     [("cornernet_slim", "corner_pairs"), ("triplet_slim", "corner_triplets")],
 )
-def test_corners(learn: Serve, tmp_path: Path, architecture: str, task: str) -> None:
-    # The service looks at the flipped image as well, as the authors do.
-    server = learn(architecture, task, 35, IMAGES_OF_CORNERS, flip=True)
+def test_corners(train_and_serve: Serve, tmp_path: Path, architecture: str, task: str) -> None:
+    # The service also evaluates the flipped image, as the reference implementation does.
+    server = train_and_serve(architecture, task, 35, CORNER_IMAGES, flip=True)
     ap = average_precision(server, tmp_path, "bbox")
     print(f"\n{task}: AP {ap:.3f}")
     assert ap >= 0.95
 
 
-def test_boxes_3d(learn: Serve, tmp_path: Path) -> None:
-    server = learn("res_18_slim", "boxes_3d", 100)
+def test_boxes_3d(train_and_serve: Serve, tmp_path: Path) -> None:
+    server = train_and_serve("res_18_slim", "boxes_3d", 100)
     overlaps = []
     for index, scene in enumerate(write_boxes_3d(tmp_path, IMAGES)):
         found = [_cuboid(entry["box3d"]) for entry in detect(server, tmp_path / f"{index:06d}.png")]
@@ -176,12 +178,12 @@ def _cuboid(box: dict[str, Any]) -> Cuboid:
 
 
 def overlap_3d(one: Cuboid, other: Cuboid) -> float:
-    """Intersection over union of two upright cuboids."""
+    """Return the 3D IoU of two cuboids that rotate about the vertical axis."""
     grounds = [
         (
             (cuboid.location_m[0], cuboid.location_m[2]),
             (cuboid.dimensions_m[2], cuboid.dimensions_m[1]),
-            # Turning about the axis that points down, seen with x to the right and z up.
+            # rotation_y is about the axis that points down; OpenCV's plane has x right and z up.
             float(-np.degrees(cuboid.rotation_y)),
         )
         for cuboid in (one, other)
@@ -197,12 +199,12 @@ def overlap_3d(one: Cuboid, other: Cuboid) -> float:
     return shared / (sum(volumes) - shared)
 
 
-def test_the_overlap_of_known_cuboids_is_right() -> None:
+def test_overlap_3d_of_known_cuboids() -> None:
     cuboid = Cuboid((1.5, 2.0, 4.0), (3.0, 1.6, 15.0), 0.4)
     assert overlap_3d(cuboid, cuboid) == pytest.approx(1.0, abs=1e-4)
     lower = replace(cuboid, location_m=(3.0, 2.1, 15.0))
     assert overlap_3d(cuboid, lower) == pytest.approx(1.0 / 2.0, abs=1e-4)
-    # Along its own length by half of it.
+    # Shifted by half its length along its own axis.
     x, z = 3.0 + 2 * np.cos(0.4), 15.0 - 2 * np.sin(0.4)
     ahead = replace(cuboid, location_m=(x, 1.6, z))
     assert overlap_3d(cuboid, ahead) == pytest.approx(1 / 3, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Every system in miniature: a step lowers its loss, and its checkpoint is what exporting reads."""
+"""One training step of every system lowers its loss, and its checkpoint can be exported."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, ta
     side = (config.input_height, config.input_width)
     images = torch.rand(1, 3, *side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        exported, trained = network(images), trainer.average.network(images)
+        exported, trained = network(images), trainer.average.module(images)
     for name, maps in exported.items():
         torch.testing.assert_close(maps, trained[name], rtol=1e-4, atol=1e-5)
 
@@ -69,7 +69,7 @@ def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, ta
         ("triplet_slim", "corner_triplets", "ct_heats.0.0.conv.weight"),
     ],
 )
-def test_every_stack_predicts_and_is_kept(
+def test_the_checkpoint_holds_the_heads_of_every_stack(
     tmp_path: Path, architecture: str, task: str, early: str
 ) -> None:
     config = write_config(tmp_path, architecture, task)
@@ -98,22 +98,22 @@ def test_a_stacked_network_resumes_where_it_stopped(tmp_path: Path) -> None:
         torch.testing.assert_close(resumed.network.state_dict()[key], value, rtol=0, atol=0)
 
 
-def test_without_precision_to_measure_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
+def test_without_ap_the_best_checkpoint_has_the_lowest_loss(tmp_path: Path) -> None:
     config = write_config(tmp_path, "res_18_slim", "poses", schedule={"epochs": 2})
     data = config.data.model_copy(update={"validation": config.data.train[0]})
     trainer = Trainer(config.model_copy(update={"data": data}), tmp_path / "run")
     losses = iter([1.0, 2.0])
-    trainer._fixed_losses = lambda: {"validation_loss": next(losses)}
+    trainer._validation_loss = lambda: {"validation_loss": next(losses)}
     trainer.run()
     assert torch.load(tmp_path / "run/best.pth", weights_only=True)["epoch"] == 1
 
 
-def test_the_loss_of_fixed_views_is_that_of_the_average(tmp_path: Path) -> None:
+def test_the_validation_loss_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
     config = write_config(tmp_path, "res_18_slim", "boxes_3d")
     data = config.data.model_copy(update={"validation": config.data.train[0]})
     trainer = Trainer(config.model_copy(update={"data": data}), tmp_path / "run")
-    first = trainer._fixed_losses()["validation_loss"]
+    first = trainer._validation_loss()["validation_loss"]
     batch = next(iter(trainer._loader()))  # the same two images, not augmented
     with torch.no_grad():
-        terms = trainer._terms(trainer.average.network, batch)
+        terms = trainer._terms(trainer.average.module, batch)
     assert first == pytest.approx(float(trainer._objective.total(terms)), rel=1e-4)

@@ -10,11 +10,13 @@ from support.configs import assert_refused
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.key_mappings.objects_as_points import to_network_key
+from model_export.graph.normalization import NORMALIZATIONS
 from training.__main__ import main
+from training.average_precision import evaluate
 from training.config import read_config
-from training.evaluate_checkpoint import main as evaluate_checkpoint
+from training.data.coco import read_coco_split
 from training.synthetic.blood_smears import coco_document, render_smear
-from training.tensorboard import CurvesUnavailableError
+from training.tensorboard import TensorBoardUnavailableError
 from training.trainer import ResumeError, Trainer
 
 CONFIG = """
@@ -74,7 +76,7 @@ def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 class PowerCutError(Exception):
-    """What ends a run at a bad moment."""
+    """Interrupts a run during an epoch."""
 
 
 def test_a_resumed_run_ends_with_the_same_weights(config_file, tmp_path, monkeypatch) -> None:
@@ -104,16 +106,18 @@ def test_a_resumed_run_ends_with_the_same_weights(config_file, tmp_path, monkeyp
     assert {"heatmap", "ap", "ap50", "learning_rate", "seconds"} <= json.loads(lines[-1]).keys()
 
 
-def test_a_checkpoint_is_scored_by_command(config_file, tmp_path, capsys) -> None:
-    config = config_file(epochs=1)
-    Trainer(read_config(config), tmp_path / "run").run()
-    labels = ["--annotations", str(tmp_path / "smears.json"), "--images", str(tmp_path)]
-    capsys.readouterr()
-    evaluate_checkpoint([str(config), str(tmp_path / "run/last.pth"), *labels])
-    printed = json.loads(capsys.readouterr().out)
+def test_the_logged_ap_is_that_of_the_saved_weights(config_file, tmp_path) -> None:
+    config = read_config(config_file(epochs=1))
+    Trainer(config, tmp_path / "run").run()
+    network = ARCHITECTURES["res_18_slim"].build(box_head_channels(3))
+    state = state_of(tmp_path / "run/last.pth")
+    network.load_state_dict({to_network_key(key): value for key, value in state.items()})
+    images = read_coco_split(tmp_path / "smears.json", tmp_path, config.classes).images
+    normalization = NORMALIZATIONS[config.normalization]
+    result = evaluate(network, images, config.classes, (64, 64), normalization)
     logged = json.loads((tmp_path / "run/epochs.jsonl").read_text())
-    assert printed["ap"] == logged["ap"]
-    assert printed["ap50_per_class"] == logged["ap50_per_class"]
+    assert result.ap == logged["ap"]
+    assert result.ap50_per_class == logged["ap50_per_class"]
 
 
 def test_resuming_another_config_is_refused(config_file, tmp_path) -> None:
@@ -134,7 +138,7 @@ def test_the_best_checkpoint_fits_the_architecture(config_file, tmp_path) -> Non
     network.load_state_dict({to_network_key(k): v for k, v in checkpoint["state_dict"].items()})
 
 
-def test_two_images_can_be_learned(config_file, tmp_path) -> None:
+def test_training_overfits_two_images(config_file, tmp_path) -> None:
     trainer = Trainer(read_config(config_file(epochs=1)), tmp_path / "run")
     batch = next(iter(trainer._loader()))
     trainer.network.train()
@@ -161,7 +165,7 @@ def test_two_images_can_be_learned(config_file, tmp_path) -> None:
         ("seed = 3", "seed = ", "configuration.toml"),
     ],
 )
-def test_config_mistakes_are_named(config_file, old: str, new: str, message: str) -> None:
+def test_an_invalid_config_is_refused(config_file, old: str, new: str, message: str) -> None:
     assert_refused(config_file(), old, new, message)
 
 
@@ -171,26 +175,24 @@ SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (SMEARS, f'{SMEARS}\ntask = "poses"', "keypoints are named for task poses"),
+        (SMEARS, f'{SMEARS}\ntask = "poses"', "keypoints are required for task poses"),
         (SMEARS, f'{SMEARS}\ntask = "corner_pairs"', "task of res_18_slim must be one of"),
         (SMEARS, f'{SMEARS}\ntask = "boxes_3d"', "format coco has no labels for boxes_3d"),
-        (SMEARS, 'classes = ["RBC", "RBC"]', "classes has a name twice"),
+        (SMEARS, 'classes = ["RBC", "RBC"]', "classes contains duplicates"),
         (
             "rendered_per_epoch = 0",
             "rendered_per_epoch = 5\nformat = 'voc'",
             "labels is the folder",
         ),
-        ("scale = [1.0, 1.2]", "scale = [1.2, 1.0]", "not a smallest and a largest"),
+        ("scale = [1.0, 1.2]", "scale = [1.2, 1.0]", "but must be \\[smallest, largest\\]"),
         ('"res_18_slim"', '"hourglass_slim"', "must be a multiple of 128"),
     ],
 )
-def test_configs_whose_parts_do_not_fit_are_refused(
-    config_file, old: str, new: str, message: str
-) -> None:
+def test_an_inconsistent_config_is_refused(config_file, old: str, new: str, message: str) -> None:
     assert_refused(config_file(), old, new, message)
 
 
-def test_curves_hold_the_numbers_of_the_log(config_file, tmp_path) -> None:
+def test_tensorboard_holds_the_numbers_of_the_log(config_file, tmp_path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -200,17 +202,17 @@ def test_curves_hold_the_numbers_of_the_log(config_file, tmp_path) -> None:
     events.Reload()
     lines = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
     for name in ("heatmap", "size", "learning_rate", "ap"):
-        curve = events.Scalars(name)
-        assert [point.step for point in curve] == [1, 2]
-        assert [point.value for point in curve] == pytest.approx([line[name] for line in lines])
+        scalars = events.Scalars(name)
+        assert [point.step for point in scalars] == [1, 2]
+        assert [point.value for point in scalars] == pytest.approx([line[name] for line in lines])
     assert len(events.Scalars("ap50_per_class/RBC")) == 2
 
 
-def test_curves_without_tensorboard_are_refused_before_training(
+def test_missing_tensorboard_is_reported_before_training(
     config_file, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(CurvesUnavailableError, match="pip install"):
+    with pytest.raises(TensorBoardUnavailableError, match="pip install"):
         main([str(config_file()), "--output", str(tmp_path / "run"), "--tensorboard"])
     assert not (tmp_path / "run").exists()
 

@@ -1,1 +1,1 @@
-"""Datasets: labelled images, augmentation, training samples."""
+"""Labelled images: label readers and augmentation."""

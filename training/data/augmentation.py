@@ -1,8 +1,8 @@
-"""Random views of annotated images, and the fixed view used for evaluation.
+"""Data augmentation: random views of annotated images, and the fixed view for evaluation.
 
-Frames: pixel centers have integer coordinates, so the left edge of an image lies at -0.5. The
-fixed view maps ``dst = k (src - size/2) + dst_size/2`` for pixel centers and, like the authors,
-for box edges too. Random views place boxes so that they agree with that convention.
+Coordinates: pixel centers are integers, so the left edge of an image is at -0.5. The fixed view
+maps ``dst = k (src - size/2) + dst_size/2`` for pixel centers and, as in the reference
+implementation, for box edges too. Boxes of random views follow the same convention.
 """
 
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ Affine = NDArray[np.float64]
 """float64 (2, 3): source pixel centers to destination pixel centers."""
 
 _MIN_VISIBLE_FRACTION = 0.25
-"""A box of which the crop leaves less than this share is dropped: too little to recognise."""
+"""Boxes with a smaller share of their area inside the crop are dropped."""
 
 
 @dataclass(frozen=True)
 class AugmentationRanges:
-    """How far random views may depart from the fixed one.
+    """Ranges of the random augmentation.
 
     Attributes:
-        scale: smallest and largest enlargement relative to the fixed view.
-        brightness, contrast, saturation, hue_degrees, blur_probability: of the colours.
-        flip: whether half of the views are flipped.
-        quarter_turns: whether views are turned by a random multiple of 90 degrees.
-        center_border_px: None keeps windows inside the image as far as they fit. A number lets
-            their centers lie anywhere in the image but this close to its border (128 with the
-            authors of all three papers; less in images that are smaller than twice that).
-        fixed_probability: share of views that are flipped at most, neither scaled nor shifted.
+        scale: smallest and largest scale relative to the fixed view.
+        brightness, contrast, saturation, hue_degrees, blur_probability: colour jitter and blur.
+        flip: whether half of the views are flipped horizontally.
+        quarter_turns: whether views are rotated by a random multiple of 90 degrees.
+        center_border_px: smallest distance of the crop's center from the image border, halved
+            until it is less than half the side of the image. 128 in the reference
+            implementations of all three papers. None keeps crops inside the image if they fit.
+        fixed_probability: share of views that are neither scaled nor shifted, only flipped.
     """
 
     scale: tuple[float, float]
@@ -51,12 +51,12 @@ class AugmentationRanges:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The view that an image becomes.
+    """Size and scale of the views of an image.
 
     Attributes:
-        width, height: of the view in pixels.
-        scale: enlargement of the fixed view.
-        keypoint_pairs: keypoints that a flip exchanges, as pairs of their indices.
+        width, height: size of the view in pixels.
+        scale: scale of the fixed view.
+        keypoint_pairs: index pairs of left and right keypoints, which a flip exchanges.
     """
 
     width: int
@@ -66,19 +66,19 @@ class Canvas:
 
 
 def evaluation_affine(width: int, height: int, input_width: int, input_height: int) -> Affine:
-    """The view used at test time: centered, scaled by ``input_width / max(width, height)``."""
+    """Return the affine of test time: centered, scaled by ``input_width / max(width, height)``."""
     scale = input_width / max(width, height)
     return fixed_affine(width, height, Canvas(input_width, input_height, scale))
 
 
 def fixed_affine(width: int, height: int, canvas: Canvas) -> Affine:
-    """The middle of an image of this size to the middle of the canvas, as the authors have it."""
+    """Return the affine that maps the center of an image of this size to that of the canvas."""
     source = (width / 2, height / 2)
     return _similarity(np.eye(2) * canvas.scale, source, (canvas.width / 2, canvas.height / 2))
 
 
 def flipped(affine: Affine, width: int) -> Affine:
-    """The affine with left and right exchanged in its canvas of ``width`` pixels."""
+    """Return the affine followed by a horizontal flip of its canvas of ``width`` pixels."""
     flip = np.diag([-1.0, 1.0])
     return np.column_stack([flip @ affine[:, :2], flip @ affine[:, 2] + (width - 1, 0)])
 
@@ -86,7 +86,7 @@ def flipped(affine: Affine, width: int) -> Affine:
 def random_affine(
     rng: Generator, width: int, height: int, canvas: Canvas, ranges: AugmentationRanges
 ) -> Affine:
-    """A random scale, quarter turn, flipping and position of the window onto the canvas."""
+    """Return an affine with random scale, rotation, flip and crop position."""
     factor = canvas.scale * np.exp(rng.uniform(np.log(ranges.scale[0]), np.log(ranges.scale[1])))
     quarter = int(rng.integers(4)) if ranges.quarter_turns else 0
     cosine, sine = (1, 0, -1, 0)[quarter], (0, 1, 0, -1)[quarter]
@@ -102,9 +102,9 @@ def random_affine(
 
 
 def _window_center(rng: Generator, side: int, window: float, border: int | None) -> float:
-    """Where on a side of the image the middle of a window of this length stands, in pixels."""
+    """Draw the center of a window of this length on a side of the image, in pixels."""
     if border is None:
-        # The window stays inside the image where the image is larger, and centered where not.
+        # The window stays inside a larger image and is centered on a smaller one.
         half = window / 2
         return float(rng.uniform(half, side - half)) if side > 2 * half else side / 2
     while side <= 2 * border:
@@ -115,22 +115,22 @@ def _window_center(rng: Generator, side: int, window: float, border: int | None)
 def _similarity(
     linear: Affine, source: tuple[float, float], destination: tuple[float, float]
 ) -> Affine:
-    """The affine with this linear part that sends ``source`` to ``destination``."""
+    """Return the affine with this linear part that maps ``source`` to ``destination``."""
     shift = np.asarray(destination) - linear @ np.asarray(source)
     return np.column_stack([linear, shift])
 
 
 def warp_pixels(pixels: Pixels, affine: Affine, width: int, height: int) -> Pixels:
-    """Bilinear warp of uint8 (H, W, 3) onto a black canvas of the given size."""
+    """Warp uint8 (H, W, 3) bilinearly onto a black canvas of the given size."""
     warped = cv2.warpAffine(pixels, affine, (width, height), flags=cv2.INTER_LINEAR)
     return np.asarray(warped, np.uint8)
 
 
 def warp_boxes(boxes_xywh: FloatArray, affine: Affine) -> FloatArray:
-    """Axis-parallel boxes, float32 (N, 4) x, y, w, h, around the warped ones; not clipped.
+    """Return the axis-aligned bounds, float32 (N, 4) x, y, w, h, of warped boxes; not clipped.
 
-    A box edge at ``x`` runs half a pixel before the center of pixel ``x``. That half pixel is taken
-    off in the source, and put back scaled, since that is where the fixed view puts edges.
+    A box edge at ``x`` is half a pixel before the center of pixel ``x``. That half pixel is
+    subtracted in the source and added back scaled, which is where the fixed view puts edges.
     """
     linear, shift = affine[:, :2], affine[:, 2]
     half_pixel = 0.5 * np.sqrt(abs(np.linalg.det(linear)))
@@ -141,14 +141,14 @@ def warp_boxes(boxes_xywh: FloatArray, affine: Affine) -> FloatArray:
 
 
 def warp_keypoints(keypoints: FloatArray, affine: Affine) -> FloatArray:
-    """Keypoints, float32 (N, J, 3), where the affine takes them; their frame is that of boxes."""
-    places = np.concatenate([keypoints[..., :2], np.zeros_like(keypoints[..., :2])], axis=-1)
-    warped = warp_boxes(places.reshape(-1, 4), affine).reshape(places.shape)
+    """Warp keypoints, float32 (N, J, 3), in the coordinates of boxes."""
+    boxes = np.concatenate([keypoints[..., :2], np.zeros_like(keypoints[..., :2])], axis=-1)
+    warped = warp_boxes(boxes.reshape(-1, 4), affine).reshape(boxes.shape)
     return np.concatenate([warped[..., :2], keypoints[..., 2:]], axis=-1)
 
 
 def clip_to_canvas(image: AnnotatedImage) -> AnnotatedImage:
-    """Clip boxes to the image and drop those of which too little is left."""
+    """Clip boxes to the image and drop objects of which less than a quarter is left."""
     boxes, kept = _clip(image.boxes_xywh, image.pixels)
     ignored, kept_ignored = _clip(image.ignored_xywh, image.pixels)
     return replace(
@@ -160,7 +160,7 @@ def clip_to_canvas(image: AnnotatedImage) -> AnnotatedImage:
 
 
 def _clip(boxes_xywh: FloatArray, pixels: Pixels) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Boxes, float32 (N, 4), inside the image, and of which of them enough is left."""
+    """Return the clipped boxes, float32 (N, 4), and which to keep, bool (N,)."""
     height, width = pixels.shape[:2]
     low = np.clip(boxes_xywh[:, :2], 0, (width, height))
     high = np.clip(boxes_xywh[:, :2] + boxes_xywh[:, 2:], 0, (width, height))
@@ -170,7 +170,7 @@ def _clip(boxes_xywh: FloatArray, pixels: Pixels) -> tuple[FloatArray, NDArray[n
 
 
 def fixed_view(image: AnnotatedImage, canvas: Canvas) -> AnnotatedImage:
-    """The view that the network is tested with."""
+    """Return the view of test time."""
     height, width = image.pixels.shape[:2]
     return clip_to_canvas(_warp(image, fixed_affine(width, height, canvas), canvas))
 
@@ -178,7 +178,7 @@ def fixed_view(image: AnnotatedImage, canvas: Canvas) -> AnnotatedImage:
 def random_view(
     rng: Generator, image: AnnotatedImage, canvas: Canvas, ranges: AugmentationRanges
 ) -> AnnotatedImage:
-    """One random view of an image with what is in it, colours jittered."""
+    """Return a random view of an image and its annotations, with colour jitter."""
     height, width = image.pixels.shape[:2]
     if ranges.fixed_probability and rng.random() < ranges.fixed_probability:
         affine = fixed_affine(width, height, canvas)
@@ -191,28 +191,28 @@ def random_view(
 
 
 def _warp(image: AnnotatedImage, affine: Affine, canvas: Canvas) -> AnnotatedImage:
-    """Move pixels and annotations; exchanges left and right where the affine is a flip."""
+    """Warp pixels and annotations; a flip also exchanges left and right keypoints."""
     determinant = float(np.linalg.det(affine[:, :2]))
-    keypoints, space = image.keypoints, image.space
+    keypoints, boxes_3d = image.keypoints, image.boxes_3d
     if keypoints is not None:
         keypoints = warp_keypoints(keypoints, affine)
         if determinant < 0:
             keypoints = keypoints[:, _flip_order(keypoints.shape[1], canvas.keypoint_pairs)]
-    if space is not None:
-        alphas = np.pi - space.alphas_rad if determinant < 0 else space.alphas_rad
+    if boxes_3d is not None:
+        alphas = np.pi - boxes_3d.alphas_rad if determinant < 0 else boxes_3d.alphas_rad
         wrapped = np.remainder(alphas + np.pi, 2 * np.pi) - np.pi
         is_fixed = bool(np.isclose(np.sqrt(abs(determinant)), canvas.scale))
-        space = replace(
-            space,
+        boxes_3d = replace(
+            boxes_3d,
             alphas_rad=wrapped.astype(np.float32),
-            is_measurable=space.is_measurable and is_fixed,
+            is_measurable=boxes_3d.is_measurable and is_fixed,
         )
     return replace(
         image,
         pixels=warp_pixels(image.pixels, affine, canvas.width, canvas.height),
         boxes_xywh=warp_boxes(image.boxes_xywh, affine),
         keypoints=keypoints,
-        space=space,
+        boxes_3d=boxes_3d,
         ignored_xywh=warp_boxes(image.ignored_xywh, affine),
     )
 
@@ -225,11 +225,11 @@ def _flip_order(keypoints: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def jitter_colours(rng: Generator, pixels: Pixels, ranges: AugmentationRanges) -> Pixels:
-    """Random brightness, contrast, saturation and hue as one 3x3 colour matrix, and maybe blur."""
+    """Apply random brightness, contrast, saturation and hue as one colour matrix, then blur."""
     gray = np.full((3, 3), 1 / 3)
     saturation = 1 + rng.uniform(-ranges.saturation, ranges.saturation)
     angle = np.deg2rad(rng.uniform(-ranges.hue_degrees, ranges.hue_degrees))
-    # Rotation about the gray axis (Rodrigues): shifts hue, keeps brightness.
+    # Rotation about the gray axis (Rodrigues) shifts the hue and keeps the brightness.
     axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     hue = np.cos(angle) * np.eye(3) + np.sin(angle) * axis + (1 - np.cos(angle)) * gray
     contrast = 1 + rng.uniform(-ranges.contrast, ranges.contrast)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from labels.kitti import DONT_CARE, read_kitti
 from training.data.image_files import NO_PIXELS, Images, check_boxes, image_size, list_images
-from training.data.sample import ALL_CLASSES, AnnotatedImage, FloatArray, Space
+from training.data.sample import ALL_CLASSES, AnnotatedImage, Boxes3D, FloatArray
 
 _SIMILAR = {"Van": "Car", "Truck": "Car", "Person_sitting": "Pedestrian"}
 """Classes that are neither objects nor background of another class (reference implementation)."""
@@ -48,7 +48,7 @@ def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, An
         NO_PIXELS,
         boxes_xywh[objects],
         np.asarray(class_ids, np.int64),
-        space=Space(
+        boxes_3d=Boxes3D(
             depths_m=labels.locations[objects, 2].astype(np.float32),
             dimensions_m=labels.dimensions_hwl[objects].astype(np.float32),
             alphas_rad=labels.alphas[objects].astype(np.float32),

@@ -1,1 +1,1 @@
-"""Rendered training images with exact labels."""
+"""Renderers of synthetic training images with exact labels."""

@@ -1,47 +1,47 @@
-"""Rendered blood smears: as many labelled training images as wanted, with exact boxes.
+"""Synthetic blood smears with exact boxes of the cells.
 
-``python -m training.synthetic.blood_smears --output DIR --count N --seed S`` writes images and a COCO file.
-Everything is drawn from the random generator alone; no photograph enters.
+``python -m training.synthetic.blood_smears --output DIR --count N --seed S`` writes images and a
+COCO file. Images are generated from random numbers only, without photographs.
 """
 
-import json
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
 from training.data.sample import AnnotatedImage, FloatArray, Pixels
+from training.synthetic import output
 from training.synthetic.cell_painting import (
     CellPatch,
     paint_platelet,
     paint_red_cell,
     paint_white_cell,
 )
-from training.synthetic.output import read_options, write_image
 
 WIDTH, HEIGHT = 640, 480
 CLASS_NAMES = ("RBC", "WBC", "Platelets")
 RED_CELL, WHITE_CELL, PLATELET = range(3)
 
 _MIN_VISIBLE_PX = 8.0
-"""A cell of which the border leaves less than this in either direction gets no box."""
+"""Cells with a smaller visible width or height at the image border are not labelled."""
 
 
 def render_smear(rng: Generator) -> AnnotatedImage:
-    """Render one smear, uint8 (480, 640, 3) RGB, with the boxes of all cells in it."""
+    """Render a smear, uint8 (480, 640, 3) RGB, with the boxes of its cells."""
     density = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     stain = np.exp(rng.normal(0.0, 0.1, 3)).astype(np.float32)
     boxes, class_ids = [], []
     for class_id, radius, x, y in _arrange(rng):
         patch = _PAINTERS[class_id](rng, radius)
-        box = _lay(patch, stain, density, int(x), int(y))
+        box = _blend_patch(patch, stain, density, int(x), int(y))
         if box is not None:
             boxes.append(box)
             class_ids.append(class_id)
     _add_dirt(rng, density)
     return AnnotatedImage(
-        pixels=_photograph(rng, density),
+        pixels=_simulate_camera(rng, density),
         boxes_xywh=np.asarray(boxes, np.float32).reshape(-1, 4),
         class_ids=np.asarray(class_ids, np.int64),
     )
@@ -51,14 +51,14 @@ _PAINTERS = {RED_CELL: paint_red_cell, WHITE_CELL: paint_white_cell, PLATELET: p
 
 
 def _arrange(rng: Generator) -> list[tuple[int, float, float, float]]:
-    """Choose (class, radius, x, y) of every cell, lowest layer first."""
+    """Draw (class, radius, x, y) of every cell, bottom layer first."""
     red_radius = rng.uniform(44.0, 56.0)
     counts = (
         (RED_CELL, int(rng.integers(6, 27))),
         (WHITE_CELL, int(rng.choice([0, 1, 2], p=[0.2, 0.65, 0.15]))),
         (PLATELET, int(min(rng.poisson(1.6), 6))),
     )
-    # Closest approach in units of the summed radii: red cells stack, white cells push others away.
+    # Smallest distance in units of the summed radii: only red cells overlap others of their class.
     closeness = rng.uniform(0.5, 0.95)
     placed: list[tuple[int, float, float, float]] = []
     for class_id, count in reversed(counts):
@@ -84,10 +84,10 @@ def _radius(rng: Generator, class_id: int, red_radius: float) -> float:
     return float(np.clip(rng.normal(19.0, 4.5), 12.0, 34.0))
 
 
-def _lay(
+def _blend_patch(
     patch: CellPatch, stain: FloatArray, density: FloatArray, x: int, y: int
 ) -> tuple[float, float, float, float] | None:
-    """Lay a patch centered at (x, y) on ``density``; return the box of its visible part."""
+    """Blend a patch centered at (x, y) into ``density``; return the box of its visible part."""
     side = patch.coverage.shape[0]
     left, top = x - side // 2, y - side // 2
     x0, y0 = max(left, 0), max(top, 0)
@@ -99,8 +99,8 @@ def _lay(
     below = density[y0:y1, x0:x1]
     below *= 1.0 - patch.opacity * coverage[..., None]
     below += patch.density[inside] * stain
-    belongs = coverage >= 0.5
-    columns, rows = np.flatnonzero(belongs.any(0)), np.flatnonzero(belongs.any(1))
+    is_cell = coverage >= 0.5
+    columns, rows = np.flatnonzero(is_cell.any(0)), np.flatnonzero(is_cell.any(1))
     if min(columns.size, rows.size) < _MIN_VISIBLE_PX:
         return None
     width, height = columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
@@ -108,7 +108,7 @@ def _lay(
 
 
 def _add_dirt(rng: Generator, density: FloatArray) -> None:
-    """Blurred dust and stain spots, unlabelled: what a detector must learn to pass over."""
+    """Add blurred spots of dust and stain, which are not labelled."""
     for _ in range(rng.poisson(1.5)):
         canvas = np.zeros((41, 41), np.float32)
         axes = (int(rng.integers(2, 8)), int(rng.integers(2, 10)))
@@ -118,8 +118,8 @@ def _add_dirt(rng: Generator, density: FloatArray) -> None:
         density[y : y + 41, x : x + 41] += np.float32(rng.uniform(0.1, 0.5)) * spot[..., None]
 
 
-def _photograph(rng: Generator, density: FloatArray) -> Pixels:
-    """Light through the smear: background tint, uneven lamp, focus, sensor noise."""
+def _simulate_camera(rng: Generator, density: FloatArray) -> Pixels:
+    """Simulate illumination, focus and sensor noise; return uint8 (480, 640, 3)."""
     saturation = np.float32(rng.uniform(0.7, 1.35))
     image = np.exp(-saturation * density)
     lamp = rng.uniform(175.0, 232.0) * np.exp(rng.normal(0.0, 0.035, 3))
@@ -134,45 +134,29 @@ def _photograph(rng: Generator, density: FloatArray) -> Pixels:
     return np.asarray(np.clip(image + 0.5, 0.0, 255.0), np.uint8)
 
 
-def coco_document(images: Sequence[AnnotatedImage], file_names: Sequence[str]) -> dict[str, object]:
-    """COCO instances of rendered images; category ids 1, 2, 3 as in the BCCD data set."""
-    image_entries: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    for image_id, (image, name) in enumerate(zip(images, file_names, strict=True), start=1):
-        height, width = image.pixels.shape[:2]
-        image_entries.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        for box, class_id in zip(image.boxes_xywh.tolist(), image.class_ids.tolist(), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": class_id + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
-    return {
-        "info": {"description": "Rendered blood smears with exact boxes"},
-        "images": image_entries,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
-    }
+def coco_document(images: Sequence[AnnotatedImage], file_names: Sequence[str]) -> dict[str, Any]:
+    """Return COCO instances of rendered images; category ids 1, 2, 3 as in the BCCD dataset."""
+    return output.coco_document(
+        "Rendered blood smears with exact boxes",
+        [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
+        images,
+        file_names,
+        [image.boxes_xywh[:, 2:].prod(axis=1).tolist() for image in images],
+    )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: write rendered images and ``blood_smears.json`` into a directory."""
-    options = read_options("training.synthetic.blood_smears", __doc__, arguments, "jpg")
-    options.output.mkdir(parents=True, exist_ok=True)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write rendered images and ``blood_smears.json`` to a directory."""
+    args = output.parse_args("training.synthetic.blood_smears", __doc__, argv, "jpg")
+    args.output.mkdir(parents=True, exist_ok=True)
     images, names = [], []
-    for number in range(1, options.count + 1):
-        image = render_smear(np.random.default_rng((options.seed, number)))
-        name = f"blood_smear_{number}.{options.format}"
-        write_image(options.output / name, image.pixels)
+    for number in range(1, args.count + 1):
+        image = render_smear(np.random.default_rng((args.seed, number)))
+        name = f"blood_smear_{number}.{args.format}"
+        output.write_image(args.output / name, image.pixels)
         images.append(image)
         names.append(name)
-    document = json.dumps(coco_document(images, names), indent=1)
-    (options.output / "blood_smears.json").write_text(document + "\n", encoding="utf-8")
+    output.write_json(args.output / "blood_smears.json", coco_document(images, names))
 
 
 if __name__ == "__main__":

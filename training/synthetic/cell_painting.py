@@ -1,8 +1,7 @@
-"""Single cells as patches of optical density, from which a smear is put together.
+"""Patches of single cells for synthetic blood smears.
 
-Stained cells absorb light, so a cell is painted as what it takes away: per colour channel the
-optical density ``ln(background / transmitted)``. Densities of overlapping cells add up, which is
-why two red cells look darker where they cross.
+Stained cells absorb light, so a patch holds the optical density ``ln(background / transmitted)``
+per colour channel. Densities of overlapping cells add up.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from numpy.random import Generator
 
 from training.data.sample import FloatArray
 
-# Densities per RGB channel of the Wright-Giemsa stain, chosen by eye.
+# Densities of the Wright-Giemsa stain per RGB channel, estimated by eye.
 _HAEMOGLOBIN = np.array([0.11, 0.38, 0.35], np.float32)
 _NUCLEUS = np.array([0.85, 1.20, 0.12], np.float32)
 _PALE_CYTOPLASM = np.array([0.14, 0.32, 0.06], np.float32)
@@ -23,12 +22,12 @@ _PLATELET = np.array([0.36, 0.50, 0.10], np.float32)
 
 @dataclass(frozen=True)
 class CellPatch:
-    """One cell on its own small canvas.
+    """One cell.
 
     Attributes:
         density: float32 (n, n, 3), optical density per RGB channel.
-        coverage: float32 (n, n) in 0...1; at least 0.5 where a pixel belongs to the cell.
-        opacity: how much of what lies below the cell is hidden, 0...1.
+        coverage: float32 (n, n) in 0...1; pixels of the cell have at least 0.5.
+        opacity: share of the layers below that the cell hides, 0...1.
     """
 
     density: FloatArray
@@ -37,7 +36,7 @@ class CellPatch:
 
 
 def paint_red_cell(rng: Generator, radius: float) -> CellPatch:
-    """A biconcave disc: a pink ellipse with a soft pale center and a slightly darker rim."""
+    """Paint a red cell: a pink ellipse with a soft pale center and a slightly darker rim."""
     elongation = 1.0 + abs(rng.normal(0.0, 0.13))
     rho = _outline(rng, radius, min(elongation, 1.6), rng.uniform(0.0, 0.035))
     coverage = _coverage(rho, radius, rng.uniform(1.5, 4.0))
@@ -52,7 +51,7 @@ def paint_red_cell(rng: Generator, radius: float) -> CellPatch:
 
 
 def paint_white_cell(rng: Generator, radius: float) -> CellPatch:
-    """A large cell: grainy pale cytoplasm around a purple nucleus of one to five lobes."""
+    """Paint a white cell: grainy pale cytoplasm around a purple nucleus of one to five lobes."""
     rho = _outline(rng, radius, rng.uniform(1.0, 1.25), rng.uniform(0.01, 0.05))
     coverage = _coverage(rho, radius, rng.uniform(2.0, 6.0))
     side = rho.shape[0]
@@ -69,7 +68,7 @@ def paint_white_cell(rng: Generator, radius: float) -> CellPatch:
 
 
 def paint_platelet(rng: Generator, radius: float) -> CellPatch:
-    """A small irregular purple body with dark granules and a faint fringe."""
+    """Paint a platelet: a small irregular purple body with dark granules and a faint fringe."""
     rho = _outline(rng, radius, rng.uniform(1.0, 1.5), rng.uniform(0.02, 0.1))
     coverage = _coverage(rho, radius, rng.uniform(2.0, 5.0))
     body = 0.35 + 0.65 * np.exp(-((rho / rng.uniform(0.5, 1.0)) ** 2))
@@ -80,7 +79,7 @@ def paint_platelet(rng: Generator, radius: float) -> CellPatch:
 
 
 def _outline(rng: Generator, radius: float, elongation: float, irregularity: float) -> FloatArray:
-    """Distance from the center in units of the outline: float32 (n, n), 1 on the outline."""
+    """Return the distance from the center relative to the outline, float32 (n, n)."""
     long_axis, short_axis = radius * np.sqrt(elongation), radius / np.sqrt(elongation)
     half = int(np.ceil(long_axis * (1.0 + 4.0 * irregularity))) + 5
     steps = np.arange(-half, half + 1, dtype=np.float32)
@@ -98,21 +97,21 @@ def _outline(rng: Generator, radius: float, elongation: float, irregularity: flo
 
 
 def _coverage(rho: FloatArray, radius: float, edge_px: float) -> FloatArray:
-    """1 inside, 0 outside, and a ramp of ``edge_px`` pixels centered on the outline."""
+    """Return 1 inside, 0 outside, and a ramp of ``edge_px`` pixels centered on the outline."""
     return np.asarray(np.clip((1.0 - rho) * (radius / edge_px) + 0.5, 0.0, 1.0), np.float32)
 
 
 def _grain(rng: Generator, side: int, grain_px: float) -> FloatArray:
-    """Smooth noise in 0...1, float32 (side, side), with features of about ``grain_px`` pixels."""
+    """Return smooth noise in 0...1, float32 (side, side), of about ``grain_px`` pixels."""
     cells = max(2, int(side / grain_px))
     coarse = rng.random((cells, cells), dtype=np.float32)
     return np.asarray(cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _nucleus(rng: Generator, side: int, radius: float) -> FloatArray:
-    """Coverage of a nucleus inside a white cell: float32 (side, side)."""
+    """Return the coverage of the nucleus of a white cell, float32 (side, side)."""
     lobes = int(rng.choice([1, 2, 3, 4, 5], p=[0.35, 0.15, 0.2, 0.2, 0.1]))
-    # The lobes sit on an arc; a single lobe (lymphocyte, monocyte) nearly fills the cell.
+    # Lobes are on an arc; a single lobe (lymphocyte, monocyte) nearly fills the cell.
     spread = 0.0 if lobes == 1 else rng.uniform(0.35, 0.5)
     size = rng.uniform(0.6, 0.92) if lobes == 1 else rng.uniform(0.27, 0.42)
     angles = rng.uniform(0.0, 2.0 * np.pi) + np.arange(lobes) * rng.uniform(0.8, 1.4)

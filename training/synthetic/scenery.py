@@ -1,4 +1,4 @@
-"""What stands behind and before rendered figures, and the camera that takes the image."""
+"""Background, foreground and camera of synthetic images of people."""
 
 import cv2
 import numpy as np
@@ -9,15 +9,15 @@ from training.data.sample import FloatArray, Pixels
 
 
 def paint_room(rng: Generator, width: int, height: int) -> FloatArray:
-    """A wall and a floor with texture, furniture and poles; float32 (H, W, 3), 0...255."""
+    """Paint a textured wall and floor with random objects; float32 (H, W, 3), 0...255."""
     canvas: FloatArray = np.empty((height, width, 3), np.float32)
     horizon = int(rng.uniform(0.3, 0.85) * height)
-    canvas[:horizon], canvas[horizon:] = _faded(rng, 14.0), _faded(rng, 14.0)
+    canvas[:horizon], canvas[horizon:] = _muted_colour(rng, 14.0), _muted_colour(rng, 14.0)
     for _ in range(int(rng.integers(1, 7))):
-        _paint_thing(rng, canvas, rng.uniform(0, height))
+        _paint_object(rng, canvas, rng.uniform(0, height))
     if rng.random() < 0.5:
         canvas = _blur(canvas, rng.uniform(0.5, 4.0))
-    # Coarse blotches and fine grain, so that no surface is of one colour.
+    # Coarse and fine noise, so that no surface has a uniform colour.
     for cells in (6, 24, 80):
         shape = (max(2, cells * height // width), cells, 3)
         blotches = rng.normal(0, rng.uniform(1, 7), shape).astype(np.float32)
@@ -26,17 +26,17 @@ def paint_room(rng: Generator, width: int, height: int) -> FloatArray:
 
 
 def paint_foreground(rng: Generator, canvas: FloatArray) -> NDArray[np.bool_]:
-    """Put up to two things before everything; returns where they are, bool (H, W)."""
+    """Paint up to two foreground objects; return their mask, bool (H, W)."""
     before = canvas.copy()
     for _ in range(int(rng.choice([0, 1, 2], p=[0.7, 0.25, 0.05]))):
-        _paint_thing(rng, canvas, rng.uniform(0.6, 1.1) * canvas.shape[0])
+        _paint_object(rng, canvas, rng.uniform(0.6, 1.1) * canvas.shape[0])
     return np.asarray((before != canvas).any(axis=2))
 
 
-def _paint_thing(rng: Generator, canvas: FloatArray, y: float) -> None:
-    """A box, a disc or a pole around height ``y``."""
+def _paint_object(rng: Generator, canvas: FloatArray, y: float) -> None:
+    """Paint a box, an ellipse or a pole at row ``y``."""
     x = rng.uniform(0, canvas.shape[1])
-    colour = _faded(rng, 28.0).tolist()
+    colour = _muted_colour(rng, 28.0).tolist()
     kind = int(rng.integers(3))
     if kind == 0:
         half = np.array([rng.uniform(6, 55), rng.uniform(6, 45)])
@@ -50,14 +50,14 @@ def _paint_thing(rng: Generator, canvas: FloatArray, y: float) -> None:
         cv2.line(canvas, (int(x), int(y)), end, colour, int(rng.integers(2, 14)))
 
 
-def _faded(rng: Generator, colourfulness: float) -> FloatArray:
-    """A colour of rooms, RGB 0...255: greyer than clothes are."""
+def _muted_colour(rng: Generator, colourfulness: float) -> FloatArray:
+    """Draw a colour, RGB 0...255, less saturated than those of clothes."""
     colour = rng.uniform(30, 225) + rng.normal(0, colourfulness, 3)
     return np.clip(colour, 5, 250).astype(np.float32)
 
 
-def photograph(rng: Generator, canvas: FloatArray) -> Pixels:
-    """Light from one side, focus and sensor noise; uint8 (H, W, 3)."""
+def simulate_camera(rng: Generator, canvas: FloatArray) -> Pixels:
+    """Simulate illumination from one side, focus and sensor noise; uint8 (H, W, 3)."""
     height, width = canvas.shape[:2]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
     slope, brightness = np.float32(rng.normal(0, 0.12)), np.float32(rng.uniform(0.65, 1.15))

@@ -1,7 +1,7 @@
-"""Random bodies: the places of COCO's 17 keypoints in space, and the limbs between them.
+"""Random bodies: 3D positions of COCO's 17 keypoints, and the limbs between them.
 
-Body frame: x to the person's left, y down, z forward; the unit is the body's height. After turning,
-z points to the viewer, and x and y are those of the image.
+Body coordinates: x to the person's left, y down, z forward, in units of the body's height. After
+the rotation z points to the viewer, and x and y are the directions of the image.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ _INDEX = {name: index for index, name in enumerate(COCO_KEYPOINTS)}
 
 @dataclass(frozen=True)
 class Limb:
-    """A part of a body between two points, thick as the two radii.
+    """A part of a body between two points.
 
     Attributes:
-        kind: what covers it: ``torso``, ``sleeve``, ``forearm``, ``thigh``, ``shin``, ``foot``,
+        kind: ``torso``, ``sleeve``, ``forearm``, ``thigh``, ``shin``, ``foot``,
             ``hand``, ``neck`` or ``head``.
-        start, end: float64 (3,), as the module says.
-        radii: at start and end.
-        keypoints: those that lie on its surface, as indices.
+        start, end: float64 (3,), coordinates as in the module docstring.
+        radii: radius at start and end.
+        keypoints: indices of the keypoints on its surface.
     """
 
     kind: str
@@ -39,14 +39,14 @@ class Limb:
 
 @dataclass(frozen=True)
 class Body:
-    """One body: ``keypoints`` float64 (17, 3) and the limbs that show them."""
+    """A body: ``keypoints``, float64 (17, 3), and its limbs."""
 
     keypoints: Points
     limbs: tuple[Limb, ...]
 
 
 def random_body(rng: Generator) -> Body:
-    """Draw a body that stands, walks, waves or sits, seen from any side."""
+    """Draw a body that stands, walks, waves or sits, in a random view."""
     build = float(rng.uniform(0.85, 1.2))
     points = {
         "neck": np.array([0.0, -0.31, 0.0]),
@@ -60,15 +60,15 @@ def random_body(rng: Generator) -> Body:
         points[f"{side}_ear"] = np.array([sign * 0.065, -0.435, 0.0])
         points[f"{side}_shoulder"] = np.array([sign * 0.115 * build, -0.28, 0.0])
         points[f"{side}_hip"] = np.array([sign * 0.06 * build, 0.0, 0.0])
-        _hang_arm(rng, points, side, sign)
-        _hang_leg(rng, points, side, sign, is_sitting)
-    turn = _turn(rng)
-    turned = {name: turn @ point for name, point in points.items()}
-    keypoints = np.stack([turned[name] for name in COCO_KEYPOINTS])
-    return Body(keypoints, _limbs(turned, build))
+        _place_arm(rng, points, side, sign)
+        _place_leg(rng, points, side, sign, is_sitting)
+    rotation = _random_rotation(rng)
+    rotated = {name: rotation @ point for name, point in points.items()}
+    keypoints = np.stack([rotated[name] for name in COCO_KEYPOINTS])
+    return Body(keypoints, _limbs(rotated, build))
 
 
-def _hang_arm(rng: Generator, points: dict[str, Points], side: str, sign: float) -> None:
+def _place_arm(rng: Generator, points: dict[str, Points], side: str, sign: float) -> None:
     swing = float(rng.normal(0.1, 0.3)) if rng.random() < 0.9 else float(rng.uniform(0.5, 2.8))
     spread = float(np.abs(rng.normal(0.2, 0.2)))
     bend = float(np.clip(rng.gamma(2.0, 0.15), 0.0, 2.2))
@@ -78,7 +78,7 @@ def _hang_arm(rng: Generator, points: dict[str, Points], side: str, sign: float)
     points[f"{side}_hand"] = points[f"{side}_wrist"] + 0.045 * lower
 
 
-def _hang_leg(
+def _place_leg(
     rng: Generator, points: dict[str, Points], side: str, sign: float, is_sitting: bool
 ) -> None:
     swing = float(rng.normal(1.45, 0.1)) if is_sitting else float(rng.normal(0.0, 0.3))
@@ -92,22 +92,22 @@ def _hang_leg(
 
 
 def _direction(swing: float, spread: float, sign: float) -> Points:
-    """Straight down for zeros; forward by ``swing``, away from the body by ``spread``, radians."""
+    """Return the unit vector down, rotated forward by ``swing`` and outward by ``spread``."""
     return np.array(
         [sign * np.sin(spread), np.cos(spread) * np.cos(swing), np.cos(spread) * np.sin(swing)]
     )
 
 
-def _turn(rng: Generator) -> Points:
-    """Which way the person looks, and a little leaning; people look at the camera more often."""
+def _random_rotation(rng: Generator) -> Points:
+    """Draw a rotation: in 3 of 4 bodies towards the camera, with slight roll and pitch."""
     yaw = rng.normal(0.0, 0.6) if rng.random() < 0.75 else rng.uniform(-np.pi, np.pi)
     roll, pitch = rng.normal(0.0, 0.1), rng.normal(0.05, 0.1)
     cy, sy, cr, sr, cp, sp = (f(a) for a in (yaw, roll, pitch) for f in (np.cos, np.sin))
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    turn: Points = about_y @ about_z @ about_x
-    return turn
+    rotation: Points = about_y @ about_z @ about_x
+    return rotation
 
 
 def _limbs(points: dict[str, Points], build: float) -> tuple[Limb, ...]:

@@ -1,6 +1,6 @@
-"""What is painted on rendered vehicles: lamps, plates, doors, wheels.
+"""Details on the faces of synthetic vehicles: lamps, plates, doors, wheels.
 
-Points are those of the vehicle's frame, see :mod:`training.synthetic.vehicles`.
+Points are in vehicle coordinates, see :mod:`training.synthetic.vehicles`.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _TYRE: FloatArray = np.array([24, 24, 26], np.float32)
 
 
 def front_details(rng: Generator, outline: Points) -> list[Detail]:
-    """Bumper, grille and plate."""
+    """Return bumper, grille and plate."""
     return [
         (part(outline, (0, 1), (0, 0.3)), _grey(rng, 25, 80)),
         (part(outline, (0.33, 0.67), (0.42, 0.92)), _grey(rng, 10, 60)),
@@ -38,7 +38,7 @@ def front_details(rng: Generator, outline: Points) -> list[Detail]:
 
 
 def rear_details(rng: Generator, outline: Points) -> list[Detail]:
-    """Bumper and plate."""
+    """Return bumper and plate."""
     plate = np.array([240, 205, 60], np.float32) if rng.random() < 0.3 else _grey(rng, 215, 245)
     return [
         (part(outline, (0, 1), (0, 0.28)), _grey(rng, 25, 80)),
@@ -47,18 +47,18 @@ def rear_details(rng: Generator, outline: Points) -> list[Detail]:
 
 
 def lamp_pair(rng: Generator, outline: Points, *, is_front: bool) -> list[Detail]:
-    """White or red, one at either end of the face."""
-    reach, low = rng.uniform(0.2, 0.3), rng.uniform(0.36, 0.52)
+    """Return two white (front) or red (rear) lamps at the ends of the face."""
+    width, low = rng.uniform(0.2, 0.3), rng.uniform(0.36, 0.52)
     darkest, brightest = _WHITE if is_front else _RED
     colour = rng.uniform(darkest, brightest).astype(np.float32)
-    ends = (0.02, reach), (1 - reach, 0.98)
+    ends = (0.02, width), (1 - width, 0.98)
     return [(part(outline, end, (low, 0.95)), colour) for end in ends]
 
 
 def side_details(
     rng: Generator, profile: Points, z: float, paint: FloatArray, stripe_probability: float
 ) -> Iterator[Detail]:
-    """A skirt, perhaps a stripe, doors, wheel arches and wheels; ``profile`` is the body's."""
+    """Yield skirt, optional stripe, doors, wheel arches and wheels of the body's ``profile``."""
     length = 2 * profile[1, 0]
     low, middle = profile[0, 1], profile[3, 1]
     rows = low + (middle - low) * np.array([0.0, 0.16, 0.55, 0.55 + rng.uniform(0.05, 0.25)])
@@ -77,7 +77,7 @@ def side_details(
 
 
 def part(outline: Points, across: tuple[float, float], along: tuple[float, float]) -> Points:
-    """A window of a quad whose first edge is ``along`` 0 and whose last is ``along`` 1."""
+    """Return a part of a quad whose first edge is at ``along`` 0 and whose last at 1."""
     (left, right), (low, high) = across, along
     u, v = np.array([left, right, right, left]), np.array([low, low, high, high])
     shares = np.stack([(1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v], axis=1)
@@ -89,7 +89,7 @@ def _rectangle(x: tuple[float, float], y: NDArray[np.float64], z: float) -> Poin
 
 
 def disc(x: float, z: float, radius_m: float, up_to: float = 0.0) -> Points:
-    """A wheel's side, (16, 3); nothing of it is lower than ``up_to``."""
+    """Return the side of a wheel, (16, 3), cut off below ``up_to``."""
     disc = _CIRCLE * radius_m + (x, -WHEEL_M, z)
     np.minimum(disc[:, 1], up_to, out=disc[:, 1])
     return disc

@@ -1,4 +1,4 @@
-"""Vehicles and their shadows as pixels of a rendered road scene."""
+"""Painting of vehicles and their shadows in synthetic road scenes."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,20 @@ from training.synthetic.road_background import (
     CENTER_Y_PX,
     HEIGHT,
     WIDTH,
+    fill_fixed_point,
     fill_ground,
-    fill_rounded,
     project,
-    rounded,
+    to_fixed_point,
 )
 from training.synthetic.vehicle_details import Points
 from training.synthetic.vehicles import Vehicle, faces, wheels
 
 Box = NDArray[np.float64]
-"""float64 (4,): left, top, right, bottom in pixels; the left edge of the image is at 0."""
+"""float64 (4,): left, top, right, bottom in pixels; the left edge of the image is 0."""
 
 
-def random_sun(rng: Generator) -> NDArray[np.float64]:
-    """Where the light comes from, a unit vector (3,)."""
+def random_sun_direction(rng: Generator) -> NDArray[np.float64]:
+    """Draw the direction to the sun, a unit vector (3,)."""
     elevation, azimuth = rng.uniform(0.55, 1.4), rng.uniform(-np.pi, np.pi)
     flat = np.cos(elevation)
     return np.array([flat * np.cos(azimuth), -np.sin(elevation), flat * np.sin(azimuth)])
@@ -35,7 +35,7 @@ def random_sun(rng: Generator) -> NDArray[np.float64]:
 def paint_shadows(
     rng: Generator, canvas: Pixels, vehicles: Sequence[Vehicle], sun: NDArray[np.float64]
 ) -> None:
-    """Darken the ground beneath vehicles, and where they keep the sun away."""
+    """Darken the ground below vehicles and in their shadows."""
     shade = np.zeros((HEIGHT, WIDTH), np.uint8)
     if rng.random() < 0.75:
         depth = float(rng.uniform(60, 150))
@@ -50,14 +50,14 @@ def paint_shadows(
         _, width, length = vehicle.dimensions_m
         x, z = 0.47 * length, 0.46 * width
         corners = np.array([(-x, 0, -z), (x, 0, -z), (x, 0, z), (-x, 0, z)])
-        fill_ground(shade, vehicle.place(corners), (190,))
+        fill_ground(shade, vehicle.to_camera_frame(corners), (190,))
     below = slice(int(CENTER_Y_PX), None)
-    kept = 255 - cv2.GaussianBlur(shade[below], (5, 5), 1.2)
-    canvas[below] = cv2.multiply(canvas[below], cv2.merge([kept] * 3), scale=1 / 255)
+    light = 255 - cv2.GaussianBlur(shade[below], (5, 5), 1.2)
+    canvas[below] = cv2.multiply(canvas[below], cv2.merge([light] * 3), scale=1 / 255)
 
 
 def _solids(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (8, 3) of body and cabin in the camera's frame, roughly."""
+    """Return approximate corners (8, 3) of body and cabin in camera coordinates."""
     height, width, length = vehicle.dimensions_m
     belt, rear, roof_rear, roof_front, front = vehicle.profile
     z = np.array([-0.5, 0.5]) * width
@@ -75,18 +75,18 @@ def _solids(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray]:
         )
         for side in z
     ]
-    return vehicle.place(np.array(body)), vehicle.place(np.array(cabin))
+    return vehicle.to_camera_frame(np.array(body)), vehicle.to_camera_frame(np.array(cabin))
 
 
 def paint_vehicle(
     canvas: Pixels,
-    owners: NDArray[np.uint8],
+    instance_map: NDArray[np.uint8],
     number: int,
     vehicle: Vehicle,
     sun: NDArray[np.float64],
     ambient: float,
 ) -> tuple[Box, int]:
-    """Paint it and note in ``owners`` where; returns its box and how many pixels it has."""
+    """Paint a vehicle and its ``number`` in the map; return its box and number of pixels."""
     polygons: list[Points] = []
     tones: list[list[float]] = []
     solids: list[int] = []
@@ -103,16 +103,16 @@ def paint_vehicle(
         for polygon, colour in face.lamps:
             polygons.append(polygon)
             tones.append(colour.tolist())
-    # All at once: that is what takes the time.
-    points = project(vehicle.place(np.concatenate(polygons)))
+    # Projecting all polygons at once is faster.
+    points = project(vehicle.to_camera_frame(np.concatenate(polygons)))
     ends = np.cumsum([len(polygon) for polygon in polygons])
-    flat = np.split(rounded(points), ends[:-1])
+    flat = np.split(to_fixed_point(points), ends[:-1])
     flat[:4] = [np.asarray(cv2.convexHull(tyre), np.int32) for tyre in flat[:4]]
     for shape, tone in zip(flat, tones, strict=True):
-        fill_rounded(canvas, shape, tone)
-    mask = np.zeros(owners.shape, np.uint8)
+        fill_fixed_point(canvas, shape, tone)
+    mask = np.zeros(instance_map.shape, np.uint8)
     for index in solids:
-        fill_rounded(mask, flat[index], (1,), cv2.LINE_8)
-    np.copyto(owners, number, where=mask.view(bool))
-    # Details lie on faces: they reach no farther.
+        fill_fixed_point(mask, flat[index], (1,), cv2.LINE_8)
+    np.copyto(instance_map, number, where=mask.view(bool))
+    # Details are on faces, so they do not extend the box.
     return np.concatenate([points.min(axis=0), points.max(axis=0)]), cv2.countNonZero(mask)

@@ -1,7 +1,7 @@
-"""Vehicles as solids with painted faces, for rendered road scenes.
+"""Vehicles as solids with painted faces, for synthetic road scenes.
 
-Frames: the camera's is KITTI's, x to the right, y down, z ahead, in metres; a vehicle's own is x
-forward, y down from the ground (so the roof is at ``-height``), z to its left side.
+Coordinates in metres: camera coordinates are KITTI's, x to the right, y down, z ahead; vehicle
+coordinates are x forward, y down from the ground (the roof is at ``-height``), z to the left.
 """
 
 import math
@@ -29,11 +29,11 @@ from training.synthetic.vehicle_details import (
 VehicleClass = Literal["Car", "Van"]
 
 Footprint = tuple[tuple[float, float], tuple[float, float], float]
-"""Middle, sides and degrees of a rectangle on the ground, as OpenCV has them."""
+"""Center, size and angle in degrees of a rectangle on the ground (OpenCV's RotatedRect)."""
 
 _CLEARANCE_M, _TYRE_WIDTH_M = 0.2, 0.22
-# Height, width, length (smallest, largest), and of the cabin: where the belt line is (share of
-# the height), where cabin floor and roof begin and end (shares of the length, from the rear).
+# Class, probability, ranges of height, width and length, height of the belt line (share of the
+# height), and rear and front ends of cabin floor and roof (shares of the length from the rear).
 _SHAPES: Sequence[
     tuple[VehicleClass, float, tuple[tuple[float, float], ...], float, tuple[float, ...]]
 ] = (
@@ -46,16 +46,16 @@ _SHAPES: Sequence[
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A vehicle and where it stands.
+    """A vehicle and its pose.
 
     Attributes:
-        class_name: KITTI's name.
+        class_name: KITTI's class.
         dimensions_m: height, width, length.
-        location_m: middle of the bottom face in the camera's frame.
-        rotation_y: KITTI's, -pi...pi; 0 drives to the right, pi/2 towards the camera.
-        profile: belt line and cabin as in the table of shapes.
+        location_m: center of the bottom face in camera coordinates.
+        rotation_y: as in KITTI, -pi...pi; 0 drives to the right, pi/2 towards the camera.
+        profile: belt line and cabin as in ``_SHAPES``.
         paint: RGB, 0...255.
-        seed: of what is drawn on it.
+        seed: seed of the random details.
     """
 
     class_name: VehicleClass
@@ -68,37 +68,37 @@ class Vehicle:
 
     @property
     def alpha(self) -> float:
-        """The angle at which the camera sees it, -pi...pi."""
+        """Observation angle (KITTI), -pi...pi."""
         x, _, z = self.location_m
         return float(np.remainder(self.rotation_y - np.arctan2(x, z) + np.pi, 2 * np.pi) - np.pi)
 
     @property
     def footprint(self) -> Footprint:
-        """Its rectangle on the ground."""
+        """Rectangle on the ground."""
         x, _, z = self.location_m
         return (x, z), self.dimensions_m[:0:-1], float(-np.degrees(self.rotation_y))
 
-    def place(self, points: Points) -> Points:
-        """Points of the vehicle's frame, (..., 3), in the camera's."""
-        placed: Points = self.turn(points) + self.location_m
-        return placed
+    def to_camera_frame(self, points: Points) -> Points:
+        """Convert points, (..., 3), from vehicle to camera coordinates."""
+        converted: Points = self.rotate(points) + self.location_m
+        return converted
 
-    def turn(self, directions: Points) -> Points:
-        """Directions of the vehicle's frame, (..., 3), in the camera's."""
+    def rotate(self, directions: Points) -> Points:
+        """Rotate directions, (..., 3), from vehicle to camera coordinates."""
         cosine, sine = math.cos(self.rotation_y), math.sin(self.rotation_y)
-        turned: Points = directions @ np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
-        return turned
+        rotated: Points = directions @ np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+        return rotated
 
 
 @dataclass(frozen=True)
 class Face:
-    """A convex polygon that the camera sees, and what is painted on it.
+    """A convex face that is visible to the camera.
 
     Attributes:
-        outline: (n, 3) in the vehicle's frame.
-        outward: unit vector (3,) in the camera's frame.
-        details: polygons (n, 3) on it and their colours, the first below the others.
-        lamps: the same of what shines by itself.
+        outline: (n, 3) in vehicle coordinates.
+        outward: normal, unit vector (3,) in camera coordinates.
+        details: polygons (n, 3) on it and their colours, in painting order.
+        lamps: the same for polygons that emit light.
     """
 
     outline: Points
@@ -110,7 +110,7 @@ class Face:
 def random_vehicle(
     rng: Generator, location_m: tuple[float, float, float], rotation_y: float
 ) -> Vehicle:
-    """A vehicle of random kind, size and paint."""
+    """Draw a vehicle of random class, size and paint."""
     index = int(rng.choice(len(_SHAPES), p=[shape[1] for shape in _SHAPES]))
     name, _, ranges, belt, cabin = _SHAPES[index]
     height, width, length = (float(rng.uniform(*span)) for span in ranges)
@@ -118,7 +118,7 @@ def random_vehicle(
     paint = np.full(3, rng.choice([18, 60, 120, 185, 238])) + rng.normal(0, 8, 3)
     if rng.random() < 0.5:
         paint = rng.uniform(10, 230, 3)
-        if paint[0] > 1.4 * paint[1:].max():  # red are lamps: they tell the rear from the front
+        if paint[0] > 1.4 * paint[1:].max():  # red is for rear lamps only
             paint = paint[::-1]
     shift = rng.normal(0, 0.012, 4)
     return Vehicle(
@@ -133,7 +133,7 @@ def random_vehicle(
 
 
 def wheels(vehicle: Vehicle) -> list[Points]:
-    """The corners of four tyres, each (32, 3), of which the outline is the convex hull."""
+    """Return points, (32, 3), of four tyres, whose outlines are their convex hulls."""
     _, width, length = vehicle.dimensions_m
     tyres = []
     for x in (-0.31 * length, 0.32 * length):
@@ -145,9 +145,9 @@ def wheels(vehicle: Vehicle) -> list[Points]:
 
 
 def faces(vehicle: Vehicle) -> Iterator[Face]:
-    """The faces that the camera sees, in an order in which later ones may be painted over others.
+    """Yield the visible faces in painting order.
 
-    The belt line is lower than the camera, so what stands on it is never hidden by the body.
+    The belt line is lower than the camera, so the body never hides the cabin.
     """
     rng = np.random.default_rng(vehicle.seed)
     height, width, length = vehicle.dimensions_m
@@ -163,7 +163,7 @@ def faces(vehicle: Vehicle) -> Iterator[Face]:
         ]
     )
     yield from _body(rng, vehicle, profile, width)
-    base = _quads_between(
+    base = _cabin_corners(
         np.array([(tail, middle), (scuttle, middle)]),
         np.array([(back + roof_rear * length, -height), (back + roof_front * length, -height)]),
         0.47 * width,
@@ -175,7 +175,7 @@ def faces(vehicle: Vehicle) -> Iterator[Face]:
 def _body(rng: Generator, vehicle: Vehicle, profile: Points, width: float) -> Iterator[Face]:
     middle = np.array([0.0, profile[:, 1].mean(), 0.0])
     count = len(profile)
-    for index in range(1, count):  # but the underside
+    for index in range(1, count):  # without the underside
         first, second = profile[index], profile[(index + 1) % count]
         outline = np.array(
             [
@@ -183,39 +183,39 @@ def _body(rng: Generator, vehicle: Vehicle, profile: Points, width: float) -> It
                 *((*second, width / 2), (*second, -width / 2)),
             ]
         )
-        if index == count - 1:  # from the lower edge upwards, as the front
+        if index == count - 1:  # lower edge first, as for the front
             outline = outline[[2, 3, 0, 1]]
         if index in (1, count - 1):
             paint = front_details if index == 1 else rear_details
             lamps = partial(lamp_pair, rng, outline, is_front=index == 1)
-            yield from _seen(vehicle, outline, middle, partial(paint, rng, outline), lamps)
+            yield from _visible_face(vehicle, outline, middle, partial(paint, rng, outline), lamps)
         else:
-            yield from _seen(vehicle, outline, middle)
+            yield from _visible_face(vehicle, outline, middle)
     stripes = 0.6 if vehicle.class_name == "Van" else 0.2
     for z in (-width / 2, width / 2):
         outline = np.column_stack([profile, np.full(count, z)])
         details = partial(side_details, rng, profile, z, vehicle.paint, stripes)
-        yield from _seen(vehicle, outline, middle, details)
+        yield from _visible_face(vehicle, outline, middle, details)
 
 
-def _seen(
+def _visible_face(
     vehicle: Vehicle,
     outline: Points,
     middle: Points,
     details: Callable[[], Iterable[Detail]] = tuple,
     lamps: Callable[[], Iterable[Detail]] = tuple,
 ) -> Iterator[Face]:
-    """The face and what is on it, unless it is turned away; ``middle`` is inside of the solid."""
+    """Yield the face unless it is turned away; ``middle`` is a point inside the solid."""
     (a, b, c), (d, e, f) = outline[1] - outline[0], outline[2] - outline[0]
     normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])
     normal *= np.sign(normal @ (outline[0] - middle)) / np.sqrt(normal @ normal)
-    outward = vehicle.turn(normal)
-    if outward @ vehicle.place(outline[0]) < 0:
+    outward = vehicle.rotate(normal)
+    if outward @ vehicle.to_camera_frame(outline[0]) < 0:
         yield Face(outline, outward, list(details()), list(lamps()))
 
 
 def _cabin(rng: Generator, vehicle: Vehicle, corners: Points) -> Iterator[Face]:
-    """Windows, pillars and the roof; ``corners`` as :func:`_quads_between` has them."""
+    """Yield windows, pillars and the roof; ``corners`` as in :func:`_cabin_corners`."""
     glass = rng.uniform([18, 24, 30], [70, 82, 95]).astype(np.float32)
     is_van = vehicle.class_name == "Van"
     middle = corners.mean(axis=0)
@@ -225,13 +225,13 @@ def _cabin(rng: Generator, vehicle: Vehicle, corners: Points) -> Iterator[Face]:
         "left": [(0.05, 0.34), (0.38, 0.66), (0.70, 0.95)],
         "right": [(0.05, 0.34), (0.38, 0.66), (0.70, 0.95)],
     }
-    if is_van and rng.random() < 0.6:  # no windows behind the driver
+    if is_van and rng.random() < 0.6:  # no windows behind the front seats
         panes["left"], panes["right"] = [(0.70, 0.95)], [(0.70, 0.95)]
     rows = (0.3, 0.9) if is_van else (0.12, 0.9)
-    for name, chosen in _CABIN_FACES.items():
-        outline = corners[list(chosen)]
+    for name, indices in _CABIN_FACES.items():
+        outline = corners[list(indices)]
         details = [(part(outline, pane, rows), glass) for pane in panes.get(name, [])]
-        yield from _seen(vehicle, outline, middle, partial(list, details))
+        yield from _visible_face(vehicle, outline, middle, partial(list, details))
 
 
 _CABIN_FACES = {
@@ -243,8 +243,8 @@ _CABIN_FACES = {
 }
 
 
-def _quads_between(base: Points, roof: Points, half_base: float, half_roof: float) -> Points:
-    """Eight corners (8, 3): rear right, rear left, front left, front right; base, then roof."""
+def _cabin_corners(base: Points, roof: Points, half_base: float, half_roof: float) -> Points:
+    """Return (8, 3): rear right, rear left, front left, front right; base, then roof."""
     corners = [
         (*profile[end], side * half)
         for profile, half in ((base, half_base), (roof, half_roof))

@@ -1,6 +1,6 @@
 """Training targets of *Objects as Points* (Zhou et al. 2019, sections 3 and 4).
 
-Boxes enter in pixels of the network input and leave in cells of the output maps.
+Boxes are in pixels of the network input, targets in cells of the output maps.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from training.data.sample import FloatArray, IntArray
 
 MIN_OVERLAP = 0.7
-"""Overlap that a box with corners off by the radius must keep (section 3, from CornerNet)."""
+"""Smallest IoU with the object of a box whose corners are off by the radius (CornerNet)."""
 
 
 @dataclass(frozen=True)
 class CenterTargets:
-    """What the heads should say about one image; at most ``max_objects`` objects.
+    """Targets of one image with ``max_objects`` object slots.
 
     Attributes:
         heatmap: float32 (classes, H/4, W/4), 1 at object centers, Gaussian around them.
         cells: int64 (max_objects,), flat index ``y * W/4 + x`` of each object's center cell.
-        present: float32 (max_objects,), 1 for objects and 0 for the unused rest.
+        present: float32 (max_objects,), 1 for objects and 0 for unused slots.
         size: float32 (max_objects, 2), box width and height in cells.
         offset: float32 (max_objects, 2), center minus its cell, 0...1.
     """
@@ -34,10 +34,10 @@ class CenterTargets:
 
 
 def gaussian_radius(height: float, width: float, min_overlap: float = MIN_OVERLAP) -> float:
-    """Radius in cells around a center within which a box still overlaps the object enough.
+    """Return the radius in cells within which a shifted box keeps ``min_overlap`` IoU.
 
     The three cases are those of CornerNet (section 3.2). All roots are ``(b + sqrt(...)) / 2``, as
-    the authors of *Objects as Points* code them; the correct roots would divide by ``2 a``.
+    in the code of *Objects as Points*; the correct roots would divide by ``2 a``.
     """
     total, area = height + width, height * width
     cases = (
@@ -49,7 +49,7 @@ def gaussian_radius(height: float, width: float, min_overlap: float = MIN_OVERLA
 
 
 def corrected_gaussian_radius(height: float, width: float, min_overlap: float) -> float:
-    """Radius in cells by the same three cases, with the roots that *CornerNet*'s authors take."""
+    """Return the radius of the same three cases with the roots of *CornerNet*'s code."""
     total, area = height + width, height * width
     overlap = min_overlap
     both_shifted = (total - np.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))) / 2
@@ -62,9 +62,10 @@ def corrected_gaussian_radius(height: float, width: float, min_overlap: float) -
 def draw_gaussian(
     heatmap: NDArray[np.float32], x: int, y: int, radius: int, sigmas: int = 6
 ) -> None:
-    """Raise ``heatmap``, float32 (H, W), to a Gaussian with peak 1 at (x, y).
+    """Draw a Gaussian with peak 1 at (x, y) into ``heatmap``, float32 (H, W).
 
-    The diameter ``2 radius + 1`` has ``sigmas`` standard deviations; outside the radius it is 0.
+    Larger values are kept. The diameter ``2 radius + 1`` has ``sigmas`` standard deviations;
+    outside of the radius the Gaussian is 0.
     """
     height, width = heatmap.shape
     x0, x1 = max(x - radius, 0), min(x + radius + 1, width)
@@ -85,15 +86,14 @@ def center_targets(
     map_width: int,
     stride: int,
     max_objects: int,
-    rounds_up: bool = True,
+    round_up: bool = True,
 ) -> CenterTargets:
     """Encode boxes, float32 (N, 4) in network input pixels, as maps of the given size.
 
-    ``rounds_up`` says whether the radius of a Gaussian is that of the next larger whole size in
-    cells; the authors do so except for 3D boxes.
+    Boxes must be inside the input. With ``round_up`` the radius of a Gaussian is that of the box
+    size rounded up to whole cells, which the reference implementation does except for 3D boxes.
 
-    Boxes must lie inside the input. Objects beyond ``max_objects`` raise ``ValueError``, because a
-    dropped object would be trained as background.
+    Raises ``ValueError`` for more than ``max_objects`` objects.
     """
     check_count(len(boxes_xywh), max_objects)
     targets = CenterTargets(
@@ -107,7 +107,7 @@ def center_targets(
     for index, (box, class_id) in enumerate(zip(boxes_xywh / stride, class_ids, strict=True)):
         center = box[:2] + box[2:] / 2
         cell = np.clip(center.astype(np.int64), 0, limit)
-        radius = center_radius(np.ceil(box[2:]) if rounds_up else box[2:])
+        radius = center_radius(np.ceil(box[2:]) if round_up else box[2:])
         draw_gaussian(targets.heatmap[class_id], int(cell[0]), int(cell[1]), radius)
         targets.cells[index] = cell[1] * map_width + cell[0]
         targets.present[index] = 1.0
@@ -116,12 +116,12 @@ def center_targets(
     return targets
 
 
-def check_count(objects: int, most: int) -> None:
-    """Raise ``ValueError`` for more objects than fit, since the rest would become background."""
-    if objects > most:
-        raise ValueError(f"{objects} objects in one image; at most {most} fit")
+def check_count(objects: int, max_objects: int) -> None:
+    """Raise ``ValueError`` for too many objects; dropped ones would be trained as background."""
+    if objects > max_objects:
+        raise ValueError(f"{objects} objects in one image; at most {max_objects} fit")
 
 
 def center_radius(size: FloatArray) -> int:
-    """Whole radius in cells for a box of this width and height, float32 (2,)."""
+    """Return the integer radius in cells for a box of this width and height, float32 (2,)."""
     return max(0, int(gaussian_radius(float(size[1]), float(size[0]))))

@@ -15,11 +15,11 @@ from training.targets.centers import (
 )
 
 CORNER_NET_MIN_OVERLAP = 0.3
-"""Overlap that a box with corners off by the radius must keep, in *CornerNet*'s configuration."""
+"""Smallest IoU of a box whose corners are off by the radius, in *CornerNet*'s configuration."""
 
 _CELL_PX = 4
 _CORNER_SIGMAS, _CENTER_SIGMAS = 6, 5
-"""Standard deviations in the diameter of a Gaussian."""
+"""Diameter of a Gaussian in standard deviations."""
 
 Targets = Mapping[str, NDArray[Any]]
 
@@ -34,13 +34,14 @@ def corner_targets(
 ) -> Targets:
     """Encode boxes, float32 (N, 4) in pixels of an input of this width and height.
 
-    Returns, for K = ``max_objects`` and maps of a quarter of the input, rounded up:
-    ``<corner>_heatmap`` float32 (classes, H, W), 1 at corners and Gaussian around them;
-    ``<corner>_cells`` int64 (K,), flat cell ``y * W + x`` of each object's corner;
-    ``<corner>_offset`` float32 (K, 2), corner minus its cell, 0...1, for ``top_left`` and
-    ``bottom_right``; and ``present`` float32 (K,), 1 for objects and 0 for the unused rest.
+    Maps have a quarter of the input size, rounded up. Raises ``ValueError`` for more than
+    ``max_objects`` objects.
 
-    Raises ``ValueError`` for more objects than fit.
+    Returns, with K = ``max_objects`` and ``<corner>`` = ``top_left`` and ``bottom_right``:
+        ``<corner>_heatmap``: float32 (classes, H, W), 1 at corners, Gaussian around them.
+        ``<corner>_cells``: int64 (K,), flat cell ``y * W + x`` of each object's corner.
+        ``<corner>_offset``: float32 (K, 2), corner minus its cell, 0...1.
+        ``present``: float32 (K,), 1 for objects and 0 for unused slots.
     """
     boxes, shape = _to_cells(boxes_xywh, input_size)
     radii = [
@@ -58,10 +59,10 @@ def triplet_targets(
     input_size: tuple[int, int],
     max_objects: int,
 ) -> Targets:
-    """Encode boxes as :func:`corner_targets` does, and the same for ``center``.
+    """Encode boxes as :func:`corner_targets` does, with centers as a third point, ``center``.
 
-    The radius is another one: these authors kept the formula that *CornerNet*'s have corrected
-    since, with an overlap of 0.7.
+    The radius differs: the reference implementation of *Keypoint Triplets* uses the formula that
+    *CornerNet* has corrected since, with an overlap of 0.7.
     """
     boxes, shape = _to_cells(boxes_xywh, input_size)
     radii = [gaussian_radius(height, width) for width, height in _whole_sizes(boxes)]
@@ -78,10 +79,10 @@ def triplet_targets(
 def _to_cells(
     boxes_xywh: FloatArray, input_size: tuple[int, int]
 ) -> tuple[FloatArray, tuple[int, int]]:
-    """Corners in cells, float32 (N, 4) x1, y1, x2, y2, and height and width of the maps."""
+    """Return corners in cells, float32 (N, 4) x1, y1, x2, y2, and height and width of the maps."""
     width, height = (-(-side // _CELL_PX) for side in input_size)
     corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
-    # The right-most column has its own cell; its right edge would have one outside the map.
+    # The right edge of the right-most column would be in a cell outside of the map.
     last = np.array([input_size[0] - 1, input_size[1] - 1] * 2)
     cells_per_px = np.array([width / input_size[0], height / input_size[1]] * 2)
     return (np.clip(corners, 0, last) * cells_per_px).astype(np.float32), (height, width)

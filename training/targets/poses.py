@@ -10,12 +10,12 @@ from training.targets.centers import CenterTargets, center_radius, draw_gaussian
 
 @dataclass(frozen=True)
 class PoseTargets(CenterTargets):
-    """What the heads should say about one image; K objects at most, J keypoints each.
+    """Targets of one image with K object slots and J keypoints each.
 
-    Besides the fields of :class:`~training.targets.centers.CenterTargets`:
+    In addition to the fields of :class:`~training.targets.centers.CenterTargets`:
 
     Attributes:
-        keypoint_offsets: float32 (K, 2 J), keypoint minus the integer center cell, x before y, in cells.
+        keypoint_offsets: float32 (K, 2 J), keypoint minus the center cell, x, y in cells.
         keypoint_mask: float32 (K, 2 J), 1 for labelled keypoints inside the map.
         keypoint_heatmap: float32 (J, H/4, W/4), 1 at keypoints, Gaussian around them.
         keypoint_cells: int64 (K J,), flat cell of each keypoint.
@@ -34,8 +34,8 @@ class PoseTargets(CenterTargets):
 def pose_targets(centers: CenterTargets, keypoints: FloatArray, *, stride: int) -> PoseTargets:
     """Add keypoints, float32 (N, J, 3) in network input pixels, to the targets of their boxes.
 
-    Objects without a labelled keypoint stay in the heatmap, but size and offset are not learned from
-    them: their boxes are often rough (so do the authors).
+    As in the reference implementation, objects without labelled keypoints are in the heatmap, but
+    not in the losses of size and offset, because their boxes are often inaccurate.
     """
     height, width = centers.heatmap.shape[1:]
     slots, count = len(centers.cells), keypoints.shape[1]
@@ -57,9 +57,9 @@ def pose_targets(centers: CenterTargets, keypoints: FloatArray, *, stride: int) 
             point = np.array([x / stride, y / stride], np.float32)
             if visibility > 0 and (point >= 0).all() and (point < (width, height)).all():
                 _add_keypoint(targets, index * count + keypoint, keypoint, point, radius)
-                own = np.s_[index, 2 * keypoint : 2 * keypoint + 2]
-                targets.keypoint_offsets[own] = point - center
-                targets.keypoint_mask[own] = 1.0
+                columns = np.s_[index, 2 * keypoint : 2 * keypoint + 2]
+                targets.keypoint_offsets[columns] = point - center
+                targets.keypoint_mask[columns] = 1.0
     return targets
 
 

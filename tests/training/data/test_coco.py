@@ -11,7 +11,7 @@ from labels.errors import DatasetError
 from model_export.graph.normalization import NORMALIZATIONS
 from training.data.augmentation import AugmentationRanges, Canvas
 from training.data.coco import network_input, read_coco_split
-from training.data.dataset import EpochViews, ViewSettings
+from training.dataset import SampleSettings, TrainingDataset
 
 CLASSES = ("RBC", "WBC")
 
@@ -100,7 +100,7 @@ def test_network_input_is_normalized_bgr() -> None:
 
 
 def test_samples_depend_on_seed_epoch_and_index_only() -> None:
-    settings = ViewSettings(
+    settings = SampleSettings(
         canvas_for=lambda _width, _height: Canvas(96, 96, 0.3),
         ranges=AugmentationRanges((0.8, 1.3), 0.1, 0.1, 0.1, 5.0, 0.5),
         normalization=NORMALIZATIONS["coco"],
@@ -109,7 +109,7 @@ def test_samples_depend_on_seed_epoch_and_index_only() -> None:
     )
 
     def sample(epoch: int) -> torch.Tensor:
-        views = EpochViews([], repeats=0, rendered=2, settings=settings, seed=1, epoch=epoch)
+        views = TrainingDataset([], repeats=0, rendered=2, settings=settings, seed=1, epoch=epoch)
         assert len(views) == 2
         return views[1]["image"]
 

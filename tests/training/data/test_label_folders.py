@@ -47,9 +47,9 @@ def test_kitti_objects_and_ignored_regions(folder: Path) -> None:
     assert image.pixels.shape == (48, 64, 3)
     np.testing.assert_allclose(image.boxes_xywh, [[10, 20, 40, 24]])
     assert image.class_ids.tolist() == [1]
-    assert image.space.depths_m.tolist() == [12.5]
-    np.testing.assert_allclose(image.space.dimensions_m, [[1.5, 1.6, 3.9]])
-    np.testing.assert_allclose(image.space.alphas_rad, [1.57])
+    assert image.boxes_3d.depths_m.tolist() == [12.5]
+    np.testing.assert_allclose(image.boxes_3d.dimensions_m, [[1.5, 1.6, 3.9]])
+    np.testing.assert_allclose(image.boxes_3d.alphas_rad, [1.57])
     assert image.ignored_class_ids.tolist() == [1, ALL_CLASSES]
     np.testing.assert_allclose(image.ignored_xywh[1], [0, 0, 9, 9])
 
@@ -93,7 +93,7 @@ def test_the_shared_kitti_frames_are_read(shared: Path, tmp_path: Path) -> None:
     images = read_kitti_split(tmp_path / "names.txt", kitti / "image_2", kitti / "label_2", KITTI)
     assert len(images) == len(names) == 51
     image = images[0]
-    assert len(image.boxes_xywh) == len(image.class_ids) == len(image.space.depths_m)
+    assert len(image.boxes_xywh) == len(image.class_ids) == len(image.boxes_3d.depths_m)
 
 
 VOC = """<annotation><object><name>{name}</name><difficult>1</difficult>
@@ -111,7 +111,7 @@ def test_voc_pixels_count_from_one(folder: Path) -> None:
     (image,) = read_voc(folder, VOC.format(name="dog", left=1))
     np.testing.assert_allclose(image.boxes_xywh, [[0, 10, 30, 30]])
     assert image.class_ids.tolist() == [1]
-    assert image.space is None
+    assert image.boxes_3d is None
 
 
 @pytest.mark.parametrize(

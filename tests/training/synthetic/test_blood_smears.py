@@ -5,11 +5,11 @@ import cv2
 import numpy as np
 import pytest
 
-from training.synthetic.blood_smears import HEIGHT, WIDTH, _lay, main, render_smear
+from training.synthetic.blood_smears import HEIGHT, WIDTH, _blend_patch, main, render_smear
 from training.synthetic.cell_painting import paint_platelet, paint_red_cell, paint_white_cell
 
 
-def test_a_seed_decides_the_image() -> None:
+def test_a_seed_determines_the_image() -> None:
     first, again, other = (render_smear(np.random.default_rng(seed)) for seed in (7, 7, 8))
     np.testing.assert_array_equal(first.pixels, again.pixels)
     np.testing.assert_array_equal(first.boxes_xywh, again.boxes_xywh)
@@ -17,7 +17,7 @@ def test_a_seed_decides_the_image() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_boxes_lie_in_the_image(seed: int) -> None:
+def test_boxes_are_inside_the_image(seed: int) -> None:
     smear = render_smear(np.random.default_rng(seed))
     assert smear.pixels.shape == (HEIGHT, WIDTH, 3)
     assert smear.pixels.dtype == np.uint8
@@ -32,25 +32,25 @@ def test_boxes_lie_in_the_image(seed: int) -> None:
     ("paint", "radius"), [(paint_red_cell, 50.0), (paint_white_cell, 90.0), (paint_platelet, 19.0)]
 )
 @pytest.mark.parametrize("position", [(320, 240), (5, 240), (630, 470)])
-def test_the_box_encloses_what_the_cell_changed(paint, radius, position) -> None:
+def test_the_box_encloses_the_changed_pixels(paint, radius, position) -> None:
     patch = paint(np.random.default_rng(3), radius)
     density = np.zeros((HEIGHT, WIDTH, 3), np.float32)
-    x, y, w, h = _lay(patch, np.ones(3, np.float32), density, *position)
+    x, y, w, h = _blend_patch(patch, np.ones(3, np.float32), density, *position)
     changed = density.sum(axis=2) > 0
     columns, rows = np.flatnonzero(changed.any(0)), np.flatnonzero(changed.any(1))
     extent = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    # The outline is the middle of a soft edge of at most 6 pixels.
+    # The outline is the center line of a soft edge of at most 6 pixels.
     np.testing.assert_allclose([x, y, x + w, y + h], extent, atol=3.5)
     inside = np.zeros_like(changed)
     inside[int(y) : int(y + h), int(x) : int(x + w)] = True
     assert density[inside].sum() > 0.97 * density.sum()
 
 
-def test_a_sliver_at_the_border_gets_no_box() -> None:
+def test_a_sliver_at_the_border_is_not_labelled() -> None:
     patch = paint_red_cell(np.random.default_rng(0), 50.0)
     density = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     far = WIDTH + patch.coverage.shape[0] // 2 - 8
-    assert _lay(patch, np.ones(3, np.float32), density, far, 240) is None
+    assert _blend_patch(patch, np.ones(3, np.float32), density, far, 240) is None
 
 
 def test_command_writes_images_and_labels(tmp_path: Path) -> None:
@@ -65,15 +65,15 @@ def test_command_writes_images_and_labels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(boxes, expected.boxes_xywh)
 
 
-def test_the_samples_in_the_documentation_are_ours(project: Path, tmp_path: Path) -> None:
+def test_the_samples_in_the_documentation_can_be_reproduced(project: Path, tmp_path: Path) -> None:
     samples = project / "docs/samples"
     main(["--output", str(tmp_path), "--count", "4", "--seed", "2034"])
     fresh = json.loads((tmp_path / "blood_smears.json").read_text())
     stored = json.loads((samples / "blood_smears.json").read_text())
-    for local, upstream in zip(fresh["annotations"], stored["annotations"], strict=True):
-        assert local["image_id"] == upstream["image_id"]
-        assert local["category_id"] == upstream["category_id"]
+    for actual, expected in zip(fresh["annotations"], stored["annotations"], strict=True):
+        assert actual["image_id"] == expected["image_id"]
+        assert actual["category_id"] == expected["category_id"]
         # Another processor may round an outline to the next pixel.
-        np.testing.assert_allclose(local["bbox"], upstream["bbox"], atol=1)
+        np.testing.assert_allclose(actual["bbox"], expected["bbox"], atol=1)
     for entry in stored["images"]:
         assert cv2.imread(str(samples / entry["file_name"])).shape == (HEIGHT, WIDTH, 3)

@@ -7,14 +7,14 @@ import pytest
 
 from model_export.class_names import COCO_KEYPOINTS
 from training.config import read_config
-from training.data.dataset import EpochViews, ViewSettings
+from training.dataset import SampleSettings, TrainingDataset
 from training.synthetic.people import HEIGHT, VISIBLE, WIDTH, main, render_people
 from training.synthetic.skeletons import random_body
 
 LEFT, RIGHT = COCO_KEYPOINTS.index("left_shoulder"), COCO_KEYPOINTS.index("right_shoulder")
 
 
-def test_a_seed_decides_the_image() -> None:
+def test_a_seed_determines_the_image() -> None:
     first, again, other = (render_people(np.random.default_rng(seed)) for seed in (7, 7, 8))
     np.testing.assert_array_equal(first.pixels, again.pixels)
     np.testing.assert_array_equal(first.keypoints, again.keypoints)
@@ -22,7 +22,7 @@ def test_a_seed_decides_the_image() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_visible_keypoints_lie_in_their_boxes(seed: int) -> None:
+def test_visible_keypoints_are_inside_their_boxes(seed: int) -> None:
     image = render_people(np.random.default_rng(seed))
     assert image.pixels.shape == (HEIGHT, WIDTH, 3)
     assert image.pixels.dtype == np.uint8
@@ -36,7 +36,7 @@ def test_visible_keypoints_lie_in_their_boxes(seed: int) -> None:
         assert ((labelled >= 0) & (labelled <= (WIDTH, HEIGHT))).all()
 
 
-def test_most_people_have_keypoints_to_see_and_some_have_hidden_ones() -> None:
+def test_keypoints_are_mostly_visible_and_sometimes_hidden() -> None:
     images = [render_people(np.random.default_rng(seed)) for seed in range(20)]
     visibilities = np.concatenate([image.keypoints for image in images])[..., 2]
     assert (visibilities == 2).mean() > 0.5
@@ -44,16 +44,16 @@ def test_most_people_have_keypoints_to_see_and_some_have_hidden_ones() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_left_is_right_of_right_in_people_who_look_at_the_camera(seed: int) -> None:
+def test_left_shoulder_is_on_the_right_when_facing_the_camera(seed: int) -> None:
     body = random_body(np.random.default_rng(seed))
     nose, ears = body.keypoints[0], body.keypoints[3:5]
-    looks_here = nose[2] > ears[:, 2].mean() + 0.03
-    looks_away = nose[2] < ears[:, 2].mean() - 0.03
-    if looks_here:
+    faces_camera = nose[2] > ears[:, 2].mean() + 0.03
+    faces_away = nose[2] < ears[:, 2].mean() - 0.03
+    if faces_camera:
         assert body.keypoints[LEFT, 0] > body.keypoints[RIGHT, 0]
-    if looks_away:
+    if faces_away:
         assert body.keypoints[LEFT, 0] < body.keypoints[RIGHT, 0]
-    # Bones keep their lengths, however they are turned.
+    # Rotations keep the lengths of limbs.
     arm = np.linalg.norm(body.keypoints[LEFT] - body.keypoints[COCO_KEYPOINTS.index("left_elbow")])
     assert arm == pytest.approx(0.16)
 
@@ -73,7 +73,7 @@ def test_command_writes_images_and_labels(tmp_path: Path) -> None:
             assert 0 < pose["area"] <= pose["bbox"][2] * pose["bbox"][3]
 
 
-def test_a_config_may_learn_from_renders_alone(tmp_path: Path) -> None:
+def test_a_config_may_train_on_rendered_images_only(tmp_path: Path) -> None:
     keypoints = ", ".join(f'"{name}"' for name in COCO_KEYPOINTS)
     (tmp_path / "configuration.toml").write_text(
         f"""
@@ -107,14 +107,14 @@ gradient_clip = 10.0
 """
     )
     config = read_config(tmp_path / "configuration.toml")
-    views = EpochViews(
+    dataset = TrainingDataset(
         [],
         repeats=1,
         rendered=3,
-        settings=ViewSettings.of_training(config),
+        settings=SampleSettings.for_training(config),
         seed=1,
         epoch=0,
     )
-    assert len(views) == 3
-    assert views[0]["image"].shape == (3, 256, 320)
-    assert views[0]["keypoint_heatmap"].shape == (17, 64, 80)
+    assert len(dataset) == 3
+    assert dataset[0]["image"].shape == (3, 256, 320)
+    assert dataset[0]["keypoint_heatmap"].shape == (17, 64, 80)

@@ -26,15 +26,15 @@ SUN = np.array([0.0, -1.0, 0.0])
 
 
 def painted(vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The vehicle on grey, where it is (bool), and its box."""
+    """Paint a vehicle on grey; return the image, its mask and its box."""
     canvas = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-    owners = np.zeros((HEIGHT, WIDTH), np.uint8)
-    box, pixels = paint_vehicle(canvas, owners, 7, vehicle, SUN, 0.8)
-    assert pixels == (owners == 7).sum()
-    return canvas, owners == 7, box
+    instance_map = np.zeros((HEIGHT, WIDTH), np.uint8)
+    box, pixels = paint_vehicle(canvas, instance_map, 7, vehicle, SUN, 0.8)
+    assert pixels == (instance_map == 7).sum()
+    return canvas, instance_map == 7, box
 
 
-def test_a_seed_decides_the_image() -> None:
+def test_a_seed_determines_the_image() -> None:
     first, again, other = (render_road(np.random.default_rng(seed)) for seed in (7, 7, 8))
     np.testing.assert_array_equal(first.pixels, again.pixels)
     np.testing.assert_array_equal(first.boxes_xywh, again.boxes_xywh)
@@ -44,18 +44,18 @@ def test_a_seed_decides_the_image() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_vehicle_s_pixels_its_box_and_its_box_3d_agree(seed: int) -> None:
+def test_pixels_2d_box_and_3d_box_of_a_vehicle_agree(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    place = float(rng.uniform(-4, 4)), CAMERA_HEIGHT_M, float(rng.uniform(12, 30))
-    vehicle = random_vehicle(rng, place, float(rng.uniform(-np.pi, np.pi)))
+    location = float(rng.uniform(-4, 4)), CAMERA_HEIGHT_M, float(rng.uniform(12, 30))
+    vehicle = random_vehicle(rng, location, float(rng.uniform(-np.pi, np.pi)))
     canvas, mask, box = painted(vehicle)
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    seen = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    np.testing.assert_allclose(box, seen, atol=1.5)
+    expected = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    np.testing.assert_allclose(box, expected, atol=1.5)
     assert not (canvas[~cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))).view(bool)] != 128).any()
-    # By the service's own geometry: the eight corners are around it, and not far around it.
+    # The corners that the service projects enclose the box tightly.
     corners = box_corners(
-        np.array([vehicle.dimensions_m]), np.array([place]), np.array([vehicle.rotation_y])
+        np.array([vehicle.dimensions_m]), np.array([location]), np.array([vehicle.rotation_y])
     )
     corners_px = project_as_served(corners, np.reshape(PROJECTION, (3, 4)))[0]
     low, high = corners_px.min(axis=0), corners_px.max(axis=0)
@@ -65,7 +65,7 @@ def test_a_vehicle_s_pixels_its_box_and_its_box_3d_agree(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_red_lights_are_seen_from_behind_only(seed: int) -> None:
+def test_red_lamps_are_visible_from_behind_only(seed: int) -> None:
     def red(rotation_y: float) -> int:
         vehicle = random_vehicle(
             np.random.default_rng(seed), (0.0, CAMERA_HEIGHT_M, 9.0), rotation_y
@@ -73,14 +73,14 @@ def test_red_lights_are_seen_from_behind_only(seed: int) -> None:
         grey = Vehicle(**{**vars(vehicle), "paint": np.full(3, 90, np.float32)})
         pixels, mask, _ = painted(grey)
         values = pixels[mask].astype(int)
-        # A stripe may have any colour, but none is seen from here.
+        # Stripes may be red too, but are not visible from front or rear.
         return int(((values[:, 0] > 110) & (values[:, 1:].max(axis=1) < 70)).sum())
 
     assert red(AHEAD) > 100
     assert red(ONCOMING) == 0
 
 
-def test_the_command_writes_what_was_rendered_as_kitti_has_it(tmp_path: Path) -> None:
+def test_the_command_writes_kitti_files_of_the_rendered_images(tmp_path: Path) -> None:
     count = 12
     main(["--output", str(tmp_path), "--count", str(count), "--seed", "5"])
     names = sorted(path.stem for path in (tmp_path / "label_2").glob("*.txt"))
@@ -94,32 +94,32 @@ def test_the_command_writes_what_was_rendered_as_kitti_has_it(tmp_path: Path) ->
     ignored = 0
     for number, (read, one) in enumerate(zip(images, ground_truth.images, strict=True), start=1):
         rendered = render_road(np.random.default_rng((5, number)))
-        assert read.space is not None
-        assert rendered.space is not None
+        assert read.boxes_3d is not None
+        assert rendered.boxes_3d is not None
         np.testing.assert_array_equal(read.pixels, rendered.pixels)
         np.testing.assert_array_equal(read.class_ids, rendered.class_ids)
         np.testing.assert_allclose(read.boxes_xywh, rendered.boxes_xywh, atol=0.011)
         np.testing.assert_allclose(read.ignored_xywh, rendered.ignored_xywh, atol=0.011)
         for field in ("depths_m", "dimensions_m", "alphas_rad"):
-            expected = getattr(rendered.space, field)
-            np.testing.assert_allclose(getattr(read.space, field), expected, atol=1e-4)
+            expected = getattr(rendered.boxes_3d, field)
+            np.testing.assert_allclose(getattr(read.boxes_3d, field), expected, atol=1e-4)
         assert one.projection == pytest.approx(PROJECTION)
         ignored += len(rendered.ignored_xywh)
         labels = ground_truth.boxes_3d[one.image_id]
         known = to_boxes_3d(labels)[np.isin(labels.types, CLASS_NAMES)]
-        # They stand on the ground, side by side.
+        # Vehicles are on the ground and do not overlap.
         above, _ = bev_and_3d_iou(known, known)
         assert (above - np.diag(np.diag(above)) == 0).all()
         assert known[:, 4] == pytest.approx(CAMERA_HEIGHT_M)
     assert ignored > 0
 
 
-def test_vehicles_look_everywhere() -> None:
-    scenes = [render_road(np.random.default_rng((3, seed))).space for seed in range(60)]
-    alphas = np.concatenate([space.alphas_rad for space in scenes if space is not None])
+def test_vehicles_have_all_orientations() -> None:
+    scenes = [render_road(np.random.default_rng((3, seed))).boxes_3d for seed in range(60)]
+    alphas = np.concatenate([boxes.alphas_rad for boxes in scenes if boxes is not None])
     sectors = np.histogram(alphas, bins=8, range=(-np.pi, np.pi))[0]
     assert sectors.min() >= 4
-    depths = np.concatenate([space.depths_m for space in scenes if space is not None])
+    depths = np.concatenate([boxes.depths_m for boxes in scenes if boxes is not None])
     assert depths.min() < 9
     assert depths.max() > 24
 
@@ -146,9 +146,9 @@ def test_the_bundled_config_trains(project: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('classes = ["Car", "Van"]', 'classes = ["Car"]', "draws ['Car', 'Van']"),
-        ('renderer = "road_scenes"', 'renderer = "blood_smears"', "draws ['RBC'"),
-        ("rotation = 10.0", "rotations = 10.0", "['rotations'] are no terms of boxes_3d"),
+        ('classes = ["Car", "Van"]', 'classes = ["Car"]', "draws classes ['Car', 'Van']"),
+        ('renderer = "road_scenes"', 'renderer = "blood_smears"', "draws classes ['RBC'"),
+        ("rotation = 10.0", "rotations = 10.0", "['rotations'] are not loss terms of boxes_3d"),
         ("rotation = 10.0", "rotation = 0", "greater than 0"),
     ],
 )
@@ -159,21 +159,21 @@ def test_a_config_that_does_not_fit_is_refused(
     assert_refused(Path(copy), before, after, re.escape(message))
 
 
-def test_a_config_s_weights_take_the_place_of_upstream(project: Path) -> None:
+def test_loss_weights_of_a_config_replace_the_upstream_ones(project: Path) -> None:
     config = bundled_config(project)
     objective = OBJECTIVES[config.task]
     terms = {name: torch.tensor(1.0) for name in objective.weights}
-    local = objective.reweighted(config.loss_weights).total(terms)
+    total = objective.reweighted(config.loss_weights).total(terms)
     added = sum(config.loss_weights.values()) - sum(
         objective.weights[name] for name in config.loss_weights
     )
     assert added > 9
-    assert float(local - objective.total(terms)) == pytest.approx(added)
+    assert float(total - objective.total(terms)) == pytest.approx(added)
 
 
-def test_smears_have_no_depth(project: Path) -> None:
-    facts = bundled_config(project).model_dump()
-    facts["classes"] = ("RBC", "WBC", "Platelets")
-    facts["data"]["renderer"] = "blood_smears"
-    with pytest.raises(ValueError, match="nothing in space"):
-        TrainConfig.model_validate(facts)
+def test_blood_smears_have_no_3d_boxes(project: Path) -> None:
+    fields = bundled_config(project).model_dump()
+    fields["classes"] = ("RBC", "WBC", "Platelets")
+    fields["data"]["renderer"] = "blood_smears"
+    with pytest.raises(ValueError, match="no 3D boxes"):
+        TrainConfig.model_validate(fields)

@@ -1,4 +1,4 @@
-"""Targets of the heads against the upstream numbers, and against what decoding makes of them."""
+"""Targets against values of the reference implementation, and decoded back to labels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.sample import ALL_CLASSES, Space
+from training.data.sample import ALL_CLASSES, Boxes3D
 from training.targets.boxes_3d import boxes_3d_targets, ignore_regions
 from training.targets.centers import (
     center_targets,
@@ -30,7 +30,7 @@ def load(project: Path) -> Callable[..., Goldens]:
     return read
 
 
-def test_radius_is_as_upstream(load) -> None:
+def test_radius_matches_upstream(load) -> None:
     goldens = load("unit_geometry_xz", "gr_args", "gr_centernet")
     local = [gaussian_radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
     np.testing.assert_allclose(local, goldens["gr_centernet"], rtol=1e-12)
@@ -40,19 +40,19 @@ def test_radius_is_as_upstream(load) -> None:
     ("system", "radius"),
     [("unit_cornernet", corrected_gaussian_radius), ("unit_triplet", gaussian_radius)],
 )
-def test_radius_of_corners_is_as_upstream(load, system: str, radius) -> None:
+def test_radius_of_corners_matches_upstream(load, system: str, radius) -> None:
     goldens = load(system, "gr_args", "gr")
     local = [radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
     np.testing.assert_allclose(local, goldens["gr"], rtol=1e-10)
 
 
-def test_gaussians_are_as_upstream(load) -> None:
+def test_gaussians_match_upstream(load) -> None:
     goldens = load("unit_geometry_xz", "draw_args", "umich")
     drawn = np.zeros_like(goldens["umich"])
     for index, (x, y, radius, peak) in enumerate(goldens["draw_args"]):
         one = np.zeros_like(drawn[0])
         draw_gaussian(one, int(x), int(y), int(radius))
-        # The golden spreads its calls over two channels; ours draws no other peak than 1.
+        # The golden alternates between two channels; draw_gaussian always draws a peak of 1.
         np.maximum(drawn[index % 2], np.float32(peak) * one, out=drawn[index % 2])
     np.testing.assert_allclose(drawn, goldens["umich"], atol=1e-6)
 
@@ -117,10 +117,10 @@ def test_keypoints_are_recovered_from_their_targets() -> None:
         offset = targets.keypoint_offsets[0, 2 * keypoint : 2 * keypoint + 2]
         np.testing.assert_allclose(center + offset, expected, atol=1e-6)
         cell = targets.keypoint_cells[keypoint]
-        place = np.array([cell % 24, cell // 24]) + targets.keypoint_heatmap_offset[keypoint]
-        np.testing.assert_allclose(place, expected, atol=1e-6)
+        point = np.array([cell % 24, cell // 24]) + targets.keypoint_heatmap_offset[keypoint]
+        np.testing.assert_allclose(point, expected, atol=1e-6)
         assert targets.keypoint_heatmap[keypoint].flat[cell] == 1
-    # Outside of the map, and not labelled.
+    # The third is outside of the map, the fourth is not labelled.
     assert targets.keypoint_heatmap[2:].max() == 0
     assert targets.keypoint_present[:4].tolist() == [1, 1, 0, 0]
 
@@ -134,35 +134,35 @@ def test_an_object_without_keypoints_stays_in_the_heatmap_only() -> None:
 
 @pytest.mark.parametrize("alpha", np.linspace(-3.1, 3.1, 41))
 def test_angles_are_recovered_from_their_bins(alpha: float) -> None:
-    space = Space(
+    boxes_3d = Boxes3D(
         np.array([12.0], np.float32), np.ones((1, 3), np.float32), np.array([alpha], np.float32)
     )
-    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), space)
-    # The upstream conditions.
+    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), boxes_3d)
+    # Conditions of the reference implementation.
     expected = [
         alpha < np.pi / 6 or alpha > 5 * np.pi / 6,
         alpha > -np.pi / 6 or alpha < -5 * np.pi / 6,
     ]
     assert targets.rotation_bins[0].tolist() == expected
-    for index, middle in enumerate((-np.pi / 2, np.pi / 2)):
+    for index, center in enumerate((-np.pi / 2, np.pi / 2)):
         residual = targets.rotation_residuals[0, index]
         if expected[index]:
-            assert np.cos(residual + middle - alpha) == pytest.approx(1, abs=1e-6)
+            assert np.cos(residual + center - alpha) == pytest.approx(1, abs=1e-6)
         else:
             assert residual == 0
     assert targets.depth[0] == 12
     assert targets.measured.tolist() == [1, 0, 0, 0]
 
 
-def test_depth_is_not_learned_from_enlarged_views() -> None:
+def test_depth_is_masked_out_in_scaled_views() -> None:
     one = np.ones(1, np.float32)
-    space = Space(one, np.ones((1, 3), np.float32), one, is_measurable=False)
-    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), space)
+    boxes_3d = Boxes3D(one, np.ones((1, 3), np.float32), one, is_measurable=False)
+    targets = boxes_3d_targets(encode([[10, 20, 31, 17]], [0]), boxes_3d)
     assert targets.measured.sum() == 0
     assert targets.present.sum() == 1
 
 
-def test_ignored_regions_cost_nothing_and_hide_no_object() -> None:
+def test_ignored_regions_have_no_penalty_and_keep_objects() -> None:
     heatmap = encode([[10, 20, 31, 17]], [0]).heatmap
     boxes = np.array([[10, 20, 31, 17], [60, 20, 16, 16]], np.float32)
     ignore_regions(heatmap, boxes, np.array([ALL_CLASSES, 1]), stride=4)
@@ -185,17 +185,17 @@ def test_corners_are_recovered_from_their_targets(encode_corners) -> None:
     for name, points in corners.items():
         assert targets[f"{name}_heatmap"].shape == (2, 32, 32)
         cells = targets[f"{name}_cells"][:2]
-        places = np.stack([cells % 32, cells // 32], axis=1) + targets[f"{name}_offset"][:2]
-        # 32 cells for 127 pixels; the last column of the image is as far as a corner goes.
-        np.testing.assert_allclose(places, points * 32 / 127, atol=32 / 127)
+        decoded = np.stack([cells % 32, cells // 32], axis=1) + targets[f"{name}_offset"][:2]
+        # 32 cells for 127 pixels; corners are clipped to the last column of the image.
+        np.testing.assert_allclose(decoded, points * 32 / 127, atol=32 / 127)
         if name == "top_left":
-            np.testing.assert_allclose(places, points * 32 / 127, atol=1e-5)
+            np.testing.assert_allclose(decoded, points * 32 / 127, atol=1e-5)
         for class_id, cell in zip((1, 0), cells, strict=True):
             assert targets[f"{name}_heatmap"][class_id].flat[cell] == 1
     assert targets["present"].tolist() == [1, 1, 0, 0, 0]
 
 
-def test_gaussians_of_centers_are_as_upstream(load) -> None:
+def test_gaussians_of_centers_match_upstream(load) -> None:
     drawn = np.zeros((40, 56), np.float32)
     draw_gaussian(drawn, 20, 15, 6, sigmas=5)
     np.testing.assert_allclose(drawn, load("unit_triplet", "draw_delte5")["draw_delte5"], atol=1e-6)

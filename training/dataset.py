@@ -1,4 +1,4 @@
-"""Training samples: views of images as network inputs, with their targets."""
+"""PyTorch datasets of training samples: network inputs with their targets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.graph.normalization import NORMALIZATIONS, Normalization
-from training.config import RENDERED, TrainConfig
+from training.config import RENDERERS, TrainConfig
 from training.data.augmentation import AugmentationRanges, Canvas, fixed_view, random_view
 from training.data.coco import network_input
 from training.data.sample import AnnotatedImage
@@ -26,18 +26,15 @@ from training.targets.poses import pose_targets
 MAX_OBJECTS = 128
 
 MAX_BOXES_3D = 50
-"""As many as the authors have rows; the loss of 3D boxes depends on it."""
+"""Number of slots of the reference implementation; the loss of 3D boxes depends on it."""
 
 Encoder = Callable[[AnnotatedImage, int], Mapping[str, NDArray[Any]]]
-"""A view and the number of classes to targets by name."""
+"""Encodes a view, given the number of classes, as targets by name."""
 
 
 @dataclass(frozen=True)
-class ViewSettings:
-    """How images become training samples.
-
-    ``canvas_for`` gives the canvas for images of a width and height.
-    """
+class SampleSettings:
+    """Settings that turn images into samples; ``canvas_for`` takes the image's width, height."""
 
     canvas_for: Callable[[int, int], Canvas]
     ranges: AugmentationRanges
@@ -47,13 +44,13 @@ class ViewSettings:
     render: Callable[[Generator], AnnotatedImage] = render_smear
 
     @classmethod
-    def of_training(cls, config: TrainConfig) -> Self:
-        """What the configuration says of random views."""
+    def for_training(cls, config: TrainConfig) -> Self:
+        """Return the settings of augmented views."""
         return cls._of(config, config.train_canvas)
 
     @classmethod
-    def of_test(cls, config: TrainConfig) -> Self:
-        """What the configuration says of the fixed view."""
+    def for_evaluation(cls, config: TrainConfig) -> Self:
+        """Return the settings of fixed views."""
         return cls._of(config, config.test_canvas)
 
     @classmethod
@@ -64,15 +61,15 @@ class ViewSettings:
             normalization=NORMALIZATIONS[config.normalization],
             num_classes=len(config.classes),
             task=config.task,
-            render=RENDERED[config.data.renderer].render,
+            render=RENDERERS[config.data.renderer].render,
         )
 
 
-class EpochViews(Dataset[dict[str, Tensor]]):
-    """The samples of one epoch: every real image some times, then new renders.
+class TrainingDataset(Dataset[dict[str, Tensor]]):
+    """Augmented samples of one epoch: ``repeats`` of every image, then ``rendered`` new ones.
 
-    Every sample depends on (seed, epoch, index) alone, so a resumed run sees the same images as
-    an uninterrupted one, whatever the number of loader processes.
+    Every sample depends on (seed, epoch, index) only, so a resumed run trains on the same samples
+    as an uninterrupted one, with any number of loader workers.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class EpochViews(Dataset[dict[str, Tensor]]):
         *,
         repeats: int,
         rendered: int,
-        settings: ViewSettings,
+        settings: SampleSettings,
         seed: int,
         epoch: int,
     ) -> None:
@@ -107,10 +104,10 @@ class EpochViews(Dataset[dict[str, Tensor]]):
         )
 
 
-class FixedViews(Dataset[dict[str, Tensor]]):
-    """Every image once, as the network is tested: for a loss that can be compared."""
+class ValidationDataset(Dataset[dict[str, Tensor]]):
+    """Every image once, without augmentation."""
 
-    def __init__(self, images: Sequence[AnnotatedImage], settings: ViewSettings) -> None:
+    def __init__(self, images: Sequence[AnnotatedImage], settings: SampleSettings) -> None:
         self._images = images
         self._settings = settings
 
@@ -124,13 +121,15 @@ class FixedViews(Dataset[dict[str, Tensor]]):
         return _sample(fixed_view(image, self._settings.canvas_for(width, height)), self._settings)
 
 
-def _sample(view: AnnotatedImage, settings: ViewSettings) -> dict[str, Tensor]:
+def _sample(view: AnnotatedImage, settings: SampleSettings) -> dict[str, Tensor]:
     targets = ENCODERS[settings.task](view, settings.num_classes)
     sample = {name: torch.from_numpy(value) for name, value in targets.items()}
     return {"image": network_input(view.pixels, settings.normalization), **sample}
 
 
-def _centers(view: AnnotatedImage, classes: int, most: int, *, rounds_up: bool) -> CenterTargets:
+def _centers(
+    view: AnnotatedImage, classes: int, max_objects: int, *, round_up: bool
+) -> CenterTargets:
     height, width = view.pixels.shape[:2]
     return center_targets(
         view.boxes_xywh,
@@ -139,26 +138,26 @@ def _centers(view: AnnotatedImage, classes: int, most: int, *, rounds_up: bool) 
         map_height=height // OUTPUT_STRIDE,
         map_width=width // OUTPUT_STRIDE,
         stride=OUTPUT_STRIDE,
-        max_objects=most,
-        rounds_up=rounds_up,
+        max_objects=max_objects,
+        round_up=round_up,
     )
 
 
 def _encode_boxes(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
-    return asdict(_centers(view, classes, MAX_OBJECTS, rounds_up=True))
+    return asdict(_centers(view, classes, MAX_OBJECTS, round_up=True))
 
 
 def _encode_poses(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
-    assert view.keypoints is not None, "the data set was read without keypoints"
-    centers = _centers(view, classes, MAX_OBJECTS, rounds_up=True)
+    assert view.keypoints is not None, "the dataset has no keypoints"
+    centers = _centers(view, classes, MAX_OBJECTS, round_up=True)
     return asdict(pose_targets(centers, view.keypoints, stride=OUTPUT_STRIDE))
 
 
 def _encode_boxes_3d(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
-    assert view.space is not None, "the data set was read without depth"
-    centers = _centers(view, classes, MAX_BOXES_3D, rounds_up=False)
+    assert view.boxes_3d is not None, "the dataset has no 3D boxes"
+    centers = _centers(view, classes, MAX_BOXES_3D, round_up=False)
     ignore_regions(centers.heatmap, view.ignored_xywh, view.ignored_class_ids, stride=OUTPUT_STRIDE)
-    return asdict(boxes_3d_targets(centers, view.space))
+    return asdict(boxes_3d_targets(centers, view.boxes_3d))
 
 
 def _encode_corners(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:
@@ -181,4 +180,4 @@ ENCODERS: Mapping[str, Encoder] = {
     "corner_pairs": _encode_corners,
     "corner_triplets": _encode_triplets,
 }
-"""Targets by task, a key of :data:`model_export.tasks.TASKS`."""
+"""Encoders by task, a key of ``model_export.tasks.TASKS``."""

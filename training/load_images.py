@@ -1,4 +1,4 @@
-"""The labelled images that a configuration names, whatever their format."""
+"""Images and labels of a configuration, in any label format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from training.data.voc import read_voc_split
 
 
 def read_images(config: TrainConfig, files: Sequence[Path]) -> Images:
-    """List and check the images of ``files``, which are named under the configuration's ``data``.
+    """List and check the images of ``files``, in the format of the configuration.
 
     Raises :class:`~labels.errors.DatasetError`.
     """
@@ -20,8 +20,8 @@ def read_images(config: TrainConfig, files: Sequence[Path]) -> Images:
 
 def _read(config: TrainConfig, file: Path) -> Images:
     data = config.data
-    assert data.images is not None, "configurations that name files name the folder of their images"
+    assert data.images is not None, "TrainConfig requires images with files"
     if data.labels is None:
         return read_coco_split(file, data.images, config.classes, config.keypoints).images
-    read = {"kitti": read_kitti_split, "voc": read_voc_split}[data.format]
-    return read(file, data.images, data.labels, config.classes)
+    reader = {"kitti": read_kitti_split, "voc": read_voc_split}[data.format]
+    return reader(file, data.images, data.labels, config.classes)
