@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from client.drawing import draw_detections
-from client.http_client import ServiceClient, ServiceError
+from client.http_client import ClientError, ServiceClient
 
 DETECTION_OPTIONS = (
     "score_threshold",
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             response = client.detect(args.image.read_bytes(), model=args.model, options=options)
             if args.output is not None:
                 _draw(args.image, response, _skeleton(client, response), args.output)
-    except (OSError, ServiceError) as error:
+    except (OSError, ClientError) as error:
         print(f"centernet-detect: error: {error}", file=sys.stderr)
         sys.exit(1)
     try:

@@ -10,14 +10,14 @@ import httpx
 _HINT = "is this a CenterNet service?"
 
 
-class ServiceError(RuntimeError):
+class ClientError(RuntimeError):
     """The service cannot be reached, refused the request, or is not a CenterNet service."""
 
 
 class ServiceClient:
     """A client of the service at ``url``; one instance may be used by several threads.
 
-    Every method raises :class:`ServiceError`. For an error response its text holds the status and
+    Every method raises :class:`ClientError`. For an error response its text holds the status and
     the ``detail`` of the problem document.
     """
 
@@ -27,7 +27,7 @@ class ServiceClient:
         try:
             self._http = httpx.Client(base_url=self._url, timeout=timeout_s, follow_redirects=True)
         except httpx.InvalidURL as error:
-            raise ServiceError(_invalid_url(url, error)) from None
+            raise ClientError(_invalid_url(url, error)) from None
 
     def __enter__(self) -> Self:
         return self
@@ -80,19 +80,19 @@ class ServiceClient:
         try:
             with self._http.stream(method, path, **arguments) as response:
                 if not response.is_success:
-                    raise ServiceError(f"{response.status_code} {_error_detail(response)}")
+                    raise ClientError(f"{response.status_code} {_error_detail(response)}")
                 response.read()
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ServiceError(_invalid_url(self._url, error)) from None
+            raise ClientError(_invalid_url(self._url, error)) from None
         except httpx.TimeoutException:
-            raise ServiceError(f"{url} did not respond within {self._timeout_s:g} s") from None
+            raise ClientError(f"{url} did not respond within {self._timeout_s:g} s") from None
         except (httpx.RemoteProtocolError, httpx.DecodingError) as error:
-            raise ServiceError(f"{url} sent an invalid HTTP response: {error}") from None
+            raise ClientError(f"{url} sent an invalid HTTP response: {error}") from None
         except httpx.RequestError as error:
-            raise ServiceError(f"{url} cannot be reached: {error}") from None
+            raise ClientError(f"{url} cannot be reached: {error}") from None
         content = _json_object(response)
         if field not in content:
-            raise ServiceError(f"{url}: the response has no {field!r}: {_HINT}")
+            raise ClientError(f"{url}: the response has no {field!r}: {_HINT}")
         return content
 
 

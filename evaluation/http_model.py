@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from client.http_client import ServiceClient, ServiceError
+from client.http_client import ClientError, ServiceClient
 from evaluation.detections import ImageDetections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
@@ -29,7 +29,7 @@ class HttpModel:
                 if name is None:
                     name = next(m["name"] for m in client.list_models() if m["default"])
                 metadata = client.get_model(name)
-        except ServiceError as error:
+        except ClientError as error:
             raise EvaluationError(f"{url}: {error}") from error
         self.model = ModelUnderTest(
             name=metadata["name"],
@@ -58,6 +58,6 @@ class HttpModel:
         stopwatch = Stopwatch()
         try:
             response = client.detect(body, model=self.model.name, options=self.model.options(image))
-        except ServiceError as error:
+        except ClientError as error:
             raise EvaluationError(f"{image.path}: {error}") from error
         return self.model.read_detections(response["detections"]), stopwatch.seconds
