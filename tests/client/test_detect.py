@@ -172,4 +172,4 @@ def test_a_3d_box_is_computed_with_the_camera_of_the_request_and_printed(
     assert "m at 20.00 1.00 20.00" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*command, "--scales", "1", "2"])
-    assert "scale 1 only" in capsys.readouterr().err
+    assert "only the scale 1" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.images import encode, plain
-from support.serving import RunningServer, wait_until
+from support.serving import RunningServer
 from support.tools import missing_tool
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
@@ -195,7 +196,12 @@ def serving(environment: Environment, *options: object) -> Iterator[str]:
         else:
             pytest.fail(f"centernet-serve did not start: {''.join(log)}")
         url: str = found[1]
-        wait_until(lambda: httpx.get(f"{url}/readyz").is_success)
+        for _ in range(600):
+            if httpx.get(f"{url}/readyz").is_success:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("centernet-serve is not ready after a minute")
         yield url
     finally:
         process.terminate()
