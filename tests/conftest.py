@@ -1,19 +1,32 @@
 """Fixtures for all tests."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.serving import ColourEngine, RunningServer, one_model, run_server
+from support.tools import REQUIRE_TOOLS, required_tool
 
 from model_package import ModelManifest
 from service.engines import Engine
 from service.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped for lack of a tool that ``REQUIRE_TOOLS`` lists."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if (tool := required_tool(reason)) is not None:
+            report.outcome = "failed"
+            report.longrepr = f"{reason}, but {REQUIRE_TOOLS} lists {tool}"
+    return report
 
 
 @pytest.fixture(scope="session")
