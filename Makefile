@@ -10,10 +10,10 @@ DEV_ENV := .venv-dev
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Unit tests that neither export, train, nor start many servers.
-FAST_TESTS := tests/client tests/evaluation/metrics tests/model_export/graph tests/model_package \
-	tests/service/batching tests/service/decoders tests/service/engines tests/service/imaging \
-	tests/training/data tests/training/targets tests/training/test_losses.py \
-	tests/test_task_registration.py
+FAST_TESTS := tests/client tests/evaluation/metrics tests/labels tests/model_export/graph \
+	tests/model_package tests/service/batching tests/service/decoders tests/service/engines \
+	tests/service/imaging tests/training/data tests/training/targets \
+	tests/training/test_losses.py tests/test_task_registration.py tests/test_documents.py
 
 .PHONY: help serve test test-fast test-engines lint format check settings lock kernels \
 	tensorrt-bindings clean
