@@ -70,10 +70,10 @@ def test_every_task_has_training_targets() -> None:
 
 
 def test_every_kind_is_in_the_decoding_benchmark(project: Path) -> None:
-    cases = runpy.run_path(str(project / "benchmarks" / "decoding.py"))["CASES"]
+    cases = runpy.run_path(str(project / "benchmarks" / "decoders.py"))["CASES"]
     decoders = [value for case in cases for value in vars(case).values()]
     benchmarked = {value.kind for value in decoders if isinstance(value, DECODER_TYPES)}
-    check(benchmarked, KINDS, "CASES in benchmarks/decoding.py")
+    check(benchmarked, KINDS, "CASES in benchmarks/decoders.py")
 
 
 def test_every_kind_is_documented(project: Path) -> None:
