@@ -9,34 +9,48 @@ SERVE_ENV := .venv
 DEV_ENV := .venv-dev
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test test-engines lint format check settings lock kernels tensorrt-bindings clean
+# Unit tests that neither export, train, nor start many servers.
+FAST_TESTS := tests/client tests/evaluation/metrics tests/labels tests/model_export/graph \
+	tests/model_package tests/service/batching tests/service/decoders tests/service/engines \
+	tests/service/imaging tests/training/data tests/training/targets \
+	tests/training/test_losses.py tests/test_task_registration.py tests/test_documents.py
+
+.PHONY: help serve test test-fast test-engines lint format check settings lock kernels \
+	tensorrt-bindings clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | \
+		while IFS='|' read -r target text; do printf '%-18s %s\n' "$$target" "$$text"; done
 
 serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	CENTERNET_HOST=$(HOST) CENTERNET_PORT=$(PORT) CENTERNET_MODELS=$(MODELS) \
 	$(if $(DEFAULT_MODEL),CENTERNET_DEFAULT_MODEL=$(DEFAULT_MODEL)) \
 	exec $(SERVE_ENV)/bin/centernet-serve
 
-test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and every test
+test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and every test (about 15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -n 2 --dist loadfile
 
-# -s: each build says what it took. The library (95 MB) stays in the environment.
-test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines: minutes, and 3 GB of memory
+test-fast: $(DEV_ENV)/installed ## Run the fast unit tests (under a minute on 2 cores)
+	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not engines' $(FAST_TESTS)
+
+# -s prints the duration of each build. The library (95 MB) stays in the environment.
+test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines (minutes, 3 GB of memory)
 	$(DEV_ENV)/bin/python $(INSTALL) --editable '.[dev,tensorrt-rtx]'
 	$(DEV_ENV)/bin/python -m pytest -s -m engines
 
-check: lint ## Types and import rules
+check: lint ## Check style, types and import rules
 	$(DEV_ENV)/bin/mypy
 	$(DEV_ENV)/bin/lint-imports
 
-lint: $(DEV_ENV)/installed
+lint: $(DEV_ENV)/installed ## Check style
 	$(DEV_ENV)/bin/ruff check .
 	$(DEV_ENV)/bin/ruff format --check .
 
-format: $(DEV_ENV)/installed
+format: $(DEV_ENV)/installed ## Fix style
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
 
-settings: $(DEV_ENV)/installed ## Renew the table in docs/settings.md
+settings: $(DEV_ENV)/installed ## Update the table in docs/settings.md
 	$(DEV_ENV)/bin/python -m docs.generate_settings_table docs/settings.md
 
 lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
@@ -56,22 +70,24 @@ $(DEV_ENV)/installed: pyproject.toml constraints.txt
 	$(DEV_ENV)/bin/python $(INSTALL) --editable '.[dev]'
 	touch $@
 
-# The PTX is committed: nobody else needs nvcc. 13.0 exactly: newer PTX needs newer drivers.
+# The PTX is committed, so only changes to the kernels need nvcc. Exactly 13.0: PTX of a newer
+# version needs a newer driver.
 KERNELS := model_export/engines/corner_pooling
 KERNELS_PTX ?= $(KERNELS).ptx
-kernels: ## Compile the CUDA kernels again (needs nvcc 13.0)
+kernels: ## Compile the CUDA kernels (needs nvcc 13.0)
 	nvcc --ptx -arch=compute_75 -O3 -o $(KERNELS_PTX) $(KERNELS).cu
 
-# TensorRT's Python bindings and a plugin registry to load them over (91 MB to download); versions
-# shut each other out, so each has a folder. Tests that need them skip where they are absent.
+# TensorRT's Python bindings and the lean runtime, which has a plugin registry (91 MB to download).
+# Two versions cannot be imported from one environment, so each has its own folder. Tests that need
+# them are skipped where they are absent.
 TENSORRT_VERSIONS := 10.16.1.11 11.4.0.106
 TENSORRT_BINDINGS := $(DEV_ENV)/tensorrt
-tensorrt-bindings: $(TENSORRT_VERSIONS:%=$(TENSORRT_BINDINGS)/%/installed) ## Fetch TensorRT's bindings
+tensorrt-bindings: $(TENSORRT_VERSIONS:%=$(TENSORRT_BINDINGS)/%/installed) ## Download TensorRT's Python bindings for the tests
 
 $(TENSORRT_BINDINGS)/%/installed: $(DEV_ENV)/installed
 	$(DEV_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target $(@D) tensorrt-cu13-bindings==$* tensorrt-lean-cu13-libs==$*
 	touch $@
 
-clean:
+clean: ## Delete the environments and caches
 	rm -rf $(SERVE_ENV) $(DEV_ENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,1 +1,1 @@
-"""The command-line client and drawing."""
+"""The command-line client of the service: HTTP requests and drawing."""

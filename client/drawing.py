@@ -1,20 +1,20 @@
-"""Draw an answer of the service on its image."""
+"""Draw detections on their image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart.
+# The Okabe-Ito palette, which stays distinguishable with colour vision deficiency.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _OUTLINE = "#202020"
-# Of a 3D box: around the bottom, around the top, and the four edges that stand.
+# Corner indices of a 3D box's edges: around the bottom, around the top, and the vertical ones.
 _EDGES_3D = (
     *((0, 1), (1, 2), (2, 3), (3, 0)),
     *((4, 5), (5, 6), (6, 7), (7, 4)),
     *((0, 4), (1, 5), (2, 6), (3, 7)),
 )
-# The side that faces where the object is going: positive length, corners 0, 1, 5 and 4.
+# Diagonals of the front face (positive length: corners 0, 1, 5 and 4), which mark the heading.
 _FRONT_3D = ((0, 5), (1, 4))
 
 
@@ -23,14 +23,15 @@ def draw_detections(
     detections: Sequence[Mapping[str, Any]],
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Image.Image:
-    """Return an RGB copy of the upright ``image`` with the detections of an answer drawn on it.
+    """Return an RGB copy of ``image`` with the ``detections`` of a response drawn on it.
 
-    Each has its class and score, and a box, or the edges of its 3D box with a cross on the
-    front; keypoints are joined as ``skeleton`` says, pairs of indices.
+    Draws the class name and score, and the box, or the edges of the 3D box with a cross on its
+    front face. ``skeleton``: pairs of keypoint indices to connect by a line. The image must be
+    upright (EXIF orientation applied), as the coordinates are.
     """
     drawn = image.convert("RGB")
     pen = _Pen(drawn)
-    # The best ones last, so that they lie on top.
+    # The highest scores last, so that they are drawn on top.
     for detection in reversed(detections):
         colour = _COLOURS[detection["class_id"] % len(_COLOURS)]
         corners = detection.get("box3d", {}).get("corners_px")
@@ -47,7 +48,7 @@ def draw_detections(
 
 
 class _Pen:
-    """Draws with lines and letters that suit the size of the image."""
+    """Draws with line widths and a font size in proportion to the image."""
 
     def __init__(self, image: Image.Image) -> None:
         self._draw = ImageDraw.Draw(image)
@@ -74,7 +75,7 @@ class _Pen:
     def label(self, text: str, bbox: Sequence[float], colour: str) -> None:
         left, top, _, _ = _ordered(bbox)
         _, _, width, height = self._draw.textbbox((0, 0), text, font=self._font)
-        # Above the box, or inside it where the image ends.
+        # Above the box, or inside it at the upper edge of the image.
         y = top - height - 2 if top > height + 2 else max(top, 0)
         x = max(left, 0)
         self._draw.rectangle((x, y, x + width + 4, y + height + 2), fill=colour)

@@ -1,4 +1,4 @@
-"""``python -m docs.generate_settings_table PAGE``: renew the table of the settings in a Markdown page."""
+"""Update the table of settings: ``python -m docs.generate_settings_table docs/settings.md``."""
 
 import re
 import sys
@@ -9,8 +9,8 @@ from pydantic.fields import FieldInfo
 
 from service.settings import PREFIX, Settings
 
-# Defaults that are made on the machine, in words.
-_MADE_DEFAULTS = {"available_cores": "the cores that the process may use"}
+# Descriptions of defaults that are computed, by the name of their factory.
+_COMPUTED_DEFAULTS = {"available_cores": "the cores that the process may use"}
 
 _HEAD = """\
 | option | variable | default | accepted | meaning |
@@ -19,12 +19,12 @@ _HEAD = """\
 
 
 def settings_table() -> str:
-    """The table in Markdown; each row ends with a line break."""
+    """Return the table in Markdown; each row ends with a line break."""
     return _HEAD + "".join(_row(name, field) for name, field in Settings.model_fields.items())
 
 
 def with_table(page: str) -> str:
-    """Put the table where ``page`` has one; its only table lines are those between other text."""
+    """Return ``page`` with its table, of which it must have exactly one, replaced."""
     before, _, after = re.split(r"((?:^\|.*\n)+)", page, maxsplit=1, flags=re.MULTILINE)
     return before + settings_table() + after
 
@@ -42,7 +42,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
-        return _MADE_DEFAULTS[field.default_factory.__name__]
+        return _COMPUTED_DEFAULTS[field.default_factory.__name__]
     if field.default in (None, ()):
         return "none"
     return f"`{_plain(field.default)}`"
@@ -61,7 +61,7 @@ def _accepted(field: FieldInfo) -> str:
 
 
 def _plain(value: object) -> str:
-    """A number as the command line takes it."""
+    """Return a default or bound as the command line accepts it."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -1,9 +1,8 @@
 """A model behind a running service."""
 
 from collections.abc import Callable, Sequence
-from urllib.parse import quote
 
-from client.detect import ask_service, request_detections
+from client.http_client import ClientError, ServiceClient
 from evaluation.detections import ImageDetections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
@@ -24,13 +23,13 @@ class HttpModel:
     """
 
     def __init__(self, url: str, name: str | None) -> None:
-        self._url = url.rstrip("/")
+        self._url = url
         try:
-            if name is None:
-                models = ask_service(f"{self._url}/models", "models")["models"]
-                name = next(model["name"] for model in models if model["default"])
-            metadata = ask_service(f"{self._url}/models/{quote(name, safe='')}", "manifest")
-        except (OSError, RuntimeError, ValueError) as error:
+            with ServiceClient(url) as client:
+                if name is None:
+                    name = next(m["name"] for m in client.list_models() if m["default"])
+                metadata = client.get_model(name)
+        except ClientError as error:
             raise EvaluationError(f"{url}: {error}") from error
         self.model = ModelUnderTest(
             name=metadata["name"],
@@ -49,15 +48,16 @@ class HttpModel:
         self, images: Sequence[LabelledImage], on_result: Callable[[], object]
     ) -> DetectionRun:
         """Send all images; see :meth:`evaluation.model_under_test.DetectionSource.detect`."""
-        return run_detection(self._request, images, on_result)
+        with ServiceClient(self._url) as client:
+            return run_detection(lambda image: self._request(client, image), images, on_result)
 
-    def _request(self, image: LabelledImage) -> tuple[ImageDetections, float]:
+    def _request(
+        self, client: ServiceClient, image: LabelledImage
+    ) -> tuple[ImageDetections, float]:
         body = read_image(image)
         stopwatch = Stopwatch()
         try:
-            response = request_detections(
-                self._url, body, model=self.model.name, options=self.model.options(image)
-            )
-        except (OSError, RuntimeError, ValueError) as error:
+            response = client.detect(body, model=self.model.name, options=self.model.options(image))
+        except ClientError as error:
             raise EvaluationError(f"{image.path}: {error}") from error
         return self.model.read_detections(response["detections"]), stopwatch.seconds

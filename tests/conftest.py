@@ -1,19 +1,32 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.serving import ColourEngine, RunningServer, one_model, run_server
+from support.tools import REQUIRE_TOOLS, required_tool
 
 from model_package import ModelManifest
 from service.engines import Engine
 from service.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped for lack of a tool that ``REQUIRE_TOOLS`` lists."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if (tool := required_tool(reason)) is not None:
+            report.outcome = "failed"
+            report.longrepr = f"{reason}, but {REQUIRE_TOOLS} lists {tool}"
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +37,7 @@ def project() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """upstream goldens and labelled images that stand beside some checkouts."""
+    """Reference outputs and labelled images outside the repository, beside some checkouts."""
     directory = PROJECT.parent / "shared"
     if not (directory / "upstream").is_dir():
         pytest.skip("the upstream goldens and data are not beside this checkout (../shared)")
@@ -32,8 +45,8 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """Undo what a program that runs in this process does to logging: its stderr is the test's."""
+def restore_logging() -> Iterator[None]:
+    """Undo changes of the logging configuration by programs that run in this process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
@@ -48,20 +61,20 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bundled(project: Path) -> Path:
-    """The bundled package."""
+    """The bundled package ``blood_cells``."""
     return project / "models" / "blood_cells"
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
-    """A server over a colour engine, for tests that do not change its state."""
+    """A server with a colour engine, for tests that do not change its state."""
     with run_server(one_model(ColourEngine()), Settings(max_batch_size=4)) as running:
         yield running
 
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., RunningServer]]:
-    """Start servers with engines and settings of the test's own."""
+    """Start servers with an engine and settings."""
     with ExitStack() as stack:
 
         def start(

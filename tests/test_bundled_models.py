@@ -17,7 +17,7 @@ import pytest
 from support.images import encode
 from support.serving import ask_together
 
-from client.detect import request_detections
+from client.http_client import ServiceClient
 from evaluation.detections import ImageDetections, read_detections, to_coco_results
 from evaluation.ground_truth import labels_by_image, map_to_classes
 from evaluation.label_readers import read_ground_truth
@@ -101,8 +101,13 @@ def samples(project: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
 
 def test_the_cells_of_the_sample_images_are_found(url: str, project: Path) -> None:
     matched, labels, correct, predictions = 0, 0, 0, 0
-    for path, ground_truth in samples(project):
-        detections = request_detections(url, path.read_bytes())["detections"]
+    with ServiceClient(url) as client:
+        responses = [
+            (client.detect(path.read_bytes()), ground_truth)
+            for path, ground_truth in samples(project)
+        ]
+    for response, ground_truth in responses:
+        detections = response["detections"]
         assert detections
         for name, boxes in ground_truth.items():
             predicted = np.array([d["bbox"] for d in detections if d["class_name"] == name])

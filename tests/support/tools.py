@@ -8,6 +8,18 @@ from pathlib import Path
 
 import pytest
 
+REQUIRE_TOOLS = "REQUIRE_TOOLS"
+"""Environment variable: names of tools that must be present, separated by spaces."""
+
+
+def required_tool(skip_reason: str) -> str | None:
+    """Return the tool of ``REQUIRE_TOOLS`` that the reason of a skipped test names, if any.
+
+    tests/conftest.py fails such a test: .ci/run lists what it has installed.
+    """
+    names = os.environ.get(REQUIRE_TOOLS, "").split()
+    return next((name for name in names if name in skip_reason), None)
+
 
 def find_tool(name: str, source: str) -> str:
     """Return the path of the program ``name``; skip the test if it is not installed."""

@@ -1,0 +1,81 @@
+"""Every place that must know a decoder kind knows it; a failure names the file to edit.
+
+The decoder kinds are those of ``model_package.Decoder``; CONTRIBUTING.md describes how to add one.
+"""
+
+import runpy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from evaluation.model_under_test import TASKS as EVALUATION_TASKS
+from model_export.tasks import TASKS
+from model_package import Decoder
+from service.decoders import DECODERS
+from service.decoders.types import Detections
+from service.http.responses import RESPONSE_FIELDS
+from service.option_rules import TASK_RULES
+from training.data.dataset import ENCODERS
+from training.objectives import OBJECTIVES
+
+DECODER_TYPES = get_args(get_args(Decoder)[0])
+KINDS = tuple(decoder.model_fields["kind"].default for decoder in DECODER_TYPES)
+
+
+def check(registered: Iterable[str], expected: Iterable[str], place: str) -> None:
+    missing, unknown = set(expected) - set(registered), set(registered) - set(expected)
+    assert not missing, f"add {sorted(missing)} to {place}"
+    assert not unknown, f"{place} has {sorted(unknown)}, which model_package/manifest.py lacks"
+
+
+def test_every_kind_has_a_decoder() -> None:
+    check(DECODERS, KINDS, "DECODERS in service/decoders/__init__.py")
+
+
+def test_every_kind_has_rules_for_request_options() -> None:
+    check(TASK_RULES, KINDS, "TASK_RULES in service/option_rules.py")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_detections_of_every_kind_have_response_fields(kind: str) -> None:
+    detections = get_type_hints(DECODERS[kind].decode)["return"]
+    assert detections in RESPONSE_FIELDS, (
+        f"add {detections.__name__}, which {kind} returns, to RESPONSE_FIELDS in "
+        "service/http/responses.py and its fields to service/http/schemas.py"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_finds_more_than_boxes_is_evaluated_as_such(kind: str) -> None:
+    detections = get_type_hints(DECODERS[kind].decode)["return"]
+    assert (detections is Detections) == (kind not in EVALUATION_TASKS), (
+        f"{kind} returns {detections.__name__}: correct TASKS in evaluation/model_under_test.py "
+        "and give it metrics in evaluation/evaluate.py"
+    )
+
+
+def test_every_kind_is_exported_by_a_task() -> None:
+    exported = {task.decoder.model_fields["kind"].default for task in TASKS.values()}
+    check(exported, KINDS, "TASKS in model_export/tasks.py")
+
+
+def test_every_task_has_a_training_objective() -> None:
+    check(OBJECTIVES, TASKS, "OBJECTIVES in training/objectives.py")
+
+
+def test_every_task_has_training_targets() -> None:
+    check(ENCODERS, TASKS, "ENCODERS in training/data/dataset.py")
+
+
+def test_every_kind_is_in_the_decoding_benchmark(project: Path) -> None:
+    cases = runpy.run_path(str(project / "benchmarks" / "decoders.py"))["CASES"]
+    decoders = [value for case in cases for value in vars(case).values()]
+    benchmarked = {value.kind for value in decoders if isinstance(value, DECODER_TYPES)}
+    check(benchmarked, KINDS, "CASES in benchmarks/decoders.py")
+
+
+def test_every_kind_is_documented(project: Path) -> None:
+    text = (project / "docs" / "architecture.md").read_text()
+    check([kind for kind in KINDS if f"`{kind}`" in text], KINDS, "docs/architecture.md")
