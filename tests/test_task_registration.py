@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+from training.data.dataset import ENCODERS
 
 from evaluation.model_under_test import TASKS as EVALUATION_TASKS
 from model_export.tasks import TASKS
@@ -17,7 +18,6 @@ from service.decoders import DECODERS
 from service.decoders.types import Detections
 from service.http.responses import RESPONSE_FIELDS
 from service.option_rules import TASK_RULES
-from training.data.dataset import ENCODERS
 from training.objectives import OBJECTIVES
 
 DECODER_TYPES = get_args(get_args(Decoder)[0])

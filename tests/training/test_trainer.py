@@ -9,8 +9,8 @@ import torch
 from support.configs import assert_refused
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
-from model_export.key_mappings.objects_as_points import to_network_key
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.key_mappings.objects_as_points import to_network_key
 from training.__main__ import main
 from training.average_precision import evaluate
 from training.config import read_config
