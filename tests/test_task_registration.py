@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from training.data.dataset import ENCODERS
 
 from evaluation.model_under_test import TASKS as EVALUATION_TASKS
 from model_export.tasks import TASKS
@@ -18,6 +17,7 @@ from service.decoders import DECODERS
 from service.decoders.types import Detections
 from service.http.responses import RESPONSE_FIELDS
 from service.option_rules import TASK_RULES
+from training.dataset import ENCODERS
 from training.objectives import OBJECTIVES
 
 DECODER_TYPES = get_args(get_args(Decoder)[0])
@@ -66,7 +66,7 @@ def test_every_task_has_a_training_objective() -> None:
 
 
 def test_every_task_has_training_targets() -> None:
-    check(ENCODERS, TASKS, "ENCODERS in training/data/dataset.py")
+    check(ENCODERS, TASKS, "ENCODERS in training/dataset.py")
 
 
 def test_every_kind_is_in_the_decoding_benchmark(project: Path) -> None:

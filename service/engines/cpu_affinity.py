@@ -10,10 +10,10 @@ class CpuAffinity:
     """Pins threads to different cores, as long as there is a free core for each.
 
     Without pinning, the Linux scheduler occasionally lets two runs share one core for some
-    milliseconds while another core is idle (docs/adr/0012-throughput-ceiling.md). A run is pinned to the
-    core on which it starts, unless another run holds that core. Between runs the thread may move
-    to any core, so no thread stays on a core that other work keeps busy, and all models share the
-    cores.
+    milliseconds while another core is idle (docs/adr/0012-throughput-ceiling.md). A run is pinned
+    to the core on which it starts, unless another run holds that core. Between runs the thread may
+    move to any core, so no thread stays on a core that other work keeps busy, and all models share
+    the cores.
     """
 
     def __init__(self) -> None:

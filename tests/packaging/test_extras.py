@@ -24,13 +24,13 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from model_export.checkpoints.objects_as_points import to_checkpoint_key
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.images import encode, plain
 from support.serving import RunningServer
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
+from model_export.key_mappings.objects_as_points import to_checkpoint_key
 
 SOURCES = ("client", "evaluation", "labels", "model_export", "model_package", "service", "training")
 NOT_INSTALLED = {

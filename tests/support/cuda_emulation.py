@@ -40,7 +40,7 @@ class Emulation:
         self._library = ctypes.CDLL(str(library))
 
     def run(self, kernel: str, launch: Launch, *inputs: NDArray) -> NDArray:
-        """Return the output of ``kernel`` for the bits of its (N, C, H, W) maps, as unsigned ints."""
+        """Return the output of ``kernel`` for the bits of its (N, C, H, W) maps, as unsigned."""
         guarded = [_guarded(values) for values in inputs]
         output = _guarded(np.zeros_like(inputs[0]))
         pointers = [values.ctypes.data + _GUARD for values in (guarded[0], guarded[-1], output)]
