@@ -38,7 +38,7 @@ class Lines:
     def _of_requests(self) -> list[dict[str, Any]]:
         whole = self.stream.getvalue().rpartition("\n")[0]
         lines = [json.loads(line) for line in whole.splitlines()]
-        return [line for line in lines if line["logger"] == "service.http.auth"]
+        return [line for line in lines if line["logger"] == "service.access"]
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_request_is_one_line_with_its_facts(server: RunningServer, json_lines:
     assert sum(stages.values()) <= line.pop("duration_ms")
     assert line.pop("time").endswith("Z")
     assert line == {
-        **{"level": "info", "logger": "service.http.auth", "message": "request"},
+        **{"level": "info", "logger": "service.access", "message": "request"},
         **{"request_id": "order-66", "trace_id": TRACE_ID, "client": "127.0.0.1"},
         **{"method": "POST", "route": "/detect", "status": 200, "model": "painted"},
         **{"body_bytes": len(IMAGE), "batch_size": 1},
@@ -98,7 +98,7 @@ def test_what_strangers_send_stays_in_its_string(
     (line,) = json_lines.requests()
     assert line["path"] == '/a\n{"level":"error"}" status=200\x1b[31m\u2028'
     assert line["request_id"] == 'a"b=c'
-    (text,) = [one for one in text_lines.text if "service.http.auth" in one]
+    (text,) = [one for one in text_lines.text if "service.access" in one]
     assert text.isascii()
     assert text.isprintable()
     assert r'request_id="a\"b=c" ' in text

@@ -126,7 +126,7 @@ def test_without_a_parent_a_trace_begins_and_the_log_names_it(
     request = spans_of(exporter)["POST /detect"]
     assert request.parent is None
     assert request.context is not None
-    (line,) = [record for record in caplog.records if record.name == "service.http.auth"]
+    (line,) = [record for record in caplog.records if record.name == "service.access"]
     assert line.fields["trace_id"] == format(request.context.trace_id, "032x")  # type: ignore[attr-defined]
     assert dict(request.attributes or {})["error.type"] == "unsupported_image"
     assert request.status.is_unset, "a mistake of the client is no failure of the server"
