@@ -119,7 +119,7 @@ class AsyncDetector:
             self.max_batch_size,
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
-            # Without timings, slope and base of the model cannot be told apart.
+            # Without timings, slope and base of the model cannot be distinguished.
             RUN_OVERHEAD_S if self.timings else None,
         )
         observer = MetricsBatchObserver(self.manifest.name, self._metrics, tracing)

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from support.images import encode
-from support.serving import ask_together
+from support.serving import post_concurrently
 
 from client.detect import request_detections
 from evaluation.detections import ImageDetections, read_detections, to_coco_results
@@ -126,7 +126,7 @@ def test_64_clients_with_64_images_get_the_answers_they_get_alone(url: str) -> N
     with httpx.Client(base_url=url, timeout=60) as client:
         alone = [client.post("/detect", content=body).json()["detections"] for body in bodies]
     assert len({json.dumps(detections) for detections in alone}) == 64
-    responses = ask_together(url, bodies)
+    responses = post_concurrently(url, bodies)
     assert [response.status_code for response in responses] == [200] * 64
     assert [response.json()["detections"] for response in responses] == alone
     sizes = [int(response.headers["X-Batch-Size"]) for response in responses]

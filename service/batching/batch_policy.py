@@ -133,8 +133,9 @@ class BatchPolicy:
         All inputs of a batch wait for its end, and all inputs behind it for the overhead of the
         run. With m inputs queued per worker and more arriving meanwhile, M = m / (1 - load) inputs
         are affected. In batches of n they are done after (slope * n + base) * (M / n + 1) / 2 on
-        average, which is lowest at n = sqrt(M * base / slope). If enough inputs wait to fill all
-        workers, throughput matters instead; so it does if a queue delay is configured.
+        average, which is lowest at n = sqrt(M * base / slope). The batch is not cut if
+        enough inputs wait to fill all workers or if a queue delay is configured, because throughput
+        matters more then.
         """
         batch, limits = decision.batch, self._limits
         slope_s, base_s = self._latency.line

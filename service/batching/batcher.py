@@ -2,7 +2,8 @@
 
 One queue and as many worker threads as the engine accepts concurrent runs. A worker takes a batch,
 runs it and takes the next one without waiting for the event loop; only the outputs are handed to
-the event loop. Images are decoded before they are queued, so an invalid image never enters a batch.
+the event loop. Images are decoded and resized before they are queued, so an invalid image never
+enters a batch.
 
 A batch is dispatched when it is full, when its maximum queue delay is over, when no further input
 is expected within that delay, or when its earliest deadline requires it

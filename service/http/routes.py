@@ -60,8 +60,8 @@ async def accept_request(
 ) -> AsyncIterator[AcceptedRequest]:
     """Read a detection request and admit it until the block ends.
 
-    Order: model, options, first admission check, body, admission. A request occupies places in the
-    queue only once its whole body has arrived, so that slow uploads occupy none.
+    Order: model, options, admission check without the body, body, admission. A request occupies
+    places in the queue only once its whole body has arrived, so that slow uploads occupy none.
 
     Raises the errors of :mod:`service.errors` for head, body, options and queue.
     """

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from support.images import encode, plain
 from support.processes import SERVE, serve_process, serving
-from support.serving import ColourEngine, one_model, run_startup, wait_until
+from support.serving import ColourEngine, one_model, run_server_with_loader, wait_until
 
 from service.model_loader import RETRY_AFTER_S, ModelLoader
 from service.model_registry import ModelRegistry
@@ -33,7 +33,7 @@ def test_probes_report_the_current_step_until_the_models_are_loaded() -> None:
         return one_model(ColourEngine())(settings, metrics)
 
     loader = ModelLoader(load)
-    with run_startup(loader, settings, metrics) as running:
+    with run_server_with_loader(loader, settings, metrics) as running:
         assert running.client.get("/livez").status_code == 200
         wait_until(lambda: "timed" in running.client.get("/startupz").text)
         image = encode(plain(1, 2))

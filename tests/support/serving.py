@@ -210,7 +210,7 @@ def run_server(
     """Serve the models of ``load`` in a thread of this process; they are loaded already."""
     metrics = Metrics()
     loader = ModelLoader(lambda _: load(settings, metrics))
-    with run_startup(loader, settings, metrics) as running:
+    with run_server_with_loader(loader, settings, metrics) as running:
         while not loader.is_done:
             assert loader.error is None, f"the models were not loaded: {loader.error}"
             time.sleep(0.01)
@@ -218,7 +218,7 @@ def run_server(
 
 
 @contextmanager
-def run_startup(
+def run_server_with_loader(
     loader: ModelLoader, settings: Settings, metrics: Metrics
 ) -> Iterator[RunningServer]:
     """Serve in a thread of this process, without waiting for the models to be loaded."""
@@ -240,7 +240,7 @@ def run_startup(
             assert not thread.is_alive(), "the server did not stop"
 
 
-def ask_together(url: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
+def post_concurrently(url: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
     """Send every body to ``/detect`` at the same time, each with its own client."""
     barrier = threading.Barrier(len(bodies))
 
