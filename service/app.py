@@ -36,12 +36,12 @@ _EXPOSED_HEADERS = ["Server-Timing", "X-Request-ID", "Retry-After", "X-Batch-Siz
 _log = logging.getLogger(__name__)
 
 LAST_RUN_S = 2.0
-"""Seconds at the end for engine runs whose results are no longer needed."""
+"""Seconds to wait at shutdown for engine runs whose results are no longer needed."""
 _LAG_SAMPLES, _LAG_SAMPLE_S = 10, 0.1
 
 
 def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> FastAPI:
-    """Make the application; its lifespan loads the models and, at the end, drains them.
+    """Create the application; its lifespan loads the models and drains them at shutdown.
 
     The server sets ``draining`` and ``stopping`` of its :class:`service.http.state.ServiceState`
     when it shuts down. Raises :class:`service.http.auth.KeyFileError` and
@@ -57,7 +57,7 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
         bodies=BodyBudget(settings.max_upload_bytes),
         access=Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None),
         draining=asyncio.Event(),
-        stopping=CancelSignal(_stopped),
+        stopping=CancelSignal(_stopping_error),
     )
     metrics.body_bytes.set_function(lambda: state.bodies.held_bytes)
 
@@ -79,7 +79,7 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
                 async with asyncio.timeout(LAST_RUN_S):
                     await loader.stop()
             except TimeoutError:
-                _log.error("an engine run has not ended; the process exits without it")
+                _log.error("an engine run has not ended; the process exits without waiting for it")
             if tracing:
                 await asyncio.to_thread(tracing.stop)
 
@@ -101,7 +101,7 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            # Any header, since there are no cookies that a page could misuse.
+            # Any header: there are no cookies that a page could misuse.
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
@@ -110,7 +110,7 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
     return app
 
 
-def _stopped() -> StoppingError:
+def _stopping_error() -> StoppingError:
     return StoppingError(
         "The service began to shut down before the whole body had arrived. Send the request again."
     )
@@ -147,7 +147,7 @@ def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_l
         ]
         access_errors = [UnauthorizedError] * has_keys + [RateLimitedError] * has_rate_limit
         with_key_and_rate["responses"] = problem_responses(*access_errors)
-    # The detection endpoints first: the router tries them in order.
+    # The detection endpoints first: routes are matched in order.
     app.include_router(detection, **with_key_and_rate)
     app.include_router(router, **with_key_and_rate)
     app.include_router(probes)
@@ -155,4 +155,4 @@ def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_l
 
 
 def _routes_of(*routers: APIRouter) -> list[APIRoute]:
-    return [route for one in routers for route in one.routes if isinstance(route, APIRoute)]
+    return [route for group in routers for route in group.routes if isinstance(route, APIRoute)]

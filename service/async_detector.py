@@ -1,4 +1,4 @@
-"""The detector with dynamic batching: one loaded model behind an event loop."""
+"""The asynchronous detector: one loaded model with dynamic batching."""
 
 import asyncio
 import logging
@@ -39,13 +39,14 @@ _Result = TypeVar("_Result")
 
 _WARMUP_S_PER_SIZE = 0.2
 _WARMUP_MAX_RUN_S = 2.0
-"""Duration of the warm-up of each batch size; run duration after which no larger size is tried."""
+"""Seconds of warm-up per batch size, and run duration in seconds above which no larger batch size
+is timed."""
 
 
 class AsyncDetector:
     """A :class:`Detector` whose inputs are batched with those of concurrent calls.
 
-    ``cpu_pool``: threads that decode images and, for several inputs, outputs. Call
+    ``cpu_pool``: threads that decode images and, if an image has several inputs, outputs. Call
     :meth:`warm_up`, then :meth:`start` inside the event loop.
     """
 
@@ -78,22 +79,22 @@ class AsyncDetector:
         return self._engine.description
 
     def warm_up(self) -> None:
-        """Check and time the engine, and choose the batch size unless the settings give one.
+        """Check and time the engine, and choose the batch size unless one is configured.
 
         Raises :class:`EngineUnavailableError` if the outputs differ from the manifest or from the
         reference of the self-test.
         """
-        chosen = self._settings.max_batch_size
+        configured_size = self._settings.max_batch_size
         self.timings = time_batches(
             self._engine,
             self.manifest,
             self.max_batch_size,
             _WARMUP_S_PER_SIZE,
-            math.inf if chosen else _WARMUP_MAX_RUN_S,
+            math.inf if configured_size else _WARMUP_MAX_RUN_S,
         )
-        if chosen is None:
+        if configured_size is None:
             self.max_batch_size = choose_batch_size(self.timings, self._target_s)
-        # The reference engine made the expected scores itself just now.
+        # The reference engine has just produced the expected scores itself.
         if self._self_test is not None and not self._engine.is_reference:
             error = self._self_test.error_of(self._engine.run(self._self_test.pixels[np.newaxis]))
             if error is not None:
@@ -104,8 +105,8 @@ class AsyncDetector:
     def start(self, tracing: Tracing | None = None) -> None:
         """Start the batcher and the periodic self-test; call it inside the running event loop."""
         settings, spec = self._settings, self.manifest.input
-        run_latency = LatencyModel((one.batch_size, one.run_s) for one in self.timings)
-        images_per_s = max((one.images_per_s for one in self.timings), default=0.0)
+        run_latency = LatencyModel((timing.batch_size, timing.run_s) for timing in self.timings)
+        images_per_s = max((timing.images_per_s for timing in self.timings), default=0.0)
         self.admission = Admission(
             self.manifest.name,
             settings.max_queue_size,
@@ -118,7 +119,7 @@ class AsyncDetector:
             self.max_batch_size,
             settings.max_queue_delay_ms / 1000,
             self.max_batch_size * spec.height_px * spec.width_px,
-            # Without timings, slope and base of the model cannot be told apart.
+            # Without timings, slope and base of the model cannot be distinguished.
             RUN_OVERHEAD_S if self.timings else None,
         )
         observer = MetricsBatchObserver(self.manifest.name, self._metrics, tracing)
@@ -147,18 +148,18 @@ class AsyncDetector:
 
     @property
     def problem(self) -> str | None:
-        """Why the model is not ready; None if it is."""
+        """Reason the model is not ready; None if it is ready."""
         return self.fatal_problem or self._self_test_error
 
     @property
     def fatal_problem(self) -> str | None:
-        """Why the process must be restarted; None if it need not be."""
+        """Reason the process must be restarted; None if it need not be."""
         return self._batcher.problem
 
     async def detect(
         self, image: Image, options: RequestOptions, scheduling: SchedulingOptions
     ) -> Prediction:
-        """Detect the objects in one image.
+        """Return the detections of one image.
 
         Raises the image errors of :mod:`service.errors`, :class:`DeadlineExceededError`,
         :class:`StoppingError` and :class:`EngineError`.
@@ -185,8 +186,8 @@ class AsyncDetector:
         def postprocess() -> Detections:
             return self.detector.postprocess(outputs, prepared, options.detection)
 
-        # The outputs of one input take about 0.1 ms: less than waiting for a thread of the pool,
-        # behind other images. More would block the event loop.
+        # The outputs of one input take about 0.1 ms: less than waiting for a thread of the pool
+        # behind other images. Those of several inputs would block the event loop.
         if len(outputs) == 1:
             detections, postprocess_s = _timed(postprocess)
         else:
@@ -240,8 +241,8 @@ async def run_prepared(
 ) -> list[BatchItemOutput]:
     """Call ``prepare`` in ``pool``, queue its inputs from there, and return their outputs.
 
-    The inputs do not pass through the event loop. Raises what ``prepare``, :meth:`Batcher.put` and
-    :meth:`Batcher.wait` raise.
+    The inputs do not pass through the event loop. Raises the exceptions of ``prepare``,
+    :meth:`Batcher.put` and :meth:`Batcher.wait`.
     """
     request = batcher.new_request(scheduling)
     # The traceback of an error refers to the arguments of the pool's function, and the request to
@@ -262,7 +263,7 @@ def _prepare_and_put(
     for request in holder:  # empty if the request was cancelled meanwhile
         try:
             batcher.put(request, prepare())
-        except BaseException as error:  # whatever it is, the caller must receive it
+        except BaseException as error:  # of any type: the caller must receive it
             batcher.fail(request, error)
         finally:
             del request

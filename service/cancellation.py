@@ -1,6 +1,6 @@
 """Cancel scopes: blocks that end with an error when a signal is set or a timeout is over.
 
-A signal knows the scopes that watch it and cancels their tasks. No watcher task is started, which
+A signal holds the scopes that watch it and cancels their tasks. There is no watcher task, which
 would cost every request two turns of the event loop.
 """
 
@@ -31,7 +31,7 @@ class CancelSignal:
         """Cancel ``scope`` when the signal is set, or soon if it is set already."""
         self._scopes.add(scope)
         if self.is_set:
-            # One turn of the loop later: a block that needs only data that is here completes.
+            # One turn of the loop later: a block whose data is already available completes.
             asyncio.get_running_loop().call_soon(scope.cancel_soon)
 
     def unwatch(self, scope: "CancelScope") -> None:
@@ -40,7 +40,7 @@ class CancelSignal:
 
 
 class CancelScope:
-    """A block that raises the error of ``source`` as soon as that is set.
+    """A block that raises the error of ``source`` as soon as ``source`` is set.
 
     ``with CancelScope(signal): await work``. Like :func:`asyncio.timeout`, it cancels what the task
     awaits; scopes may be nested.
@@ -64,7 +64,7 @@ class CancelScope:
     ) -> None:
         self._source.unwatch(self)
         task, self._task = self._task, None
-        # If others have cancelled the task as well, their cancellation must propagate.
+        # If the task was also cancelled from elsewhere, that cancellation must propagate.
         is_own = self._is_cancelled and task is not None and task.uncancel() == 0
         if is_own and kind is asyncio.CancelledError:
             raise self._source.error() from None

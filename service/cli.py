@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(arguments: list[str]) -> None:
-    settings = _read(Settings, arguments)
+    settings = _read_settings(Settings, arguments)
     metrics = Metrics()
 
     def load(report_step: Callable[[str], None]) -> ModelRegistry:
         models = load_models(settings, metrics, report_step)
-        # Objects that exist by now stay, so the garbage collector need not traverse them.
+        # The objects created so far live as long as the process: exclude them from collection.
         gc.collect()
         gc.freeze()
         return models
@@ -60,7 +60,8 @@ def _serve(arguments: list[str]) -> None:
     try:
         Server(app, settings).run()
     except KeyboardInterrupt:
-        # As for SIGTERM, which ends the process in run(): no hanging thread keeps it alive.
+        # Exit at once, as run() does after SIGTERM: a hanging thread must not keep the process
+        # alive.
         logging.shutdown()
         os._exit(_EXIT_INTERRUPTED)
     if isinstance(loader.error, PackageError | EngineUnavailableError):
@@ -70,16 +71,16 @@ def _serve(arguments: list[str]) -> None:
 
 
 def _tune(arguments: list[str]) -> None:
-    settings = _read(TuneSettings, arguments)
+    settings = _read_settings(TuneSettings, arguments)
     try:
         tune(settings, print)
     except (PackageError, EngineUnavailableError, OSError) as error:
         _fail(str(error))
 
 
-def _read(kind: type[_Settings], arguments: list[str]) -> _Settings:
+def _read_settings(settings_type: type[_Settings], arguments: list[str]) -> _Settings:
     try:
-        settings = CliApp.run(kind, cli_args=arguments)
+        settings = CliApp.run(settings_type, cli_args=arguments)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"

@@ -38,10 +38,10 @@ Image = bytes | NDArray[np.uint8]
 """One encoded image (JPEG, PNG, WebP or BMP), or uint8 RGB pixels (height, width, 3)."""
 
 DEFAULT_GPU_BATCH_SIZE = 16
-"""Maximum batch size that GPU engines allocate memory for, unless the settings give another."""
+"""Maximum batch size that GPU engines allocate memory for, unless one is configured."""
 LONG_RUN_S = 0.25
-"""A model whose run takes longer than this in one thread gets all cores for each run: latency
-counts more than throughput there."""
+"""Seconds. A model whose run takes longer in one thread uses all cores for each run, because its
+latency matters more than its throughput."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Prediction:
 class Detector(AbstractContextManager["Detector"]):
     """One loaded model. Thread-safe.
 
-    ``manifest``: the description in ``model.json``; ``engine``: what runs the model; ``rules``: the
-    options that :meth:`detect` accepts for this model. Used as a context manager, it is closed at
-    the end of the block.
+    ``manifest``: the description in ``model.json``; ``engine``: the runtime that executes the
+    model; ``rules``: the options that :meth:`detect` accepts for this model. As a context manager,
+    it closes the engine at the end of the block.
     """
 
     def __init__(
@@ -98,25 +98,25 @@ class Detector(AbstractContextManager["Detector"]):
         self._planner = InputPlanner(manifest, max_image_pixels)
 
     def detect(self, image: Image, **options: Any) -> Prediction:
-        """Detect the objects in one image.
+        """Return the detections of one image.
 
         ``options`` are the fields of :class:`service.options.DetectParameters`, such as
         ``score_threshold``, ``top_k``, ``classes``, ``flip`` and ``scales``; the defaults are those
         of the model.
 
         Raises :class:`service.errors.InvalidOptionError`, the image errors of
-        :mod:`service.errors`, and what the engine raises.
+        :mod:`service.errors`, and the exceptions of the engine.
         """
         return self.run(image, self.rules.complete(validate_options(DetectParameters, options)))
 
     def run(self, image: Image, options: RequestOptions) -> Prediction:
-        """Detect with completed options (:attr:`rules`); every network input runs alone."""
+        """Detect with options that :attr:`rules` has completed; each network input runs alone."""
         began_at = time.perf_counter()
         prepared = self.preprocess(image, options.inputs)
         prepared_at = time.perf_counter()
         outputs = []
-        for one in prepared.inputs:
-            batch = self.engine.run(one.pixels[np.newaxis], one.flip)
+        for network_input in prepared.inputs:
+            batch = self.engine.run(network_input.pixels[np.newaxis], network_input.flip)
             outputs.append({name: values[0] for name, values in batch.items()})
         ran_at = time.perf_counter()
         detections = self.postprocess(outputs, prepared, options.detection)
@@ -134,7 +134,7 @@ class Detector(AbstractContextManager["Detector"]):
         )
 
     def preprocess(self, image: Image, options: InputOptions) -> PreprocessedImage:
-        """Decode an image and make its network inputs.
+        """Decode an image and compute its network inputs.
 
         Raises the image errors of :mod:`service.errors`.
         """
@@ -161,8 +161,8 @@ class Detector(AbstractContextManager["Detector"]):
     ) -> Detections:
         """Decode the outputs (without batch axis) of the inputs of one image, in their order."""
         model_outputs = [
-            ModelOutput(one, transform)
-            for one, transform in zip(outputs, prepared.transforms, strict=True)
+            ModelOutput(tensors, transform)
+            for tensors, transform in zip(outputs, prepared.transforms, strict=True)
         ]
         return self.decoder.decode(model_outputs, options)
 
@@ -194,16 +194,16 @@ def load_detector(package: Path | str, **settings: Any) -> Detector:
     ``engine_threads``, ``max_batch_size`` and ``max_image_pixels``; the others are read from the
     environment (``CENTERNET_*``) as the service does.
 
-    Raises :class:`model_package.PackageError` and
-    :class:`service.engines.EngineUnavailableError`.
+    Raises :class:`model_package.PackageError`, :class:`service.engines.EngineUnavailableError` and,
+    for invalid settings, :class:`pydantic.ValidationError`.
     """
     loaded = load_package(Path(package))
-    chosen: dict[str, Any] = {"models": Path(package), "default_model": None, **settings}
-    return open_detector(loaded, Settings(**chosen))
+    fields: dict[str, Any] = {"models": Path(package), "default_model": None, **settings}
+    return open_detector(loaded, Settings(**fields))
 
 
 def open_detector(package: ModelPackage, settings: Settings) -> Detector:
-    """Open the engine of a package that was read already; see :func:`load_detector`."""
+    """Open the engine of a loaded package; see :func:`load_detector`."""
     return Detector(
         package.manifest,
         open_model_engine(package, settings),
@@ -213,7 +213,7 @@ def open_detector(package: ModelPackage, settings: Settings) -> Detector:
 
 
 def open_model_engine(package: ModelPackage, settings: Settings) -> Engine:
-    """Open the engine; on the CPU, with the number of threads that suits the model.
+    """Open the engine; on the CPU, choose its number of threads by the duration of one run.
 
     Raises :class:`service.engines.EngineUnavailableError`.
     """

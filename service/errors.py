@@ -1,4 +1,4 @@
-"""The errors of requests, by the stage that raises them; each class has a stable ``code``.
+"""Errors of requests, by the stage that raises them; each class has a stable ``code``.
 
 head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError, RateLimitedError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, SlowBodyError,
@@ -47,7 +47,7 @@ class SlowHeadError(ServiceError):
 
 
 class RouterError(ServiceError):
-    """No such path or method; code and title are those of the HTTP status."""
+    """The path or method does not exist; code and title are those of the HTTP status."""
 
     def __init__(self, detail: str, status: HTTPStatus) -> None:
         super().__init__(detail)
@@ -126,7 +126,7 @@ class InvalidOptionError(ServiceError):
 
 
 class UnknownModelError(ServiceError):
-    """No model of that name is loaded."""
+    """No model of the requested name is loaded."""
 
     status, code, title = 404, "unknown_model", "The model does not exist"
 

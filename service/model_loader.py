@@ -1,4 +1,4 @@
-"""Loading the models in the background, while the server answers its probes."""
+"""Background loading of the models, while the server already responds to probes."""
 
 import asyncio
 import threading
@@ -9,13 +9,13 @@ from service.model_registry import ModelRegistry
 from service.observability.tracing import Tracing
 
 RETRY_AFTER_S = 5
-"""Retry-After while the models are loaded; how long that takes is not known."""
+"""Retry-After in seconds while the models are being loaded; the actual duration is unknown."""
 
 
 class ModelLoader:
-    """Runs ``load`` in a thread of its own and holds its result.
+    """Loader that runs ``load`` in a thread of its own and holds the result.
 
-    ``load`` receives a function that takes descriptions of its steps.
+    ``load`` receives a callback for descriptions of its steps.
     """
 
     def __init__(self, load: Callable[[Callable[[str], None]], ModelRegistry]) -> None:
@@ -42,7 +42,7 @@ class ModelLoader:
             models, error = None, None
             try:
                 models = self._load(self._report_step)
-            except BaseException as caught:  # whatever it is, the waiting task must receive it
+            except BaseException as caught:  # of any type: the task must receive it
                 error = caught
             if not loop.is_closed():
                 loop.call_soon_threadsafe(finish, models, error)
@@ -62,12 +62,12 @@ class ModelLoader:
 
     @property
     def is_done(self) -> bool:
-        """Whether the models are loaded."""
+        """True if the models are loaded."""
         return self._models is not None
 
     @property
     def models(self) -> ModelRegistry:
-        """The loaded models. Raises :class:`NotReadyError` before they are loaded."""
+        """The loaded models. Raises :class:`NotReadyError` until they are loaded."""
         if self._models is None:
             raise NotReadyError(
                 f"The service is starting: {self._step}. Send the request again after the time "

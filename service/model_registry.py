@@ -1,4 +1,4 @@
-"""The loaded models by name, and how they are loaded."""
+"""Registry of the loaded models, and loading of the packages of a directory."""
 
 import asyncio
 import logging
@@ -56,7 +56,7 @@ class ModelRegistry:
     async def stop(self) -> None:
         """Finish the admitted requests and end all threads."""
         await asyncio.gather(*(detector.stop() for detector in self.detectors.values()))
-        self.cpu_pool.shutdown(wait=False)  # no request waits for it any more
+        self.cpu_pool.shutdown(wait=False)  # no request uses it any more
 
 
 def load_models(
@@ -66,7 +66,7 @@ def load_models(
 
     ``report_step`` receives a description of each step. Raises
     :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError`: one
-    package that cannot be served stops the start, so that no model is missing silently.
+    package that cannot be served stops the start-up, so that no model is missing silently.
     """
     cpu_pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images")
     detectors: dict[str, AsyncDetector] = {}
@@ -95,7 +95,8 @@ def find_packages(settings: Settings) -> Iterator[ModelPackage]:
         package = load_package(directory)
         if package.manifest.name in names:
             raise PackageError(
-                f"two packages in {settings.models} have the name {package.manifest.name}."
+                f"two packages in {settings.models} have the name {package.manifest.name}; "
+                "remove one, or export it again with another name."
             )
         names.add(package.manifest.name)
         yield package
@@ -121,7 +122,7 @@ def _build_engines(
 
 
 def _make_self_test(package: ModelPackage, engine: Engine) -> SelfTest:
-    """Make the self-test with the fp32 file on the CPU, which the export has verified."""
+    """Create the self-test with the fp32 file on the CPU, which the export has verified."""
     if engine.is_reference:
         return SelfTest(package.manifest.input, engine)
     reference = open_engine(package, "onnxruntime-cpu", available_cores())
@@ -134,15 +135,15 @@ def _package_directories(models: Path) -> list[Path]:
     if (models / MANIFEST_FILE).is_file():
         return [models]
     # A directory whose name starts with a dot is a package that is being written.
-    found = sorted(
+    directories = sorted(
         path.parent for path in models.glob(f"*/{MANIFEST_FILE}") if path.parent.name[0] != "."
     )
-    if not found:
+    if not directories:
         raise PackageNotFoundError(
             f"{models.absolute()} is not a model package and contains none. "
             "Make one with centernet-export, or name another directory with --models."
         )
-    return found
+    return directories
 
 
 def _default_name(settings: Settings, detectors: Mapping[str, AsyncDetector]) -> str:

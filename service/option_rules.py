@@ -1,4 +1,4 @@
-"""The options that a model supports, and their completion from its manifest."""
+"""Options that a model supports, and completion of request options from its manifest."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from service.options import (
     RequestOptions,
 )
 
-# Error texts repeat at most this much of a request, and of a model's classes.
-_LETTERS_SHOWN = 100
-_CLASSES_SHOWN = 20
+# Maximum number of characters of a value, and of class names, that an error text quotes.
+_MAX_CHARACTERS = 100
+_MAX_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,28 @@ class OptionRules:
         self.flip = _flips(manifest, self._task)
         self.keep_resolution = _resolutions(manifest)
 
-    def complete(self, given: DetectParameters) -> RequestOptions:
+    def complete(self, parameters: DetectParameters) -> RequestOptions:
         """Fill in defaults and map class names to ids.
 
         Raises :class:`InvalidOptionError` for options that the model does not support.
         """
-        scales = self._scales(given.scales)
-        flip = self._choose("flip", given.flip, self.flip)
+        scales = self._scales(parameters.scales)
+        flip = self._choose("flip", parameters.flip, self.flip)
         keep_resolution = self._choose(
-            "keep_resolution", given.keep_resolution, self.keep_resolution
+            "keep_resolution", parameters.keep_resolution, self.keep_resolution
         )
-        soft_nms = given.soft_nms
+        soft_nms = parameters.soft_nms
         if soft_nms is None:
             soft_nms = len(scales) > 1 or self.soft_nms[0]
-        threshold = given.score_threshold
+        threshold = parameters.score_threshold
         decoder = self._manifest.decoder
         return RequestOptions(
             DetectionOptions(
                 decoder.score_threshold if threshold is None else threshold,
-                self._top_k(given.top_k),
-                self._class_ids(given.classes),
+                self._top_k(parameters.top_k),
+                self._class_ids(parameters.classes),
                 self._choose("soft_nms", soft_nms, self.soft_nms),
-                self._projection(given),
+                self._projection(parameters),
             ),
             InputOptions(
                 flip=flip and not self._task.adds_flipped_input,
@@ -87,80 +87,84 @@ class OptionRules:
             ),
         )
 
-    def _choose(self, name: str, given: bool | None, supported: tuple[bool, ...]) -> bool:
-        if given is None:
+    def _choose(self, name: str, value: bool | None, supported: tuple[bool, ...]) -> bool:
+        if value is None:
             return supported[0]
-        if given not in supported:
-            words = " or ".join(str(value).lower() for value in supported)
+        if value not in supported:
+            accepted = " or ".join(str(item).lower() for item in supported)
             raise InvalidOptionError(
-                f"{name}: received {str(given).lower()}; model {self._manifest.name} supports only "
-                f"{words}. Leave the option out, or use a package that was exported for it."
+                f"{name}: received {str(value).lower()}; model {self._manifest.name} supports only "
+                f"{accepted}. Leave the option out, or use a package that was exported for it."
             )
-        return given
+        return value
 
-    def _top_k(self, given: int | None) -> int:
+    def _top_k(self, top_k: int | None) -> int:
         maximum = self._manifest.decoder.top_k
-        if given is not None and given > maximum:
+        if top_k is not None and top_k > maximum:
             raise InvalidOptionError(
-                f"top_k: received {given}; model {self._manifest.name} returns at most "
+                f"top_k: received {top_k}; model {self._manifest.name} returns at most "
                 f"{maximum} detections per image."
             )
-        return maximum if given is None else given
+        return maximum if top_k is None else top_k
 
-    def _class_ids(self, given: list[str] | None) -> frozenset[int] | None:
-        if given is None:
+    def _class_ids(self, classes: list[str] | None) -> frozenset[int] | None:
+        if classes is None:
             return None
         known = {name: index for index, name in enumerate(self._manifest.classes)}
-        unknown = [name for name in given if name not in known]
+        unknown = [name for name in classes if name not in known]
         if unknown:
             raise InvalidOptionError(
-                f"classes: received {unknown[0][:_LETTERS_SHOWN]!r}; model {self._manifest.name} "
-                f"has {_listed(self._manifest.classes)}. Repeat the option for several classes."
+                f"classes: received {unknown[0][:_MAX_CHARACTERS]!r}; model {self._manifest.name} "
+                f"has {_list_names(self._manifest.classes)}. Repeat the option for several classes."
             )
-        return frozenset(known[name] for name in given)
+        return frozenset(known[name] for name in classes)
 
-    def _scales(self, given: list[float] | None) -> tuple[float, ...]:
-        if given is None:
+    def _scales(self, scales: list[float] | None) -> tuple[float, ...]:
+        if scales is None:
             return (1.0,)
-        received = ", ".join(f"{scale:g}" for scale in given)
-        if len(set(given)) != len(given):
+        received = ", ".join(f"{scale:g}" for scale in scales)
+        if len(set(scales)) != len(scales):
             raise InvalidOptionError(f"scales: received {received}; give each scale once.")
-        if self.max_scales == 1 and given != [1.0]:
+        if self.max_scales == 1 and scales != [1.0]:
             raise InvalidOptionError(
                 f"scales: received {received}; model {self._manifest.name} supports only "
                 "the scale 1. Leave the option out."
             )
-        if self._task.needs_scale_1 and 1.0 not in given:
+        if self._task.needs_scale_1 and 1.0 not in scales:
             raise InvalidOptionError(
                 f"scales: received {received}; model {self._manifest.name} takes its centers from "
                 "the scale 1. Add it."
             )
-        return tuple(given)
+        return tuple(scales)
 
-    def _projection(self, given: DetectParameters) -> NDArray[np.float64] | None:
-        intrinsics = (given.fx, given.fy, given.cx, given.cy)
+    def _projection(self, parameters: DetectParameters) -> NDArray[np.float64] | None:
+        intrinsics = (parameters.fx, parameters.fy, parameters.cx, parameters.cy)
         numbers = [value for value in intrinsics if value is not None]
-        if not numbers and given.projection is None:
+        projection = parameters.projection
+        if not numbers and projection is None:
             return None
         if not self.has_camera:
             raise InvalidOptionError(
                 f"fx, fy, cx, cy, projection: model {self._manifest.name} returns no 3D "
                 "boxes, so it has no camera options. Leave them out."
             )
-        if given.projection is None and len(numbers) == 4:
+        if projection is None and len(numbers) == 4:
             fx, fy, cx, cy = numbers
             return np.array([[fx, 0, cx, 0], [0, fy, cy, 0], [0, 0, 1, 0]])
-        if given.projection is None or numbers:
+        if projection is None or numbers:
             raise InvalidOptionError(
-                f"projection, fx, fy, cx, cy: received {len(given.projection or [])} numbers of "
+                f"projection, fx, fy, cx, cy: received {len(projection or [])} numbers of "
                 f"a matrix and {len(numbers)} of the others. Give either the 12 numbers of "
                 "projection or all four of fx, fy, cx and cy."
             )
-        return _rectified(np.array(given.projection).reshape(3, 4))
+        return _rectified(np.array(projection).reshape(3, 4))
 
 
 def _rectified(projection: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the camera matrix (3, 4), or raise unless it is that of a rectified camera."""
+    """Return the camera matrix (3, 4) unchanged.
+
+    Raises :class:`InvalidOptionError` unless it is the matrix of a rectified camera.
+    """
     focal = projection[(0, 1), (0, 1)]
     if focal.min() < MIN_FOCAL_PX:
         raise InvalidOptionError(
@@ -176,10 +180,10 @@ def _rectified(projection: NDArray[np.float64]) -> NDArray[np.float64]:
     return projection
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Return the first names, and their number if there are more."""
-    some = ", ".join(name[:_LETTERS_SHOWN] for name in names[:_CLASSES_SHOWN])
-    return some if len(names) <= _CLASSES_SHOWN else f"{some}, ... ({len(names)} in all)"
+def _list_names(names: Sequence[str]) -> str:
+    """Return the first names, followed by the total number if there are more."""
+    shown = ", ".join(name[:_MAX_CHARACTERS] for name in names[:_MAX_CLASSES])
+    return shown if len(names) <= _MAX_CLASSES else f"{shown}, ... ({len(names)} in all)"
 
 
 def _flips(manifest: ModelManifest, task: _TaskRules) -> tuple[bool, ...]:

@@ -1,4 +1,4 @@
-"""Options of a detection request, as clients give them and as the detector takes them."""
+"""Options of a detection request: as received from the client, and completed for the detector."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class DetectParameters(BaseModel):
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """Complete options of one request, all of which the model supports."""
+    """Complete options of one request; the model supports all of them."""
 
     detection: DetectionOptions
     inputs: InputOptions
@@ -84,10 +84,10 @@ class RequestOptions:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def validate_options(model: type[_Model], given: Mapping[str, Any]) -> _Model:
-    """Validate options given by name. Raises :class:`InvalidOptionError` with up to five errors."""
+def validate_options(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Validate option values by name. Raises :class:`InvalidOptionError` with up to five errors."""
     try:
-        return model.model_validate(given)
+        return model.model_validate(values)
     except ValidationError as error:
         problems = []
         for item in error.errors(include_url=False, include_context=False)[:5]:

@@ -51,7 +51,7 @@ def _sorted_scores(outputs: Mapping[str, NDArray[Any]], row: int) -> NDArray[np.
 
 
 def draw_test_image(height_px: int, width_px: int) -> NDArray[np.uint8]:
-    """Draw discs on a color gradient, uint8 RGB (height, width, 3), identical on every run."""
+    """Draw discs on a colour gradient, uint8 RGB (height, width, 3), identical on every run."""
     random = np.random.default_rng(_SEED)
     rows, columns = np.mgrid[0:height_px, 0:width_px].astype(np.float32)
     image = np.stack([rows / height_px, columns / width_px, 1 - rows / height_px], 2) * 200

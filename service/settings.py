@@ -1,4 +1,4 @@
-"""Settings of a deployment, from environment variables and command-line options."""
+"""Settings of the service, from environment variables and command-line options."""
 
 import ipaddress
 import os
@@ -22,28 +22,32 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def split_commas(given: object) -> object:
+def split_commas(value: object) -> object:
     """Split a string, or the strings of a list, at commas; return other values unchanged."""
-    if isinstance(given, str):
-        return given.split(",")
-    if not isinstance(given, list):
-        return given
+    if isinstance(value, str):
+        return value.split(",")
+    if not isinstance(value, list):
+        return value
     return [
-        part for item in given for part in (item.split(",") if isinstance(item, str) else [item])
+        part for item in value for part in (item.split(",") if isinstance(item, str) else [item])
     ]
 
 
-def _split_names(given: object) -> object:
-    if not isinstance(given, str):
-        return given
-    return tuple(part for part in map(str.strip, given.split(",")) if part)
+def _split_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(part for part in map(str.strip, value.split(",")) if part)
 
 
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
 
 class Settings(BaseSettings):
-    """Each field is an option (``--max-batch-size``) and a variable (:data:`PREFIX`)."""
+    """Settings of the service.
+
+    Each field is an option (``--max-batch-size``) and an environment variable
+    (``CENTERNET_MAX_BATCH_SIZE``).
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -55,7 +59,7 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
     models: Path = Field(Path("models"), description="A model package, or a directory of packages.")
     default_model: str | None = Field(
         None, description="The model of POST /detect; may be omitted if there is only one model."
@@ -63,14 +67,14 @@ class Settings(BaseSettings):
     backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"] = (
         Field(
             "auto",
-            description="Runtime of the models; auto takes the first that works on this machine.",
+            description="Runtime of the models; auto selects the first that works on this machine.",
         )
     )
     build_engines: bool = Field(
         False,
         description="Build the engines of the backend (tensorrt or tensorrt-rtx) before the "
-        "service is ready, if a package has none for this machine; needs centernet-"
-        "export and writable packages.",
+        "service is ready, if a package has none for this machine; needs centernet-export and "
+        "writable packages.",
     )
     engine_threads: int | None = Field(
         None,
@@ -135,10 +139,10 @@ class Settings(BaseSettings):
         True, description="Decode JPEGs much larger than the network input at 1/2, 1/4 or 1/8."
     )
     body_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Seconds for a request body to arrive."
+        30.0, gt=0, le=3600, description="Maximum seconds for a request body to arrive."
     )
     request_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Seconds from the end of the body to the response."
+        30.0, gt=0, le=3600, description="Maximum seconds from the end of the body to the response."
     )
     self_test_interval_s: float = Field(
         60.0,
@@ -158,12 +162,12 @@ class Settings(BaseSettings):
         20,
         ge=1,
         le=3600,
-        description="Seconds that admitted requests get to complete after SIGTERM.",
+        description="Maximum seconds for admitted requests to complete after SIGTERM.",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="File with one API key per line; requests must then have one. Probes and the "
-        "API documentation stay open.",
+        description="File with one API key per line; each request must then contain one. "
+        "Probes and the API documentation need no key.",
     )
     rate_limit_per_s: float | None = Field(
         None,
@@ -205,7 +209,7 @@ class Settings(BaseSettings):
         if isinstance(port, str) and port.startswith("tcp://"):
             raise ValueError(
                 f"received {port!r}, which Kubernetes sets beside a Service named 'centernet'; "
-                "set enableServiceLinks: false in the pod, or name the Service otherwise"
+                "set enableServiceLinks: false in the pod, or choose another name for the Service"
             )
         return port
 
@@ -213,7 +217,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in proxies:
-            ipaddress.ip_network(proxy)  # its ValueError says what is wrong with which
+            ipaddress.ip_network(proxy)  # raises a ValueError that names the invalid network
         return proxies
 
     @field_validator("cors_origins")
@@ -231,7 +235,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_url(cls, endpoint: str | None) -> str | None:
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
-            raise ValueError(f"received {endpoint!r}; it looks like http://localhost:4318")
+            raise ValueError(f"received {endpoint!r}; expected a URL such as http://localhost:4318")
         return endpoint
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ _SEED = 1
 
 
 class TuneSettings(Settings):
-    """The settings of the service, and those of the search."""
+    """Settings of the service, and of the search."""
 
     p99_ms: float = Field(
         100.0,
@@ -57,13 +57,13 @@ class Trial:
 
     @property
     def kept_up(self) -> bool:
-        """Whether the throughput reached the offered rate."""
+        """True if the throughput reached :data:`KEPT_UP` of the offered rate."""
         return self.images_per_s >= KEPT_UP * self.offered_per_s
 
 
 @dataclass(frozen=True)
 class ModelTuning:
-    """Measurements of one model, and the best trial; None if no trial kept up."""
+    """Measurements of one model; ``chosen`` is the best trial, None if no trial kept up."""
 
     model: str
     engine: str
@@ -108,7 +108,7 @@ def _tune_model(
     log("  batch size  delay ms  p50 ms  p99 ms  mean batch")
     trials = []
     for limits in _candidates(timings):
-        trial = asyncio.run(_try(engine, manifest, limits, timings, rate, settings.seconds))
+        trial = asyncio.run(_run_trial(engine, manifest, limits, timings, rate, settings.seconds))
         trials.append(trial)
         log(
             f"  {trial.max_batch_size:10}  {trial.max_queue_delay_ms:8.1f}  {trial.p50_ms:6.1f}"
@@ -116,7 +116,7 @@ def _tune_model(
             + ("" if trial.kept_up else "  (could not keep up)")
         )
     chosen = min((trial for trial in trials if trial.kept_up), key=_p99_ms, default=None)
-    _advise(chosen, settings, log)
+    _log_advice(chosen, settings, log)
     return ModelTuning(manifest.name, engine.description, timings, trials, chosen)
 
 
@@ -125,16 +125,16 @@ def _p99_ms(trial: Trial) -> float:
 
 
 def _candidates(timings: Sequence[BatchTiming]) -> Iterable[BatchLimits]:
-    """Yield every size without delay, and the largest with delays of a part of its run."""
+    """Yield every size without delay, and the largest with delays of a fraction of its run."""
     for timing in timings:
         yield BatchLimits(timing.batch_size, run_overhead_s=RUN_OVERHEAD_S)
     largest = timings[-1]
     if largest.batch_size > 1:
-        for part in (0.1, 0.5):
-            yield BatchLimits(largest.batch_size, delay_s=round(part * largest.run_s, 4))
+        for fraction in (0.1, 0.5):
+            yield BatchLimits(largest.batch_size, delay_s=round(fraction * largest.run_s, 4))
 
 
-def _advise(chosen: Trial | None, settings: TuneSettings, log: Callable[[str], None]) -> None:
+def _log_advice(chosen: Trial | None, settings: TuneSettings, log: Callable[[str], None]) -> None:
     if chosen is None:
         log("  no configuration kept up: tune on an idle machine.")
         return
@@ -161,7 +161,7 @@ class BatchSizes:
         """Do nothing: no input is cancelled."""
 
 
-async def _try(
+async def _run_trial(
     engine: Engine,
     manifest: ModelManifest,
     limits: BatchLimits,
@@ -169,10 +169,10 @@ async def _try(
     rate: float,
     seconds: float,
 ) -> Trial:
-    """Submit inputs of a Poisson process; latencies count from the scheduled times."""
+    """Submit inputs with Poisson arrivals; latencies count from the scheduled arrival times."""
     sizes = BatchSizes()
-    estimate = LatencyModel((timing.batch_size, timing.run_s) for timing in timings)
-    batcher = Batcher(BorrowedEngine(engine), limits, estimate, sizes)
+    latency_model = LatencyModel((timing.batch_size, timing.run_s) for timing in timings)
+    batcher = Batcher(BorrowedEngine(engine), limits, latency_model, sizes)
     batcher.start()
     image = BatchInput(draw_test_image(manifest.input.height_px, manifest.input.width_px))
     latencies: list[float] = []

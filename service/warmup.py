@@ -96,11 +96,11 @@ def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) ->
     ] or [timings[0]]
     best = max(timing.images_per_s for timing in suitable)
     fast = [timing for timing in suitable if timing.images_per_s >= NEARLY_BEST * best]
-    # From the line through all of them, because a single timing has a larger error.
-    slope_s, base_s = LatencyModel((one.batch_size, one.run_s) for one in fast).line
-    enough = (base_s + RUN_OVERHEAD_S) / (MAX_OVERHEAD * slope_s) if slope_s else math.inf
+    # Fitted to all of them, because a single timing has a larger error.
+    slope_s, base_s = LatencyModel((timing.batch_size, timing.run_s) for timing in fast).line
+    min_size = (base_s + RUN_OVERHEAD_S) / (MAX_OVERHEAD * slope_s) if slope_s else math.inf
     sizes = [timing.batch_size for timing in fast]
-    return next((size for size in sizes if size >= enough), sizes[-1])
+    return next((size for size in sizes if size >= min_size), sizes[-1])
 
 
 def _try_run(
@@ -108,7 +108,7 @@ def _try_run(
 ) -> Mapping[str, NDArray[Any]]:
     try:
         return engine.run(images, flip)
-    except Exception as error:  # each runtime has exceptions of its own
+    except Exception as error:  # each runtime raises its own exceptions
         raise EngineUnavailableError(
             f"{manifest.name} does not run on {engine.description}: {error}"
         ) from error

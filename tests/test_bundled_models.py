@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from support.images import encode
-from support.serving import ask_together
+from support.serving import post_concurrently
 
 from client.http_client import ServiceClient
 from evaluation.detections import ImageDetections, read_detections, to_coco_results
@@ -131,7 +131,7 @@ def test_64_concurrent_requests_get_the_detections_of_sequential_ones(url: str) 
     with httpx.Client(base_url=url, timeout=60) as client:
         alone = [client.post("/detect", content=body).json()["detections"] for body in bodies]
     assert len({json.dumps(detections) for detections in alone}) == 64
-    responses = ask_together(url, bodies)
+    responses = post_concurrently(url, bodies)
     assert [response.status_code for response in responses] == [200] * 64
     assert [response.json()["detections"] for response in responses] == alone
     sizes = [int(response.headers["X-Batch-Size"]) for response in responses]

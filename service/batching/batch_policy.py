@@ -29,7 +29,7 @@ class BatchDecision:
 
 
 class BatchPolicy:
-    """Chooses batches from a queue; holds no queue itself and changes none.
+    """Policy that chooses the next batch of a queue; it does not modify the queue.
 
     ``workers``: engine threads that take batches.
     """
@@ -71,7 +71,7 @@ class BatchPolicy:
     ) -> tuple[BatchDecision, float]:
         """Collect the entries that can share a batch; return them and their earliest deadline.
 
-        ``first_try``: the engine is idle, so an entry whose deadline lies ahead is tried although
+        ``first_try``: the engine is idle, so an entry whose deadline has not passed is run although
         the latency model says that it is too late: the model could not be corrected otherwise.
         """
         decision = BatchDecision()
@@ -133,8 +133,9 @@ class BatchPolicy:
         All inputs of a batch wait for its end, and all inputs behind it for the overhead of the
         run. With m inputs queued per worker and more arriving meanwhile, M = m / (1 - load) inputs
         are affected. In batches of n they are done after (slope * n + base) * (M / n + 1) / 2 on
-        average, which is least for n = sqrt(M * base / slope). Where enough inputs wait to fill
-        all workers, throughput counts instead; a configured queue delay asks for large batches.
+        average, which is lowest at n = sqrt(M * base / slope). The batch is not cut if
+        enough inputs wait to fill all workers or if a queue delay is configured, because throughput
+        matters more then.
         """
         batch, limits = decision.batch, self._limits
         slope_s, base_s = self._latency.line
@@ -149,7 +150,7 @@ class BatchPolicy:
         load = arrivals.expected(slope_s + base_s / limits.size) / self._workers
         affected = waiting / self._workers / (1 - min(load, _MAX_LOAD))
         best = math.sqrt(affected * base_s / slope_s)
-        # Powers of two: GPU engines pad to them, and half a step beside the best costs little.
+        # Powers of two: GPU engines pad to them, and half a step from the optimum costs little.
         size: int = 2 ** round(math.log2(max(1.0, best)))
         # The inputs that are cut off end one run later.
         end_at = now + slope_s * len(batch) + 2 * base_s

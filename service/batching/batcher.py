@@ -2,7 +2,8 @@
 
 One queue and as many worker threads as the engine accepts concurrent runs. A worker takes a batch,
 runs it and takes the next one without waiting for the event loop; only the outputs are handed to
-the event loop. Inputs arrive ready to be stacked, so an invalid image never enters a batch.
+the event loop. Images are decoded and resized before they are queued, so an invalid image never
+enters a batch.
 
 A batch is dispatched when it is full, when its maximum queue delay is over, when no further input
 is expected within that delay, or when its earliest deadline requires it
@@ -106,7 +107,7 @@ class Batcher:
 
     @property
     def problem(self) -> str | None:
-        """Why no request can succeed until the process is restarted; None if requests can."""
+        """Reason no request can succeed until the process is restarted; None if requests can."""
         if self._broken is not None:
             return f"the engine is broken: {self._broken}"
         if not all(worker.is_alive() for worker in self._workers):
@@ -148,21 +149,21 @@ class Batcher:
                 raise _engine_error(self._broken)
             if request.future.done():
                 return  # cancelled before its inputs were ready
-            request.entries = [QueueEntry(one, request) for one in inputs]
+            request.entries = [QueueEntry(batch_input, request) for batch_input in inputs]
             for entry in request.entries:
                 insort(self._queue, entry, key=_sort_key)
                 self._arrivals.observe(entry.arrived_at)
             self._changed.notify(len(request.entries))
 
     def fail(self, request: BatchRequest, error: BaseException) -> None:
-        """Let :meth:`wait` raise ``error``; thread-safe."""
+        """Make :meth:`wait` raise ``error``; thread-safe."""
         self._call(request.fail, error)
 
     async def wait(self, request: BatchRequest) -> list[BatchItemOutput]:
         """Return the outputs of all inputs of a request.
 
         Cancelling the call, or the failure of one input, removes the others from the queue. Raises
-        :class:`DeadlineExceededError`, :class:`EngineError` and what :meth:`fail` was given.
+        :class:`DeadlineExceededError`, :class:`EngineError` and the error passed to :meth:`fail`.
         """
         try:
             return await request.future
@@ -178,7 +179,7 @@ class Batcher:
     ) -> list[BatchItemOutput]:
         """Queue the inputs of one request and return their outputs.
 
-        Raises what :meth:`put` and :meth:`wait` raise.
+        Raises the exceptions of :meth:`put` and :meth:`wait`.
         """
         request = self.new_request(scheduling)
         self.put(request, inputs)
@@ -257,7 +258,7 @@ class Batcher:
         """Run the engine; return the function for the event loop to call, and its arguments."""
         started_at = time.perf_counter()
         try:
-            outputs = self._engine.run([one.input.pixels for one in batch], batch[0].input.flip)
+            outputs = self._engine.run([entry.input.pixels for entry in batch], batch[0].input.flip)
             for name, values in outputs.items():
                 if len(values) != len(batch):
                     raise RuntimeError(
@@ -274,7 +275,7 @@ class Batcher:
                 entry.request.failed = True
             return self._fail_all, batch, error
         infer_s = time.perf_counter() - started_at
-        run = BatchRun(trigger, started_at, infer_s, [one.request.record for one in batch])
+        run = BatchRun(trigger, started_at, infer_s, [entry.request.record for entry in batch])
         return self._deliver, batch, outputs, run
 
     def _fail_all(self, batch: list[QueueEntry], error: Exception) -> None:
@@ -284,7 +285,7 @@ class Batcher:
     def _deliver(
         self, batch: list[QueueEntry], outputs: Mapping[str, NDArray[Any]], run: BatchRun
     ) -> None:
-        """Hand each request its outputs; runs on the event loop."""
+        """Deliver the outputs to their requests; runs on the event loop."""
         self._latency.observe(total_work(batch), run.infer_s)
         self._observer.batch_done(run)
         is_finite = np.isfinite(outputs["scores"]).reshape(len(batch), -1).all(axis=1).tolist()
@@ -304,7 +305,7 @@ class Batcher:
                 entry.output = BatchItemOutput(
                     output, len(batch), run.trigger, queue_s, run.infer_s
                 )
-                ready = [one.output for one in request.entries if one.output is not None]
+                ready = [item.output for item in request.entries if item.output is not None]
                 if len(ready) == len(request.entries):
                     request.future.set_result(ready)
 

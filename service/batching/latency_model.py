@@ -47,7 +47,7 @@ class LatencyModel:
         self._sums = _Sums()
 
     def seconds(self, n: float) -> float:
-        """Return the expected duration of work ``n``; 0 while nothing is known."""
+        """Return the expected duration of work ``n``; 0 without known pairs and observations."""
         return self.line.seconds(n)
 
     def observe(self, n: float, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Metrics and traces of the batcher."""
+"""Observer of the batcher that records metrics and spans."""
 
 from service.batching.types import BatchRun
 from service.observability.metrics import ModelMetrics

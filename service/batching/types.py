@@ -16,7 +16,6 @@ Trigger = Literal["full", "idle", "timeout", "deadline"]
 """Reason a batch was dispatched: it was full; waiting longer would not have filled it; its maximum
 queue delay was over; its earliest deadline required it."""
 
-
 Priority = Literal["high", "normal", "low"]
 PRIORITY_STEP_S = 1.0
 PRIORITY_OFFSETS_S: Mapping[Priority, float] = {
@@ -58,7 +57,7 @@ class BatchItemOutput:
 class SchedulingOptions:
     """Deadline and priority of one request.
 
-    ``deadline_at``: time after which the result is of no use, on the clock of
+    ``deadline_at``: time after which the result is no longer needed, on the clock of
     :func:`time.perf_counter`. ``priority_offset_s``: the request is queued as if it had arrived
     this much earlier; the offset is bounded, so low priorities do not starve.
     """
@@ -95,7 +94,7 @@ class BatchRun:
 
 
 class BatchObserver(Protocol):
-    """Receives the outcome of runs and inputs, for metrics and traces."""
+    """Receiver of the outcomes of runs and inputs, for metrics and traces."""
 
     def batch_done(self, run: BatchRun) -> None:
         """Record a successful run."""
@@ -122,7 +121,7 @@ class BatchRequest:
 
     @property
     def is_done(self) -> bool:
-        """Whether its inputs need not run any more."""
+        """True if the inputs need not run any more."""
         return self.failed or self.future.done()
 
     def fail(self, error: BaseException) -> None:

@@ -58,16 +58,18 @@ class ApiKeys:
 
     def name_of(self, headers: Headers) -> str | None:
         """Return ``key_LINE`` for a valid key in the headers, None otherwise."""
-        offered = _offered_key(headers)
-        if offered is None:
+        key = _received_key(headers)
+        if key is None:
             return None
-        digest = hashlib.sha256(offered.encode("latin-1")).digest()
-        # Compare all keys in constant time, so that the time reveals nothing.
-        found = [name for name, key in self._digests.items() if hmac.compare_digest(key, digest)]
-        return found[0] if found else None
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
+        # Compare with every key in constant time, so that the duration reveals nothing.
+        names = [
+            name for name, known in self._digests.items() if hmac.compare_digest(known, digest)
+        ]
+        return names[0] if names else None
 
 
-def _offered_key(headers: Headers) -> str | None:
+def _received_key(headers: Headers) -> str | None:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
@@ -86,14 +88,15 @@ class Access:
         self._check_key(request, self._authenticate(request))
 
     async def require_key_and_rate(self, request: Request) -> None:
-        """FastAPI dependency for :meth:`check_rate_limit`."""
+        """Call :meth:`check_rate_limit`; a FastAPI dependency."""
         self.check_rate_limit(request)
 
     def check_rate_limit(self, request: Request) -> None:
-        """As :meth:`require_key`; also raises :class:`RateLimitedError`.
+        """Check the rate limit, then the API key as :meth:`require_key` does.
 
         The limit applies per key, or per address for requests without a valid key, so that
-        guessing keys is limited as well.
+        guessing keys is limited as well. Raises :class:`RateLimitedError` and
+        :class:`UnauthorizedError`.
         """
         key_name = self._authenticate(request)
         if self._limiter is not None:
@@ -115,7 +118,7 @@ class Access:
     def _check_key(self, request: Request, key_name: str | None) -> None:
         if self._keys is None or key_name is not None:
             return
-        received = "no API key" if _offered_key(request.headers) is None else "an unknown API key"
+        received = "no API key" if _received_key(request.headers) is None else "an unknown API key"
         raise UnauthorizedError(
             f"The request has {received}. Send one as 'Authorization: Bearer KEY' or as "
             f"'{KEY_HEADER}: KEY'."

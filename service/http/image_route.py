@@ -14,8 +14,8 @@ class ImageRoute(APIRoute):
     """A route whose endpoint takes the request and its path parameters, and returns a response.
 
     FastAPI documents it as any other route, but does not solve dependencies, validate parameters
-    or serialize the result: for a rejected request that costs several times the rest
-    (docs/adr/0013-image-route.md). The rate limit and the API key are checked here.
+    or serialize the result: for a rejected request, that costs several times as much as
+    everything else (docs/adr/0013-image-route.md). The rate limit and the API key are checked here.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -40,11 +40,11 @@ _POLICIES = {
 
 
 class RequestContext:
-    """Gives each request an id (the client's if it is printable) and a record.
+    """ASGI middleware that gives each request an id (the client's if printable) and a record.
 
     At the end of the request the record becomes metrics, a log line and a span. ``quiet_routes``
-    are polled by machines: they are logged only if they fail, and not traced. Plain ASGI, without
-    buffering.
+    are polled by machines: they are logged only if they fail, and not traced. Responses are not
+    buffered.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class RequestContext:
                     (b"content-security-policy", policy),
                 ]
                 if state_of(scope["app"]).draining.is_set():
-                    # The client must open a new connection, to another instance.
+                    # The client must connect again, to another instance.
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            # By the server, when the shutdown timeout is over.
+            # Cancelled by the server, because the shutdown timeout is over.
             if status is None:
                 await shutdown_response(Request(scope))(scope, receive, send_with_headers)
         except Exception:
@@ -119,10 +119,10 @@ class RequestContext:
 
 
 def _new_record(scope: Scope) -> RequestRecord:
-    first = dict(reversed(scope["headers"]))
-    offered = first.get(b"x-request-id", b"").decode("latin-1")
+    headers = dict(reversed(scope["headers"]))  # the first of several
+    received_id = headers.get(b"x-request-id", b"").decode("latin-1")
     return RequestRecord(
-        request_id=offered if _REQUEST_ID.fullmatch(offered) else new_request_id(),
+        request_id=received_id if _REQUEST_ID.fullmatch(received_id) else new_request_id(),
         client=scope["client"][0] if scope.get("client") else "unknown",
-        parent=read_trace_context(Headers(scope=scope)) if b"traceparent" in first else None,
+        parent=read_trace_context(Headers(scope=scope)) if b"traceparent" in headers else None,
     )

@@ -38,8 +38,8 @@ HANDLED = (ServiceError, HTTPException, ClientDisconnect)
 
 def install_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Respond to every error of ``app`` with a problem document."""
-    for kind in HANDLED:
-        app.add_exception_handler(kind, problem_response)
+    for error_type in HANDLED:
+        app.add_exception_handler(error_type, problem_response)
     # Every series exists from the start, so that Prometheus sees the first error as an increase.
     for error in ServiceError.__subclasses__():
         if error is not RouterError:  # its code depends on the status
@@ -118,12 +118,12 @@ def internal_error_response(request: Request) -> Response:
 
 
 def _response(
-    request: Request, error: ServiceError, more: Mapping[str, str] | None = None
+    request: Request, error: ServiceError, extra_headers: Mapping[str, str] | None = None
 ) -> Response:
     record = request_record(request)
     record.code = error.code
     service_state(request).metrics.errors.labels(error.code).inc()
-    headers = {**error.headers, **(more or {})}
+    headers = {**error.headers, **(extra_headers or {})}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     document = to_json(problem_of(error, request.scope["path"], record.request_id))

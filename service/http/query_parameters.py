@@ -21,8 +21,8 @@ class SchedulingHeaders(BaseModel):
         alias="X-Deadline-Ms",
         ge=1,
         le=MAX_DEADLINE_MS,
-        description="Milliseconds after which the response is of no use. A request that cannot be "
-        "completed in time is rejected at once (429) and costs no engine time.",
+        description="Milliseconds after which the response is no longer needed. A request "
+        "that cannot be completed in time is rejected at once (429) and costs no engine time.",
     )
     priority: Priority = Field(
         "normal",
@@ -37,31 +37,31 @@ _LISTS = frozenset({"classes", "scales", "projection"})
 def read_parameters(request: Request) -> DetectParameters:
     """Read the options in the query string.
 
-    Not a FastAPI dependency: that takes half a millisecond of the event loop per request, and of
-    repeated options it silently uses the last. Raises :class:`InvalidOptionError`.
+    Not a FastAPI dependency: that takes half a millisecond of the event loop per request, and
+    silently uses the last value of a repeated option. Raises :class:`InvalidOptionError`.
     """
     if not request.scope["query_string"]:
         return _DEFAULT_PARAMETERS
     query = request.query_params
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name in query:
         values = query.getlist(name)
         if name in DetectParameters.model_fields and name not in _LISTS and len(values) > 1:
             raise InvalidOptionError(
                 f"{name}: received {len(values)} values, {values!r:.200}. Give it once."
             )
-        given[name] = values if name in _LISTS else values[-1]
-    return validate_options(DetectParameters, given)
+        options[name] = values if name in _LISTS else values[-1]
+    return validate_options(DetectParameters, options)
 
 
 def read_scheduling_headers(headers: Headers) -> SchedulingHeaders:
     """Read the scheduling headers. Raises :class:`InvalidOptionError`."""
-    given = {
+    fields = {
         field.alias: headers[field.alias]
         for field in SchedulingHeaders.model_fields.values()
         if field.alias and field.alias in headers
     }
-    return validate_options(SchedulingHeaders, given) if given else _DEFAULT_SCHEDULING
+    return validate_options(SchedulingHeaders, fields) if fields else _DEFAULT_SCHEDULING
 
 
 _DEFAULT_PARAMETERS = DetectParameters.model_validate({})

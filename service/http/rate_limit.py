@@ -13,9 +13,9 @@ MAX_CLIENTS = 10_000
 class RateLimiter:
     """A token bucket per client (GCRA), stored as the time at which the bucket is full again.
 
-    At most ``MAX_CLIENTS`` buckets are stored; the one that was unused longest is dropped, which
-    is equivalent to filling it. Own code, because libraries keep this state in Redis or grow
-    without bound.
+    At most ``MAX_CLIENTS`` buckets are stored; the least recently used one is dropped, which is
+    equivalent to refilling it. Implemented here, because libraries keep this state in Redis or
+    without a bound.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ _MULTIPART = "multipart/form-data"
 
 
 class BodyBudget:
-    """Bounds the memory of all request bodies together; connections without bytes use none."""
+    """Limit on the memory of all request bodies together; a connection without bytes uses none."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -74,7 +74,7 @@ async def read_images(
     media_type = _check_media_type(request.headers)
     if max_images > 1 and media_type != _MULTIPART:
         raise UnsupportedMediaTypeError(
-            f"Content-Type: received {media_type[:100]!r}. Several images come as "
+            f"Content-Type: received {media_type[:100]!r}. Send several images as "
             f"multipart/form-data with a file field named {IMAGE_FIELD!r} for each; "
             "with curl: -F 'image=@one.jpg' -F 'image=@two.jpg'."
         )

@@ -1,4 +1,4 @@
-"""Typed access to what the server and the middleware add to the ASGI scope of a request."""
+"""Typed access to the objects that the server and the middleware add to the ASGI scope."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def request_record(request: Request) -> RequestRecord:
 def set_disconnect_signal(scope: Any, signal: CancelSignal) -> None:
     """Attach the signal that is set when the client disconnects.
 
-    The server does this because ASGI has only a message for it: receiving that takes a task, and
+    The server does this because ASGI has only a message for it: receiving it takes a task and
     two turns of the event loop for every request.
     """
     scope[_DISCONNECTED] = signal

@@ -1,4 +1,4 @@
-"""Responses from predictions and models."""
+"""Conversion of predictions and models to responses."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def to_json(body: DetectResponse | BatchResponse | Problem) -> bytes:
 
 
 def to_response(manifest: ModelManifest, prediction: Prediction, request_id: str) -> DetectResponse:
-    """Make the response from a prediction: class names, rounded numbers."""
+    """Return the response for a prediction, with class names and rounded numbers."""
     return DetectResponse(
         model=ModelReference(name=manifest.name, version=manifest.version),
         image=ImageInfo(
@@ -101,23 +101,23 @@ def model_details(detector: AsyncDetector, *, is_default: bool) -> ModelDetails:
     return ModelDetails(**fields)
 
 
-def _no_fields(found: Detections) -> Iterator[dict[str, Any]]:
-    return ({} for _ in range(len(found)))
+def _no_fields(detections: Detections) -> Iterator[dict[str, Any]]:
+    return ({} for _ in range(len(detections)))
 
 
-def _keypoints(found: PoseDetections) -> Iterator[dict[str, Any]]:
-    scored = np.dstack([found.keypoints.round(3), found.keypoint_scores.astype(float).round(6)])
+def _keypoints(poses: PoseDetections) -> Iterator[dict[str, Any]]:
+    scored = np.dstack([poses.keypoints.round(3), poses.keypoint_scores.astype(float).round(6)])
     return ({"keypoints": keypoints} for keypoints in scored.tolist())
 
 
-def _boxes_3d(found: Detections3D) -> Iterator[dict[str, Any]]:
+def _boxes_3d(detections: Detections3D) -> Iterator[dict[str, Any]]:
     rows = zip(
-        _rounded(found.dimensions_hwl_m),
-        _rounded(found.locations_m),
-        _rounded(found.rotations_y_rad),
-        _rounded(found.alphas_rad),
-        _rounded(found.depths_m),
-        found.corners.round(3),
+        _rounded(detections.dimensions_hwl_m),
+        _rounded(detections.locations_m),
+        _rounded(detections.rotations_y_rad),
+        _rounded(detections.alphas_rad),
+        _rounded(detections.depths_m),
+        detections.corners.round(3),
         strict=True,
     )
     for dimensions, location, rotation_y, alpha, depth, corners in rows:
@@ -144,4 +144,4 @@ RESPONSE_FIELDS: Mapping[type[Detections], Callable[[Any], Iterator[dict[str, An
     PoseDetections: _keypoints,
     Detections3D: _boxes_3d,
 }
-"""By type of detections: the function that returns the task's fields of each detection."""
+"""Functions that return the task's fields of each detection, by type of detections."""

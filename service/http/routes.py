@@ -60,9 +60,10 @@ async def accept_request(
 ) -> AsyncIterator[AcceptedRequest]:
     """Read a detection request and admit it until the block ends.
 
-    Order: model, options, admission as far as it is known before the body, body, admission. A
-    request occupies places in the queue only once its whole body is here, so that slow uploads
-    occupy none. Raises the errors of :mod:`service.errors` for head, body, options and queue.
+    Order: model, options, admission check without the body, body, admission. A request occupies
+    places in the queue only once its whole body has arrived, so that slow uploads occupy none.
+
+    Raises the errors of :mod:`service.errors` for head, body, options and queue.
     """
     received_at = time.perf_counter()
     state, record = service_state(request), request_record(request)

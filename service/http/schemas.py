@@ -1,4 +1,4 @@
-"""Schemas of the responses; FastAPI makes the OpenAPI document from them.
+"""Schemas of the responses; FastAPI generates the OpenAPI document from them.
 
 Responses of the detection endpoints are dataclasses: the values are computed here and
 need no validation, and pydantic serializes them faster than models.

@@ -16,7 +16,7 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class ServiceState:
-    """Shared by all requests of one application.
+    """State shared by all requests of one application.
 
     ``draining``: set when no further requests should be sent to the service; ``stopping``: set when
     bodies are no longer read.
@@ -31,7 +31,7 @@ class ServiceState:
     stopping: CancelSignal
 
     def attach(self, app: FastAPI) -> None:
-        """Make this the state of ``app``."""
+        """Set this as the state of ``app``."""
         app.state.service = self
 
 

@@ -24,7 +24,6 @@ from service.settings import Settings
 MAX_HEAD_BYTES = 64 * 1024
 """Maximum bytes of the request line and headers; the parser itself has no limit."""
 
-
 IDLE_CLOSE_DELAY_S = 0.2
 """Seconds between the end of listening and the closing of idle connections, to read requests that
 were sent before."""
@@ -66,9 +65,10 @@ class _CoalescingTransport:
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """Responds 400 or 408 to heads that are too long, too slow or not HTTP, and disconnects.
+    """Protocol that responds 400 or 408 to heads that are too long, too slow or not HTTP.
 
-    It also sets the disconnect signal of each request (:mod:`service.http.request_scope`).
+    It then closes the connection. It also sets the disconnect signal of each request
+    (:mod:`service.http.request_scope`).
     """
 
     _in_head = True
@@ -161,7 +161,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Shuts down in steps: not ready, then no new requests, then exit within a bounded time."""
+    """Server that shuts down in steps: not ready, no new requests, exit within a bounded time."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
@@ -189,11 +189,14 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to exit, ten times a second; also if loading the models has failed."""
+        """Return True to exit; called ten times a second. Exits if loading the models failed."""
         return await super().on_tick(counter) or state_of(self.app).loader.error is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: not ready, and stop after the drain delay. Second signal: stop at once."""
+        """Handle SIGTERM or SIGINT: stop after the drain delay, not ready meanwhile.
+
+        A second signal stops at once.
+        """
         is_first = not state_of(self.app).draining.is_set()
         state_of(self.app).draining.set()
         if is_first and self._drain_delay_s and self._loop is not None:

@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 from service.observability.request_record import RequestRecord
 
-_access_log = logging.getLogger("service.http.auth")
+_access_log = logging.getLogger("service.access")
 _to_json = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder each time
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """Printable ASCII without spaces, quotes and equals signs: needs no quoting."""
 
 
-def set_up_logging(form: Literal["text", "json"], level: str) -> None:
+def set_up_logging(log_format: Literal["text", "json"], level: str) -> None:
     """Send all log records of this process, including those of uvicorn, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -32,7 +32,9 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (name of the base class)
         """Append the fields, quoted and escaped if they are more than one word."""
-        fields = "".join(f" {name}={_word(value)}" for name, value in _fields_of(record).items())
+        fields = "".join(
+            f" {name}={_format_value(value)}" for name, value in _fields_of(record).items()
+        )
         return super().formatMessage(record) + fields
 
 
@@ -94,13 +96,13 @@ def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
     return fields
 
 
-def _word(value: Any) -> str:
+def _format_value(value: Any) -> str:
     # Most values are numbers, a dozen per request; repr equals their JSON and is faster.
     if type(value) in (int, float):
         return repr(value)
     if isinstance(value, str):
         return value if _PLAIN.fullmatch(value) else _to_json(value)
     if isinstance(value, Mapping):
-        return ",".join(f"{name}:{_word(part)}" for name, part in value.items())
+        return ",".join(f"{name}:{_format_value(part)}" for name, part in value.items())
     text = _to_json(value)
     return text if _PLAIN.fullmatch(text) else _to_json(text)

@@ -58,7 +58,8 @@ class RequestRecord:
     def record_prediction(self, model: str, batch_size: int, stage_s: Mapping[str, float]) -> None:
         """Record a prediction that ends now; ``stage_s`` is in the order of the stages."""
         self.model, self.batch_size = model, batch_size
-        # Laid out from the end: time of no stage is the wait for the image pool, before the first.
+        # Laid out backwards from now: the time before the first stage is the wait for the image
+        # pool.
         started_at = time.perf_counter() - sum(stage_s.values())
         for name, seconds in stage_s.items():
             self.stages.append(Stage(name, started_at, seconds))

@@ -59,7 +59,7 @@ def _log_errors(method: Callable[_Arguments, None]) -> Callable[_Arguments, None
 
 
 class Tracing:
-    """Makes spans from request records. No method blocks or, but for the constructor, raises.
+    """Spans from request records. No method blocks or, except for the constructor, raises.
 
     ``processor``: OpenTelemetry span processor that receives the finished spans.
     """
@@ -95,10 +95,10 @@ class Tracing:
         ended_at_ns = _at_ns(record, time.perf_counter())
         context = trace.set_span_in_context(span)
         for stage in record.stages:
-            part = self._tracer.start_span(
+            child = self._tracer.start_span(
                 stage.name, context, start_time=_at_ns(record, stage.started_at)
             )
-            part.end(_at_ns(record, stage.started_at + stage.seconds))
+            child.end(_at_ns(record, stage.started_at + stage.seconds))
         span.update_name(f"{method} {route}")
         attributes = {
             "http.request.method": method,
@@ -127,7 +127,7 @@ class Tracing:
         seconds: float,
         **attributes: str | int | float,
     ) -> None:
-        """Add the span of an engine run, linked to the requests whose inputs it had.
+        """Add the span of an engine run, linked to the requests whose inputs it contained.
 
         ``started_at`` is in seconds of :func:`time.perf_counter`; ``attributes`` are attributes of
         the span, such as the trigger of the batch.
@@ -162,7 +162,7 @@ class Tracing:
 def open_tracing(settings: Settings) -> Tracing | None:
     """Return a tracer that exports to ``settings.otlp_endpoint``; None without an endpoint.
 
-    A background thread exports to the OTLP/HTTP receiver; spans are dropped when that is slow.
+    A background thread exports to the OTLP/HTTP receiver; spans are dropped if that is too slow.
     Resource attributes, sampling and headers of the export follow OpenTelemetry's variables
     (``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``, ``OTEL_EXPORTER_OTLP_HEADERS``).
 
@@ -184,6 +184,6 @@ def open_tracing(settings: Settings) -> Tracing | None:
         ) from error
 
 
-def _at_ns(record: RequestRecord, moment: float) -> int:
+def _at_ns(record: RequestRecord, at: float) -> int:
     """Convert a time of :func:`time.perf_counter` to nanoseconds since the epoch."""
-    return record.started_at_ns + round(1e9 * (moment - record.started_at))
+    return record.started_at_ns + round(1e9 * (at - record.started_at))

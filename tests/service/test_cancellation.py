@@ -1,4 +1,4 @@
-"""Blocks that end when something happens first."""
+"""Cancel scopes end a block when a signal is set or a timeout is over."""
 
 import asyncio
 import threading
@@ -8,25 +8,25 @@ import pytest
 from service.cancellation import CancelScope, CancelSignal, Timeout
 
 
-class LostError(Exception):
-    """What an interruption of the tests raises."""
+class SignalError(Exception):
+    """The error of a signal."""
 
 
-class LateError(Exception):
-    """What a timeout of the tests raises."""
+class TimedOutError(Exception):
+    """The error of a timeout."""
 
 
-class OwnError(Exception):
-    """What the work itself raises."""
+class WorkError(Exception):
+    """An error of the work inside a scope."""
 
 
-async def for_ever() -> None:
+async def wait_forever() -> None:
     await asyncio.Event().wait()
 
 
-async def wait_unless(lost: CancelSignal) -> None:
-    with CancelScope(lost):
-        await for_ever()
+async def wait_in_scope(signal: CancelSignal) -> None:
+    with CancelScope(signal):
+        await wait_forever()
 
 
 def run(work) -> None:
@@ -37,102 +37,102 @@ def run(work) -> None:
     asyncio.run(bounded())
 
 
-def test_work_that_ends_in_time_is_left_alone() -> None:
+def test_work_that_ends_in_time_is_not_cancelled() -> None:
     async def work() -> None:
-        lost = CancelSignal(LostError)
-        with CancelScope(lost), CancelScope(Timeout(0.01, LateError)):
+        signal = CancelSignal(SignalError)
+        with CancelScope(signal), CancelScope(Timeout(0.01, TimedOutError)):
             await asyncio.sleep(0)
-        lost.set()
+        signal.set()
         await asyncio.sleep(0.05)
 
     run(work)
 
 
-def test_what_happens_ends_every_open_block_and_later_ones() -> None:
+def test_a_signal_cancels_open_and_later_scopes() -> None:
     async def work() -> None:
-        lost = CancelSignal(LostError)
-        waiting = [asyncio.create_task(wait_unless(lost)) for _ in range(2)]
+        signal = CancelSignal(SignalError)
+        waiting = [asyncio.create_task(wait_in_scope(signal)) for _ in range(2)]
         await asyncio.sleep(0)
-        lost.set()
-        assert lost.is_set
-        for one in (*waiting, wait_unless(lost)):
-            with pytest.raises(LostError):
-                await one
+        signal.set()
+        assert signal.is_set
+        for task in (*waiting, wait_in_scope(signal)):
+            with pytest.raises(SignalError):
+                await task
 
     run(work)
 
 
-def test_another_thread_may_let_it_happen() -> None:
+def test_another_thread_may_set_the_signal() -> None:
     async def work() -> None:
-        lost = CancelSignal(LostError)
-        asyncio.get_running_loop().call_later(0.01, threading.Thread(target=lost.set).start)
-        with pytest.raises(LostError), CancelScope(lost):
-            await for_ever()
+        signal = CancelSignal(SignalError)
+        asyncio.get_running_loop().call_later(0.01, threading.Thread(target=signal.set).start)
+        with pytest.raises(SignalError), CancelScope(signal):
+            await wait_forever()
 
     run(work)
 
 
-def test_time_runs_out() -> None:
+def test_a_timeout_raises_its_error() -> None:
     async def work() -> None:
         for seconds in (0.01, -1.0):
-            with pytest.raises(LateError), CancelScope(Timeout(seconds, LateError)):
-                await for_ever()
+            with pytest.raises(TimedOutError), CancelScope(Timeout(seconds, TimedOutError)):
+                await wait_forever()
         assert asyncio.current_task().cancelling() == 0
 
     run(work)
 
 
-def test_the_outer_block_wins_when_both_are_interrupted() -> None:
+def test_the_outer_scope_wins_when_both_signals_are_set() -> None:
     async def work() -> None:
-        outer, inner = CancelSignal(LostError), CancelSignal(LateError)
+        outer, inner = CancelSignal(SignalError), CancelSignal(TimedOutError)
         inner.set()
         outer.set()
-        with pytest.raises(LostError), CancelScope(outer), CancelScope(inner):
-            await for_ever()
+        with pytest.raises(SignalError), CancelScope(outer), CancelScope(inner):
+            await wait_forever()
         assert asyncio.current_task().cancelling() == 0
 
     run(work)
 
 
-def test_the_error_of_an_inner_block_passes_the_outer_one() -> None:
+def test_the_error_of_an_inner_scope_passes_the_outer_one() -> None:
     async def work() -> None:
         with (
-            pytest.raises(LateError),
-            CancelScope(CancelSignal(LostError)),
-            CancelScope(Timeout(0.01, LateError)),
+            pytest.raises(TimedOutError),
+            CancelScope(CancelSignal(SignalError)),
+            CancelScope(Timeout(0.01, TimedOutError)),
         ):
-            await for_ever()
+            await wait_forever()
 
     run(work)
 
 
-def test_somebody_else_s_cancellation_stays_theirs() -> None:
+def test_a_cancellation_from_elsewhere_propagates() -> None:
     async def work() -> None:
-        lost = CancelSignal(LostError)
-        for also_lost in (False, True):
-            task = asyncio.create_task(wait_unless(lost))
+        signal = CancelSignal(SignalError)
+        for also_set in (False, True):
+            task = asyncio.create_task(wait_in_scope(signal))
             await asyncio.sleep(0)
             task.cancel()
-            if also_lost:
-                lost.set()
+            if also_set:
+                signal.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
     run(work)
 
 
-def test_an_error_of_the_work_is_not_hidden() -> None:
+def test_an_error_of_the_work_propagates() -> None:
     async def work() -> None:
-        lost = CancelSignal(LostError)
+        signal = CancelSignal(SignalError)
 
         async def fails_when_cancelled() -> None:
             try:
-                await for_ever()
+                await wait_forever()
             finally:
-                raise OwnError
+                raise WorkError
 
-        lost.set()
-        with pytest.raises(OwnError), CancelScope(lost):
+        signal.set()
+        with pytest.raises(WorkError), CancelScope(signal):
             await fails_when_cancelled()
         assert asyncio.current_task().cancelling() == 0
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Settings, model loading and the choice of an engine: what stops the start, and how it is said."""
+"""Settings, model loading and engine selection: errors that prevent the start, and their texts."""
 
 import json
 import shutil
@@ -20,14 +20,14 @@ from service.option_rules import TASK_RULES
 from service.settings import Settings
 
 
-def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def start_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
         main(("--port", "0", *arguments) if "--models" in arguments else arguments)
     assert caught.value.code == 2
     return capsys.readouterr().err
 
 
-def test_every_backend_and_decoder_can_be_chosen() -> None:
+def test_every_backend_and_decoder_kind_is_registered() -> None:
     choices = typing.get_args(Settings.model_fields["backend"].annotation)
     assert set(choices) == {"auto", *BACKENDS}
     union, _ = typing.get_args(Decoder)
@@ -35,30 +35,30 @@ def test_every_backend_and_decoder_can_be_chosen() -> None:
     assert set(DECODERS) == set(TASK_RULES) == kinds
 
 
-def test_unknown_variables_are_refused(
+def test_rejects_unknown_environment_variables(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CENTERNET_PROT", "9000")
-    assert "unknown variables in the environment: CENTERNET_PROT" in fails_with(capsys)
+    assert "unknown variables in the environment: CENTERNET_PROT" in start_error(capsys)
 
 
-def test_what_kubernetes_sets_beside_a_service_is_ignored_or_explained(
+def test_ignores_kubernetes_service_links_and_explains_a_conflict(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR"):
         monkeypatch.setenv(f"CENTERNET_{name}", "10.0.0.1")
     assert Settings().port == 8000
     monkeypatch.setenv("CENTERNET_PORT", "tcp://10.0.0.1:8000")
-    assert "enableServiceLinks: false" in fails_with(capsys)
+    assert "enableServiceLinks: false" in start_error(capsys)
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("--max-batch-size", "0"), ("--port", "70000"), ("--backend", "tpu")]
 )
-def test_settings_out_of_range_are_refused(
+def test_rejects_settings_out_of_range(
     option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert option.removeprefix("--").replace("-", "_") in fails_with(capsys, option, value)
+    assert option.removeprefix("--").replace("-", "_") in start_error(capsys, option, value)
 
 
 def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,37 +101,39 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
         ("--log-level", "trace"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(
+def test_rejects_invalid_settings(
     option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert option.removeprefix("--").replace("-", "_") in fails_with(capsys, option, value)
+    assert option.removeprefix("--").replace("-", "_") in start_error(capsys, option, value)
 
 
-def test_the_table_of_settings_is_up_to_date(project: Path) -> None:
+def test_the_settings_table_is_up_to_date(project: Path) -> None:
     page = (project / "docs" / "settings.md").read_text()
     assert page == with_table(page), "run `make settings`"
     rows = [line for line in page.splitlines() if line.startswith("| `--")]
     assert len(rows) == len(Settings.model_fields)
-    assert all(row.strip("| ").rpartition("| ")[2] for row in rows), "each has a meaning"
+    assert all(row.strip("| ").rpartition("| ")[2] for row in rows), (
+        "each setting has a description"
+    )
 
 
-def test_a_directory_without_models_stops_the_start(
+def test_rejects_a_directory_without_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = fails_with(capsys, "--models", str(tmp_path))
+    error = start_error(capsys, "--models", str(tmp_path))
     assert "centernet-serve: error:" in error
     assert "centernet-export" in error
 
 
-def test_several_models_need_a_default(
+def test_several_models_require_a_default(
     bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one", "two"):
         shutil.copytree(bundled, tmp_path / name)
         path = tmp_path / name / "model.json"
         path.write_text(path.read_text().replace('"name": "blood_cells"', f'"name": "{name}"'))
-    assert "--default-model" in fails_with(capsys, "--models", str(tmp_path))
-    assert "no model 'three'" in fails_with(
+    assert "--default-model" in start_error(capsys, "--models", str(tmp_path))
+    assert "no model 'three'" in start_error(
         capsys, "--models", str(tmp_path), "--default-model", "three"
     )
     models = load_models(Settings(models=tmp_path, default_model="two"), Metrics(), print)
@@ -139,15 +141,15 @@ def test_several_models_need_a_default(
     models.cpu_pool.shutdown()
 
 
-def test_two_packages_of_one_name_stop_the_start(
+def test_rejects_two_packages_of_the_same_name(
     bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one", "two"):
         shutil.copytree(bundled, tmp_path / name)
-    assert "the name blood_cells" in fails_with(capsys, "--models", str(tmp_path))
+    assert "the name blood_cells" in start_error(capsys, "--models", str(tmp_path))
 
 
-def test_a_changed_artifact_stops_the_start(bundled: Path, tmp_path: Path) -> None:
+def test_rejects_an_artifact_with_a_wrong_digest(bundled: Path, tmp_path: Path) -> None:
     package = tmp_path / "changed"
     shutil.copytree(bundled, package)
     model = package / "model.onnx"
@@ -158,33 +160,31 @@ def test_a_changed_artifact_stops_the_start(bundled: Path, tmp_path: Path) -> No
         load_models(Settings(models=package), Metrics(), print)
 
 
-def test_outputs_that_differ_from_the_manifest_stop_the_start(
-    bundled: Path, tmp_path: Path
-) -> None:
+def test_rejects_outputs_that_differ_from_the_manifest(bundled: Path, tmp_path: Path) -> None:
     package = tmp_path / "wrong"
     shutil.copytree(bundled, package)
-    facts = json.loads((package / "model.json").read_text())
-    facts["decoder"]["top_k"] += 1
-    (package / "model.json").write_text(json.dumps(facts))
+    fields = json.loads((package / "model.json").read_text())
+    fields["decoder"]["top_k"] += 1
+    (package / "model.json").write_text(json.dumps(fields))
     with pytest.raises(EngineUnavailableError, match="output scores is"):
         load_models(Settings(models=package), Metrics(), print)
 
 
 without_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
-    reason="the installed ONNX Runtime can use CUDA; this is about one that cannot",
+    reason="needs an ONNX Runtime without CUDA",
 )
 
 
 @without_cuda
-def test_a_backend_asked_for_by_name_never_falls_back(bundled: Path) -> None:
+def test_a_named_backend_never_falls_back(bundled: Path) -> None:
     package = load_package(bundled)
     with pytest.raises(EngineUnavailableError, match="no CUDAExecutionProvider here"):
         open_engine(package, "onnxruntime-cuda", threads=1)
 
 
 @without_cuda
-def test_auto_says_why_each_other_backend_was_refused(
+def test_auto_logs_why_it_skipped_each_other_backend(
     bundled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -1,4 +1,4 @@
-"""What each fault below a request does to it, to its neighbours and to the probes."""
+"""Effects of faults below a request: on the request, on its batch and on the probes."""
 
 import shutil
 import subprocess
@@ -38,12 +38,12 @@ def post(server: RunningServer, body: bytes = GOOD, path: str = "/detect") -> ht
     return server.client.post(path, content=body)
 
 
-def code_of(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json().get("code", "")
+def status_and_code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json().get("code", "")
 
 
 class FaultyEngine(GatedEngine):
-    """Its outputs go through ``fault``; its gate is open, unless the test closes it."""
+    """Gated engine whose outputs pass through ``fault``; its gate is open from the start."""
 
     def __init__(self, fault: Callable[[dict[str, Any]], Outputs]) -> None:
         super().__init__()
@@ -54,15 +54,17 @@ class FaultyEngine(GatedEngine):
         return self.fault(dict(super().run(images, flip)))
 
 
-def together(server: RunningServer, engine: FaultyEngine, *bodies: bytes) -> list[httpx.Response]:
-    """Ask for all of them in one batch: they gather while another run goes on."""
+def detect_in_one_batch(
+    server: RunningServer, engine: FaultyEngine, *bodies: bytes
+) -> list[httpx.Response]:
+    """Send the bodies during another run, so that they share the next batch."""
     engine.gate.clear()
-    predictor = server.state.loader.models.get(None)
+    detector = server.state.loader.models.get(None)
     with ThreadPoolExecutor(1 + len(bodies)) as clients:
         first = clients.submit(post, server)
         assert engine.entered.acquire(timeout=10)
-        answers = [clients.submit(post, server, body) for body in bodies]
-        batcher = predictor._batcher
+        responses = [clients.submit(post, server, body) for body in bodies]
+        batcher = detector._batcher
 
         def arrived() -> int:
             return batcher.depth + sum(len(batch) for _, batch in list(batcher._runs.values()))
@@ -70,47 +72,47 @@ def together(server: RunningServer, engine: FaultyEngine, *bodies: bytes) -> lis
         wait_until(lambda: arrived() == 1 + len(bodies))
         engine.gate.set()
         first.result(20)
-        return [answer.result(20) for answer in answers]
+        return [response.result(20) for response in responses]
 
 
-def raising(_: dict[str, Any]) -> Outputs:
+def raise_error(_: dict[str, Any]) -> Outputs:
     raise RuntimeError("no memory")
 
 
-def a_row_short(outputs: dict[str, Any]) -> Outputs:
+def drop_a_row(outputs: dict[str, Any]) -> Outputs:
     return {**outputs, "centers": outputs["centers"][1:]}
 
 
-@pytest.mark.parametrize("fault", [raising, a_row_short])
-def test_a_run_that_fails_fails_its_batch_only(
+@pytest.mark.parametrize("fault", [raise_error, drop_a_row])
+def test_a_failed_run_fails_only_its_batch(
     start_server: Callable[..., RunningServer], fault: Callable[[dict[str, Any]], Outputs]
 ) -> None:
     engine = FaultyEngine(fault)
     server = start_server(engine)
-    for answer in together(server, engine, GOOD, GOOD):
-        assert code_of(answer) == (500, "engine_failed")
-        assert answer.json()["retryable"] is True
+    for response in detect_in_one_batch(server, engine, GOOD, GOOD):
+        assert status_and_code(response) == (500, "engine_failed")
+        assert response.json()["retryable"] is True
     engine.fault = lambda outputs: outputs
     assert post(server).status_code == 200
     assert server.client.get("/livez").status_code == 200
 
 
-def test_scores_that_are_no_numbers_fail_their_image_only(
+def test_nan_scores_fail_only_their_image(
     start_server: Callable[..., RunningServer],
 ) -> None:
-    def blind_to_red(outputs: dict[str, Any]) -> Outputs:
+    def nan_for_red(outputs: dict[str, Any]) -> Outputs:
         outputs["scores"][outputs["centers"][:, 0, 0] > 200] = np.nan
         return outputs
 
-    engine = FaultyEngine(blind_to_red)
+    engine = FaultyEngine(nan_for_red)
     server = start_server(engine)
-    answers = together(server, engine, GOOD, BAD, GOOD)
-    assert [answer.status_code for answer in answers] == [200, 500, 200]
-    assert code_of(answers[1]) == (500, "engine_failed")
+    responses = detect_in_one_batch(server, engine, GOOD, BAD, GOOD)
+    assert [response.status_code for response in responses] == [200, 500, 200]
+    assert status_and_code(responses[1]) == (500, "engine_failed")
     assert engine.batch_sizes == [1, 3]
 
 
-def test_post_processing_that_crashes_fails_its_image_only(
+def test_an_error_in_postprocessing_fails_only_its_image(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = FaultyEngine(lambda outputs: outputs)
@@ -118,70 +120,72 @@ def test_post_processing_that_crashes_fails_its_image_only(
     decoder = server.state.loader.models.get(None).detector.decoder
     decode = decoder.decode
 
-    def crash_on_red(outputs: Any, options: Any) -> Any:
+    def fail_on_red(outputs: Any, options: Any) -> Any:
         if outputs[0].tensors["centers"][0, 0] > 200:
-            raise IndexError("a mistake")
+            raise IndexError("an error")
         return decode(outputs, options)
 
-    monkeypatch.setattr(decoder, "decode", crash_on_red)
-    answers = together(server, engine, GOOD, BAD, GOOD)
-    assert [answer.status_code for answer in answers] == [200, 500, 200]
-    assert code_of(answers[1]) == (500, "internal_error")
+    monkeypatch.setattr(decoder, "decode", fail_on_red)
+    responses = detect_in_one_batch(server, engine, GOOD, BAD, GOOD)
+    assert [response.status_code for response in responses] == [200, 500, 200]
+    assert status_and_code(responses[1]) == (500, "internal_error")
     assert engine.batch_sizes == [1, 3]
-    assert server.metric("centernet_queue_inputs", model="painted") == 0, "its place is free"
+    assert server.metric("centernet_queue_inputs", model="painted") == 0, (
+        "its place in the queue is free"
+    )
 
 
-def test_a_broken_engine_asks_for_a_restart_and_answers_everybody(
+def test_a_broken_engine_fails_every_request_and_the_probes(
     start_server: Callable[..., RunningServer],
 ) -> None:
-    def breaking(_: dict[str, Any]) -> Outputs:
+    def break_engine(_: dict[str, Any]) -> Outputs:
         raise EngineBrokenError("an illegal memory access was encountered")
 
-    engine = FaultyEngine(breaking)
+    engine = FaultyEngine(break_engine)
     server = start_server(engine)
     assert server.client.get("/livez").status_code == 200
-    answers = [*together(server, engine, GOOD, GOOD, GOOD), post(server)]
-    assert {code_of(answer) for answer in answers} == {(500, "engine_failed")}
-    assert len(engine.batch_sizes) == 1, "it is not tried again"
+    responses = [*detect_in_one_batch(server, engine, GOOD, GOOD, GOOD), post(server)]
+    assert {status_and_code(response) for response in responses} == {(500, "engine_failed")}
+    assert len(engine.batch_sizes) == 1, "a broken engine is not run again"
     for probe, code in (("/livez", "engine_broken"), ("/readyz", "not_ready")):
-        answer = server.client.get(probe)
-        assert code_of(answer) == (503, code)
-        assert "illegal memory access" in answer.json()["detail"]
+        response = server.client.get(probe)
+        assert status_and_code(response) == (503, code)
+        assert "illegal memory access" in response.json()["detail"]
 
 
-def test_an_engine_that_hangs_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_hangs_does_not_affect_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.batching.batcher.STUCK_AFTER_S", 0.5)
     hanging = GatedEngine()
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
         pool = ThreadPoolExecutor(2)
         engines = {"painted": hanging, "other": ColourEngine()}
-        predictors = {
+        detectors = {
             name: make_async_detector(
                 make_manifest().model_copy(update={"name": name}), engine, pool, settings, metrics
             )
             for name, engine in engines.items()
         }
-        return ModelRegistry(predictors, "painted", pool)
+        return ModelRegistry(detectors, "painted", pool)
 
     with run_server(load, Settings(request_timeout_s=0.3, max_batch_size=1)) as server:
         with ThreadPoolExecutor(3) as clients:
             late = [clients.submit(post, server) for _ in range(3)]
             assert hanging.entered.acquire(timeout=10)
             assert post(server, path="/models/other/detect").status_code == 200
-            for answer in late:
-                assert code_of(answer.result(20)) == (504, "deadline_exceeded")
+            for response in late:
+                assert status_and_code(response.result(20)) == (504, "deadline_exceeded")
         wait_until(lambda: server.client.get("/livez").status_code == 503)
-        answer = server.client.get("/livez")
-        assert code_of(answer) == (503, "engine_broken")
-        assert "painted: a run of 1 images began" in answer.json()["detail"]
+        response = server.client.get("/livez")
+        assert status_and_code(response) == (503, "engine_broken")
+        assert "painted: a run of 1 images began" in response.json()["detail"]
         assert post(server, path="/models/other/detect").status_code == 200
         hanging.gate.set()
         wait_until(lambda: server.client.get("/livez").status_code == 200)
         assert post(server).status_code == 200
 
 
-def test_logs_on_a_full_disk_cost_no_answer() -> None:
+def test_a_full_disk_for_logs_fails_no_request() -> None:
     with Path("/dev/full").open("wb") as full:
         options = ("--models", str(BUNDLED), "--log-format", "json")
         with serve_process(SERVE, *options, stderr=full) as service:
@@ -191,7 +195,9 @@ def test_logs_on_a_full_disk_cost_no_answer() -> None:
 
 
 @pytest.mark.parametrize("change", ["cut", "other", "gone"])
-def test_a_package_that_changes_underneath_changes_nothing(tmp_path: Path, change: str) -> None:
+def test_changes_to_the_package_files_do_not_affect_a_running_service(
+    tmp_path: Path, change: str
+) -> None:
     package = tmp_path / "cells"
     shutil.copytree(BUNDLED, package)
     options = ("--models", str(package))

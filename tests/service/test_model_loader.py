@@ -1,4 +1,4 @@
-"""While models are loaded, and when they cannot be."""
+"""Requests, probes and signals while models are being loaded, and errors of loading."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from support.images import encode, plain
 from support.processes import SERVE, serve_process, serving
-from support.serving import ColourEngine, one_model, run_startup, wait_until
+from support.serving import ColourEngine, one_model, run_server_with_loader, wait_until
 
 from service.model_loader import RETRY_AFTER_S, ModelLoader
 from service.model_registry import ModelRegistry
@@ -24,29 +24,29 @@ LOADING_IN_A_POOL = serving(
 )
 
 
-def test_probes_tell_what_is_being_done_until_the_models_are_there() -> None:
+def test_probes_report_the_current_step_until_the_models_are_loaded() -> None:
     settings, metrics, loaded = Settings(), Metrics(), threading.Event()
 
-    def load(note: Callable[[str], None]) -> ModelRegistry:
-        note("painted is being timed")
+    def load(report_step: Callable[[str], None]) -> ModelRegistry:
+        report_step("painted is being timed")
         assert loaded.wait(20)
         return one_model(ColourEngine())(settings, metrics)
 
-    startup = ModelLoader(load)
-    with run_startup(startup, settings, metrics) as running:
+    loader = ModelLoader(load)
+    with run_server_with_loader(loader, settings, metrics) as running:
         assert running.client.get("/livez").status_code == 200
         wait_until(lambda: "timed" in running.client.get("/startupz").text)
         image = encode(plain(1, 2))
-        for answer in (
+        for response in (
             running.client.get("/startupz"),
             running.client.get("/readyz"),
             running.client.get("/models"),
             running.client.post("/detect", content=image),
         ):
-            problem = answer.json()
-            assert (answer.status_code, problem["code"]) == (503, "not_ready")
+            problem = response.json()
+            assert (response.status_code, problem["code"]) == (503, "not_ready")
             assert problem["retryable"] is True
-            assert answer.headers["Retry-After"] == str(RETRY_AFTER_S)
+            assert response.headers["Retry-After"] == str(RETRY_AFTER_S)
             assert "painted is being timed" in problem["detail"]
         loaded.set()
         wait_until(lambda: running.client.get("/startupz").status_code == 200)
@@ -54,7 +54,7 @@ def test_probes_tell_what_is_being_done_until_the_models_are_there() -> None:
         assert running.client.post("/detect", content=image).status_code == 200
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path: object) -> None:
+def test_a_load_error_ends_the_process_with_its_message(tmp_path: object) -> None:
     options = ("--models", str(tmp_path))
     with serve_process(SERVE, *options, stderr=subprocess.PIPE) as service:
         _, text = service.process.communicate(timeout=60)
@@ -65,7 +65,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path
 
 @pytest.mark.parametrize("program", [STILL_LOADING, LOADING_IN_A_POOL])
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_signals_do_not_wait_for_the_loading(program: str, stop: signal.Signals) -> None:
+def test_signals_end_the_process_while_models_are_loading(
+    program: str, stop: signal.Signals
+) -> None:
     with serve_process(program, stderr=subprocess.PIPE) as service:
         service.wait_for("/livez")
         assert service.status("/startupz") == 503

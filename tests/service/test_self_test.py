@@ -58,7 +58,7 @@ def nan_scores(outputs: Outputs) -> Outputs:
     return {**outputs, "scores": np.full_like(outputs["scores"], np.nan)}
 
 
-def raising(_: Outputs) -> Outputs:
+def raise_error(_: Outputs) -> Outputs:
     raise RuntimeError("no memory")
 
 
@@ -67,7 +67,7 @@ def raising(_: Outputs) -> Outputs:
     [
         (zero_scores, "wrong", "differs by 0.9 from its reference"),
         (nan_scores, "failed", "could not be run"),
-        (raising, "failed", "could not be run"),
+        (raise_error, "failed", "could not be run"),
     ],
 )
 def test_not_ready_while_the_engine_returns_wrong_outputs(

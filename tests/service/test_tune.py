@@ -1,4 +1,4 @@
-"""``centernet-serve tune``."""
+"""``centernet-serve tune``, and the timing of batch sizes that it shares with the warm-up."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from service.engines import EngineUnavailableError, Images
 from service.warmup import BatchTiming, choose_batch_size, time_batches
 
 
-def test_every_size_is_checked_and_timed() -> None:
+def test_checks_and_times_every_batch_size() -> None:
     class SlowEngine(ColourEngine):
         def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
             time.sleep(0.002)
@@ -32,12 +32,12 @@ def test_every_size_is_checked_and_timed() -> None:
         assert 0 < timing.images_per_s <= timing.batch_size / 0.002
 
 
-def test_sizes_beyond_a_run_that_is_long_are_left_out() -> None:
+def test_omits_batch_sizes_after_a_run_that_is_too_long() -> None:
     timings = time_batches(ColourEngine(), make_manifest(), 8, 0.0, max_run_s=0.0)
     assert [timing.batch_size for timing in timings] == [1]
 
 
-def test_wrong_outputs_are_found() -> None:
+def test_rejects_outputs_with_a_wrong_dtype() -> None:
     class WrongEngine(ColourEngine):
         def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
             outputs = super().run(images, flip)
@@ -53,29 +53,35 @@ TIMINGS = [BatchTiming(1, 0.100, 10.0), BatchTiming(4, 0.200, 20.0), BatchTiming
 @pytest.mark.parametrize(
     ("target_s", "size"), [(None, 8), (10.0, 8), (0.61, 4), (0.59, 1), (0.01, 1)]
 )
-def test_the_batch_size_suits_the_target(target_s: float | None, size: int) -> None:
+def test_the_batch_size_fits_the_target_latency(target_s: float | None, size: int) -> None:
     assert choose_batch_size(TIMINGS, target_s) == size
 
 
 @pytest.mark.parametrize(("image_s", "size"), [(0.6, 1), (0.057, 2), (0.03, 4), (0.012, 8)])
-def test_short_runs_are_shared_by_more_images(image_s: float, size: int) -> None:
-    timings = [BatchTiming(many, many * image_s, 2 / image_s) for many in (1, 2, 4, 8)]
+def test_shorter_runs_get_larger_batches(image_s: float, size: int) -> None:
+    timings = [
+        BatchTiming(batch_size, batch_size * image_s, 2 / image_s) for batch_size in (1, 2, 4, 8)
+    ]
     assert choose_batch_size(timings, None) == size
 
 
-@pytest.mark.parametrize("slow", [0, 1, 2, 3])
-def test_a_timing_that_is_off_by_several_percent_changes_nothing(slow: int) -> None:
-    timings = [BatchTiming(many, many * 0.012, 2 / 0.012) for many in (1, 2, 4, 8)]
-    off = timings[slow]
-    timings[slow] = BatchTiming(off.batch_size, 1.08 * off.run_s, off.images_per_s / 1.08)
+@pytest.mark.parametrize("slow_index", [0, 1, 2, 3])
+def test_one_noisy_timing_does_not_change_the_batch_size(slow_index: int) -> None:
+    timings = [
+        BatchTiming(batch_size, batch_size * 0.012, 2 / 0.012) for batch_size in (1, 2, 4, 8)
+    ]
+    timing = timings[slow_index]
+    timings[slow_index] = BatchTiming(
+        timing.batch_size, 1.08 * timing.run_s, timing.images_per_s / 1.08
+    )
     assert choose_batch_size(timings, None) == 8
 
 
-def test_a_batch_that_is_slower_than_a_smaller_one_is_not_chosen() -> None:
+def test_never_chooses_a_size_with_less_throughput_than_a_smaller_one() -> None:
     assert choose_batch_size([*TIMINGS, BatchTiming(16, 0.941, 17.0)], None) == 8
 
 
-def test_the_command_measures_prints_and_writes(
+def test_the_command_prints_and_writes_its_measurements(
     bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(bundled, tmp_path / "models")

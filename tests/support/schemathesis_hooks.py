@@ -1,4 +1,4 @@
-"""Images for schemathesis, which would send noise; some are damaged."""
+"""Schemathesis hooks: valid and damaged images as request bodies, instead of random bytes."""
 
 import schemathesis
 from hypothesis import strategies

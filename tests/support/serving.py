@@ -1,4 +1,4 @@
-"""A real server on a real socket, over engines that the tests control."""
+"""Servers on real sockets, with engines that the tests control."""
 
 import asyncio
 import signal
@@ -36,8 +36,6 @@ from service.self_test import SelfTest
 from service.settings import Settings
 
 TOP_K = 5
-
-
 BOXES = CenterBoxesDecoder(output_stride=4, top_k=TOP_K, score_threshold=0.3)
 
 
@@ -46,11 +44,11 @@ def make_manifest(
     input_spec: InputSpec | None = None,
     flips: tuple[bool, ...] = (False,),
 ) -> ModelManifest:
-    """The manifest of a model ``painted``, 64 x 64 if not said otherwise."""
+    """Return the manifest of a model ``painted``; its input is 64 x 64 by default."""
     return ModelManifest(
         name="painted",
         version="1",
-        description="An engine of the tests",
+        description="A model of the tests",
         classes=("red", "green", "blue"),
         input=input_spec or InputSpec(width_px=64, height_px=64),
         decoder=decoder,
@@ -79,7 +77,7 @@ def make_manifest(
 
 
 class ColourEngine:
-    """Finds the mean colour: its outputs tell which image they belong to.
+    """Engine whose outputs depend on the mean colour of the image, which identifies the image.
 
     Row i of each output has the score 0.9 - i / 10, class i % 3, and a center that is the mean
     red and green of the image.
@@ -106,11 +104,11 @@ class ColourEngine:
         }
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 class GatedEngine(ColourEngine):
-    """A colour engine that waits until the test opens its gate."""
+    """Colour engine whose runs wait until the test opens ``gate``; ``entered`` counts them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,14 +117,14 @@ class GatedEngine(ColourEngine):
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         self.entered.release()
-        assert self.gate.wait(20), "the test forgot to open the gate"
+        assert self.gate.wait(20), "the test did not open the gate"
         return super().run(images, flip)
 
 
 class FixedEngine:
-    """Gives every image the same outputs, and remembers what it was given.
+    """Engine that returns the same outputs for every image, and records its calls.
 
-    ``rows``: each output without the batch axis.
+    ``rows``: the outputs without the batch axis.
     """
 
     description = "fixed engine"
@@ -143,19 +141,20 @@ class FixedEngine:
         return {name: np.stack([row] * len(images)) for name, row in self.rows.items()}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition()`` is true; fail after 10 s."""
     for _ in range(1000):
         if condition():
             return
         threading.Event().wait(0.01)
-    raise AssertionError("it did not happen within 10 s")
+    raise AssertionError("the condition was not met within 10 s")
 
 
 class RunningServer:
-    """A server and a client for it."""
+    """A running server, and a client of it."""
 
     def __init__(self, url: str, metrics: Metrics, server: Server) -> None:
         self.url = url
@@ -165,10 +164,11 @@ class RunningServer:
         self.client = httpx.Client(base_url=url, timeout=30)
 
     def stop(self) -> None:
-        """What SIGTERM does."""
+        """Shut down as on SIGTERM."""
         self._server.handle_exit(signal.SIGTERM, None)
 
     def metric(self, name: str, **labels: str) -> float:
+        """Return the value of one series; 0 if it does not exist."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
@@ -180,6 +180,7 @@ def make_async_detector(
     metrics: Metrics,
     self_test: SelfTest | None = None,
 ) -> AsyncDetector:
+    """Return a detector that has not been started."""
     detector = Detector(
         manifest,
         engine,
@@ -192,7 +193,7 @@ def make_async_detector(
 def one_model(
     engine: Engine, manifest: ModelManifest | None = None
 ) -> Callable[[Settings, Metrics], ModelRegistry]:
-    """A loader of the model ``painted`` over ``engine``."""
+    """Return a function that loads the model ``painted`` with ``engine``."""
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
         pool = ThreadPoolExecutor(settings.image_threads)
@@ -206,22 +207,22 @@ def one_model(
 def run_server(
     load: Callable[[Settings, Metrics], ModelRegistry], settings: Settings
 ) -> Iterator[RunningServer]:
-    """Serve what ``load`` gives in a thread of this process."""
+    """Serve the models of ``load`` in a thread of this process; they are loaded already."""
     metrics = Metrics()
-    startup = ModelLoader(lambda _: load(settings, metrics))
-    with run_startup(startup, settings, metrics) as running:
-        while not startup.is_done:
-            assert startup.error is None, f"the models were not loaded: {startup.error}"
+    loader = ModelLoader(lambda _: load(settings, metrics))
+    with run_server_with_loader(loader, settings, metrics) as running:
+        while not loader.is_done:
+            assert loader.error is None, f"the models were not loaded: {loader.error}"
             time.sleep(0.01)
         yield running
 
 
 @contextmanager
-def run_startup(
-    startup: ModelLoader, settings: Settings, metrics: Metrics
+def run_server_with_loader(
+    loader: ModelLoader, settings: Settings, metrics: Metrics
 ) -> Iterator[RunningServer]:
-    """Listen in a thread of this process, whatever becomes of the loading."""
-    server = Server(create_app(startup, settings, metrics), settings)
+    """Serve in a thread of this process, without waiting for the models to be loaded."""
+    server = Server(create_app(loader, settings, metrics), settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
@@ -239,14 +240,14 @@ def run_startup(
             assert not thread.is_alive(), "the server did not stop"
 
 
-def ask_together(url: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
-    """Send every body to ``/detect`` by a client of its own, all at the same time."""
+def post_concurrently(url: str, bodies: Sequence[bytes]) -> list[httpx.Response]:
+    """Send every body to ``/detect`` at the same time, each with its own client."""
     barrier = threading.Barrier(len(bodies))
 
-    def ask(body: bytes) -> httpx.Response:
+    def post(body: bytes) -> httpx.Response:
         with httpx.Client(base_url=url, timeout=60) as client:
             barrier.wait()
             return client.post("/detect", content=body)
 
     with ThreadPoolExecutor(len(bodies)) as clients:
-        return list(clients.map(ask, bodies))
+        return list(clients.map(post, bodies))

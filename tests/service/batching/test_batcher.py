@@ -1,4 +1,4 @@
-"""The batcher alone: what happens to each request when something goes wrong around it."""
+"""The batcher without a server: batches, deadlines, priorities, cancellation and failures."""
 
 import asyncio
 import gc
@@ -29,18 +29,18 @@ from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
 
 
-class CountedEvents:
-    """Remembers what became of inputs."""
+class RecordingObserver:
+    """Observer that records the triggers of batches and the stages of cancellations."""
 
     def __init__(self) -> None:
         self.triggers: list[str] = []
-        self.given_up: list[str] = []
+        self.cancelled_stages: list[str] = []
 
     def batch_done(self, run: BatchRun) -> None:
         self.triggers.append(run.trigger)
 
     def cancelled(self, stage: str) -> None:
-        self.given_up.append(stage)
+        self.cancelled_stages.append(stage)
 
 
 def image(value: int, side_px: int = 8, flip: bool = False) -> BatchInput:
@@ -51,13 +51,15 @@ def run(
     engine: Engine,
     test: Callable[[Batcher], Awaitable[None]],
     limits: BatchLimits | None = None,
-    estimate: LatencyModel | None = None,
-) -> CountedEvents:
-    """Run ``test`` over a started batcher, which is stopped within bounded time."""
-    events = CountedEvents()
+    latency_model: LatencyModel | None = None,
+) -> RecordingObserver:
+    """Run ``test`` with a started batcher, stop it and return its observer; at most 20 s."""
+    observer = RecordingObserver()
 
     async def main() -> None:
-        batcher = Batcher(engine, limits or BatchLimits(4), estimate or LatencyModel(), events)
+        batcher = Batcher(
+            engine, limits or BatchLimits(4), latency_model or LatencyModel(), observer
+        )
         batcher.start()
         async with asyncio.timeout(20):
             try:
@@ -66,73 +68,73 @@ def run(
                 await batcher.stop()
 
     asyncio.run(main())
-    return events
+    return observer
 
 
 async def submit(batcher: Batcher, value: int) -> BatchItemOutput:
-    (row,) = await batcher.submit([image(value)])
-    return row
+    (item,) = await batcher.submit([image(value)])
+    return item
 
 
-def center_of(row: BatchItemOutput) -> float:
-    return float(row.outputs["centers"][0, 0])
+def center_of(item: BatchItemOutput) -> float:
+    return float(item.outputs["centers"][0, 0])
 
 
-async def entered(engine: GatedEngine) -> None:
+async def wait_for_run(engine: GatedEngine) -> None:
     assert await asyncio.to_thread(engine.entered.acquire, timeout=10)
 
 
-def convinced(seconds_each: float) -> LatencyModel:
-    """What it believes of an image does not change by what is observed."""
-    estimate = LatencyModel([(1, seconds_each), (8, 8 * seconds_each)])
-    estimate.observe = lambda *_: None  # type: ignore[method-assign]
-    return estimate
+def fixed_latency(seconds_per_input: float) -> LatencyModel:
+    """Return a latency model that ignores observations."""
+    latency_model = LatencyModel([(1, seconds_per_input), (8, 8 * seconds_per_input)])
+    latency_model.observe = lambda *_: None  # type: ignore[method-assign]
+    return latency_model
 
 
-def test_requests_during_a_run_share_the_next_ones_in_order_of_arrival() -> None:
+def test_requests_during_a_run_are_batched_in_order_of_arrival() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
+        await wait_for_run(engine)
         rest = [asyncio.create_task(submit(batcher, value)) for value in range(1, 8)]
         await asyncio.sleep(0)
         assert batcher.depth == 7
         engine.gate.set()
-        rows = await asyncio.gather(first, *rest)
-        assert [center_of(row) for row in rows] == list(range(8))
-        assert [row.batch_size for row in rows] == [1, 4, 4, 4, 4, 3, 3, 3]
-        assert all(row.queue_s >= 0 for row in rows)
+        items = await asyncio.gather(first, *rest)
+        assert [center_of(item) for item in items] == list(range(8))
+        assert [item.batch_size for item in items] == [1, 4, 4, 4, 4, 3, 3, 3]
+        assert all(item.queue_s >= 0 for item in items)
 
     run(engine, test)
     assert engine.batch_sizes == [1, 4, 3]
 
 
-def test_a_request_that_gives_up_leaves_the_queue() -> None:
+def test_a_cancelled_request_leaves_the_queue() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
-        gone = asyncio.create_task(submit(batcher, 1))
-        stays = asyncio.create_task(submit(batcher, 2))
+        await wait_for_run(engine)
+        cancelled = asyncio.create_task(submit(batcher, 1))
+        remaining = asyncio.create_task(submit(batcher, 2))
         await asyncio.sleep(0)
-        gone.cancel()
+        cancelled.cancel()
         engine.gate.set()
-        assert center_of(await stays) == 2
+        assert center_of(await remaining) == 2
         await first
 
     run(engine, test)
     assert engine.batch_sizes == [1, 1]
 
 
-def test_a_request_that_gives_up_during_its_run_harms_nobody() -> None:
+def test_a_request_cancelled_during_its_run_does_not_affect_others() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
-        gone = asyncio.create_task(submit(batcher, 1))
-        await entered(engine)
-        gone.cancel()
+        cancelled = asyncio.create_task(submit(batcher, 1))
+        await wait_for_run(engine)
+        cancelled.cancel()
         engine.gate.set()
         assert center_of(await submit(batcher, 2)) == 2
 
@@ -140,7 +142,7 @@ def test_a_request_that_gives_up_during_its_run_harms_nobody() -> None:
 
 
 class FaultyEngine(ColourEngine):
-    """Fails on the calls whose numbers it is given, in the way it is given."""
+    """Engine whose outputs pass through ``fault`` while ``faulty`` is set."""
 
     def __init__(self, fault: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]):
         super().__init__()
@@ -152,16 +154,16 @@ class FaultyEngine(ColourEngine):
         return self.fault(outputs) if self.faulty else outputs
 
 
-def raising(_: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+def raise_error(_: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     raise RuntimeError("no memory")
 
 
-def one_row_short(outputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+def drop_a_row(outputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     return {**outputs, "sizes": outputs["sizes"][1:]}
 
 
-@pytest.mark.parametrize("fault", [raising, one_row_short])
-def test_a_failed_run_fails_its_own_requests_only(
+@pytest.mark.parametrize("fault", [raise_error, drop_a_row])
+def test_a_failed_run_fails_only_its_requests(
     fault: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -180,25 +182,25 @@ def test_a_failed_run_fails_its_own_requests_only(
     assert "the engine failed on a batch of" in caplog.text
 
 
-def test_stopping_finishes_what_is_queued_and_refuses_the_rest() -> None:
+def test_stop_finishes_queued_requests_and_rejects_new_ones() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         queued = [asyncio.create_task(submit(batcher, value)) for value in range(6)]
-        await entered(engine)
+        await wait_for_run(engine)
         stop = asyncio.create_task(batcher.stop())
         await asyncio.sleep(0)
         with pytest.raises(StoppingError):
             await submit(batcher, 7)
         engine.gate.set()
-        assert [center_of(row) for row in await asyncio.gather(*queued)] == list(range(6))
+        assert [center_of(item) for item in await asyncio.gather(*queued)] == list(range(6))
         await stop
 
     run(engine, test)
 
 
 class RecordingEngine(GatedEngine):
-    """Remembers the kind of each batch."""
+    """Gated engine that records size, side in pixels and variant of each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,34 +211,34 @@ class RecordingEngine(GatedEngine):
         return super().run(images, flip)
 
 
-def test_only_inputs_of_one_kind_share_a_batch_and_the_oldest_goes_first() -> None:
+def test_a_batch_has_one_kind_of_input_and_the_oldest_goes_first() -> None:
     engine = RecordingEngine()
-    arriving = [
+    inputs = [
         *(image(1, 8), image(2, 16), image(3, 8), image(4, 8, flip=True), image(5, 16)),
         *(image(6, 8), image(7, 8, flip=True)),
     ]
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
-        rest = [asyncio.create_task(batcher.submit([one])) for one in arriving]
+        await wait_for_run(engine)
+        rest = [asyncio.create_task(batcher.submit([batch_input])) for batch_input in inputs]
         await asyncio.sleep(0)
         engine.gate.set()
-        rows = await asyncio.gather(*rest)
-        assert [center_of(row) for (row,) in rows] == [1, 2, 3, 4, 5, 6, 7]
+        items = await asyncio.gather(*rest)
+        assert [center_of(item) for (item,) in items] == [1, 2, 3, 4, 5, 6, 7]
         await first
 
     run(engine, test)
-    # Four places and three of this shape and variant; then the next oldest, and its kind.
+    # Three inputs are of the kind of the oldest; then come the next oldest and its kind.
     assert engine.kinds[1:] == [(3, 8, False), (2, 16, False), (2, 8, True)]
 
 
-def test_nobody_starves_behind_a_steady_stream_of_another_kind() -> None:
+def test_an_input_does_not_starve_behind_a_stream_of_another_kind() -> None:
     engine = RecordingEngine()
 
     async def test(batcher: Batcher) -> None:
         stream = [asyncio.create_task(submit(batcher, value)) for value in range(2)]
-        await entered(engine)
+        await wait_for_run(engine)
         rare = asyncio.create_task(batcher.submit([image(9, 16)]))
         stream += [asyncio.create_task(submit(batcher, value)) for value in range(20)]
         await asyncio.sleep(0)
@@ -247,7 +249,7 @@ def test_nobody_starves_behind_a_steady_stream_of_another_kind() -> None:
     assert engine.kinds[1] == (1, 16, False)
 
 
-def test_large_inputs_make_small_batches() -> None:
+def test_large_inputs_form_small_batches() -> None:
     engine = RecordingEngine()
 
     engine.gate.set()
@@ -260,12 +262,12 @@ def test_large_inputs_make_small_batches() -> None:
     assert sorted(engine.kinds) == [(1, 16, False), (1, 32, False), (2, 8, False), (2, 16, False)]
 
 
-def test_the_inputs_of_one_request_share_their_fate() -> None:
+def test_the_inputs_of_one_request_are_cancelled_together() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         several = asyncio.create_task(batcher.submit([image(value) for value in range(4)]))
-        await entered(engine)
+        await wait_for_run(engine)
         assert batcher.depth == 3, "the first is running"
         several.cancel()
         await asyncio.sleep(0)
@@ -274,17 +276,17 @@ def test_the_inputs_of_one_request_share_their_fate() -> None:
         await asyncio.sleep(0)
         engine.gate.set()
         assert center_of(await last) == 9
-        rows = await batcher.submit([image(value) for value in range(3)])
-        assert [center_of(row) for row in rows] == [0, 1, 2]
+        items = await batcher.submit([image(value) for value in range(3)])
+        assert [center_of(item) for item in items] == [0, 1, 2]
 
     run(engine, test, BatchLimits(1))
     assert engine.batch_sizes == [1] * 5
 
 
-def test_a_failed_input_fails_its_request_and_takes_the_rest_out(
+def test_a_failed_input_fails_its_request_and_removes_its_other_inputs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine = FaultyEngine(raising)
+    engine = FaultyEngine(raise_error)
 
     async def test(batcher: Batcher) -> None:
         with pytest.raises(EngineError):
@@ -298,120 +300,122 @@ def test_a_failed_input_fails_its_request_and_takes_the_rest_out(
 
 
 class TwoWorkerEngine(GatedEngine):
-    """Takes two calls at a time."""
+    """Gated engine that accepts two concurrent runs."""
 
     concurrency = 2
 
 
-def test_two_batches_are_in_flight_where_the_engine_takes_two() -> None:
+def test_two_batches_run_at_a_time_if_the_engine_accepts_two() -> None:
     engine = TwoWorkerEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 1))
-        await entered(engine)
+        await wait_for_run(engine)
         second = asyncio.create_task(submit(batcher, 2))
-        await entered(engine)
+        await wait_for_run(engine)
         third = asyncio.create_task(submit(batcher, 3))
         await asyncio.sleep(0.05)
         assert batcher.depth == 1, "there is no third worker"
         engine.gate.set()
-        rows = await asyncio.gather(first, second, third)
-        assert [center_of(row) for row in rows] == [1, 2, 3]
+        items = await asyncio.gather(first, second, third)
+        assert [center_of(item) for item in items] == [1, 2, 3]
 
-    events = run(engine, test, BatchLimits(4))
-    assert events.triggers == ["idle"] * 3
+    observer = run(engine, test, BatchLimits(4))
+    assert observer.triggers == ["idle"] * 3
 
 
-def test_a_full_batch_leaves_at_once_and_the_last_when_its_delay_is_over() -> None:
+def test_a_full_batch_is_dispatched_at_once_and_the_last_after_its_delay() -> None:
     async def test(batcher: Batcher) -> None:
-        rows = await batcher.submit([image(value) for value in range(6)])
-        assert [row.batch_size for row in rows] == [4, 4, 4, 4, 2, 2]
-        assert rows[-1].queue_s >= 0.2
+        items = await batcher.submit([image(value) for value in range(6)])
+        assert [item.batch_size for item in items] == [4, 4, 4, 4, 2, 2]
+        assert items[-1].queue_s >= 0.2
 
-    events = run(ColourEngine(), test, BatchLimits(4, delay_s=0.2))
-    assert events.triggers == ["full", "timeout"]
+    observer = run(ColourEngine(), test, BatchLimits(4, delay_s=0.2))
+    assert observer.triggers == ["full", "timeout"]
 
 
-def test_nobody_waits_for_company_that_is_not_expected() -> None:
+def test_a_batch_does_not_wait_for_inputs_that_are_not_expected() -> None:
     async def test(batcher: Batcher) -> None:
         for value in range(3):
             await submit(batcher, value)
             await asyncio.sleep(0.05)
 
-    # Three arrivals 50 ms apart promise nobody within the 20 ms that a batch may wait.
-    events = run(ColourEngine(), test, BatchLimits(4, delay_s=0.02))
-    assert events.triggers[1:] == ["idle", "idle"]
+    # Three arrivals 50 ms apart: none is expected within the queue delay of 20 ms.
+    observer = run(ColourEngine(), test, BatchLimits(4, delay_s=0.02))
+    assert observer.triggers[1:] == ["idle", "idle"]
 
 
-def test_a_batch_leaves_before_its_tightest_deadline_would_be_missed() -> None:
+def test_a_batch_is_dispatched_before_its_earliest_deadline_is_missed() -> None:
     async def test(batcher: Batcher) -> None:
         scheduling = SchedulingOptions(deadline_at=time.perf_counter() + 0.5)
         await asyncio.gather(
             batcher.submit([image(1)], scheduling), *(submit(batcher, value) for value in range(2))
         )
 
-    slow_start = LatencyModel([(1, 0.1), (8, 0.1)])
-    events = run(ColourEngine(), test, BatchLimits(8, delay_s=10), slow_start)
-    assert events.triggers == ["deadline"]
+    run_latency = LatencyModel([(1, 0.1), (8, 0.1)])
+    observer = run(ColourEngine(), test, BatchLimits(8, delay_s=10), run_latency)
+    assert observer.triggers == ["deadline"]
 
 
-def test_a_batch_is_kept_small_enough_for_its_tightest_deadline() -> None:
+def test_the_earliest_deadline_limits_the_batch_size() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
-        in_a_hurry = SchedulingOptions(deadline_at=time.perf_counter() + 2.5)
-        rest = [asyncio.create_task(batcher.submit([image(1)], in_a_hurry))]
+        await wait_for_run(engine)
+        urgent = SchedulingOptions(deadline_at=time.perf_counter() + 2.5)
+        rest = [asyncio.create_task(batcher.submit([image(1)], urgent))]
         rest += [asyncio.create_task(batcher.submit([image(value)])) for value in range(2, 6)]
         await asyncio.sleep(0)
         engine.gate.set()
         await asyncio.gather(first, *rest)
 
-    # A second per image is believed: two can be done in time, not five.
-    events = run(engine, test, BatchLimits(8), convinced(1.0))
+    # The model expects one second per input: two are done in time, five are not.
+    observer = run(engine, test, BatchLimits(8), fixed_latency(1.0))
     assert engine.batch_sizes == [1, 2, 3]
-    assert events.triggers == ["idle", "deadline", "idle"]
+    assert observer.triggers == ["idle", "deadline", "idle"]
 
 
-@pytest.mark.parametrize(("allowed_s", "estimate"), [(0.01, LatencyModel()), (5, convinced(3600))])
-def test_what_cannot_be_done_in_time_never_reaches_the_engine(
-    allowed_s: float, estimate: LatencyModel
+@pytest.mark.parametrize(
+    ("allowed_s", "latency_model"), [(0.01, LatencyModel()), (5, fixed_latency(3600))]
+)
+def test_an_input_that_cannot_meet_its_deadline_is_never_run(
+    allowed_s: float, latency_model: LatencyModel
 ) -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         first = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
+        await wait_for_run(engine)
         late = SchedulingOptions(deadline_at=time.perf_counter() + allowed_s)
-        hopeless = asyncio.create_task(batcher.submit([image(1)], late))
+        expiring = asyncio.create_task(batcher.submit([image(1)], late))
         await asyncio.sleep(0.02)
         engine.gate.set()
         await first
         with pytest.raises(DeadlineExceededError, match="left no time"):
-            await hopeless
+            await expiring
 
-    events = run(engine, test, BatchLimits(4), estimate)
+    observer = run(engine, test, BatchLimits(4), latency_model)
     assert engine.batch_sizes == [1]
-    assert events.given_up == ["queue"]
+    assert observer.cancelled_stages == ["queue"]
 
 
-def test_an_idle_engine_tries_what_is_believed_to_be_too_slow() -> None:
+def test_an_idle_engine_runs_an_input_that_is_expected_to_be_late() -> None:
     async def test(batcher: Batcher) -> None:
         for value in range(3):
             scheduling = SchedulingOptions(deadline_at=time.perf_counter() + 10)
-            (row,) = await batcher.submit([image(value)], scheduling)
-            assert center_of(row) == value
+            (item,) = await batcher.submit([image(value)], scheduling)
+            assert center_of(item) == value
 
     run(ColourEngine(), test, BatchLimits(4), LatencyModel([(1, 3600.0)]))
 
 
-def test_engine_time_spent_on_nobody_is_counted() -> None:
+def test_counts_inputs_cancelled_in_the_queue_and_during_their_run() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         running = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
+        await wait_for_run(engine)
         queued = asyncio.create_task(submit(batcher, 1))
         await asyncio.sleep(0)
         running.cancel()
@@ -420,27 +424,27 @@ def test_engine_time_spent_on_nobody_is_counted() -> None:
         assert batcher.depth == 0
         engine.gate.set()
 
-    events = run(engine, test, BatchLimits(4))
-    assert events.given_up == ["queue", "infer"]
+    observer = run(engine, test, BatchLimits(4))
+    assert observer.cancelled_stages == ["queue", "infer"]
 
 
-def test_priorities_go_first_but_not_for_ever() -> None:
+def test_priorities_change_the_order_by_a_bounded_time() -> None:
     engine = GatedEngine()
 
     async def test(batcher: Batcher) -> None:
         order: list[str] = []
 
-        async def ask(name: str, priority_offset_s: float) -> None:
+        async def submit_named(name: str, priority_offset_s: float) -> None:
             await batcher.submit([image(1)], SchedulingOptions(priority_offset_s=priority_offset_s))
             order.append(name)
 
-        first = asyncio.create_task(ask("first", 0))
-        await entered(engine)
+        first = asyncio.create_task(submit_named("first", 0))
+        await wait_for_run(engine)
         rest = []
         for name, priority_offset_s in (("old low", -0.1), ("normal", 0.0), ("high", 0.1)):
-            rest.append(asyncio.create_task(ask(name, priority_offset_s)))
+            rest.append(asyncio.create_task(submit_named(name, priority_offset_s)))
         await asyncio.sleep(0.3)
-        rest.append(asyncio.create_task(ask("new high", 0.1)))
+        rest.append(asyncio.create_task(submit_named("new high", 0.1)))
         await asyncio.sleep(0)
         engine.gate.set()
         await asyncio.gather(first, *rest)
@@ -449,11 +453,13 @@ def test_priorities_go_first_but_not_for_ever() -> None:
     run(engine, test, BatchLimits(1))
 
 
-def test_a_broken_engine_fails_everybody_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    def breaking(_: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+def test_a_broken_engine_fails_every_request_and_reports_a_problem(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def break_engine(_: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         raise EngineBrokenError("an illegal memory access was encountered")
 
-    engine = FaultyEngine(breaking)
+    engine = FaultyEngine(break_engine)
 
     async def test(batcher: Batcher) -> None:
         assert batcher.problem is None
@@ -466,7 +472,7 @@ def test_a_broken_engine_fails_everybody_and_says_so(caplog: pytest.LogCaptureFi
             await submit(batcher, 9)
 
     run(engine, test, BatchLimits(1))
-    assert engine.batch_sizes == [1], "a broken engine is not tried again"
+    assert engine.batch_sizes == [1], "a broken engine is not run again"
     assert "the engine failed" in caplog.text
 
 
@@ -476,7 +482,7 @@ def test_a_run_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) ->
 
     async def test(batcher: Batcher) -> None:
         running = asyncio.create_task(submit(batcher, 0))
-        await entered(engine)
+        await wait_for_run(engine)
         await asyncio.sleep(0.1)
         assert "has not ended" in str(batcher.problem)
         engine.gate.set()
@@ -486,8 +492,8 @@ def test_a_run_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) ->
     run(engine, test, BatchLimits(1))
 
 
-def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
-    def blind_to_the_first(outputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+def test_a_nan_score_fails_only_its_image() -> None:
+    def nan_for_the_first(outputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         outputs["scores"][0] = np.nan
         return outputs
 
@@ -495,19 +501,19 @@ def test_a_score_that_is_not_a_number_fails_its_own_image_only() -> None:
         several = [submit(batcher, value) for value in range(3)]
         results = await asyncio.gather(*several, return_exceptions=True)
         assert type(results[0]) is EngineError
-        assert [center_of(row) for row in results[1:]] == [1, 2]  # type: ignore[arg-type]
+        assert [center_of(item) for item in results[1:]] == [1, 2]  # type: ignore[arg-type]
 
-    run(FaultyEngine(blind_to_the_first), test, BatchLimits(3, delay_s=1))
+    run(FaultyEngine(nan_for_the_first), test, BatchLimits(3, delay_s=1))
 
 
-class FirmEstimate(LatencyModel):
-    """A run costs half an image more than its images, whatever is observed."""
+class FixedLatencyModel(LatencyModel):
+    """Model that ignores observations; the base of a run is the time of half an image."""
 
     def __init__(self, image_s: float) -> None:
         super().__init__([(1, 1.5 * image_s), (8, 8.5 * image_s)])
 
     def observe(self, n: float, seconds: float) -> None:
-        """Learn nothing from a gate."""
+        """Do nothing: the gate distorts the durations."""
 
 
 def sizes_of(
@@ -518,17 +524,22 @@ def sizes_of(
     image_s: float = 0.01,
     within_s: float = math.inf,
 ) -> list[int]:
-    """In which batches so many run, after one in each worker, at so many arrivals per second."""
+    """Return the sizes of the batches of ``waiting`` inputs, queued behind one run per worker.
+
+    ``rate``: expected arrivals per second.
+    """
     engine = GatedEngine()
     engine.concurrency = workers
 
     async def test(batcher: Batcher) -> None:
         first = [asyncio.create_task(submit(batcher, value)) for value in range(workers)]
         for _ in first:
-            await entered(engine)
+            await wait_for_run(engine)
         scheduling = SchedulingOptions(time.perf_counter() + within_s)
-        several = [batcher.submit([image(value)], scheduling) for value in range(waiting)]
-        rest = [asyncio.create_task(one) for one in several]
+        rest = [
+            asyncio.create_task(batcher.submit([image(value)], scheduling))
+            for value in range(waiting)
+        ]
         await asyncio.sleep(0)
         engine.gate.set()
         await asyncio.gather(*first, *rest)
@@ -537,33 +548,33 @@ def sizes_of(
         patch.setattr(
             "service.batching.latency_model.ArrivalRate.expected", lambda _, seconds: rate * seconds
         )
-        run(engine, test, limits, FirmEstimate(image_s))
+        run(engine, test, limits, FixedLatencyModel(image_s))
     sizes = sorted(engine.batch_sizes, reverse=True)
     assert sizes[-workers:] == [1] * workers
     return sizes[:-workers]
 
 
-def test_batches_are_as_large_as_answers_soonest_asks_for() -> None:
-    limits = BatchLimits(10, run_overhead_s=0.001)  # with the engine's own, a run costs 6 ms
+def test_batch_sizes_minimize_the_mean_latency() -> None:
+    limits = BatchLimits(10, run_overhead_s=0.001)  # 6 ms with the base of the model
     # sqrt(8 * 0.6) of 8, sqrt(6 * 0.6) of 6, and so on, to the nearest power of two.
     assert sizes_of(8, limits, 0) == [2, 2, 2, 1, 1]
-    # Half of the time is asked for, 10.6 ms for each arrival: twice as many are behind them.
+    # Load 0.5, with 10.6 ms of engine time per arrival: twice as many inputs are affected.
     assert sizes_of(8, limits, 0.5 / 0.0106) == [4, 2, 2]
-    # Nine parts of ten at most.
+    # The load counts as 0.9 at most.
     assert sizes_of(9, limits, 1000) == [8, 1]
-    # Two workers share those who wait and who come.
+    # Two workers share the waiting and the arriving inputs.
     assert sizes_of(8, limits, 0, workers=2) == [2, 1, 1, 1, 1, 1, 1]
     assert sizes_of(8, limits, 1 / 0.0106, workers=2) == [2, 2, 2, 1, 1]
 
 
-def test_where_batches_could_be_full_they_are() -> None:
+def test_batches_are_full_if_enough_inputs_wait() -> None:
     assert sizes_of(8, BatchLimits(8, run_overhead_s=0.001), 0) == [8]
     assert sizes_of(8, BatchLimits(4, run_overhead_s=0.001), 0, workers=2) == [4, 1, 1, 1, 1]
 
 
-def test_nobody_is_left_for_a_next_batch_that_would_be_too_late() -> None:
+def test_no_input_is_left_for_a_next_batch_that_would_miss_its_deadline() -> None:
     limits = BatchLimits(10, run_overhead_s=0.1)
-    # Together they are done within 8.5 s, in two batches within 9.2 s.
+    # One batch is done within 8.5 s, two batches within 9.2 s.
     assert sizes_of(8, limits, 0, image_s=1, within_s=8.85) == [8]
     assert sizes_of(8, limits, 0, image_s=1, within_s=60) == [2, 2, 2, 1, 1]
 
@@ -576,26 +587,28 @@ def without_collector() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("without_collector")
-def test_nothing_of_a_request_waits_for_the_garbage_collector() -> None:
+def test_inputs_are_freed_without_garbage_collection() -> None:
     references: list[weakref.ref[BatchInput]] = []
 
-    class DamageError(Exception):
+    class PrepareError(Exception):
         pass
 
     async def test(batcher: Batcher) -> None:
-        def prepare(*, good: bool) -> list[BatchInput]:
+        def prepare(*, succeeds: bool) -> list[BatchInput]:
             prepared = image(1)
             references.append(weakref.ref(prepared))
-            if not good:
-                raise DamageError
+            if not succeeds:
+                raise PrepareError
             return [prepared]
 
         with ThreadPoolExecutor(1) as pool:
             for _ in range(5):
-                await run_prepared(batcher, pool, lambda: prepare(good=True), SchedulingOptions())
-                with pytest.raises(DamageError):
+                await run_prepared(
+                    batcher, pool, lambda: prepare(succeeds=True), SchedulingOptions()
+                )
+                with pytest.raises(PrepareError):
                     await run_prepared(
-                        batcher, pool, lambda: prepare(good=False), SchedulingOptions()
+                        batcher, pool, lambda: prepare(succeeds=False), SchedulingOptions()
                     )
         await submit(batcher, 2)
 

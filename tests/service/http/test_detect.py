@@ -16,7 +16,7 @@ from support.serving import (
     ColourEngine,
     GatedEngine,
     RunningServer,
-    ask_together,
+    post_concurrently,
     wait_until,
 )
 
@@ -203,7 +203,7 @@ def test_64_clients_in_shared_batches_get_their_own_detections(
     bodies = [encode(plain(3 * i, 255 - 3 * i)) for i in range(64)]
     alone = [post(server, body).json()["detections"] for body in bodies]
     engine.batch_sizes.clear()
-    responses = ask_together(server.url, bodies)
+    responses = post_concurrently(server.url, bodies)
     assert [response.status_code for response in responses] == [200] * 64
     assert [response.json()["detections"] for response in responses] == alone
     assert sum(engine.batch_sizes) == 64

@@ -1,4 +1,4 @@
-"""What SIGTERM does to requests, over a real server."""
+"""Graceful shutdown: the effect of SIGTERM and SIGINT on requests to a real server."""
 
 import signal
 import socket
@@ -32,24 +32,24 @@ def is_gone(server: RunningServer) -> bool:
     return False
 
 
-def test_requests_are_taken_during_the_delay_and_a_second_signal_ends_it(
+def test_accepts_requests_during_the_drain_delay_until_a_second_signal(
     start_server: Callable[..., RunningServer],
 ) -> None:
     server = start_server(ColourEngine(), drain_delay_s=600)
-    answer = post(server)
-    assert (answer.status_code, answer.headers.get("Connection")) == (200, None)
+    response = post(server)
+    assert (response.status_code, response.headers.get("Connection")) == (200, None)
     server.stop()
     wait_until(lambda: server.client.get("/readyz").status_code == 503)
     assert server.client.get("/readyz").json()["code"] == "stopping"
     assert server.client.get("/livez").status_code == 200
-    answer = post(server)
-    assert answer.status_code == 200
-    assert answer.headers["Connection"] == "close", "the client is sent elsewhere"
+    response = post(server)
+    assert response.status_code == 200
+    assert response.headers["Connection"] == "close", "the client must open a new connection"
     server.stop()
     wait_until(lambda: is_gone(server))
 
 
-def test_what_was_admitted_is_answered_and_the_connection_closed(
+def test_admitted_requests_complete_and_their_connections_close(
     start_server: Callable[..., RunningServer],
 ) -> None:
     engine = GatedEngine()
@@ -60,12 +60,12 @@ def test_what_was_admitted_is_answered_and_the_connection_closed(
         server.stop()
         wait_until(lambda: is_gone(server))
         engine.gate.set()
-        answers = [future.result(20) for future in accepted]
-    assert [answer.status_code for answer in answers] == [200] * 3
-    assert {answer.headers["Connection"] for answer in answers} == {"close"}
+        responses = [future.result(20) for future in accepted]
+    assert [response.status_code for response in responses] == [200] * 3
+    assert {response.headers["Connection"] for response in responses} == {"close"}
 
 
-def test_a_request_that_outlasts_the_shutdown_is_told_so(
+def test_responds_503_to_a_request_that_exceeds_the_shutdown_timeout(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.app.LAST_RUN_S", 0.1)
@@ -75,65 +75,65 @@ def test_a_request_that_outlasts_the_shutdown_is_told_so(
         accepted = clients.submit(post, server)
         assert engine.entered.acquire(timeout=10)
         server.stop()
-        answer = accepted.result(20)
+        response = accepted.result(20)
         engine.gate.set()
-    assert (answer.status_code, answer.json()["code"]) == (503, "stopping")
+    assert (response.status_code, response.json()["code"]) == (503, "stopping")
 
 
-COLOURS = serving("    return one_model(ColourEngine())(settings, metrics)")
+COLOUR_MODEL = serving("    return one_model(ColourEngine())(settings, metrics)")
 
 
-def connect_and_ask(port: int, many: int, clients: ExitStack) -> list[socket.socket]:
-    """Send an image each on connections of their own, which the kernel takes for the server."""
+def connect_and_send(port: int, count: int, clients: ExitStack) -> list[socket.socket]:
+    """Send one image on each of ``count`` connections, which the kernel accepts for the server."""
     head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(IMAGE)}\r\n\r\n"
-    asking = []
-    for _ in range(many):
+    connections = []
+    for _ in range(count):
         client = socket.create_connection(("127.0.0.1", port), timeout=20)
-        asking.append(clients.enter_context(client))
+        connections.append(clients.enter_context(client))
         client.sendall(head.encode() + IMAGE)
-    return asking
+    return connections
 
 
-def test_whoever_connected_before_the_signal_is_answered_however_late_the_process_is() -> None:
-    with serve_process(COLOURS) as service, ExitStack() as clients:
+def test_connections_from_before_the_signal_are_served_by_a_delayed_process() -> None:
+    with serve_process(COLOUR_MODEL) as service, ExitStack() as clients:
         service.wait_for("/readyz")
         service.process.send_signal(signal.SIGSTOP)
-        asking = connect_and_ask(service.client.base_url.port or 0, 8, clients)
+        connections = connect_and_send(service.client.base_url.port or 0, 8, clients)
         service.process.send_signal(signal.SIGTERM)
-        time.sleep(1)  # longer than anything that happens between the signal and the end
+        time.sleep(1)  # longer than every delay between the signal and the end
         service.process.send_signal(signal.SIGCONT)
-        assert [client.recv(12) for client in asking] == [b"HTTP/1.1 200"] * 8
+        assert [client.recv(12) for client in connections] == [b"HTTP/1.1 200"] * 8
 
 
-def test_whoever_connects_while_the_loop_is_late_to_end_is_answered(
+def test_connections_during_a_delayed_shutdown_are_served(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_late, have_asked = threading.Event(), threading.Event()
+    is_delayed, have_sent = threading.Event(), threading.Event()
     on_tick = Server.on_tick
 
-    async def late(self: Server, counter: int) -> bool:
+    async def delayed(self: Server, counter: int) -> bool:
         ends = await on_tick(self, counter)
         if ends:
-            is_late.set()
-            have_asked.wait(10)
+            is_delayed.set()
+            have_sent.wait(10)
         return ends
 
-    monkeypatch.setattr(Server, "on_tick", late)
+    monkeypatch.setattr(Server, "on_tick", delayed)
     server = start_server(ColourEngine())
     server.stop()
     with ExitStack() as clients:
-        assert is_late.wait(10)
-        asking = connect_and_ask(server.client.base_url.port or 0, 8, clients)
-        have_asked.set()
-        assert [client.recv(12) for client in asking] == [b"HTTP/1.1 200"] * 8
+        assert is_delayed.wait(10)
+        connections = connect_and_send(server.client.base_url.port or 0, 8, clients)
+        have_sent.set()
+        assert [client.recv(12) for client in connections] == [b"HTTP/1.1 200"] * 8
 
 
 HANGING = serving(
     """
-    class Hanging(ColourEngine):
+    class HangingEngine(ColourEngine):
         def run(self, images, flip=False):
             threading.Event().wait()
-    return one_model(Hanging())(settings, metrics)
+    return one_model(HangingEngine())(settings, metrics)
 """
 )
 
@@ -143,9 +143,9 @@ def test_an_engine_that_hangs_does_not_keep_the_process_alive(stop: signal.Signa
     options = ("--shutdown-timeout-s", "1")
     with serve_process(HANGING, *options, stderr=subprocess.PIPE) as service:
         service.wait_for("/readyz")
-        answers: list[httpx.Response] = []
+        responses: list[httpx.Response] = []
         client = threading.Thread(
-            target=lambda: answers.append(service.client.post("/detect", content=IMAGE))
+            target=lambda: responses.append(service.client.post("/detect", content=IMAGE))
         )
         client.start()
         gauge = 'centernet_queue_inputs{model="painted"} 1.0'
@@ -155,6 +155,6 @@ def test_an_engine_that_hangs_does_not_keep_the_process_alive(stop: signal.Signa
         _, text = service.process.communicate(timeout=20)
         client.join(20)
     assert service.process.returncode == (-stop if stop == signal.SIGTERM else 128 + stop)
-    assert [answer.json()["code"] for answer in answers] == ["stopping"]
+    assert [response.json()["code"] for response in responses] == ["stopping"]
     assert "an engine run has not ended" in text.decode()
     assert "Traceback" not in text.decode()

@@ -1,5 +1,4 @@
-"""What arrives before there is a request (heads that are malformed, endless or slow), and how
-answers leave."""
+"""Malformed, too long and slow request heads, and coalesced writes of responses."""
 
 import asyncio
 import json
@@ -12,8 +11,8 @@ from support.serving import ColourEngine, RunningServer
 from service.http import uvicorn_server as server_module
 
 
-def ask(running: RunningServer, sent: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Status line, headers and body of what is answered until the server hangs up."""
+def exchange(running: RunningServer, sent: bytes) -> tuple[str, dict[str, str], bytes]:
+    """Send bytes; return status line, headers and body received until the server disconnects."""
     url = running.client.base_url
     with socket.create_connection((url.host, url.port), timeout=20) as connection:
         connection.sendall(sent)
@@ -27,15 +26,15 @@ def ask(running: RunningServer, sent: bytes) -> tuple[str, dict[str, str], bytes
     "sent",
     [
         b"hello\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # somebody speaks TLS
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # start of a TLS handshake
         b"GET /livez HTTP/1.1\r\nContent-Length: x\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nno colon\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
     ],
 )
-def test_what_is_no_request_gets_a_problem_document(server: RunningServer, sent: bytes) -> None:
+def test_malformed_requests_get_a_problem_document(server: RunningServer, sent: bytes) -> None:
     before = server.metric("centernet_request_errors_total", code="malformed_request")
-    status, headers, body = ask(server, sent)
+    status, headers, body = exchange(server, sent)
     assert status == "HTTP/1.1 400 Bad Request"
     assert headers["content-type"] == "application/problem+json"
     assert headers["connection"] == "close"
@@ -46,36 +45,38 @@ def test_what_is_no_request_gets_a_problem_document(server: RunningServer, sent:
     assert after == before + 1
 
 
-def test_an_endless_head_gets_a_problem_document(server: RunningServer) -> None:
-    status, _, body = ask(server, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 70_000)
+def test_a_head_that_is_too_long_gets_a_problem_document(server: RunningServer) -> None:
+    status, _, body = exchange(server, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 70_000)
     assert status == "HTTP/1.1 400 Bad Request"
     assert "65536 bytes" in json.loads(body)["detail"]
 
 
-def test_a_slow_head_gets_408_and_a_silent_connection_is_closed(
+def test_a_slow_head_gets_408_and_an_idle_connection_is_closed(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "HEAD_TIMEOUT_S", 0.05)
     running = start_server(ColourEngine())
-    status, _, body = ask(running, b"GET /livez HTTP/1.1\r\nHost:")
+    status, _, body = exchange(running, b"GET /livez HTTP/1.1\r\nHost:")
     assert status == "HTTP/1.1 408 Request Timeout"
     assert json.loads(body)["code"] == "slow_head"
-    assert ask(running, b"")[0] == ""
-    ok = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert ask(running, ok + b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")[0].endswith("OK")
+    assert exchange(running, b"")[0] == ""
+    requests = (
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nConnection: close\r\n\r\n"
+    )
+    assert exchange(running, requests)[0].endswith("OK")
 
 
-def test_heads_are_awaited_on_kept_connections_too(
+def test_the_head_timeout_applies_to_keep_alive_connections(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "HEAD_TIMEOUT_S", 0.05)
     running = start_server(ColourEngine())
-    _, _, body = ask(running, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HT")
+    _, _, body = exchange(running, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HT")
     assert b"HTTP/1.1 408 Request Timeout" in body
 
 
-class WatchedTransport:
-    """Remembers what is done with it."""
+class RecordingTransport:
+    """Transport that records writes and closing."""
 
     def __init__(self) -> None:
         self.calls: list[bytes | str] = []
@@ -90,19 +91,19 @@ class WatchedTransport:
         return "closed" in self.calls
 
 
-def test_head_and_body_of_an_answer_travel_together() -> None:
-    transport = WatchedTransport()
+def test_head_and_body_of_a_response_are_sent_together() -> None:
+    transport = RecordingTransport()
 
-    async def answer() -> None:
-        outbox = server_module._CoalescingTransport(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+    async def respond() -> None:
+        coalescing = server_module._CoalescingTransport(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
         for part in (b"head, ", b"body"):
-            outbox.write(part)
+            coalescing.write(part)
         assert transport.calls == []
         await asyncio.sleep(0)
-        outbox.write(b"the last")
-        outbox.close()
-        assert outbox.is_closing()
+        coalescing.write(b"the last")
+        coalescing.close()
+        assert coalescing.is_closing()
         await asyncio.sleep(0)
 
-    asyncio.run(answer())
+    asyncio.run(respond())
     assert transport.calls == [b"head, body", b"the last", "closed"]

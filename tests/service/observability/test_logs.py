@@ -1,4 +1,4 @@
-"""One line per request, in JSON or text, that no stranger can forge."""
+"""Log lines of requests in JSON and text; untrusted values cannot forge one."""
 
 import io
 import json
@@ -18,8 +18,8 @@ IMAGE = encode(plain(1, 2))
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-class Lines:
-    """What loggers wrote, in one of the formats."""
+class LogLines:
+    """Captured log lines in one of the formats."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self.stream = io.StringIO()
@@ -31,39 +31,39 @@ class Lines:
         return self.stream.getvalue().splitlines()
 
     def requests(self, count: int = 1) -> list[dict[str, Any]]:
-        """The lines of ``count`` requests; a line is written after its answer has gone out."""
+        """Wait for the lines of ``count`` requests, which are written after the responses."""
         wait_until(lambda: len(self._of_requests()) >= count)
         return self._of_requests()
 
     def _of_requests(self) -> list[dict[str, Any]]:
         whole = self.stream.getvalue().rpartition("\n")[0]
         lines = [json.loads(line) for line in whole.splitlines()]
-        return [line for line in lines if line["logger"] == "service.http.auth"]
+        return [line for line in lines if line["logger"] == "service.access"]
 
 
 @pytest.fixture
-def listen() -> Iterator[Callable[[logging.Formatter], Lines]]:
-    root, level, heard = logging.getLogger(), logging.getLogger().level, []
+def capture_logs() -> Iterator[Callable[[logging.Formatter], LogLines]]:
+    root, level, captured = logging.getLogger(), logging.getLogger().level, []
 
-    def start(formatter: logging.Formatter) -> Lines:
-        lines = Lines(formatter)
-        heard.append(lines)
+    def start(formatter: logging.Formatter) -> LogLines:
+        lines = LogLines(formatter)
+        captured.append(lines)
         root.addHandler(lines.handler)
         root.setLevel("INFO")
         return lines
 
     yield start
     root.setLevel(level)
-    for lines in heard:
+    for lines in captured:
         root.removeHandler(lines.handler)
 
 
 @pytest.fixture
-def json_lines(listen: Callable[[logging.Formatter], Lines]) -> Lines:
-    return listen(JsonFormatter())
+def json_lines(capture_logs: Callable[[logging.Formatter], LogLines]) -> LogLines:
+    return capture_logs(JsonFormatter())
 
 
-def test_a_request_is_one_line_with_its_facts(server: RunningServer, json_lines: Lines) -> None:
+def test_a_request_is_one_line_with_its_fields(server: RunningServer, json_lines: LogLines) -> None:
     server.client.post(
         "/detect?top_k=2",
         content=IMAGE,
@@ -75,30 +75,32 @@ def test_a_request_is_one_line_with_its_facts(server: RunningServer, json_lines:
     assert sum(stages.values()) <= line.pop("duration_ms")
     assert line.pop("time").endswith("Z")
     assert line == {
-        **{"level": "info", "logger": "service.http.auth", "message": "request"},
+        **{"level": "info", "logger": "service.access", "message": "request"},
         **{"request_id": "order-66", "trace_id": TRACE_ID, "client": "127.0.0.1"},
         **{"method": "POST", "route": "/detect", "status": 200, "model": "painted"},
         **{"body_bytes": len(IMAGE), "batch_size": 1},
     }
 
 
-def test_a_refused_request_says_why(server: RunningServer, json_lines: Lines) -> None:
+def test_a_rejected_request_is_logged_with_its_error_code(
+    server: RunningServer, json_lines: LogLines
+) -> None:
     server.client.post("/detect", content=b"no image")
     (line,) = json_lines.requests()
     assert (line["status"], line["code"], line["body_bytes"]) == (415, "unsupported_image", 8)
     assert list(line["stages_ms"]) == ["read"]
 
 
-def test_what_strangers_send_stays_in_its_string(
-    server: RunningServer, listen: Callable[[logging.Formatter], Lines]
+def test_untrusted_values_are_escaped(
+    server: RunningServer, capture_logs: Callable[[logging.Formatter], LogLines]
 ) -> None:
-    text_lines, json_lines = listen(TextFormatter()), listen(JsonFormatter())
+    text_lines, json_lines = capture_logs(TextFormatter()), capture_logs(JsonFormatter())
     path = '/a%0A{"level":"error"}%22 status=200%1B[31m%E2%80%A8?key=secret'
     server.client.get(path, headers={"X-Request-ID": 'a"b=c'})
     (line,) = json_lines.requests()
     assert line["path"] == '/a\n{"level":"error"}" status=200\x1b[31m\u2028'
     assert line["request_id"] == 'a"b=c'
-    (text,) = [one for one in text_lines.text if "service.http.auth" in one]
+    (text,) = [line for line in text_lines.text if "service.access" in line]
     assert text.isascii()
     assert text.isprintable()
     assert r'request_id="a\"b=c" ' in text
@@ -107,7 +109,7 @@ def test_what_strangers_send_stays_in_its_string(
 
 
 def test_probes_are_logged_only_when_they_fail(
-    start_server: Callable[..., RunningServer], json_lines: Lines
+    start_server: Callable[..., RunningServer], json_lines: LogLines
 ) -> None:
     running = start_server(ColourEngine())
     for path in ("/livez", "/readyz", "/metrics"):
@@ -119,28 +121,28 @@ def test_probes_are_logged_only_when_they_fail(
     assert (line["level"], line["route"], line["code"]) == ("warning", "/readyz", "stopping")
 
 
-def test_a_mistake_of_ours_is_logged_with_its_traceback(
+def test_an_unexpected_exception_is_logged_with_its_traceback(
     start_server: Callable[..., RunningServer],
-    json_lines: Lines,
+    json_lines: LogLines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: object) -> None:
-        raise ZeroDivisionError("a mistake")
+        raise ZeroDivisionError("an error")
 
     running = start_server(ColourEngine())
     monkeypatch.setattr("service.http.routes.to_response", broken)
-    answer = running.client.post("/detect", content=IMAGE, headers={"X-Request-ID": "r1"})
-    assert answer.status_code == 500
+    response = running.client.post("/detect", content=IMAGE, headers={"X-Request-ID": "r1"})
+    assert response.status_code == 500
     (line,) = json_lines.requests()
     lines = [json.loads(line) for line in json_lines.text]
-    (mistake,) = [line for line in lines if "exception" in line]
-    assert mistake["request_id"] == "r1"
-    assert "ZeroDivisionError: a mistake" in mistake["exception"]
+    (error_line,) = [line for line in lines if "exception" in line]
+    assert error_line["request_id"] == "r1"
+    assert "ZeroDivisionError: an error" in error_line["exception"]
     assert (line["level"], line["status"], line["code"]) == ("warning", 500, "internal_error")
 
 
-def test_keys_appear_by_their_line_only(
-    start_server: Callable[..., RunningServer], json_lines: Lines, tmp_path: Any
+def test_api_keys_are_logged_by_line_number_only(
+    start_server: Callable[..., RunningServer], json_lines: LogLines, tmp_path: Any
 ) -> None:
     key = "the-key-0123456789"
     (tmp_path / "keys").write_text(f"\n{key}\n")
@@ -151,7 +153,7 @@ def test_keys_appear_by_their_line_only(
     assert key not in json_lines.stream.getvalue()
 
 
-def test_everything_in_the_process_is_logged_in_the_chosen_format() -> None:
+def test_all_loggers_use_the_configured_format() -> None:
     code = (
         "import logging, warnings\n"
         "from service.observability.logs import set_up_logging\n"

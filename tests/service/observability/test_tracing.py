@@ -1,4 +1,4 @@
-"""Traces: the caller's goes on, stages are spans, and no receiver can hurt."""
+"""Traces: trace context of the caller, spans of requests and batches, export."""
 
 import sys
 import threading
@@ -33,7 +33,7 @@ StartServer = Callable[..., RunningServer]
 
 
 @pytest.mark.parametrize(
-    ("given", "sampled"),
+    ("header", "sampled"),
     [
         (PARENT, True),
         (f"00-{TRACE}-{SPAN}-00", False),
@@ -41,8 +41,8 @@ StartServer = Callable[..., RunningServer]
         (f"cc-{TRACE}-{SPAN}-01-what-comes-later", True),
     ],
 )
-def test_a_trace_parent_is_read(given: str, sampled: bool) -> None:
-    headers = Headers({"traceparent": given, "tracestate": "a=1"})
+def test_reads_the_trace_parent(header: str, sampled: bool) -> None:
+    headers = Headers({"traceparent": header, "tracestate": "a=1"})
     context = read_trace_context(headers)
     assert context is not None
     assert (format_trace_id(context.trace_id), format_span_id(context.span_id)) == (TRACE, SPAN)
@@ -50,17 +50,17 @@ def test_a_trace_parent_is_read(given: str, sampled: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "header",
     [
         *("", "x" * 5000, PARENT.upper(), PARENT + "-more", PARENT[:-1], f"ff{PARENT[2:]}"),
         *(f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", f"00-{TRACE}-{SPAN}-zz"),
     ],
 )
-def test_a_wrong_trace_parent_is_ignored(given: str) -> None:
-    assert read_trace_context(Headers({"traceparent": given})) is None
+def test_ignores_invalid_trace_parents(header: str) -> None:
+    assert read_trace_context(Headers({"traceparent": header})) is None
 
 
-def test_two_trace_parents_are_none() -> None:
+def test_ignores_two_trace_parents() -> None:
     raw = [(b"traceparent", PARENT.encode())] * 2
     assert read_trace_context(Headers(raw=raw)) is None
 
@@ -71,7 +71,7 @@ def exporter() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def traced(
+def traced_server(
     start_server: StartServer, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> RunningServer:
     spans = Tracing(SimpleSpanProcessor(exporter))
@@ -80,7 +80,7 @@ def traced(
 
 
 def spans_of(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
-    """The spans of one request, whose own ends after the client has its answer."""
+    """Wait for and return the spans of one request, which end after its response was sent."""
     while True:
         spans = {span.name: span for span in exporter.get_finished_spans()}
         if "POST /detect" in spans:
@@ -88,11 +88,11 @@ def spans_of(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
         time.sleep(0.01)
 
 
-def test_a_request_is_a_span_in_its_callers_trace(
-    traced: RunningServer, exporter: InMemorySpanExporter
+def test_a_request_is_a_span_in_the_trace_of_its_caller(
+    traced_server: RunningServer, exporter: InMemorySpanExporter
 ) -> None:
     before_ns = time.time_ns()
-    traced.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT})
+    traced_server.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT})
     spans = spans_of(exporter)
     batch = spans.pop("batch")
     assert set(spans) == {*STAGES, "POST /detect"}
@@ -110,38 +110,38 @@ def test_a_request_is_a_span_in_its_callers_trace(
     times += [request.end_time, time.time_ns()]
     rounded = [(at or 0) // 1000 for at in times]
     assert rounded == sorted(rounded), "stages follow each other inside the request"
-    facts = dict(request.attributes or {})
-    assert facts["http.route"] == "/detect"
-    assert facts["http.response.status_code"] == 200
-    assert facts["centernet.batch_size"] == 1
-    assert facts["centernet.model"] == "painted"
+    attributes = dict(request.attributes or {})
+    assert attributes["http.route"] == "/detect"
+    assert attributes["http.response.status_code"] == 200
+    assert attributes["centernet.batch_size"] == 1
+    assert attributes["centernet.model"] == "painted"
     assert request.resource.attributes["service.name"] == "centernet-serving"
 
 
-def test_without_a_parent_a_trace_begins_and_the_log_names_it(
-    traced: RunningServer, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+def test_without_a_parent_a_new_trace_starts_and_its_id_is_logged(
+    traced_server: RunningServer, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    traced.client.post("/detect", content=b"no image")
+    traced_server.client.post("/detect", content=b"no image")
     request = spans_of(exporter)["POST /detect"]
     assert request.parent is None
     assert request.context is not None
-    (line,) = [record for record in caplog.records if record.name == "service.http.auth"]
+    (line,) = [record for record in caplog.records if record.name == "service.access"]
     assert line.fields["trace_id"] == format(request.context.trace_id, "032x")  # type: ignore[attr-defined]
     assert dict(request.attributes or {})["error.type"] == "unsupported_image"
-    assert request.status.is_unset, "a mistake of the client is no failure of the server"
+    assert request.status.is_unset, "an error of the client is not an error of the server"
 
 
-def test_the_caller_decides_what_is_sampled_and_probes_never_are(
-    traced: RunningServer, exporter: InMemorySpanExporter
+def test_follows_the_sampling_of_the_caller_and_never_traces_probes(
+    traced_server: RunningServer, exporter: InMemorySpanExporter
 ) -> None:
-    traced.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT[:-1] + "0"})
+    traced_server.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT[:-1] + "0"})
     for path in ("/livez", "/readyz", "/metrics"):
-        traced.client.get(path, headers={"traceparent": PARENT})
+        traced_server.client.get(path, headers={"traceparent": PARENT})
     assert exporter.get_finished_spans() == ()
 
 
-def test_a_batch_is_linked_to_the_requests_that_shared_it(exporter: InMemorySpanExporter) -> None:
+def test_the_span_of_a_batch_links_to_its_requests(exporter: InMemorySpanExporter) -> None:
     spans = Tracing(SimpleSpanProcessor(exporter))
     records = [RequestRecord(f"r{number}", "client") for number in range(2)]
     for record in records:
@@ -163,29 +163,31 @@ def test_a_batch_is_linked_to_the_requests_that_shared_it(exporter: InMemorySpan
     assert abs(batch.start_time - records[0].started_at_ns) < 60e9
 
 
-def test_spans_that_cannot_be_made_cost_no_answer(
-    traced: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_an_error_in_tracing_fails_no_request(
+    traced_server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", broken)
-    assert traced.client.post("/detect", content=IMAGE).status_code == 200
+    assert traced_server.client.post("/detect", content=IMAGE).status_code == 200
     wait_until(lambda: "a span could not be recorded" in caplog.text)
 
 
 class Receiver(HTTPServer):
-    """An OTLP/HTTP receiver; it answers when the gate is open."""
+    """OTLP/HTTP receiver that responds while its gate is open."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), ReceiverHandler)
         self.bodies: list[bytes] = []
         self.paths: list[str] = []
         self.gate = threading.Event()
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class ReceiverHandler(BaseHTTPRequestHandler):
+    """Handler that stores the bodies and paths of the requests."""
+
     def do_POST(self) -> None:
         assert isinstance(self.server, Receiver)
         self.server.paths.append(self.path)
@@ -196,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 @pytest.fixture
@@ -210,11 +212,11 @@ def receiver() -> Iterator[Receiver]:
         thread.join()
 
 
-def test_spans_arrive_at_a_receiver(start_server: StartServer, receiver: Receiver) -> None:
+def test_exports_spans_to_a_receiver(start_server: StartServer, receiver: Receiver) -> None:
     receiver.gate.set()
     running = start_server(ColourEngine(), otlp_endpoint=receiver.endpoint)
     running.client.post("/detect", content=IMAGE, headers={"traceparent": PARENT})
-    running.stop()  # which sends what is left
+    running.stop()  # exports the remaining spans
     while not receiver.bodies:
         time.sleep(0.01)
     assert receiver.paths[0] == "/v1/traces"
@@ -225,33 +227,34 @@ def test_spans_arrive_at_a_receiver(start_server: StartServer, receiver: Receive
     assert {span.trace_id.hex() for span in spans if span.name != "batch"} == {TRACE}
 
 
-def test_a_receiver_that_hangs_or_is_away_costs_nothing(
+def test_a_hanging_or_missing_receiver_fails_no_request(
     start_server: StartServer,
     receiver: Receiver,
     unused_endpoint: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.observability.tracing._STOP_TIMEOUT_S", 0.1)
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")  # milliseconds: it is at work meanwhile
+    # Milliseconds, so that spans are exported during the requests.
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
     for endpoint in (receiver.endpoint, unused_endpoint):
         running = start_server(ColourEngine(), otlp_endpoint=endpoint)
         for _ in range(20):
             assert running.client.post("/detect", content=IMAGE).status_code == 200
         running.stop()
-    assert len(receiver.paths) == 1, "one export was begun, and hangs"
+    assert len(receiver.paths) == 1, "one export has begun, and hangs"
 
 
 @pytest.fixture
 def unused_endpoint() -> str:
-    with HTTPServer(("127.0.0.1", 0), Handler) as closed:
+    with HTTPServer(("127.0.0.1", 0), ReceiverHandler) as closed:
         return f"http://127.0.0.1:{closed.server_port}"
 
 
-def test_without_an_endpoint_there_is_no_tracer() -> None:
+def test_tracing_is_disabled_without_an_endpoint() -> None:
     assert open_tracing(Settings()) is None
 
 
-def test_a_missing_extra_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(TracingUnavailableError, match=r"centernet-serving\[otel\]"):
         open_tracing(Settings(otlp_endpoint="http://localhost:4318"))
