@@ -9,6 +9,7 @@
 :class:`service.async_detector.AsyncDetector` is the asynchronous counterpart, with batching.
 """
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +25,9 @@ from model_package import ModelManifest, ModelPackage, load_package
 from service.batching.types import BatchInput, Trigger
 from service.decoders import ModelOutput, make_decoder
 from service.decoders.types import DetectionOptions, Detections
-from service.engines import Engine, open_engine
+from service.engines import Engine, EngineUnavailableError, open_engine
+from service.engines.output_check import check_outputs
+from service.errors import EngineError
 from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import ArrayImage, open_image
 from service.imaging.resize import InputPlanner
@@ -96,6 +99,7 @@ class Detector(AbstractContextManager["Detector"]):
         self._max_image_pixels = max_image_pixels
         self._scaled_decoding = scaled_decoding
         self._planner = InputPlanner(manifest, max_image_pixels)
+        self._runs = threading.Semaphore(engine.concurrency)
 
     def detect(self, image: Image, **options: Any) -> Prediction:
         """Return the detections of one image.
@@ -105,7 +109,7 @@ class Detector(AbstractContextManager["Detector"]):
         of the model.
 
         Raises :class:`service.errors.InvalidOptionError`, the image errors of
-        :mod:`service.errors`, and the exceptions of the engine.
+        :mod:`service.errors`, and :class:`service.errors.EngineError`.
         """
         return self.run(image, self.rules.complete(validate_options(DetectParameters, options)))
 
@@ -114,10 +118,7 @@ class Detector(AbstractContextManager["Detector"]):
         began_at = time.perf_counter()
         prepared = self.preprocess(image, options.inputs)
         prepared_at = time.perf_counter()
-        outputs = []
-        for network_input in prepared.inputs:
-            batch = self.engine.run(network_input.pixels[np.newaxis], network_input.flip)
-            outputs.append({name: values[0] for name, values in batch.items()})
+        outputs = [self._run_engine(network_input) for network_input in prepared.inputs]
         ran_at = time.perf_counter()
         detections = self.postprocess(outputs, prepared, options.detection)
         stage_s = {
@@ -132,6 +133,17 @@ class Detector(AbstractContextManager["Detector"]):
             prepared.orientation_applied,
             stage_s,
         )
+
+    def _run_engine(self, network_input: BatchInput) -> dict[str, NDArray[Any]]:
+        try:
+            with self._runs:
+                batch = self.engine.run(network_input.pixels[np.newaxis], network_input.flip)
+        except Exception as error:  # each runtime raises its own exceptions
+            raise EngineError(f"The model could not be run on the image: {error}") from error
+        outputs = {name: values[0] for name, values in batch.items()}
+        if not np.isfinite(outputs["scores"]).all():
+            raise EngineError("The model returned a score that is not finite.")
+        return outputs
 
     def preprocess(self, image: Image, options: InputOptions) -> PreprocessedImage:
         """Decode an image and compute its network inputs.
@@ -192,14 +204,21 @@ def load_detector(package: Path | str, **settings: Any) -> Detector:
 
     ``settings`` are fields of :class:`service.settings.Settings`, such as ``backend``,
     ``engine_threads``, ``max_batch_size`` and ``max_image_pixels``; the others are read from the
-    environment (``CENTERNET_*``) as the service does.
+    environment (``CENTERNET_*``) as the service does. The outputs of the engine are compared with
+    the manifest; engines are not built (``build_engines``), and there is no self-test.
 
     Raises :class:`model_package.PackageError`, :class:`service.engines.EngineUnavailableError` and,
     for invalid settings, :class:`pydantic.ValidationError`.
     """
     loaded = load_package(Path(package))
     fields: dict[str, Any] = {"models": Path(package), "default_model": None, **settings}
-    return open_detector(loaded, Settings(**fields))
+    detector = open_detector(loaded, Settings(**fields))
+    try:
+        check_outputs(detector.engine, detector.manifest, 1)
+    except EngineUnavailableError:
+        detector.close()
+        raise
+    return detector
 
 
 def open_detector(package: ModelPackage, settings: Settings) -> Detector:

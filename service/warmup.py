@@ -2,10 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from model_package import ModelManifest
 from service.batching.batcher import RUN_OVERHEAD_S
 from service.batching.latency_model import LatencyModel
-from service.engines import Engine, EngineUnavailableError
+from service.engines import Engine
 from service.engines.batch_sizes import power_of_two_batch_sizes
+from service.engines.output_check import check_outputs
 
 NEARLY_BEST = 0.9
 """Share of the best throughput; smaller differences are noise within the time of a warm-up."""
@@ -49,13 +49,11 @@ def time_batches(
     manifest.
     """
     shape = (manifest.input.height_px, manifest.input.width_px, 3)
-    flips = sorted({artifact.flip for artifact in manifest.artifacts})
     timings: list[BatchTiming] = []
     with ThreadPoolExecutor(engine.concurrency) as threads:
         for batch_size in power_of_two_batch_sizes(largest):
             images = np.zeros((batch_size, *shape), np.uint8)
-            for flip in flips:
-                _check_outputs(manifest, batch_size, _try_run(engine, manifest, images, flip))
+            check_outputs(engine, manifest, batch_size)
             timing = _time_runs(engine, images, threads, seconds_per_size)
             if timings and timing.run_s > max_run_s:
                 break
@@ -101,27 +99,3 @@ def choose_batch_size(timings: Sequence[BatchTiming], target_s: float | None) ->
     min_size = (base_s + RUN_OVERHEAD_S) / (MAX_OVERHEAD * slope_s) if slope_s else math.inf
     sizes = [timing.batch_size for timing in fast]
     return next((size for size in sizes if size >= min_size), sizes[-1])
-
-
-def _try_run(
-    engine: Engine, manifest: ModelManifest, images: NDArray[np.uint8], flip: bool
-) -> Mapping[str, NDArray[Any]]:
-    try:
-        return engine.run(images, flip)
-    except Exception as error:  # each runtime raises its own exceptions
-        raise EngineUnavailableError(
-            f"{manifest.name} does not run on {engine.description}: {error}"
-        ) from error
-
-
-def _check_outputs(
-    manifest: ModelManifest, batch_size: int, outputs: Mapping[str, NDArray[Any]]
-) -> None:
-    for spec in manifest.decoder.outputs():
-        values = outputs[spec.name]
-        received = (values.shape, str(values.dtype))
-        expected = ((batch_size, *spec.shape), spec.dtype)
-        if received != expected:
-            raise EngineUnavailableError(
-                f"{manifest.name}: output {spec.name} is {received}, the manifest says {expected}"
-            )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.batching.latency_model import ArrivalRate, LatencyModel
-from service.batching.types import BatchLimits, QueueEntry, Trigger, total_work
+from service.batching.types import BatchLimits, BatchRequest, QueueEntry, Trigger, total_work
 
 _MAX_LOAD = 0.9
 """Upper bound of the estimated load, which is measured over few arrivals."""
@@ -77,15 +77,17 @@ class BatchPolicy:
         decision = BatchDecision()
         batch = decision.batch
         work, earliest = 0.0, math.inf
+        expired: set[BatchRequest] = set()
         for entry in queue:
-            if entry.request.is_done:
-                continue  # removed by the caller of submit
+            if entry.request.is_done or entry.request in expired:
+                continue  # removed when the future of the request is resolved
             deadline_at = entry.request.scheduling.deadline_at
             is_first_try = first_try and not batch
             alone_s = 0.0 if is_first_try else self._latency.seconds(entry.input.work)
             done_at = now + self._latency.seconds(work + entry.input.work)
             if deadline_at < now + alone_s:
                 decision.expired.append(entry)
+                expired.add(entry.request)
             elif batch and entry.kind != batch[0].kind:
                 continue
             elif batch and (done_at > earliest or not self._fits(entry, len(batch))):

@@ -230,29 +230,33 @@ class Batcher:
                     engine_idle=not self._runs,
                     stopping=self._stopping,
                 )
-                for entry in decision.expired:
-                    self._expire(entry)
+                self._expire(decision.expired)
                 if decision.trigger is not None:
-                    for entry in decision.batch:
-                        self._queue.remove(entry)
-                    self._runs[worker] = now, decision.batch
-                    if self._queue:
-                        self._changed.notify()  # another worker may take the rest
+                    self._start_run(worker, now, decision.batch)
                     return decision.batch, decision.trigger
                 if self._stopping and not self._queue:
                     return None
-                was_idle = True
-                self._changed.wait(decision.wait_s)
+                was_idle, wait_s = True, decision.wait_s
+                del decision  # an idle worker keeps no images alive
+                self._changed.wait(wait_s)
 
-    def _expire(self, entry: QueueEntry) -> None:
-        self._queue.remove(entry)
-        self._observer.cancelled("queue")
-        entry.request.failed = True
-        error = DeadlineExceededError(
-            "The deadline of the request left no time to run the model, so the request was "
-            "dropped. Send it again when the service is less busy, or allow more time."
-        )
-        self._call(entry.request.fail, error)
+    def _start_run(self, worker: int, now: float, batch: list[QueueEntry]) -> None:
+        for entry in batch:
+            self._queue.remove(entry)
+        self._runs[worker] = now, batch
+        if self._queue:
+            self._changed.notify()  # another worker may take the rest
+
+    def _expire(self, entries: Sequence[QueueEntry]) -> None:
+        for entry in entries:
+            self._queue.remove(entry)
+            self._observer.cancelled("queue")
+            entry.request.failed = True
+            error = DeadlineExceededError(
+                "The deadline of the request left no time to run the model, so the request was "
+                "dropped. Send it again when the service is less busy, or allow more time."
+            )
+            self._call(entry.request.fail, error)
 
     def _run(self, batch: list[QueueEntry], trigger: Trigger) -> tuple[Any, ...]:
         """Run the engine; return the function for the event loop to call, and its arguments."""

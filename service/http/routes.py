@@ -70,8 +70,9 @@ async def accept_request(
     settings = state.settings
     detector = state.loader.models.get(model)
     record.model = detector.manifest.name
-    options = detector.rules.complete(read_parameters(request))
+    parameters = read_parameters(request)
     headers = read_scheduling_headers(request.headers)
+    options = detector.rules.complete(parameters)
     allowed_ms = math.inf if headers.deadline_ms is None else headers.deadline_ms
     deadline_at = received_at + allowed_ms / 1000
     # Under overload most requests are rejected here, before their bodies cost anything.

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 _EXPORT_TIMEOUT_S = 3.0
 _STOP_TIMEOUT_S = 2.0
+_MAX_TRACESTATE_LENGTH = 512  # W3C Trace Context, 3.3.1.5: at least this must be propagated
 _log = logging.getLogger(__name__)
 _propagator = TraceContextTextMapPropagator()
+# Its warnings about invalid trace states quote the header, which is untrusted input.
+logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
 _Arguments = ParamSpec("_Arguments")
 
 
@@ -37,10 +40,10 @@ def read_trace_context(headers: Headers) -> SpanContext | None:
     """Return the caller's span context; None if there is none or it is not valid (W3C)."""
     if len(headers.getlist("traceparent")) != 1:
         return None
-    carrier = {
-        "traceparent": headers["traceparent"],
-        "tracestate": headers.getlist("tracestate"),
-    }
+    carrier = {"traceparent": headers["traceparent"]}
+    state = ",".join(headers.getlist("tracestate"))
+    if len(state) <= _MAX_TRACESTATE_LENGTH:
+        carrier["tracestate"] = state
     context = trace.get_current_span(_propagator.extract(carrier)).get_span_context()
     return context if context.is_valid else None
 

@@ -2,25 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from support.images import encode
-from support.serving import ColourEngine, make_manifest
+from support.serving import ColourEngine, GatedEngine, make_manifest
 
 from model_package import PackageNotFoundError
 from service.async_detector import AsyncDetector
 from service.batching.types import SchedulingOptions
 from service.decoders.types import Detections
 from service.detector import Detector, Image, Prediction, load_detector
+from service.engines import Images
 from service.errors import (
     BadImageError,
     EmptyBodyError,
+    EngineError,
     ImageSizeError,
     InvalidOptionError,
     UnsupportedImageError,
@@ -176,3 +179,34 @@ def test_the_asynchronous_detector_gives_the_same_detections(bundled: Path, imag
     assert (prediction.image_width_px, prediction.image_height_px) == (420, 300)
     assert (prediction.batch_size, prediction.trigger) == (1, "idle")
     assert set(prediction.stage_s) == {"prepare", "queue", "infer", "postprocess"}
+
+
+class FailingEngine(ColourEngine):
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        raise RuntimeError(f"out of memory with {len(images)} images, flip {flip}")
+
+
+class NanEngine(ColourEngine):
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        outputs = dict(super().run(images, flip))
+        return {**outputs, "scores": np.full_like(outputs["scores"], np.nan)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"), [(FailingEngine(), "out of memory"), (NanEngine(), "not finite")]
+)
+def test_a_failing_engine_raises_an_engine_error(engine: ColourEngine, reason: str) -> None:
+    detector = Detector(make_manifest(), engine, max_image_pixels=10_000_000)
+    with pytest.raises(EngineError, match=reason):
+        detector.detect(PNG)
+
+
+def test_concurrent_runs_do_not_exceed_the_engine_s_limit() -> None:
+    engine = GatedEngine()
+    detector = Detector(make_manifest(), engine, max_image_pixels=10_000_000)
+    with ThreadPoolExecutor(3) as threads:
+        predictions = [threads.submit(detector.detect, PNG) for _ in range(3)]
+        assert engine.entered.acquire(timeout=10)
+        assert not engine.entered.acquire(timeout=0.2)
+        engine.gate.set()
+        assert len([prediction.result(20) for prediction in predictions]) == 3

@@ -614,3 +614,57 @@ def test_inputs_are_freed_without_garbage_collection() -> None:
 
     run(ColourEngine(), test)
     assert [reference() for reference in references] == [None] * 10
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_expired_inputs_are_freed_while_the_worker_is_idle() -> None:
+    engine = GatedEngine()
+    references: list[weakref.ref[BatchInput]] = []
+
+    async def test(batcher: Batcher) -> None:
+        running = asyncio.create_task(submit(batcher, 1))
+        await wait_for_run(engine)
+
+        def prepare() -> list[BatchInput]:
+            prepared = image(2)
+            references.append(weakref.ref(prepared))
+            return [prepared]
+
+        with ThreadPoolExecutor(1) as pool:
+            late = SchedulingOptions(time.perf_counter() + 0.05)
+            expired = asyncio.create_task(run_prepared(batcher, pool, prepare, late))
+            await asyncio.sleep(0.1)
+            engine.gate.set()
+            await running
+            with pytest.raises(DeadlineExceededError):
+                await expired
+        del expired
+        await asyncio.sleep(0.05)  # the worker is idle, and no request follows
+        assert [reference() for reference in references] == [None]
+
+    run(engine, test)
+
+
+def test_no_input_of_an_expired_request_is_run() -> None:
+    engine = RecordingEngine()
+
+    async def test(batcher: Batcher) -> None:
+        running = asyncio.create_task(submit(batcher, 1))
+        await wait_for_run(engine)
+        # The first input cannot meet the deadline, the second one could.
+        inputs = [
+            BatchInput(image(2, 16).pixels, work=40),
+            BatchInput(image(3, 12).pixels, work=0.1),
+        ]
+        deadline = SchedulingOptions(time.perf_counter() + 1.0)
+        expired = asyncio.create_task(batcher.submit(inputs, deadline))
+        await asyncio.sleep(0.05)
+        engine.gate.set()
+        await running
+        with pytest.raises(DeadlineExceededError):
+            await expired
+        await submit(batcher, 4)
+
+    observer = run(engine, test, latency_model=fixed_latency(0.05))
+    assert [side_px for _, side_px, _ in engine.kinds] == [8, 8], "the first and the last request"
+    assert observer.cancelled_stages == ["queue", "queue"]

@@ -65,6 +65,16 @@ def test_ignores_two_trace_parents() -> None:
     assert read_trace_context(Headers(raw=raw)) is None
 
 
+@pytest.mark.parametrize("state", ["forged line", "a=1," + "x" * 600])
+def test_an_invalid_trace_state_is_dropped_and_not_logged(
+    state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = read_trace_context(Headers({"traceparent": PARENT, "tracestate": state}))
+    assert context is not None
+    assert not context.trace_state
+    assert not caplog.records
+
+
 @pytest.fixture
 def exporter() -> InMemorySpanExporter:
     return InMemorySpanExporter()
