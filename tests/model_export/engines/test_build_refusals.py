@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("fakes", "in_process")
             replace(ADA, compute_capability="sm89"),
             "'sm89' is not a compute capability. Give it like 8.9",
         ),
-        (replace(ADA, optimal_batch_size=9), "smallest 1, best 9, largest 8"),
+        (replace(ADA, optimal_batch_size=9), "min 1, opt 9, max 8"),
         (replace(ADA, max_batch_size=0, optimal_batch_size=0), "greater than or equal to 1"),
         (replace(ADA, max_batch_size=1025), "less than or equal to 1024"),
         (replace(ADA, timing_cache=Path("x")), "Leave out --timing-cache"),
