@@ -1,7 +1,7 @@
 """Compare the detections of two ONNX files of packages.
 
     python -m benchmarks.same_detections models/blood_cells/model.onnx \
-        models/blood_cells/model_fp16.onnx --images ../shared/data/bccd/images
+        models/blood_cells/model_fp16.onnx --images data/bccd/images
 
 A package's directory stands for its ``model.onnx``. Images are processed by the service's own code,
 and detections are compared as a client receives them. Of all detections of either file with a score

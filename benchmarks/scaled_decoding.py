@@ -1,7 +1,7 @@
 """Measure the effect of decoding JPEGs at 1/2 or 1/4 of their size on detections.
 
     python -m benchmarks.scaled_decoding --package models/blood_cells --sheet 2 3 \
-        --annotations ../shared/data/bccd/test.json --images ../shared/data/bccd/images
+        --annotations data/bccd/test.json --images data/bccd/images
 
 Enlarged photos would have no detail to lose. Photos are therefore placed side by side, pixel for
 pixel, on sheets of N x N, with all their objects: a large image that is as sharp as the photos.
