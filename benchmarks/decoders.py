@@ -2,8 +2,8 @@
 
     python -m benchmarks.decoders
 
-Random output tensors with the shapes of the released models: 100 peaks; for the corner-based
-models 1,000 pairs for the image and as many for its flipped copy, of 80 classes or of a single
+Random output tensors with the shapes of the released models: 100 peaks; for corner models
+1,000 pairs for the image and as many for its flipped copy, of 80 classes or of a single
 one, and 70 centers each. Decoding goes from output tensors to detections in pixels of the image;
 the response fields, timed separately, from there to values for JSON. Prints a Markdown table.
 """

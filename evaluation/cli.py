@@ -17,10 +17,8 @@ from evaluation.http_model import HttpModel
 from evaluation.label_readers import read_ground_truth
 from evaluation.local_model import LocalModel
 from evaluation.metrics.coco import COCO_SIGMAS
-from evaluation.model_under_test import DetectionRun, DetectionSource, ModelUnderTest
+from evaluation.model_under_test import TASKS, DetectionRun, DetectionSource, ModelUnderTest
 from evaluation.report import Report, Table, check_output, write_report
-
-TASKS = ("boxes", "poses", "boxes_3d")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--package", type=Path, help="model package to run in this process")
     model.add_argument("--url", help="base URL of a running service")
     parser.add_argument("--model", help="with --url: name of the model (default: the default one)")
-    parser.add_argument("--task", choices=TASKS, help="default: the task of the model")
+    parser.add_argument(
+        "--task", choices=("boxes", *TASKS.values()), help="default: the task of the model"
+    )
     parser.add_argument(
         *("--sigmas",),
         type=float,

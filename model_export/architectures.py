@@ -33,7 +33,8 @@ INPUT_MULTIPLE = 32
 
 _SLIM_WIDTHS, _SLIM_DEPTHS = (48, 48, 64, 64, 64, 96), (1, 1, 1, 1, 1, 1)
 
-_CENTER_TASKS = ("boxes", "poses", "boxes_3d")
+CENTER_TASKS = ("boxes", "poses", "boxes_3d")
+"""Tasks of *Objects as Points*, keys of :data:`model_export.tasks.TASKS`."""
 
 
 class Architecture(Protocol):
@@ -73,7 +74,7 @@ class ResNetArchitecture:
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
     key_mapping: KeyMapping = objects_as_points.RESNET
-    tasks: tuple[str, ...] = _CENTER_TASKS
+    tasks: tuple[str, ...] = CENTER_TASKS
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
@@ -102,7 +103,7 @@ class DLAArchitecture:
     head_hidden_channels: int = 256
     input_multiple: Literal[32] = 32
     key_mapping: KeyMapping = objects_as_points.DLA
-    tasks: tuple[str, ...] = _CENTER_TASKS
+    tasks: tuple[str, ...] = CENTER_TASKS
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
@@ -125,7 +126,7 @@ class HourglassArchitecture:
     widths: Sequence[int] = hourglass.WIDTHS
     depths: Sequence[int] = hourglass.DEPTHS
     input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
-    tasks: tuple[str, ...] = _CENTER_TASKS
+    tasks: tuple[str, ...] = CENTER_TASKS
 
     @property
     def head_hidden_channels(self) -> int:

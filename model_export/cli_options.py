@@ -9,7 +9,7 @@ from model_export.config import ExportConfig
 from model_export.engines.cli import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS
-from model_package import Precision
+from model_package import Precision, ResizeMode
 
 _FREE_SIZE_PX = 1536
 """Default of ``--free-size``: 1.5 times the size of COCO images; covers KITTI images."""
@@ -122,10 +122,10 @@ def _add_manifest_fields(command: argparse.ArgumentParser) -> None:
     add(
         "--input-size", metavar="WxH",
         help="input size in pixels; multiples of 32, for hourglasses of 128, for corner "
-        "networks of 128 minus 1 (512x512; 3D: 1280x384; corner networks: 511x511)",
+        "models of 128 minus 1 (512x512; 3D: 1280x384; corner models: 511x511)",
     )  # fmt: skip
     add(
-        "--resize", choices=["letterbox", "fit_width", "keep_resolution"],
+        "--resize", choices=list(get_args(ResizeMode)),
         help="resizing of images to the input (letterbox; 3D: fit_width)",
     )  # fmt: skip
     add(

@@ -21,10 +21,9 @@ from model_package import (
     OnnxArtifact,
     Precision,
     Provenance,
+    ResizeMode,
     Verification,
 )
-
-Resize = Literal["letterbox", "fit_width", "keep_resolution"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class ExportConfig:
     """Default camera matrix (3, 4), row-major, for requests without one; 3D boxes only."""
     width_px: int | None = None
     height_px: int | None = None
-    resize: Resize | None = None
+    resize: ResizeMode | None = None
     max_side_px: int | None = None
     """Longest input side with dynamic height and width; None: the task's default."""
     flip: bool = False
@@ -84,11 +83,11 @@ class ResolvedExport:
             "skeleton": COCO_SKELETON if self.keypoints == COCO_KEYPOINTS else (),
             "projection": self.config.projection,
             "pairs": PAIRS,
-            "centers": self.task.keypoint_peaks,
+            "centers": self.task.corner_peaks,
         }
         kind = self.task.decoder
         return kind.model_validate(
-            {name: fields[name] for name in kind.model_fields if name in fields}
+            {name: fields[name] for name in kind.model_fields if name != "kind"}
         )
 
     def output_names(self) -> list[str]:
@@ -193,7 +192,7 @@ def _input(config: ExportConfig, task: Task, multiple_px: Literal[32, 128]) -> I
     max_side_px = _max_side_px(config, task)
     if max_side_px is not None:
         free_size = FreeSize(
-            multiple_px=multiple_px, extra_px=task.extra_px, max_side_px=max_side_px
+            multiple_px=multiple_px, extra_px=0 if task.reduction_px else 1, max_side_px=max_side_px
         )
     width_px, height_px = _size(config, task)
     return InputSpec(
@@ -219,7 +218,7 @@ def _size(config: ExportConfig, task: Task) -> tuple[int, int]:
 def _check_size(config: ExportConfig, task: Task, multiple_px: int) -> None:
     width_px, height_px = _size(config, task)
     size = f"{width_px}x{height_px}"
-    less_px = 1 - task.extra_px
+    less_px = task.reduction_px
     if (width_px + less_px) % multiple_px or (height_px + less_px) % multiple_px:
         raise ConfigError(
             f"the input size {size} is invalid for the network: width and height must be "

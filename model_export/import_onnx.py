@@ -9,7 +9,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from model_export.architectures import OUTPUT_STRIDE
+from model_export.architectures import CENTER_TASKS, OUTPUT_STRIDE
 from model_export.checkpoints.identify import closest_task
 from model_export.config import ExportConfig, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
@@ -23,9 +23,6 @@ from model_export.tasks import TASKS
 from model_export.verification.onnx_vs_torch import verify
 from model_package import ModelPackage, PackageDraft, Verification, draft_package
 from model_package.directory import sha256_of
-
-IMPORTED_TASKS = ("boxes", "poses", "boxes_3d")
-"""Tasks that a network with raw heads under the upstream names can have."""
 
 
 def import_package(
@@ -121,7 +118,7 @@ def _resolve(
     normalization: Normalization,
 ) -> tuple[ResolvedExport, dict[str, Tensor]]:
     """Resolve the configuration from a trial run; also returns the maps of a black image."""
-    task_name = config.task or closest_task(external.heads, IMPORTED_TASKS)
+    task_name = config.task or closest_task(external.heads, CENTER_TASKS)
     width_px, height_px = TASKS[task_name].size_px
     width_px = external.width_px or config.width_px or width_px
     height_px = external.height_px or config.height_px or height_px

@@ -132,7 +132,7 @@ def _build_graph(network: nn.Module, resolved: ResolvedExport, flip: bool) -> De
     graph = DetectionGraph(
         network,
         NORMALIZATIONS[resolved.normalization],
-        resolved.task.keypoint_peaks or resolved.config.top_k,
+        resolved.task.corner_peaks or resolved.config.top_k,
         resolved.task,
         flip,
         flipped_pairs(resolved.keypoints),
@@ -169,7 +169,7 @@ def collect_images(resolved: ResolvedExport, image_dir: Path | None) -> list[Ima
     images = synthetic_images(height_px, width_px)
     if resolved.input.free_size is not None:
         free_size = resolved.input.free_size
-        unit, less_px = free_size.multiple_px, 1 - free_size.extra_px
+        unit, less_px = free_size.multiple_px, free_size.reduction_px
         units = max_units(free_size)
         height_units, width_units = min(2, units), min(3, units)
         images += synthetic_images(height_units * unit - less_px, width_units * unit - less_px)[:2]

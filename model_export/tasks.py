@@ -23,18 +23,15 @@ from model_package import (
     CenterPosesDecoder,
     CornerPairsDecoder,
     CornerTripletsDecoder,
+    Decoder,
+    ResizeMode,
 )
 
 HeadDecoder = Callable[[Mapping[str, Tensor], int], tuple[Tensor, ...]]
 """Decodes activated maps by head and K to the graph outputs."""
 
-DecoderType = (
-    type[CenterBoxesDecoder]
-    | type[CenterPosesDecoder]
-    | type[CenterBoxes3DDecoder]
-    | type[CornerPairsDecoder]
-    | type[CornerTripletsDecoder]
-)
+DecoderType = type[Decoder]
+"""Class of a manifest entry ``decoder``."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +48,16 @@ class Task:
     keypoints: tuple[str, ...] = ()
     size_px: tuple[int, int] = (512, 512)
     """Default width and height of the input."""
-    extra_px: Literal[0, 1] = 1
-    """0 if input sides are multiples minus 1, as in CornerNet."""
+    reduction_px: Literal[0, 1] = 0
+    """Pixels by which input sides are below a multiple; 1 in *CornerNet* (511 = 4 * 128 - 1)."""
     max_side_px: int | None = None
     """Default limit of dynamic input sides; None: fixed input size."""
-    resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
+    resize: ResizeMode = "letterbox"
     normalization: str = "coco"
     can_flip: bool = True
     """Maps can be averaged over the image and its horizontal flip."""
-    keypoint_peaks: int | None = None
-    """Corners and centers of each kind to decode; None: top-K."""
+    corner_peaks: int | None = None
+    """Number of corners of each kind, and of centers, to decode; None: top-K objects."""
 
     @property
     def classes_head(self) -> str:
@@ -96,7 +93,7 @@ _BOX_HEADS = {
 
 
 def _corner_task(
-    heads: Mapping[str, Head], decode: HeadDecoder, decoder: DecoderType, keypoint_peaks: int
+    heads: Mapping[str, Head], decode: HeadDecoder, decoder: DecoderType, corner_peaks: int
 ) -> Task:
     """Return a corner task with the defaults of both papers: images keep their resolution."""
     return Task(
@@ -105,12 +102,12 @@ def _corner_task(
         decoder=decoder,
         classes=COCO,
         size_px=(511, 511),
-        extra_px=0,
+        reduction_px=1,
         max_side_px=1023,
         resize="keep_resolution",
         # The flipped image is a separate batch row; boxes are merged after decoding, not maps.
         can_flip=False,
-        keypoint_peaks=keypoint_peaks,
+        corner_peaks=corner_peaks,
     )
 
 

@@ -34,6 +34,7 @@ from model_package.manifest import (
     OnnxArtifact,
     Precision,
     Provenance,
+    ResizeMode,
     TensorSpec,
     Verification,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "PackageNotFoundError",
     "Precision",
     "Provenance",
+    "ResizeMode",
     "TensorSpec",
     "Verification",
     "draft_package",

@@ -9,6 +9,13 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # No directory and no leading dot, so that an artifact cannot point outside of its package.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
 Precision = Literal["fp32", "fp16"]
+ResizeMode = Literal["letterbox", "fit_width", "keep_resolution"]
+"""Scaling of images to the network input; black padding.
+
+``letterbox``: the longer side of the image to the *width* of the input, so an image with a taller
+aspect ratio than the input is cropped at top and bottom. ``fit_width``: the width of the image to
+the width of the input; the height is cropped or padded. ``keep_resolution``: no scaling.
+"""
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
 
 
@@ -22,12 +29,17 @@ class FreeSize(_StrictModel):
     """Dynamic height and width of the graph input, so that images can keep their resolution.
 
     Upstream rule per axis: ``side | (multiple - 1)``, plus 1 if ``extra_px`` is 1; *Objects as
-    Points* adds 1 (multiples of ``multiple``), the corner networks do not (511, 639, 767...).
+    Points* adds 1 (multiples of ``multiple``), corner models do not (511, 639, 767...).
     """
 
     multiple_px: Literal[32, 128]
     extra_px: Literal[0, 1]
     max_side_px: int = Field(gt=0, le=8192)
+
+    @property
+    def reduction_px(self) -> int:
+        """Pixels by which input sides are below a multiple of ``multiple_px``."""
+        return 1 - self.extra_px
 
 
 class InputSpec(_StrictModel):
@@ -39,9 +51,7 @@ class InputSpec(_StrictModel):
     name: Literal["images"] = "images"
     width_px: int = Field(gt=0, le=8192)
     height_px: int = Field(gt=0, le=8192)
-    resize: Literal["letterbox", "fit_width", "keep_resolution"] = "letterbox"
-    """Scaling of images, padded with black: the longer side (``letterbox``) or the width
-    (``fit_width``) to the input's width, or no scaling (``keep_resolution``)."""
+    resize: ResizeMode = "letterbox"
     free_size: FreeSize | None = None
     """None: the only input size is ``width_px`` x ``height_px``."""
 

@@ -7,7 +7,7 @@ image    -> UnsupportedImageError, BadImageError, ImageSizeError
 request  -> InvalidOptionError, UnknownModelError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
-engine   -> EngineError, UnrecoverableError
+engine   -> EngineError, RestartRequiredError
 service  -> InternalError
 """
 
@@ -173,7 +173,7 @@ class EngineError(ServiceError):
     retryable = True
 
 
-class UnrecoverableError(ServiceError):
+class RestartRequiredError(ServiceError):
     """The engine cannot be used again in this process."""
 
     status, code, title = 503, "engine_broken", "The service must be restarted"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,14 +158,13 @@ class OptionRules:
                 f"a matrix and {len(numbers)} of the others. Give either the 12 numbers of "
                 "projection or all four of fx, fy, cx and cy."
             )
-        return _rectified(np.array(projection).reshape(3, 4))
+        matrix = np.array(projection).reshape(3, 4)
+        _check_rectified(matrix)
+        return matrix
 
 
-def _rectified(projection: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the camera matrix (3, 4) unchanged.
-
-    Raises :class:`InvalidOptionError` unless it is the matrix of a rectified camera.
-    """
+def _check_rectified(projection: NDArray[np.float64]) -> None:
+    """Raise :class:`InvalidOptionError` unless (3, 4) is the matrix of a rectified camera."""
     focal = projection[(0, 1), (0, 1)]
     if focal.min() < MIN_FOCAL_PX:
         raise InvalidOptionError(
@@ -177,7 +177,6 @@ def _rectified(projection: NDArray[np.float64]) -> NDArray[np.float64]:
             f"projection: received {received}. Only the matrix of a rectified camera is "
             "accepted: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z."
         )
-    return projection
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -194,8 +193,12 @@ def _flips(manifest: ModelManifest, task: _TaskRules) -> tuple[bool, ...]:
 
 def _resolutions(manifest: ModelManifest) -> tuple[bool, ...]:
     """Return the supported values of ``keep_resolution``, the default first."""
-    if manifest.input.resize == "keep_resolution":
-        return (True,)
-    if manifest.input.free_size is not None or manifest.input.resize == "fit_width":
-        return (False, True)
-    return (False,)
+    match manifest.input.resize:
+        case "keep_resolution":
+            return (True,)
+        case "fit_width":
+            return (False, True)
+        case "letterbox":
+            return (False,) if manifest.input.free_size is None else (False, True)
+        case _:
+            assert_never(manifest.input.resize)

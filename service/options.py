@@ -58,8 +58,7 @@ class DetectParameters(BaseModel):
     )
     soft_nms: bool | None = Field(
         None,
-        description="Apply soft-NMS. Default: with several scales, and always in the corner "
-        "systems.",
+        description="Apply soft-NMS. Default: with several scales; always on for corner models.",
     )
     fx: _Focal | None = Field(None, description="Focal length, pixels.")
     fy: _Focal | None = Field(None, description="Focal length, pixels.")
@@ -68,8 +67,9 @@ class DetectParameters(BaseModel):
     projection: _Matrix | None = Field(
         None,
         description="3D models: the camera's 3 x 4 matrix for pixels of the upright original "
-        "image, row by row: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z, as rectified cameras have "
-        "it, instead of fx, fy, cx and cy; repeat or separate values by commas.",
+        "image, row by row: fx, 0, cx, x, 0, fy, cy, y, 0, 0, 1, z "
+        "(rectified camera). Use either this or fx, fy, cx, cy. Repeat the option or separate "
+        "values by commas.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Every place that must know a decoder kind knows it; a failure names the file to edit.
+"""Every table by task or decoder kind is complete; a failure names the file to edit.
 
 The decoder kinds are those of ``model_package.Decoder``; CONTRIBUTING.md describes how to add one.
 """
@@ -8,10 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 
+import model_package
 from evaluation.model_under_test import TASKS as EVALUATION_TASKS
+from model_export.architectures import ARCHITECTURES, CENTER_TASKS
+from model_export.config import ExportConfig, resolve_export
 from model_export.tasks import TASKS
+from model_export.verification import detection_agreement
+from model_export.verification.comparison import measure, split_kinds
 from model_package import Decoder
 from service.decoders import DECODERS
 from service.decoders.types import Detections
@@ -59,6 +65,51 @@ def test_a_kind_that_finds_more_than_boxes_is_evaluated_as_such(kind: str) -> No
 def test_every_kind_is_exported_by_a_task() -> None:
     exported = {task.decoder.model_fields["kind"].default for task in TASKS.values()}
     check(exported, KINDS, "TASKS in model_export/tasks.py")
+
+
+def test_every_decoder_class_is_exported_by_model_package() -> None:
+    names = {decoder.__name__ for decoder in DECODER_TYPES}
+    check(names & set(model_package.__all__), names, "model_package/__init__.py")
+
+
+def test_every_task_is_supported_by_an_architecture() -> None:
+    supported = {task for item in ARCHITECTURES.values() for task in item.tasks}
+    check(supported, TASKS, "the tasks of an architecture in model_export/architectures.py")
+
+
+def test_every_task_of_objects_as_points_can_be_imported() -> None:
+    center_tasks = {name for name, task in TASKS.items() if "heatmap" in task.heads}
+    check(CENTER_TASKS, center_tasks, "CENTER_TASKS in model_export/architectures.py")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_export_sets_every_field_of_the_decoder(task: str) -> None:
+    fields = TASKS[task].decoder.model_fields.keys() - {"kind"}
+    try:
+        decoder = resolve(task)
+    except KeyError as error:
+        pytest.fail(f"add {error} to ResolvedExport.decoder() in model_export/config.py")
+    assert decoder.model_fields_set == fields
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_output_has_tolerances(task: str) -> None:
+    outputs = {
+        tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in resolve(task).outputs()
+    }
+    kinds = split_kinds(outputs)
+    none = np.zeros(0, np.int64)
+    measured = {name for kind in kinds for name in measure(kind, none, kind, none)}
+    in_agreement = {*detection_agreement.TOLERANCES, "boxes", "sizes"}  # "overlap" covers both
+    place = "TOLERANCES in model_export/verification/detection_agreement.py"
+    check(measured & in_agreement, measured, place)
+
+
+def resolve(task: str) -> model_package.Decoder:
+    defaults = TASKS[task]
+    config = ExportConfig(name="model", version="1")
+    counts = len(defaults.classes), len(defaults.keypoints)
+    return resolve_export(config, "unknown", 128, task, *counts).decoder()
 
 
 def test_every_task_has_a_training_objective() -> None:

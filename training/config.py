@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, assert_never
 
 from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
@@ -13,6 +13,7 @@ from model_export.architectures import ARCHITECTURES, Architecture
 from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
+from model_package import ResizeMode
 from training.data.augmentation import AugmentationRanges, Canvas
 from training.data.sample import AnnotatedImage
 from training.objectives import OBJECTIVES
@@ -125,7 +126,7 @@ class TrainConfig(_Section):
     keypoints: tuple[str, ...] = ()
     input_width: int = Field(gt=0)
     input_height: int = Field(gt=0)
-    resize: Literal["letterbox", "fit_width", "keep_resolution"] | None = None
+    resize: ResizeMode | None = None
     train_crop: int | None = Field(default=None, gt=0)
     image_width: int | None = Field(default=None, gt=0)
     seed: int = Field(ge=0)
@@ -161,11 +162,11 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _sizes_suit_the_network(self) -> Self:
-        multiple, deficit = self.network.input_multiple, 1 - self.task_spec.extra_px
+        multiple, reduction_px = self.network.input_multiple, self.task_spec.reduction_px
         for name in ("input_width", "input_height", "train_crop"):
             side = getattr(self, name)
-            if side is not None and (side + deficit) % multiple:
-                expected = "one less than a multiple" if deficit else "a multiple"
+            if side is not None and (side + reduction_px) % multiple:
+                expected = "one less than a multiple" if reduction_px else "a multiple"
                 raise ValueError(f"{name} is {side}, but must be {expected} of {multiple}")
         return self
 
@@ -231,12 +232,16 @@ class TrainConfig(_Section):
         return self._canvas(side or self.input_width, side or self.input_height, width, height)
 
     def _canvas(self, canvas_width: int, canvas_height: int, width: int, height: int) -> Canvas:
-        scales = {
-            "letterbox": self.input_width / (self.image_width or max(width, height)),
-            "fit_width": self.input_width / (self.image_width or width),
-            "keep_resolution": 1.0,
-        }
-        scale = scales[self.resize or self.task_spec.resize]
+        resize = self.resize or self.task_spec.resize
+        match resize:
+            case "letterbox":
+                scale = self.input_width / (self.image_width or max(width, height))
+            case "fit_width":
+                scale = self.input_width / (self.image_width or width)
+            case "keep_resolution":
+                scale = 1.0
+            case _:
+                assert_never(resize)
         return Canvas(canvas_width, canvas_height, scale, flipped_pairs(self.keypoints))
 
 

@@ -86,7 +86,7 @@ def build_engines(directory: Path, request: EngineRequest, observer: BuildObserv
 
     Each engine is added as soon as it is built. If a later build fails or is interrupted, the
     engines before it stay and the package is valid. Raises
-    :class:`~model_export.engines.errors.EngineError` and :class:`~model_package.PackageError`.
+    :class:`~model_export.engines.errors.EngineBuildError` and :class:`~model_package.PackageError`.
     """
     plan = make_build_plan(request)
     target = f"{plan.library.title} {plan.requires.version}, {_describe_gpu(plan.requires)}"

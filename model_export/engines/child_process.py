@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from model_export.engines.compile_engine import CompileJob, compile_engine
-from model_export.engines.errors import EngineBuildError, EngineError
+from model_export.engines.errors import EngineBuildError, EngineCompileError
 from model_export.engines.progress import Progress
 
 
@@ -32,7 +32,7 @@ class BuildCost:
 def compile_in_child_process(job: CompileJob, progress: Progress) -> BuildCost:
     """Build an engine in a child process, which never outlives this call.
 
-    Raises :class:`~model_export.engines.errors.EngineError`.
+    Raises :class:`~model_export.engines.errors.EngineBuildError`.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -51,11 +51,11 @@ def compile_in_child_process(job: CompileJob, progress: Progress) -> BuildCost:
                 message = receiver.recv()
                 if isinstance(message, BuildCost):
                     return message
-                if isinstance(message, EngineError):
+                if isinstance(message, EngineBuildError):
                     raise message
                 progress(*message)
         process.join()
-        raise EngineBuildError(
+        raise EngineCompileError(
             f"the process that built {job.onnx_file.name} with {job.library.title} ended without "
             f"an engine ({_exit_status(process.exitcode)}). Its output is above. A process that "
             "runs out of memory ends in this way too."
@@ -74,10 +74,10 @@ def _child_main(job: CompileJob, connection: Connection) -> None:
     started_s = time.perf_counter()
     try:
         compile_engine(job, lambda fraction, phase: connection.send((fraction, phase)))
-    except EngineError as error:
+    except EngineBuildError as error:
         connection.send(error)
     except OSError as error:
-        connection.send(EngineBuildError(f"cannot build {job.onnx_file.name}: {error}"))
+        connection.send(EngineCompileError(f"cannot build {job.onnx_file.name}: {error}"))
     else:
         connection.send(BuildCost(time.perf_counter() - started_s, _peak_bytes()))
 

@@ -10,7 +10,7 @@ import onnx
 
 from model_export.engines.corner_pooling_plugin import register_corner_pooling
 from model_export.engines.deform_conv_lowering import lower_deform_convs
-from model_export.engines.errors import EngineBuildError
+from model_export.engines.errors import EngineCompileError
 from model_export.engines.libraries import find_target, import_library
 from model_export.engines.optimization_profile import OptimizationProfile
 from model_export.engines.progress import PhaseProgress, Progress
@@ -38,7 +38,7 @@ class CompileJob:
 def compile_engine(job: CompileJob, progress: Progress) -> None:
     """Build the engine and write it to ``job.engine_file``, flushed to disk.
 
-    Raises :class:`~model_export.engines.errors.EngineError`.
+    Raises :class:`~model_export.engines.errors.EngineBuildError`.
     """
     library = job.library
     trt = import_library(library)
@@ -47,7 +47,7 @@ def compile_engine(job: CompileJob, progress: Progress) -> None:
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, builder.logger)
     if not parser.parse(_read_onnx_file(job, trt)):
-        raise EngineBuildError(
+        raise EngineCompileError(
             f"{library.title} {trt.__version__} does not accept {job.onnx_file.name}: "
             f"{'; '.join(_parser_errors(parser)) or _last_messages(messages)}"
         )
@@ -56,7 +56,7 @@ def compile_engine(job: CompileJob, progress: Progress) -> None:
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineBuildError(
+        raise EngineCompileError(
             f"{library.title} {trt.__version__} could not build an engine from "
             f"{job.onnx_file.name}: {_last_messages(messages)}"
         )
@@ -103,7 +103,7 @@ def _make_builder_config(trt: Any, builder: Any, job: CompileJob) -> Any:
         target = find_target(trt, job.compute_capability)
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(target, 0):
-            raise EngineBuildError(
+            raise EngineCompileError(
                 f"{job.library.title} {trt.__version__} rejects its own target {target}."
             )
     if job.timing_cache is not None:
@@ -111,7 +111,7 @@ def _make_builder_config(trt: Any, builder: Any, job: CompileJob) -> Any:
         cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
         ignore_mismatch = False  # timings of another GPU or version are rejected
         if not config.set_timing_cache(cache, ignore_mismatch):
-            raise EngineBuildError(
+            raise EngineCompileError(
                 f"the timing cache {path} is of another GPU or another version of "
                 f"{job.library.title}. Delete it, or give the path of another file."
             )

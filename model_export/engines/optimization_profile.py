@@ -23,7 +23,7 @@ def make_optimization_profile(spec: InputSpec, batch: BatchProfile) -> Optimizat
     default = (spec.height_px, spec.width_px)
     smallest = largest = default
     if spec.free_size is not None:
-        multiple_px, reduction_px = spec.free_size.multiple_px, 1 - spec.free_size.extra_px
+        multiple_px, reduction_px = spec.free_size.multiple_px, spec.free_size.reduction_px
         smallest = (multiple_px - reduction_px,) * 2
         steps = (spec.free_size.max_side_px + reduction_px) // multiple_px
         largest = (steps * multiple_px - reduction_px,) * 2

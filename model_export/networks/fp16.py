@@ -27,8 +27,9 @@ class Fp16Network(nn.Module):
     Modifies ``network`` in place, since a copy of a large network would double the memory. Two
     kinds of layers stay in float32: deformable convolutions, because fp16 cannot resolve sampling
     points between the cells of a wide map; and the last 1x1 convolution of the heads in
-    ``heatmaps``, because neighbours whose logits round to the same fp16 value are both peaks, or
-    neither is. Raises :class:`Fp16Error` for weights outside of the fp16 range.
+    ``heatmaps``, because different logits of adjacent cells can round to the same fp16 value, and
+    then either both cells are peaks or neither is. Raises :class:`Fp16Error` for weights outside
+    of the fp16 range.
     """
 
     def __init__(self, network: nn.Module, heatmaps: Collection[str]) -> None:

@@ -87,7 +87,7 @@ def _dynamic_axes(free_size: FreeSize | None) -> dict[int, Any]:
     """Return the dynamic axes of (N, H, W, 3) for ``torch.onnx.export``."""
     axes = dynamic_batch()
     if free_size is not None and max_units(free_size) > 1:
-        unit, less_px = free_size.multiple_px, 1 - free_size.extra_px
+        unit, less_px = free_size.multiple_px, free_size.reduction_px
         for axis, name in ((1, "height"), (2, "width")):
             units = torch.export.Dim(f"{name}_units", min=1, max=max_units(free_size))
             axes[axis] = unit * units - less_px
@@ -96,7 +96,7 @@ def _dynamic_axes(free_size: FreeSize | None) -> dict[int, Any]:
 
 def max_units(free_size: FreeSize) -> int:
     """Return the largest input side in multiples of ``multiple_px``."""
-    return (free_size.max_side_px + 1 - free_size.extra_px) // free_size.multiple_px
+    return (free_size.max_side_px + free_size.reduction_px) // free_size.multiple_px
 
 
 def _example_side(side_px: int, free_size: FreeSize | None) -> int:
@@ -107,7 +107,7 @@ def _example_side(side_px: int, free_size: FreeSize | None) -> int:
     """
     if free_size is None or max_units(free_size) == 1:
         return side_px
-    return max(side_px, 2 * free_size.multiple_px + free_size.extra_px - 1)
+    return max(side_px, 2 * free_size.multiple_px - free_size.reduction_px)
 
 
 def _remove_metadata(model: onnx.ModelProto) -> None:

@@ -28,18 +28,21 @@ TOLERANCES: Mapping[str, float] = {
 }
 """Largest accepted difference per output.
 
-Scores: a hundredth of the second decimal. Centers and corners of boxes: in cells; 0.001 cells are
+Scores: absolute, 1e-4. Centers and corners of boxes: in cells; 0.001 cells are
 0.004 input pixels. All others are in their own unit (cells, metres), but relative for values above
 one, because float32 errors grow with the value; keypoints are relative to the center. All lie well
 above the differences between two float32 runtimes (about 1e-6 and 1e-5), and below the effect of a
 wrong operator, a swapped channel or fp16.
 """
 
+_MATCHED_EXACTLY = frozenset({"class_ids"})
+"""Outputs that are equal in all matched detections, so no difference is measured."""
+
 NEIGHBOUR_CELLS = 2.0
 """Largest distance of two centers in adjacent cells: one cell, and their offsets."""
 
 MAX_NEIGHBOUR_TIES = 0.05
-"""Share of an image's detections that may be peaks on one side only because of rounding."""
+"""Share of an image's detections that may be peaks in only one of the two because of rounding."""
 
 _MAX_REASSIGNED = 0.01
 """Share of an image's keypoints that may have been assigned to another peak, or to none.
@@ -48,7 +51,7 @@ The upstream rule for keypoints consists of thresholds, and some keypoints alway
 """
 
 _MAX_ON_THRESHOLD = 0.05
-"""Share of an image's corner pairs that may be possible on one side only.
+"""Share of an image's corner pairs that may be valid in only one of the two.
 
 This depends on a threshold on embeddings, which are not graph outputs, and on the top-K corners.
 """
@@ -103,16 +106,15 @@ def split_kinds(outputs: Detections) -> list[Detections]:
     """
     if "boxes" not in outputs:
         return [outputs]
-    pairs = {name: outputs[name] for name in ("class_ids", "boxes", "corner_scores")}
+    of_centers = {
+        "scores": "center_scores",
+        "class_ids": "center_class_ids",
+        "centers": "centers",
+    }
+    pairs = {name: values for name, values in outputs.items() if name not in of_centers.values()}
     kinds: list[Detections] = [{**pairs, "scores": np.maximum(outputs["scores"], 0.0)}]
     if "centers" in outputs:
-        kinds.append(
-            {
-                "scores": outputs["center_scores"],
-                "class_ids": outputs["center_class_ids"],
-                "centers": outputs["centers"],
-            }
-        )
+        kinds.append({name: outputs[output] for name, output in of_centers.items()})
     return kinds
 
 
@@ -186,11 +188,16 @@ def match(
 def measure(
     reference: Detections, reference_rows: _Indices, candidate: Detections, candidate_rows: _Indices
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the differences of each output over the pairs, in the units of :data:`TOLERANCES`."""
+    """Return the differences of each output over the pairs, in the units of :data:`TOLERANCES`.
+
+    Raises :class:`ValueError` for an output without a tolerance.
+    """
+    if missing := sorted(reference.keys() - TOLERANCES.keys() - _MATCHED_EXACTLY):
+        raise ValueError(f"the outputs {missing} have no tolerance: add them to TOLERANCES.")
     return {
         name: _differences(name, reference, reference_rows, candidate, candidate_rows)
         for name in reference
-        if name in TOLERANCES
+        if name not in _MATCHED_EXACTLY
     }
 
 

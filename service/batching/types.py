@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from service.observability.request_record import RequestRecord, current_record
 
 Trigger = Literal["full", "idle", "timeout", "deadline"]
-"""Reason a batch was dispatched: it was full; waiting longer would not have filled it; its maximum
-queue delay was over; its earliest deadline required it."""
+"""Reason a batch was dispatched.
+
+``full``: no other queued input fits. ``idle``: the engine was idle and waiting longer would not
+have filled the batch; also during shutdown, and for batches that were cut to the size with the
+lowest expected latency. ``timeout``: its maximum queue delay was over. ``deadline``: its earliest
+deadline required it.
+"""
 
 Priority = Literal["high", "normal", "low"]
 PRIORITY_STEP_S = 1.0

@@ -1,11 +1,6 @@
 """Decoders: from a model's output tensors to the detections of one image.
 
-One module per decoder kind of the manifest. To add a kind:
-
-1. Describe its manifest entry and its output tensors in :mod:`model_package.manifest`.
-2. Write a class with :meth:`Decoder.decode` in a module here, and add it to :data:`DECODERS`.
-3. Add its request options to :mod:`service.options`, and the response fields of a new
-   :class:`~service.decoders.types.Detections` subclass to :mod:`service.http.responses`.
+One module per decoder kind of the manifest. To add a kind, follow CONTRIBUTING.md, "A task".
 
 Results follow the reference implementation. A decoder that corrects one of its mistakes says so
 in the docstring of its class.

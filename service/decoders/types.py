@@ -27,7 +27,7 @@ class Detections:
     """Axis-aligned boxes of one image, best score first.
 
     ``boxes_xyxy``: float64 (n, 4) in pixels of the upright original image, clipped to the image
-    by the corner-based decoders only; ``scores``: float32 (n,) in [0, 1]; ``class_ids``: int32
+    by the corner decoders only; ``scores``: float32 (n,) in [0, 1]; ``class_ids``: int32
     (n,), indices into the manifest's class names.
     """
 
@@ -78,7 +78,7 @@ class DetectionOptions:
     """Decoding options of one request.
 
     ``score_threshold``: lowest score that is returned; ``top_k``: maximum number of detections;
-    ``class_ids``: classes to return, None for all; ``soft_nms``: apply soft-NMS (the corner-based
+    ``class_ids``: classes to return, None for all; ``soft_nms``: apply soft-NMS (the corner
     decoders always do); ``projection``: float64 (3, 4), camera matrix for pixels of the upright
     original image, None for the manifest's.
     """

@@ -207,7 +207,7 @@ def _profile_mismatch(engine: Any, manifest: ModelManifest) -> str | None:
     sizes_px = [(manifest.input.height_px, manifest.input.width_px)]
     free_size = manifest.input.free_size
     if free_size is not None:
-        shortest_px = free_size.multiple_px - 1 + free_size.extra_px
+        shortest_px = free_size.multiple_px - free_size.reduction_px
         steps = (free_size.max_side_px - shortest_px) // free_size.multiple_px
         longest_px = shortest_px + steps * free_size.multiple_px
         sizes_px += [(shortest_px, shortest_px), (longest_px, longest_px)]

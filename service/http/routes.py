@@ -196,7 +196,7 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
     "/livez",
     operation_id="live",
     tags=["health"],
-    responses=problem_responses(errors.UnrecoverableError),
+    responses=problem_responses(errors.RestartRequiredError),
 )
 async def live(request: Request) -> Health:
     """Report whether the process can serve, or must be restarted. Uses no queue and no engine."""
@@ -204,7 +204,7 @@ async def live(request: Request) -> Health:
     if loader.is_done:
         for name, detector in loader.models.detectors.items():
             if detector.fatal_problem is not None:
-                raise errors.UnrecoverableError(
+                raise errors.RestartRequiredError(
                     f"Model {name}: {detector.fatal_problem}. Restart the service."
                 )
     return Health(status="live")

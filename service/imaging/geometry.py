@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CORNER_STRIDE = 4
-"""Output stride of the corner-based models, in input pixels per cell; the size of the output map
+"""Output stride of the corner models, in input pixels per cell; the size of the output map
 is rounded up. The manifest of these models does not state it."""
 
 

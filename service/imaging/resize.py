@@ -3,10 +3,11 @@
 Computes with sizes only; :mod:`service.imaging.warp` transforms the pixels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from typing import assert_never
 
-from model_package import FreeSize, InputSpec, ModelManifest
+from model_package import FreeSize, InputSpec, ModelManifest, ResizeMode
 from service.errors import ImageSizeError
 from service.imaging.geometry import CORNER_STRIDE, AffineTransform, ImageTransform
 from service.imaging.image_decoding import MAX_SIDE_PX
@@ -31,8 +32,7 @@ class InputPlanner:
         ``width_px`` and ``height_px`` are those of the upright original image. The flipped copy
         of an input follows it. Raises :class:`ImageSizeError`.
         """
-        modes = _KEEP_RESOLUTION_MODES if options.keep_resolution else _RESIZE_MODES
-        transform_for = modes[self._spec.resize]
+        transform_for = _transform_function(self._spec.resize, options.keep_resolution)
         transforms = []
         for scale in options.scales:
             transform = transform_for(self._spec, width_px, height_px, scale)
@@ -81,11 +81,11 @@ class InputPlanner:
 
 
 def _letterbox(spec: InputSpec, width_px: int, height_px: int, test_scale: float) -> ImageTransform:
-    """Fit the longer side of the *unscaled* image to the width of the input, centers aligned.
+    """Scale the longer side of the *unscaled* image to the width of the input, centers aligned.
 
-    The fixed-resolution test of the reference implementation: it ignores the height of the input,
-    so an image with a taller aspect ratio than the input is cropped at top and bottom. A test
-    scale changes how large the image appears in the same input.
+    The fixed-resolution test of the reference implementation. In spite of its name it ignores the
+    height of the input: an image with a taller aspect ratio than the input is cropped at top and
+    bottom. A test scale changes how large the image appears in the same input.
     """
     return _centered(
         spec, width_px, height_px, test_scale, spec.width_px / max(width_px, height_px)
@@ -125,7 +125,7 @@ def _keep_resolution(
     """Pad to the next size that the network accepts, translating by whole pixels.
 
     Half sizes are rounded down on both sides, by the reference implementations of *Objects as
-    Points* and of the corner-based models alike.
+    Points* and of the corner models alike.
     """
     assert spec.free_size is not None, "keep_resolution is accepted for such models only"
     resized_width, resized_height = _resized(width_px, height_px, test_scale)
@@ -148,11 +148,17 @@ def _resized(width_px: int, height_px: int, test_scale: float) -> tuple[int, int
     return int(width_px * test_scale), int(height_px * test_scale)
 
 
-_ResizeMode = Callable[[InputSpec, int, int, float], ImageTransform]
-# By the manifest's ``input.resize``.
-_RESIZE_MODES: Mapping[str, _ResizeMode] = {"letterbox": _letterbox, "fit_width": _fit_width}
-_KEEP_RESOLUTION_MODES: Mapping[str, _ResizeMode] = {
-    "letterbox": _keep_resolution,
-    "fit_width": _crop_or_pad,
-    "keep_resolution": _keep_resolution,
-}
+_TransformFunction = Callable[[InputSpec, int, int, float], ImageTransform]
+
+
+def _transform_function(resize: ResizeMode, keep_resolution: bool) -> _TransformFunction:
+    """Return the function for the manifest's ``input.resize`` and the request's option."""
+    match resize:
+        case "letterbox":
+            return _keep_resolution if keep_resolution else _letterbox
+        case "fit_width":
+            return _crop_or_pad if keep_resolution else _fit_width
+        case "keep_resolution":
+            return _keep_resolution
+        case _:
+            assert_never(resize)

@@ -12,7 +12,7 @@ from model_export.checkpoints.safe_load import read_state
 from training.deep_supervision import StackedNetwork, predict_all
 from training.trainer import Trainer
 
-SYSTEMS = [
+ARCHITECTURES_AND_TASKS = [
     ("res_18_slim", "boxes"),
     ("res_18_slim", "poses"),
     ("res_18_slim", "boxes_3d"),
@@ -24,7 +24,7 @@ SYSTEMS = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "task"), SYSTEMS)
+@pytest.mark.parametrize(("architecture", "task"), ARCHITECTURES_AND_TASKS)
 def test_one_step_lowers_the_loss(tmp_path: Path, architecture: str, task: str) -> None:
     trainer = Trainer(write_config(tmp_path, architecture, task), tmp_path / "run")
     batch = next(iter(trainer._loader()))
@@ -40,7 +40,7 @@ def test_one_step_lowers_the_loss(tmp_path: Path, architecture: str, task: str) 
     assert loss() < before
 
 
-@pytest.mark.parametrize(("architecture", "task"), SYSTEMS)
+@pytest.mark.parametrize(("architecture", "task"), ARCHITECTURES_AND_TASKS)
 def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, task: str) -> None:
     config = write_config(tmp_path, architecture, task)
     Trainer(config, tmp_path / "run").run()

@@ -19,7 +19,7 @@ from training.losses import (
 )
 
 Goldens = dict[str, Tensor]
-CORNER_SYSTEMS = ["unit_cornernet", "unit_triplet"]
+CORNER_GOLDENS = ["unit_cornernet", "unit_triplet"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_focal_loss_without_centers_matches_upstream(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["focal_nopos_grad"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("system", CORNER_SYSTEMS)
+@pytest.mark.parametrize("system", CORNER_GOLDENS)
 def test_focal_loss_of_corners_matches_upstream(load, system: str) -> None:
     goldens = load(system)
     value, gradient = value_and_gradient(
@@ -127,7 +127,7 @@ def test_smooth_l1_matches_upstream(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["regsl1_grad"], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("system", CORNER_SYSTEMS)
+@pytest.mark.parametrize("system", CORNER_GOLDENS)
 def test_corner_offsets_match_upstream(load, system: str) -> None:
     goldens = load(system)
 
@@ -164,7 +164,7 @@ def test_rotation_loss_without_objects_is_finite() -> None:
     assert values.grad.abs().max() == 0
 
 
-@pytest.mark.parametrize("system", CORNER_SYSTEMS)
+@pytest.mark.parametrize("system", CORNER_GOLDENS)
 @pytest.mark.parametrize(("index", "name"), [(0, "ae_pull"), (1, "ae_push")])
 def test_pull_and_push_match_upstream(load, system: str, index: int, name: str) -> None:
     goldens = load(system)

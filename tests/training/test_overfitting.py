@@ -82,7 +82,7 @@ def train_and_serve(tmp_path: Path) -> Iterator[Serve]:
                     projection=PROJECTION,
                     architecture=architecture,
                     task=task,
-                    # Corner networks need other input sizes; the smallest, 127, cannot be exported.
+                    # Corner models need other input sizes; the smallest, 127, cannot be exported.
                     width_px=255 if is_corners else config.input_width,
                     height_px=255 if is_corners else config.input_height,
                     normalization=config.normalization,

@@ -19,7 +19,7 @@ from support.builds import (
 
 from model_export.engines import build as build_module
 from model_export.engines.build import BuiltEngine, EngineRequest
-from model_export.engines.errors import EngineBuildError
+from model_export.engines.errors import EngineCompileError
 from model_package import InputSpec, ModelPackage, PackageInvalidError, load_package
 from model_package.gpu import Gpu
 
@@ -153,7 +153,7 @@ def test_the_timing_cache_is_read_and_extended(small: Path, tmp_path: Path) -> N
         assert settings_of(small, engine)["timings"] == timings
     assert {path.name for path in tmp_path.iterdir()} == {"timings", "tiny"}
     cache.write_bytes(b"other GPU;")
-    with pytest.raises(EngineBuildError, match=r"timing cache .* is of another GPU"):
+    with pytest.raises(EngineCompileError, match=r"timing cache .* is of another GPU"):
         build(small, replace(FULL, timing_cache=cache))
 
 

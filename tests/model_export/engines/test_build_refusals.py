@@ -10,7 +10,7 @@ from model_export.engines import build as build_module
 from model_export.engines import libraries
 from model_export.engines.build import EngineRequest
 from model_export.engines.errors import (
-    EngineBuildError,
+    EngineCompileError,
     EngineLibraryError,
     EngineRequestError,
 )
@@ -108,7 +108,7 @@ def test_a_failed_build_leaves_the_package_unchanged(
     directory = tmp_path / "bad"
     write_package(directory, {"model.onnx": tiny_graph(**graph)})
     before = contents(directory)
-    with pytest.raises(EngineBuildError, match=message) as caught:
+    with pytest.raises(EngineCompileError, match=message) as caught:
         build(directory, ADA)
     assert "of no interest" not in str(caught.value)
     assert contents(directory) == before

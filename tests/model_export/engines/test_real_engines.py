@@ -70,7 +70,7 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
         graph = DetectionGraph(
             body,
             NORMALIZATIONS[plan.normalization],
-            plan.task.keypoint_peaks or plan.config.top_k,
+            plan.task.corner_peaks or plan.config.top_k,
             plan.task,
         )
         path = directory.with_suffix(".onnx")

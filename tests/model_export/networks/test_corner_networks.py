@@ -1,4 +1,4 @@
-"""Corner networks: mapping of the upstream checkpoint keys, and output shapes."""
+"""Corner models: mapping of the upstream checkpoint keys, and output shapes."""
 
 import json
 from pathlib import Path

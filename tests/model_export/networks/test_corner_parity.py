@@ -1,4 +1,4 @@
-"""Comparison of the corner networks with upstream detections, from the upstream canvas and weights.
+"""Comparison of the corner models with upstream detections, from the upstream canvas and weights.
 
 Needs the end-to-end goldens that are too large for the repository; see the fixture ``shared``.
 Tests that take minutes run only if the environment variable HEAVY_TESTS is set.
@@ -78,7 +78,7 @@ def runners(
         graph = DetectionGraph(
             load_network(checkpoint_info, state),
             NORMALIZATIONS[resolved.normalization],
-            TASKS[checkpoint_info.task].keypoint_peaks,
+            TASKS[checkpoint_info.task].corner_peaks,
             resolved.task,
         ).eval()
         path = tmp_path_factory.mktemp("parity") / "model.onnx"

@@ -16,7 +16,13 @@ from model_export.detection_graph import DetectionGraph
 from model_export.errors import ImagesError, VerificationError
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.verification import onnx_vs_torch
-from model_export.verification.comparison import TOLERANCES, Comparison, Detections, compare
+from model_export.verification.comparison import (
+    TOLERANCES,
+    Comparison,
+    Detections,
+    compare,
+    measure,
+)
 from model_export.verification.images import MAX_IMAGES, read_images, synthetic_images
 from model_export.verification.onnx_vs_torch import summarise, verify
 from model_package import ModelPackage
@@ -264,3 +270,10 @@ def test_unreadable_images_are_rejected(
         (directory / name).write_bytes(content)
     with pytest.raises(ImagesError, match=message):
         read_images(directory, 64, 64)
+
+
+def test_an_output_without_a_tolerance_is_an_error() -> None:
+    rows = np.zeros(0, np.int64)
+    outputs = {"scores": np.zeros(1, np.float32), "velocities": np.zeros(1, np.float32)}
+    with pytest.raises(ValueError, match="velocities"):
+        measure(outputs, rows, outputs, rows)

@@ -1,4 +1,4 @@
-"""Corner-based models: pairs decoded upstream, through the decoders, against upstream's boxes.
+"""Corner models: pairs decoded upstream, through the decoders, against upstream's boxes.
 
 Golden files are outputs of the reference implementation; *upstream* stands for it below.
 """

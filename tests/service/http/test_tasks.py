@@ -1,4 +1,4 @@
-"""Poses, 3D boxes and corner-based models over HTTP, with engines that return fixed outputs."""
+"""Poses, 3D boxes and corner models over HTTP, with engines that return fixed outputs."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
