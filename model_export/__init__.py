@@ -4,7 +4,7 @@ Public functions:
 
 - :func:`model_export.pipeline.export_package` exports a PyTorch checkpoint to ONNX, verifies the
   file against the network and writes a package.
-- :func:`model_export.import_onnx.import_package` makes a package from an ONNX file with raw heads.
+- :func:`model_export.import_onnx.import_package` packages an ONNX file of undecoded head maps.
 - :func:`model_export.inspect_checkpoint.inspect_checkpoint` reports the architecture and the task
   of a checkpoint.
 

@@ -61,7 +61,11 @@ def _add_package(command: argparse.ArgumentParser) -> None:
 
 def _add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--onnx", required=True, type=Path, metavar="FILE", help="network with raw heads"
+        "--onnx",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="network whose outputs are the undecoded head maps",
     )
     _add_task(command)
     _add_normalization(command)

@@ -218,13 +218,13 @@ def _size(config: ExportConfig, task: Task) -> tuple[int, int]:
 def _check_size(config: ExportConfig, task: Task, multiple_px: int) -> None:
     width_px, height_px = _size(config, task)
     size = f"{width_px}x{height_px}"
-    less_px = task.reduction_px
-    if (width_px + less_px) % multiple_px or (height_px + less_px) % multiple_px:
+    reduction_px = task.reduction_px
+    if (width_px + reduction_px) % multiple_px or (height_px + reduction_px) % multiple_px:
         raise ConfigError(
             f"the input size {size} is invalid for the network: width and height must be "
-            f"{'one less than ' * less_px}multiples of {multiple_px}, for instance "
-            f"{_nearest(width_px, multiple_px) - less_px}x"
-            f"{_nearest(height_px, multiple_px) - less_px}."
+            f"{'one less than ' * reduction_px}multiples of {multiple_px}, for instance "
+            f"{_nearest(width_px, multiple_px) - reduction_px}x"
+            f"{_nearest(height_px, multiple_px) - reduction_px}."
         )
     max_side_px = _max_side_px(config, task)
     if max_side_px is not None and max_side_px < max(width_px, height_px):

@@ -1,4 +1,4 @@
-"""Import of external ONNX files: raw heads and preprocessed pixels in, a model package out."""
+"""Import of external ONNX files, from preprocessed pixels to undecoded head maps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -166,7 +166,7 @@ def _check_maps(
         if found != shape:
             raise OnnxFileError(
                 f"the head {name} must have the shape {shape}, but the file has {found}. "
-                "Choose another --task, or export the raw heads at a quarter of the input's size."
+                "Choose another --task, or export the head maps at a quarter of the input's size."
             )
 
 

@@ -169,10 +169,12 @@ def collect_images(resolved: ResolvedExport, image_dir: Path | None) -> list[Ima
     images = synthetic_images(height_px, width_px)
     if resolved.input.free_size is not None:
         free_size = resolved.input.free_size
-        unit, less_px = free_size.multiple_px, free_size.reduction_px
+        unit, reduction_px = free_size.multiple_px, free_size.reduction_px
         units = max_units(free_size)
         height_units, width_units = min(2, units), min(3, units)
-        images += synthetic_images(height_units * unit - less_px, width_units * unit - less_px)[:2]
+        images += synthetic_images(
+            height_units * unit - reduction_px, width_units * unit - reduction_px
+        )[:2]
     if image_dir is not None:
         images += read_images(image_dir, height_px, width_px)
     return images

@@ -87,10 +87,10 @@ def _dynamic_axes(free_size: FreeSize | None) -> dict[int, Any]:
     """Return the dynamic axes of (N, H, W, 3) for ``torch.onnx.export``."""
     axes = dynamic_batch()
     if free_size is not None and max_units(free_size) > 1:
-        unit, less_px = free_size.multiple_px, free_size.reduction_px
+        unit, reduction_px = free_size.multiple_px, free_size.reduction_px
         for axis, name in ((1, "height"), (2, "width")):
             units = torch.export.Dim(f"{name}_units", min=1, max=max_units(free_size))
-            axes[axis] = unit * units - less_px
+            axes[axis] = unit * units - reduction_px
     return axes
 
 

@@ -37,7 +37,7 @@ class ExternalModel:
 
 
 def read_external_model(path: Path) -> ExternalModel:
-    """Read ``path`` and reject everything that a network with raw heads does not need.
+    """Read ``path`` and reject everything that undecoded head maps do not need.
 
     The outputs must have the upstream head names: ``hm``, ``wh``, ``reg`` and so on. Raises
     :class:`OnnxFileError`.
@@ -56,7 +56,7 @@ def read_external_model(path: Path) -> ExternalModel:
     heads = {HEADS[name]: name for name in outputs if name in HEADS}
     if "heatmap" not in heads:
         raise OnnxFileError(
-            f"{path} has the outputs {_shown(outputs)}; accepted are raw heads with the upstream "
+            f"{path} has the outputs {_shown(outputs)}; accepted are undecoded head maps with the upstream "
             f"names: {', '.join(HEADS)}. Rename the outputs, or export the heads before decoding."
         )
     return ExternalModel(model, inputs[0].name, layout, height_px, width_px, heads)

@@ -28,11 +28,11 @@ TOLERANCES: Mapping[str, float] = {
 }
 """Largest accepted difference per output.
 
-Scores: absolute, 1e-4. Centers and corners of boxes: in cells; 0.001 cells are
-0.004 input pixels. All others are in their own unit (cells, metres), but relative for values above
-one, because float32 errors grow with the value; keypoints are relative to the center. All lie well
-above the differences between two float32 runtimes (about 1e-6 and 1e-5), and below the effect of a
-wrong operator, a swapped channel or fp16.
+Scores: absolute, 1e-4. Centers and corners of boxes: in cells; 0.001 cells are 0.004 input pixels.
+All others are in their own unit (cells, metres), but relative for values above one, because float32
+errors grow with the value; keypoints are relative to the center. All lie well above the
+differences between two float32 runtimes (about 1e-6 and 1e-5), and below the effect of a wrong
+operator, a swapped channel or fp16.
 """
 
 _MATCHED_EXACTLY = frozenset({"class_ids"})

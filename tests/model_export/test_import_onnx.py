@@ -1,4 +1,4 @@
-"""Import of external ONNX files with raw heads, and rejection of others."""
+"""Import of external ONNX files of undecoded head maps, and rejection of others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +43,7 @@ class _RawHeads(nn.Module):
 
 @pytest.fixture(scope="module")
 def raw_file(slim_state: State, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
-    """Return a function that exports the slim network with raw heads, in either layout."""
+    """Return a function that exports the slim network without decoding, in either layout."""
 
     def make(channels_last: bool) -> Path:
         state = without_counters(slim_state)
@@ -134,7 +134,7 @@ def _external() -> onnx.ModelProto:
     [
         (
             _model(outputs=("boxes", "scores")),
-            "has the outputs boxes, scores; accepted are raw heads",
+            "has the outputs boxes, scores; accepted are undecoded head maps",
         ),
         (_model(input=("data", TensorProto.UINT8, [1, 3, 64, 64])), "accepted is a float32 image"),
         (_model(input=("data", TensorProto.FLOAT, [1, 1, 64, 64])), "accepted is a float32 image"),

@@ -1,4 +1,4 @@
-"""One training step of every system lowers its loss, and its checkpoint can be exported."""
+"""One training step lowers the loss of every task, and its checkpoint can be exported."""
 
 from pathlib import Path
 

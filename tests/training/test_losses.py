@@ -71,9 +71,9 @@ def test_focal_loss_without_centers_matches_upstream(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["focal_nopos_grad"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("system", CORNER_GOLDENS)
-def test_focal_loss_of_corners_matches_upstream(load, system: str) -> None:
-    goldens = load(system)
+@pytest.mark.parametrize("file", CORNER_GOLDENS)
+def test_focal_loss_of_corners_matches_upstream(load, file: str) -> None:
+    goldens = load(file)
     value, gradient = value_and_gradient(
         lambda logits: focal_loss(logits, goldens["loss_gt"]), goldens["loss_logit"]
     )
@@ -127,9 +127,9 @@ def test_smooth_l1_matches_upstream(goldens: Goldens) -> None:
     torch.testing.assert_close(gradient, goldens["regsl1_grad"], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("system", CORNER_GOLDENS)
-def test_corner_offsets_match_upstream(load, system: str) -> None:
-    goldens = load(system)
+@pytest.mark.parametrize("file", CORNER_GOLDENS)
+def test_corner_offsets_match_upstream(load, file: str) -> None:
+    goldens = load(file)
 
     def loss(rows: Tensor) -> Tensor:
         present = goldens["ae_mask"].float()
@@ -164,10 +164,10 @@ def test_rotation_loss_without_objects_is_finite() -> None:
     assert values.grad.abs().max() == 0
 
 
-@pytest.mark.parametrize("system", CORNER_GOLDENS)
+@pytest.mark.parametrize("file", CORNER_GOLDENS)
 @pytest.mark.parametrize(("index", "name"), [(0, "ae_pull"), (1, "ae_push")])
-def test_pull_and_push_match_upstream(load, system: str, index: int, name: str) -> None:
-    goldens = load(system)
+def test_pull_and_push_match_upstream(load, file: str, index: int, name: str) -> None:
+    goldens = load(file)
     first, second = (goldens[f"ae_tag{i}"][..., 0].clone().requires_grad_() for i in (0, 1))
     loss = pull_push_losses(first, second, goldens["ae_mask"].float())[index]
     loss.backward()

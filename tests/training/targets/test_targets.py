@@ -37,11 +37,11 @@ def test_radius_matches_upstream(load) -> None:
 
 
 @pytest.mark.parametrize(
-    ("system", "radius"),
+    ("file", "radius"),
     [("unit_cornernet", corrected_gaussian_radius), ("unit_triplet", gaussian_radius)],
 )
-def test_radius_of_corners_matches_upstream(load, system: str, radius) -> None:
-    goldens = load(system, "gr_args", "gr")
+def test_radius_of_corners_matches_upstream(load, file: str, radius) -> None:
+    goldens = load(file, "gr_args", "gr")
     local = [radius(h, w, overlap) for h, w, overlap in goldens["gr_args"]]
     np.testing.assert_allclose(local, goldens["gr"], rtol=1e-10)
 
