@@ -1,4 +1,4 @@
-"""Import of external ONNX files, from preprocessed pixels to undecoded head maps."""
+"""Import of external ONNX files that map preprocessed pixels to undecoded head maps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

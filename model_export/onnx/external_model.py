@@ -37,7 +37,7 @@ class ExternalModel:
 
 
 def read_external_model(path: Path) -> ExternalModel:
-    """Read ``path`` and reject everything that undecoded head maps do not need.
+    """Read ``path`` and reject everything but a network that returns undecoded head maps.
 
     The outputs must have the upstream head names: ``hm``, ``wh``, ``reg`` and so on. Raises
     :class:`OnnxFileError`.
@@ -56,8 +56,9 @@ def read_external_model(path: Path) -> ExternalModel:
     heads = {HEADS[name]: name for name in outputs if name in HEADS}
     if "heatmap" not in heads:
         raise OnnxFileError(
-            f"{path} has the outputs {_shown(outputs)}; accepted are undecoded head maps with the upstream "
-            f"names: {', '.join(HEADS)}. Rename the outputs, or export the heads before decoding."
+            f"{path} has the outputs {_shown(outputs)}; accepted are undecoded head maps "
+            f"with the upstream names: {', '.join(HEADS)}. Rename the outputs, or export "
+            "the heads before decoding."
         )
     return ExternalModel(model, inputs[0].name, layout, height_px, width_px, heads)
 
