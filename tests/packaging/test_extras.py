@@ -217,6 +217,12 @@ def check_client(environment: Environment, server: RunningServer, image: Path) -
     assert output.is_file()
 
 
+def check_client_alone(environment: Environment, server: RunningServer, image: Path) -> None:
+    check_client(environment, server, image)
+    output = environment.run("centernet-serve", status=1)
+    assert "Install the extra 'serve'" in output
+
+
 def check_http(environment: Environment, server: RunningServer, image: Path) -> None:
     check_client(environment, server, image)
     environment.run("centernet-serve", "--help")
@@ -305,7 +311,7 @@ def check_train(
 
 Check = Callable[[Environment, RunningServer, Path], None]
 CHECKS: Mapping[str, Check] = {
-    "client": check_client,
+    "client": check_client_alone,
     "http": check_http,
     "serve": check_serve,
     "gpu": partial(check_serve, options=("--backend", "onnxruntime-cpu")),
