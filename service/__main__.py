@@ -1,4 +1,4 @@
-"""Entry point of ``centernet-serve``; reports the extra to install where a dependency is missing."""
+"""Entry point of ``centernet-serve``; names the extra to install if a dependency is missing."""
 
 import sys
 
