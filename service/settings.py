@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,7 +22,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def split_commas(value: object) -> object:
+def split_commas(value: Any) -> Any:
     """Split a string, or the strings of a list, at commas; return other values unchanged."""
     if isinstance(value, str):
         return value.split(",")
@@ -36,7 +36,7 @@ def split_commas(value: object) -> object:
 def _split_names(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return tuple(part for part in map(str.strip, value.split(",")) if part)
+    return tuple(part for part in map(str.strip, split_commas(value)) if part)
 
 
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
