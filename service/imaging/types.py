@@ -4,6 +4,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class DecodingCost:
+    """Upper bounds of the resources for decoding one image, computed from its header.
+
+    ``memory_bytes``: peak memory beside the encoded file. ``cpu_s``: CPU time in seconds.
+    """
+
+    memory_bytes: int
+    cpu_s: float
+
+
+@dataclass(frozen=True)
 class InputOptions:
     """Network inputs that a request needs for its image.
 
