@@ -1,12 +1,11 @@
 """Decoding of untrusted image files to upright RGB pixels.
 
-Every size is checked before memory is allocated for it. Conversions are those of ``cv2.imread``
-where it has them: EXIF orientation is applied, alpha is dropped, gray and palette images become
-RGB, CMYK is converted, 16-bit gray images keep their high byte. Animated PNG and WebP files are
-rejected, since none of their frames is *the* image.
+Opening reads only the header (:mod:`service.imaging.image_header`) and states what decoding may
+cost. Conversions are those of ``cv2.imread``: EXIF orientation is applied, alpha is dropped, gray
+and palette images become RGB, CMYK is converted, 16-bit samples keep their high byte. Animated PNG
+and WebP files are rejected, since none of their frames is *the* image.
 """
 
-import io
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,30 +16,30 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from service.errors import BadImageError, EmptyBodyError, ImageSizeError, UnsupportedImageError
+from service.imaging.bmp_header import read_bmp_header
+from service.imaging.decoding_cost import decoding_cost
 from service.imaging.geometry import AffineTransform
-from service.imaging.jpeg import count_scans, decode_strictly, reduced_side
-from service.imaging.png import has_all_rows
+from service.imaging.image_header import HeaderReader, ImageHeader, UnsupportedHeaderError
+from service.imaging.jpeg import decode_jpeg, reduced_side
+from service.imaging.jpeg_header import max_scans, read_jpeg_header
+from service.imaging.png_header import SIGNATURE, read_png_header
+from service.imaging.types import DecodingCost
+from service.imaging.webp_header import read_webp_header
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MIN_SIDE_PX = 16
 """A smaller image contains nothing that a detector with output stride 4 could detect."""
 MAX_SIDE_PX = 16_384
 """``cv2.warpAffine`` addresses source pixels with 16-bit signed integers; half their range."""
-MAX_SCANNED_PIXELS = 600_000_000
-"""Limit on scans times pixels of a progressive JPEG. A file can repeat scans at almost no cost in
-bytes, but decoding each one takes a pass over the whole image. Encoders write about ten scans."""
 
-# Pillow warns of unusual files with texts from the file, which Python remembers and prints:
-# clients could fill the log and the memory. Files that matter are rejected by errors.
+# Pillow and OpenCV report unusual files in texts from the file: clients could fill the log and the
+# memory. Files that matter are rejected by errors.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-_JPEG_FORMATS = frozenset({"JPEG", "MPO"})
-_ORIENTATION_TAG = 0x0112
-_MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
-# Raised by Pillow's decoders on damaged files, besides OSError.
+_OPENCV_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# Raised on damaged files by Pillow's decoder and by the header readers, besides OSError.
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error)
 
 _PixelTransform = Callable[[NDArray[np.uint8]], Any]
@@ -80,55 +79,35 @@ class DecodedImage:
 class OpenedImage:
     """Image whose header was read and whose size was accepted."""
 
-    def __init__(self, image: Image.Image, body: bytes, max_pixels: int) -> None:
-        self._image = image
+    def __init__(self, header: ImageHeader, body: bytes) -> None:
+        self._header = header
         self._body = body
-        self._max_pixels = max_pixels
-        self._is_jpeg = image.format in _JPEG_FORMATS
-        if not self._is_jpeg:
-            # Before reading EXIF, which also loads a PNG and would hide its errors.
-            _load_complete(image, body)
-        self._orientation = _exif_orientation(image)
-        sides = (image.width, image.height)
+        sides = (header.width_px, header.height_px)
         self.width_px, self.height_px = (
-            sides[::-1] if self._orientation in _SIDES_SWAPPED else sides
+            sides[::-1] if header.orientation in _SIDES_SWAPPED else sides
         )
         """Size of the full-size upright image."""
+        self.cost: DecodingCost = decoding_cost(header, len(body))
 
     @property
     def orientation_applied(self) -> bool:
         """True if the EXIF orientation rotates or flips the stored image."""
-        return self._orientation != 1
+        return self._header.orientation != 1
 
     def decode(self, reduction: int = 1) -> DecodedImage:
-        """Decode the pixels; call this once.
+        """Decode the pixels.
 
         A JPEG is decoded at 1/``reduction`` (1, 2, 4 or 8) of its sides, other formats at full
-        size. Raises :class:`BadImageError` and :class:`UnsupportedImageError`.
+        size. Raises :class:`BadImageError`.
         """
-        with _service_errors(self._body, self._max_pixels):
-            if not self._is_jpeg:
-                return DecodedImage(self._to_upright(_to_rgb(self._image)))
-            pixels = self._to_upright(self._decode_jpeg(reduction))
+        with _service_errors(self._body):
+            if self._header.format != "JPEG":
+                return DecodedImage(self._to_upright(_decode_with_opencv(self._header)))
+            pixels = self._to_upright(decode_jpeg(self._header, reduction))
             return DecodedImage(pixels, self._reduction(reduction) if reduction > 1 else None)
 
-    def _decode_jpeg(self, reduction: int) -> NDArray[np.uint8]:
-        image = self._image
-        size = (reduced_side(image.width, reduction), reduced_side(image.height, reduction))
-        # Pillow decodes CMYK, and files that libjpeg warns of: it decides which are damaged.
-        if image.mode in {"RGB", "L"}:
-            pixels = decode_strictly(self._body, size, reduction)
-            if pixels is not None:
-                return pixels
-        if reduction > 1:
-            image.draft(None, (image.width // reduction, image.height // reduction))
-        pixels = _to_rgb(image)
-        if pixels.shape[1::-1] != size:
-            raise ValueError(f"{pixels.shape[1::-1]} pixels were decoded instead of {size}")
-        return pixels
-
     def _to_upright(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        transform = _TO_UPRIGHT.get(self._orientation)
+        transform = _TO_UPRIGHT.get(self._header.orientation)
         return stored if transform is None else np.asarray(transform(stored), dtype=np.uint8)
 
     def _reduction(self, reduction: int) -> Reduction:
@@ -139,9 +118,9 @@ class OpenedImage:
         upright left or top.
         """
         x = y = (reduction - 1) / 2
-        if self._orientation in _LEFT_IS_STORED_LAST:
+        if self._header.orientation in _LEFT_IS_STORED_LAST:
             x -= reduced_side(self.width_px, reduction) * reduction - self.width_px
-        if self._orientation in _TOP_IS_STORED_LAST:
+        if self._header.orientation in _TOP_IS_STORED_LAST:
             y -= reduced_side(self.height_px, reduction) * reduction - self.height_px
         return Reduction(self.width_px, self.height_px, AffineTransform(reduction, x, y))
 
@@ -154,6 +133,7 @@ class ArrayImage:
     """
 
     orientation_applied = False
+    cost = DecodingCost(0, 0)
 
     def __init__(self, pixels: NDArray[np.uint8], max_pixels: int) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -172,7 +152,7 @@ class ArrayImage:
 
 
 def open_image(body: bytes, max_pixels: int) -> OpenedImage:
-    """Read the header of one encoded image; for formats other than JPEG, also its pixels.
+    """Read the header of one encoded image.
 
     Raises :class:`EmptyBodyError`, :class:`UnsupportedImageError`, :class:`ImageSizeError` and
     :class:`BadImageError`.
@@ -181,27 +161,36 @@ def open_image(body: bytes, max_pixels: int) -> OpenedImage:
         raise EmptyBodyError(
             "The image is empty (0 bytes). Send the bytes of one JPEG, PNG, WebP or BMP file."
         )
-    with _service_errors(body, max_pixels):
-        image = Image.open(io.BytesIO(body), formats=FORMATS)
-        check_size(image.width, image.height, max_pixels)
-        _check_frames_and_scans(image, body)
-        return OpenedImage(image, body, max_pixels)
-
-
-@contextmanager
-def _service_errors(body: bytes, max_pixels: int) -> Iterator[None]:
-    """Convert Pillow's exceptions to errors that tell the client what to do."""
-    try:
-        yield
-    except UnidentifiedImageError:
+    read_header = _header_reader(body)
+    if read_header is None:
         raise UnsupportedImageError(
             f"The {len(body)} bytes received, which start with {body[:12]!r}, are not an image "
             "in a supported format. Send one JPEG, PNG, WebP or BMP file."
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise ImageSizeError(
-            f"The image is too large: {error} At most {max_pixels} pixels are accepted."
-        ) from None
+        )
+    with _service_errors(body):
+        header = read_header(body)
+    check_size(header.width_px, header.height_px, max_pixels)
+    _check_scans(header)
+    return OpenedImage(header, body)
+
+
+def _header_reader(body: bytes) -> HeaderReader | None:
+    if body.startswith(b"\xff\xd8\xff"):
+        return read_jpeg_header
+    if body.startswith(SIGNATURE):
+        return read_png_header
+    if body.startswith(b"RIFF") and body[8:12] == b"WEBP":
+        return read_webp_header
+    return read_bmp_header if body.startswith(b"BM") else None
+
+
+@contextmanager
+def _service_errors(body: bytes) -> Iterator[None]:
+    """Convert exceptions of readers and decoders to errors that tell the client what to do."""
+    try:
+        yield
+    except UnsupportedHeaderError as error:
+        raise UnsupportedImageError(str(error)) from None
     except _DECODING_ERRORS as error:
         raise BadImageError(
             f"The image of {len(body)} bytes is damaged or cut off: {error}. "
@@ -227,46 +216,23 @@ def check_size(width_px: int, height_px: int, max_pixels: int) -> None:
         )
 
 
-def _check_frames_and_scans(image: Image.Image, body: bytes) -> None:
-    # A JPEG with several images (MPO, from phones and stereo cameras) has one main image.
-    if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
+def _check_scans(header: ImageHeader) -> None:
+    limit = max_scans(header.width_px * header.height_px)
+    if header.scans > limit:
         raise UnsupportedImageError(
-            f"The {image.format} is animated ({getattr(image, 'n_frames', 2)} frames). "
-            "Send each frame as an image of its own."
+            f"The JPEG has more than the {limit} scans that are accepted at its size of "
+            f"{header.width_px} x {header.height_px} pixels. Save it again with a standard encoder."
         )
-    if image.format in _JPEG_FORMATS:
-        max_scans = MAX_SCANNED_PIXELS // (image.width * image.height)
-        if count_scans(body) > max_scans:
-            raise UnsupportedImageError(
-                f"The JPEG has more than the {max_scans} scans that are accepted at its size of "
-                f"{image.width} x {image.height} pixels. Save it again with a standard encoder."
-            )
 
 
-def _load_complete(image: Image.Image, body: bytes) -> None:
-    """Decode the pixels; unlike Pillow, raise if the data of a PNG end before its last row."""
-    image.load()
-    if image.format == "PNG" and not has_all_rows(image, body):
-        raise ValueError("its compressed data end before the last row")
-
-
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return uint8 RGB (height, width, 3) in stored orientation."""
-    image.load()
-    if image.mode in _MODES_16_BIT:
-        image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in {"I", "F"}:
-        raise UnsupportedImageError(
-            f"The image has 32-bit samples (mode {image.mode}); at most 16 bits are accepted. "
-            "Convert it to 8 bits per channel."
-        )
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) if there is no valid one."""
+def _decode_with_opencv(header: ImageHeader) -> NDArray[np.uint8]:
+    """Decode a PNG, WebP or BMP to uint8 RGB (height, width, 3) in stored orientation."""
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block does not affect the pixels
-        return 1
-    return orientation if orientation in range(1, 9) else 1
+        pixels = cv2.imdecode(np.frombuffer(header.data, np.uint8), _OPENCV_FLAGS)
+    except cv2.error as error:
+        raise ValueError(f"OpenCV cannot decode it ({error.code})") from None
+    if pixels is None:
+        raise ValueError("its pixel data are incomplete or invalid")
+    if pixels.shape != (header.height_px, header.width_px, 3):
+        raise ValueError(f"its decoder reads a size of {pixels.shape[1::-1]} pixels")
+    return np.asarray(pixels, dtype=np.uint8)

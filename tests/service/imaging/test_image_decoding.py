@@ -17,7 +17,8 @@ from service.errors import (
     ImageSizeError,
     UnsupportedImageError,
 )
-from service.imaging.image_decoding import MAX_SCANNED_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX, open_image
+from service.imaging.image_decoding import MAX_SIDE_PX, MIN_SIDE_PX, open_image
+from service.imaging.jpeg_header import max_scans
 
 LIMIT = 50_000_000
 
@@ -163,7 +164,7 @@ def test_truncated_images_are_rejected(image_format: str) -> None:
 @pytest.mark.parametrize(
     ("width", "height", "reason"),
     [
-        (20_000, 20_000, r"400000000 pixels.*At most 50000000 pixels are accepted"),
+        (20_000, 20_000, "20000 x 20000 pixels; a side may have at most"),
         (9_000, 9_000, "9000 x 9000 pixels, 81000000 in total"),
         (30_000, 10, "30000 x 10 pixels; each side must have at least"),
         (1, 1, "1 x 1 pixels; each side must have at least"),
@@ -193,9 +194,9 @@ def progressive_with_scans(extra: int, side: int = 1000) -> bytes:
 
 def test_a_jpeg_with_repeated_scans_is_rejected() -> None:
     assert decode(progressive_with_scans(0)).shape == (1000, 1000, 3)
-    max_scans = MAX_SCANNED_PIXELS // 1000**2
-    with pytest.raises(UnsupportedImageError, match=f"more than the {max_scans} scans"):
-        decode(progressive_with_scans(max_scans))
+    limit = max_scans(1000**2)
+    with pytest.raises(UnsupportedImageError, match=f"more than the {limit} scans"):
+        decode(progressive_with_scans(limit))
 
 
 def test_data_after_the_end_of_a_jpeg_are_ignored() -> None:
@@ -226,7 +227,7 @@ def test_a_png_that_ends_between_two_rows_is_rejected(missing: int) -> None:
     """Its compressed stream is valid, but has too few rows."""
     body = png_of_rows(20, 17, [ROW] * (17 - missing), depth=8)
     if missing:
-        with pytest.raises(BadImageError, match="end before the last row"):
+        with pytest.raises(BadImageError, match="incomplete"):
             decode(body)
     else:
         assert np.array_equal(decode(body)[:, :, 0], np.tile(np.arange(1, 21), (17, 1)))
@@ -237,7 +238,7 @@ def test_an_interlaced_png_that_ends_between_two_rows_is_rejected(missing: int) 
     rows = [b"\0" + b"\x80" * columns for columns, count in PASSES for _ in range(count)]
     body = png_of_rows(20, 17, rows[: len(rows) - missing], depth=8, interlaced=True)
     if missing:
-        with pytest.raises(BadImageError, match="end before the last row"):
+        with pytest.raises(BadImageError, match="incomplete"):
             decode(body)
     else:
         assert (decode(body) == 0x80).all()

@@ -1,0 +1,151 @@
+"""Header of a JPEG file.
+
+No decoder on PyPI exposes the limits on scans and memory of libjpeg-turbo 3, so scans are bounded
+here. Up to the first scan, segments are read by the rules of libjpeg's ``next_marker``: a marker is
+0xFF and a byte other than 0x00 and 0xFF, and all but the restart markers and TEM have a length.
+From there on nothing is parsed: the data that the decoder is given end with the first bytes
+``FF D9``, and it cannot decode more scans than these data contain the bytes ``FF DA``.
+"""
+
+import re
+
+import numpy as np
+
+from service.imaging.exif import orientation_from_exif
+from service.imaging.image_header import (
+    MAX_PARTS,
+    HeaderError,
+    ImageHeader,
+    UnsupportedHeaderError,
+    too_many_parts,
+)
+
+MAX_SCANS = 100
+MAX_SCANNED_PIXELS = 600_000_000
+"""Limit on scans times pixels. A file can repeat scans at almost no cost in bytes, but decoding
+each one takes a pass over the whole image. Encoders write about ten scans."""
+
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_MAX_JUNK_BYTES = 1 << 16
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_DECODED_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+_PROGRESSIVE, _SCAN, _EXIF = 0xC2, 0xDA, 0xE1
+# Tables, restart interval, JFIF and Adobe: all that the pixels depend on.
+_KEPT = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xEE})
+_IGNORED = frozenset({*range(0xE1, 0xF0), 0xFE, 0xDC, 0xCC} - _KEPT)
+_MAX_TABLE_BYTES = 1 << 16
+_COUNTED_AT_ONCE = 1 << 17
+
+
+def read_jpeg_header(body: bytes) -> ImageHeader:
+    """Read the segments before the first scan, and bound the number of scans.
+
+    Raises :class:`HeaderError` and :class:`UnsupportedHeaderError`.
+    """
+    position, orientation, frame, table_bytes = 2, 1, None, 0
+    parts: list[bytes | memoryview] = [body[:2]]
+    view = memoryview(body)
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(body, position, position + _MAX_JUNK_BYTES)
+        if found is None:
+            raise HeaderError("it has no frame or no scan")
+        start, kind = found.start(), body[found.start() + 1]
+        position = found.end()
+        if kind in _WITHOUT_LENGTH:
+            continue
+        position += max(2, int.from_bytes(body[position : position + 2], "big"))
+        if position > len(body):
+            raise HeaderError("a segment extends beyond its end")
+        if kind in _FRAMES:
+            if frame is not None:
+                raise HeaderError("it has two frames")
+            frame = (kind, body[start + 4 : position])
+            parts.append(view[start:position])
+        elif kind == _SCAN:
+            if frame is None:
+                raise HeaderError("a scan precedes the frame")
+            return _with_frame(body, start, parts, frame, orientation)
+        elif kind == _EXIF and orientation == 1 and body[start + 4 : start + 10] == b"Exif\0\0":
+            orientation = orientation_from_exif(body[start + 4 : position])
+        elif kind in _KEPT:
+            table_bytes += position - start
+            if table_bytes > _MAX_TABLE_BYTES:
+                raise UnsupportedHeaderError(
+                    f"The JPEG has more than {_MAX_TABLE_BYTES} bytes of tables. "
+                    "Save it again with a standard encoder."
+                )
+            parts.append(view[start:position])
+        elif kind not in _IGNORED:
+            raise HeaderError(f"marker 0x{kind:02x} is not allowed before the first scan")
+    raise too_many_parts("JPEG segments before the pixel data")
+
+
+def _with_frame(
+    body: bytes,
+    scan_start: int,
+    parts: list[bytes | memoryview],
+    frame: tuple[int, bytes],
+    orientation: int,
+) -> ImageHeader:
+    kind, fields = frame
+    if kind not in _DECODED_FRAMES or fields[:1] != b"\x08":
+        raise UnsupportedHeaderError(
+            f"The JPEG is of type SOF{kind - 0xC0} with {fields[0] if fields else 0} bits per "
+            "sample; baseline, extended and progressive JPEGs with Huffman coding and 8 bits are "
+            "accepted. Save it again with a standard encoder."
+        )
+    if len(fields) < 6 or len(fields) != 6 + 3 * fields[5]:
+        raise HeaderError("its frame header has a wrong length")
+    channels = fields[5]
+    if channels not in {1, 3, 4}:
+        raise UnsupportedHeaderError(
+            f"The JPEG has {channels} components; 1 (gray), 3 (color) and 4 (CMYK) are accepted."
+        )
+    height, width = int.from_bytes(fields[1:3], "big"), int.from_bytes(fields[3:5], "big")
+    is_multi_scan = kind == _PROGRESSIVE or body[scan_start + 4 : scan_start + 5] != bytes(
+        [channels]
+    )
+    end, scans = _end_and_scans(body, scan_start) if is_multi_scan else (len(body), 1)
+    return ImageHeader(
+        "JPEG",
+        width,
+        height,
+        orientation,
+        (*parts, memoryview(body)[scan_start:end]),
+        channels,
+        scans,
+        _coefficient_bytes(width, height, fields) if is_multi_scan else 0,
+    )
+
+
+def _coefficient_bytes(width: int, height: int, fields: bytes) -> int:
+    """Return the memory for all coefficients, 2 bytes each, by the sampling factors."""
+    factors = [(value >> 4, value & 15) for value in fields[7::3]]
+    if not all(1 <= h <= 4 and 1 <= v <= 4 for h, v in factors):
+        raise HeaderError("a sampling factor is not 1 to 4")
+    columns = -(-width // (8 * max(h for h, _ in factors)))
+    rows = -(-height // (8 * max(v for _, v in factors)))
+    return 128 * sum(columns * h * rows * v for h, v in factors)
+
+
+def _end_and_scans(body: bytes, start: int) -> tuple[int, int]:
+    """Return the end of the first ``FF D9`` after ``start``, and the ``FF DA`` before it."""
+    data = np.frombuffer(body, np.uint8, offset=start)
+    scans = 0
+    for first in range(0, len(data) - 1, _COUNTED_AT_ONCE):
+        part = data[first : first + _COUNTED_AT_ONCE + 1]
+        after_ff, second = part[:-1] == 0xFF, part[1:]
+        is_end = after_ff & (second == 0xD9)
+        position = int(is_end.argmax())
+        if not is_end[position]:
+            scans += int(np.count_nonzero(after_ff & (second == 0xDA)))
+            continue
+        scans += int(np.count_nonzero((after_ff & (second == 0xDA))[:position]))
+        return start + first + position + 2, scans
+    return len(body), scans
+
+
+def max_scans(pixels: int) -> int:
+    """Return the number of scans that a JPEG of so many pixels may have."""
+    return min(MAX_SCANS, MAX_SCANNED_PIXELS // pixels)
