@@ -38,6 +38,7 @@ class ImageHeader:
     channels: int = 3
     scans: int = 1
     coefficient_bytes: int = 0
+    is_lossless_webp: bool = False
 
     @property
     def data(self) -> bytes:

@@ -50,7 +50,10 @@ def read_webp_header(body: bytes) -> ImageHeader:
     if canvas not in (None, (width, height)):
         raise HeaderError(f"its canvas has another size than its {width} x {height} pixels")
     riff = b"RIFF" + (4 + len(data)).to_bytes(4, "little") + b"WEBP"
-    return ImageHeader("WEBP", width, height, orientation, (riff, data))
+    is_lossless = bytes(data[:4]) == b"VP8L"
+    return ImageHeader(
+        "WEBP", width, height, orientation, (riff, data), is_lossless_webp=is_lossless
+    )
 
 
 def _data_size(chunk: bytes) -> tuple[int, int]:
