@@ -23,7 +23,7 @@ from service.imaging.decoding_cost import decoding_cost
 from service.imaging.geometry import AffineTransform
 from service.imaging.image_header import HeaderReader, ImageHeader, UnsupportedHeaderError
 from service.imaging.jpeg import decode_jpeg, reduced_side
-from service.imaging.jpeg_header import max_scans, read_jpeg_header
+from service.imaging.jpeg_header import read_jpeg_header, scan_limit
 from service.imaging.png_header import SIGNATURE, read_png_header
 from service.imaging.types import DecodingCost
 from service.imaging.webp_header import read_webp_header
@@ -217,7 +217,7 @@ def check_size(width_px: int, height_px: int, max_pixels: int) -> None:
 
 
 def _check_scans(header: ImageHeader) -> None:
-    limit = max_scans(header.width_px * header.height_px)
+    limit = scan_limit(header.width_px * header.height_px)
     if header.scans > limit:
         raise UnsupportedImageError(
             f"The JPEG has more than the {limit} scans that are accepted at its size of "

@@ -3,30 +3,34 @@
 No decoder on PyPI exposes the limits on scans and memory of libjpeg-turbo 3, so scans are bounded
 here. Up to the first scan, segments are read by the rules of libjpeg's ``next_marker``: a marker is
 0xFF and a byte other than 0x00 and 0xFF, and all but the restart markers and TEM have a length.
-From there on nothing is parsed: the data that the decoder is given end with the first bytes
-``FF D9``, and it cannot decode more scans than these data contain the bytes ``FF DA``.
+From there on nothing is parsed: a decoder cannot decode more scans than the data that it is given
+contain the bytes ``FF DA``.
 """
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.imaging.exif import orientation_from_exif
 from service.imaging.image_header import (
-    MAX_PARTS,
     HeaderError,
     ImageHeader,
     UnsupportedHeaderError,
     too_many_parts,
 )
 
+MAX_SEGMENTS = 512
+"""Segments before the first scan."""
 MAX_SCANS = 100
 MAX_SCANNED_PIXELS = 600_000_000
 """Limit on scans times pixels. A file can repeat scans at almost no cost in bytes, but decoding
 each one takes a pass over the whole image. Encoders write about ten scans."""
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-_MAX_JUNK_BYTES = 1 << 16
+_MAX_FILL_BYTES = 1 << 12
+"""Bytes outside segments before the first scan, in total; libjpeg skips them."""
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _DECODED_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
@@ -36,6 +40,7 @@ _KEPT = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xEE})
 _IGNORED = frozenset({*range(0xE1, 0xF0), 0xFE, 0xDC, 0xCC} - _KEPT)
 _MAX_TABLE_BYTES = 1 << 16
 _COUNTED_AT_ONCE = 1 << 17
+_SCAN_BYTES, _END_BYTES = 0xDAFF, 0xD9FF
 
 
 def read_jpeg_header(body: bytes) -> ImageHeader:
@@ -43,14 +48,15 @@ def read_jpeg_header(body: bytes) -> ImageHeader:
 
     Raises :class:`HeaderError` and :class:`UnsupportedHeaderError`.
     """
-    position, orientation, frame, table_bytes = 2, 1, None, 0
+    position, exif, frame, table_bytes, fill_bytes = 2, b"", None, 0, 0
     parts: list[bytes | memoryview] = [body[:2]]
     view = memoryview(body)
-    for _ in range(MAX_PARTS):
-        found = _MARKER.search(body, position, position + _MAX_JUNK_BYTES)
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(body, position, position + _MAX_FILL_BYTES - fill_bytes)
         if found is None:
             raise HeaderError("it has no frame or no scan")
         start, kind = found.start(), body[found.start() + 1]
+        fill_bytes += start - position
         position = found.end()
         if kind in _WITHOUT_LENGTH:
             continue
@@ -65,9 +71,9 @@ def read_jpeg_header(body: bytes) -> ImageHeader:
         elif kind == _SCAN:
             if frame is None:
                 raise HeaderError("a scan precedes the frame")
-            return _with_frame(body, start, parts, frame, orientation)
-        elif kind == _EXIF and orientation == 1 and body[start + 4 : start + 10] == b"Exif\0\0":
-            orientation = orientation_from_exif(body[start + 4 : position])
+            return _with_frame(body, start, parts, frame, orientation_from_exif(exif))
+        elif kind == _EXIF and not exif and body[start + 4 : start + 10] == b"Exif\0\0":
+            exif = body[start + 4 : position]
         elif kind in _KEPT:
             table_bytes += position - start
             if table_bytes > _MAX_TABLE_BYTES:
@@ -78,7 +84,7 @@ def read_jpeg_header(body: bytes) -> ImageHeader:
             parts.append(view[start:position])
         elif kind not in _IGNORED:
             raise HeaderError(f"marker 0x{kind:02x} is not allowed before the first scan")
-    raise too_many_parts("JPEG segments before the pixel data")
+    raise too_many_parts(MAX_SEGMENTS, "JPEG segments before the pixel data")
 
 
 def _with_frame(
@@ -106,7 +112,11 @@ def _with_frame(
     is_multi_scan = kind == _PROGRESSIVE or body[scan_start + 4 : scan_start + 5] != bytes(
         [channels]
     )
-    end, scans = _end_and_scans(body, scan_start) if is_multi_scan else (len(body), 1)
+    end, scans = (
+        _end_and_scans(body, scan_start, scan_limit(width * height))
+        if is_multi_scan
+        else (len(body), 1)
+    )
     return ImageHeader(
         "JPEG",
         width,
@@ -129,23 +139,36 @@ def _coefficient_bytes(width: int, height: int, fields: bytes) -> int:
     return 128 * sum(columns * h * rows * v for h, v in factors)
 
 
-def _end_and_scans(body: bytes, start: int) -> tuple[int, int]:
-    """Return the end of the first ``FF D9`` after ``start``, and the ``FF DA`` before it."""
-    data = np.frombuffer(body, np.uint8, offset=start)
-    scans = 0
-    for first in range(0, len(data) - 1, _COUNTED_AT_ONCE):
-        part = data[first : first + _COUNTED_AT_ONCE + 1]
-        after_ff, second = part[:-1] == 0xFF, part[1:]
-        is_end = after_ff & (second == 0xD9)
-        position = int(is_end.argmax())
-        if not is_end[position]:
-            scans += int(np.count_nonzero(after_ff & (second == 0xDA)))
-            continue
-        scans += int(np.count_nonzero((after_ff & (second == 0xDA))[:position]))
-        return start + first + position + 2, scans
-    return len(body), scans
+def _end_and_scans(body: bytes, start: int, max_scans: int) -> tuple[int, int]:
+    """Return the end of the data to decode, and an upper bound of the scans that they contain.
+
+    The data end at the first ``FF D9`` if the whole file, which may contain further images or a
+    video, seems to have too many scans.
+    """
+    end = len(body)
+    scans = sum(np.count_nonzero(part == _SCAN_BYTES) for _, part in _pairs(body, start, end))
+    if scans <= max_scans:
+        return end, int(scans)
+    for position, part in _pairs(body, start, end):
+        if position >= end:
+            break
+        is_end = part == _END_BYTES
+        first = int(is_end.argmax())
+        if is_end[first]:
+            end = min(end, position + 2 * first + 2)
+    scans = sum(np.count_nonzero(part == _SCAN_BYTES) for _, part in _pairs(body, start, end))
+    return end, int(scans)
 
 
-def max_scans(pixels: int) -> int:
+def _pairs(body: bytes, start: int, end: int) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+    """Yield all pairs of adjacent bytes, little endian, in parts that fit into a cache."""
+    for first in range(start, end - 1, _COUNTED_AT_ONCE):
+        for position in (first, first + 1):
+            count = (min(position + _COUNTED_AT_ONCE, end) - position) // 2
+            if count:
+                yield position, np.frombuffer(body, "<u2", count, position)
+
+
+def scan_limit(pixels: int) -> int:
     """Return the number of scans that a JPEG of so many pixels may have."""
-    return min(MAX_SCANS, MAX_SCANNED_PIXELS // pixels)
+    return min(MAX_SCANS, MAX_SCANNED_PIXELS // max(1, pixels))

@@ -27,7 +27,7 @@ def read_png_header(body: bytes) -> ImageHeader:
     _, _, width, height = _FIRST_CHUNK.unpack_from(body, 8)
     view = memoryview(body)
     parts: list[bytes | memoryview] = [view[:33]]
-    position, orientation, previous, has_data = 33, 1, b"IHDR", False
+    position, exif, previous, has_data = 33, b"", b"IHDR", False
     for _ in range(MAX_PARTS):
         if position + 12 > len(body):
             break
@@ -43,11 +43,11 @@ def read_png_header(body: bytes) -> ImageHeader:
             has_data = True
         if kind in (b"IDAT", b"PLTE", b"IEND"):
             parts.append(view[position:end])
-        elif kind == b"eXIf" and size <= _MAX_EXIF_BYTES:
-            orientation = orientation_from_exif(body[position + 8 : end - 4])
+        elif kind == b"eXIf" and not exif and size <= _MAX_EXIF_BYTES:
+            exif = body[position + 8 : end - 4]
         if kind == b"IEND":
             break
         position, previous = end, kind
     else:
-        raise too_many_parts("PNG chunks")
-    return ImageHeader("PNG", width, height, orientation, tuple(parts))
+        raise too_many_parts(MAX_PARTS, "PNG chunks")
+    return ImageHeader("PNG", width, height, orientation_from_exif(exif), tuple(parts))

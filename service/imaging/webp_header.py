@@ -21,7 +21,7 @@ def read_webp_header(body: bytes) -> ImageHeader:
 
     Raises :class:`HeaderError` and :class:`UnsupportedHeaderError`.
     """
-    position, orientation = 12, 1
+    position, exif = 12, b""
     data: memoryview | None = None
     canvas: tuple[int, int] | None = None
     for _ in range(MAX_PARTS):
@@ -39,17 +39,18 @@ def read_webp_header(body: bytes) -> ImageHeader:
             canvas = (_uint24(body, start + 4) + 1, _uint24(body, start + 7) + 1)
         elif kind in (b"VP8 ", b"VP8L") and data is None:
             data = memoryview(body)[position : end + size % 2]
-        elif kind == b"EXIF" and size <= _MAX_EXIF_BYTES:
-            orientation = orientation_from_exif(body[start:end])
+        elif kind == b"EXIF" and not exif and size <= _MAX_EXIF_BYTES:
+            exif = body[start:end]
         position = end + size % 2
     else:
-        raise too_many_parts("WebP chunks")
+        raise too_many_parts(MAX_PARTS, "WebP chunks")
     if data is None:
         raise HeaderError("it has no image data")
     width, height = _data_size(bytes(data[:18]))
     if canvas not in (None, (width, height)):
         raise HeaderError(f"its canvas has another size than its {width} x {height} pixels")
     riff = b"RIFF" + (4 + len(data)).to_bytes(4, "little") + b"WEBP"
+    orientation = orientation_from_exif(exif)
     is_lossless = bytes(data[:4]) == b"VP8L"
     return ImageHeader(
         "WEBP", width, height, orientation, (riff, data), is_lossless_webp=is_lossless

@@ -16,10 +16,12 @@ from PIL import Image
 from support.images import encode, plain, quadrants
 
 from service.errors import BadImageError, ImageSizeError, ServiceError, UnsupportedImageError
+from service.imaging import jpeg_header, png_header, webp_header
 from service.imaging.decoding_cost import decoding_cost
+from service.imaging.exif import orientation_from_exif
 from service.imaging.image_decoding import OpenedImage, open_image
 from service.imaging.image_header import MAX_PARTS, ImageHeader
-from service.imaging.jpeg_header import max_scans
+from service.imaging.jpeg_header import MAX_SEGMENTS, scan_limit
 
 LIMIT = 50_000_000
 EMPTY_COMMENT = b"\xff\xfe\x00\x02"
@@ -62,13 +64,15 @@ def webp_with_chunks(chunks: bytes) -> bytes:
 
 def test_scans_that_a_marker_without_length_hides_are_counted() -> None:
     with pytest.raises(UnsupportedImageError, match="scans that are accepted"):
-        opened(hidden_scans(max_scans(1000**2)))
+        opened(hidden_scans(scan_limit(1000**2)))
 
 
 def test_the_decoder_gets_no_data_after_the_counted_ones() -> None:
-    """Scans after the end of the image are neither counted nor decoded."""
+    """Scans after the end of the image, at either alignment, are neither counted nor decoded."""
     body = encode(quadrants(), "JPEG", progressive=True)
     extended = body + hidden_scans(500, 64)[2:]
+    assert opened(b"\xff\xd8\xff\xfe\0\x03x" + extended[2:])._header.scans == 10
+    assert opened(extended)._header.scans == 10
     assert opened(extended).cost.cpu_s - opened(body).cost.cpu_s < 0.01
     assert np.array_equal(opened(extended).decode().pixels, opened(body).decode().pixels)
 
@@ -93,15 +97,47 @@ def test_compressed_bmps_are_refused(compression: int) -> None:
 @pytest.mark.parametrize(
     ("body", "name"),
     [
-        (b"\xff\xd8" + EMPTY_COMMENT * (MAX_PARTS + 1) + b"\xff\xd9", "JPEG segments"),
+        (b"\xff\xd8" + EMPTY_COMMENT * (MAX_SEGMENTS + 1) + b"\xff\xd9", "JPEG segments"),
         (with_png_chunks(png_chunk(b"tEXt") * MAX_PARTS), "PNG chunks"),
         (with_png_chunks(png_chunk(b"IDAT") * MAX_PARTS), "PNG chunks"),
         (webp_with_chunks(b"junk\0\0\0\0" * MAX_PARTS), "WebP chunks"),
     ],
 )
 def test_files_of_too_many_parts_are_refused(body: bytes, name: str) -> None:
-    with pytest.raises(UnsupportedImageError, match=f"more than the {MAX_PARTS} {name}"):
+    with pytest.raises(UnsupportedImageError, match=rf"more than the \d+ {name}"):
         opened(body)
+
+
+def test_only_the_first_exif_block_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+
+    def search(block: bytes) -> int:
+        searched.append(block)
+        return 1
+
+    for module in (jpeg_header, png_header, webp_header):
+        monkeypatch.setattr(module, "orientation_from_exif", search)
+    block = b"II*\0\x08\0\0\0\xff\xff" + b"\1\0\4\0\0\0\0\0\0\0\0\0" * 600
+    segment = b"\xff\xe1" + struct.pack(">H", len(block) + 8) + b"Exif\0\0" + block
+    body = encode(quadrants(), "JPEG")
+    opened(body[:2] + segment * 100 + body[2:])
+    opened(with_png_chunks(png_chunk(b"eXIf", block) * 100))
+    opened(webp_with_chunks((b"EXIF" + struct.pack("<I", len(block)) + block) * 100))
+    assert len(searched) == 3
+
+
+def test_a_directory_of_many_exif_fields_is_not_searched_to_its_end() -> None:
+    field, orientation = b"\1\0\4\0\0\0\0\0\0\0\0\0", struct.pack("<HHII", 0x0112, 3, 1, 6)
+    start = b"II*\0\x08\0\0\0\xff\xff"
+    assert orientation_from_exif(start + field * 100 + orientation) == 6
+    assert orientation_from_exif(start + field * 5000 + orientation) == 1
+
+
+def test_fill_bytes_between_segments_are_bounded() -> None:
+    body = encode(quadrants(), "JPEG")
+    assert opened(body[:2] + b"\xff" * 100 + body[2:]).width_px == 96
+    with pytest.raises(BadImageError):
+        opened(body[:2] + (b"\xff" * 1000 + EMPTY_COMMENT) * 5 + body[2:])
 
 
 def test_compressed_text_and_profiles_are_not_expanded() -> None:

@@ -18,7 +18,7 @@ from service.errors import (
     UnsupportedImageError,
 )
 from service.imaging.image_decoding import MAX_SIDE_PX, MIN_SIDE_PX, open_image
-from service.imaging.jpeg_header import max_scans
+from service.imaging.jpeg_header import scan_limit
 
 LIMIT = 50_000_000
 
@@ -194,7 +194,7 @@ def progressive_with_scans(extra: int, side: int = 1000) -> bytes:
 
 def test_a_jpeg_with_repeated_scans_is_rejected() -> None:
     assert decode(progressive_with_scans(0)).shape == (1000, 1000, 3)
-    limit = max_scans(1000**2)
+    limit = scan_limit(1000**2)
     with pytest.raises(UnsupportedImageError, match=f"more than the {limit} scans"):
         decode(progressive_with_scans(limit))
 
