@@ -1,9 +1,10 @@
 """Headers of encoded images: size, orientation and everything that the cost depends on.
 
-The readers never decode and take microseconds for ordinary files, up to 3 ms for the longest
-accepted lists of chunks, and up to 1 ms per MiB to count the scans of a multi-scan JPEG. Loops in Python are bounded, whatever the file contains. Libraries are given
-:attr:`ImageHeader.data`, from which metadata are removed: they parse neither compressed text nor
-color profiles nor long lists of chunks.
+The readers never decode. They take microseconds for ordinary files, up to 2 ms for the longest
+accepted lists of chunks, and up to 1 ms per MiB to count the scans of a multi-scan JPEG. Loops in
+Python are bounded, whatever the file contains. Libraries are given :attr:`ImageHeader.data`, from
+which metadata are removed: they parse neither compressed text nor color profiles nor long lists of
+chunks.
 """
 
 from collections.abc import Callable
