@@ -65,6 +65,7 @@ def cases(megapixels: float) -> Iterator[tuple[str, bytes]]:
             pixels = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
         for name, body in _encoded(Image.fromarray(pixels)):
             yield f"{name}, {content}", body
+    yield "WEBP lossless, as many Huffman tables as possible", webp_with_tables(1 << 16)
     for quality in (30, 100):
         body = _encode(Image.fromarray(_smooth(width, height)), "JPEG", quality=quality)
         yield f"JPEG quality {quality}, smooth", body
@@ -142,6 +143,27 @@ def _repeated_scans(progressive: bytes, image: Image.Image) -> bytes:
     count = min(100, 600_000_000 // (image.width * image.height))
     count -= progressive.count(b"\xff\xda")
     return progressive[:-2] + table + scan * count + b"\xff\xd9"
+
+
+def webp_with_tables(sets: int) -> bytes:
+    """Return a lossless WebP of 1024 x 1024 pixels with up to 2^16 sets of Huffman tables."""
+    fields: list[tuple[int, int]] = [(0x2F, 8), (1023, 14), (1023, 14), (0, 4)]
+    fields += [(0, 1), (0, 1), (1, 1), (0, 3), (0, 1)]  # no transform; a set per 4 x 4 pixels
+    # Green and red of the image of set numbers: 256 symbols of 8 bits each.
+    lengths = [(0, 1), (8, 4), *[(0, 3)] * 11, (1, 3)]
+    fields += [*lengths, (1, 1), (3, 3), (254, 8), *lengths, (0, 1)]
+    one_symbol = [(1, 1), (0, 3)]
+    fields += one_symbol * 3
+    reversed_bits = [int(f"{value:08b}"[::-1], 2) for value in range(256)]
+    for block in range(256 * 256):
+        number = block % sets
+        fields += [(reversed_bits[number & 255], 8), (reversed_bits[number >> 8], 8)]
+    fields += one_symbol * (5 * sets)
+    bits = "".join(f"{value:0{width}b}"[::-1] for value, width in fields)
+    data = np.packbits(np.frombuffer(bits.encode(), np.uint8) - 48, bitorder="little").tobytes()
+    data += bytes(len(data) % 2)
+    content = b"WEBPVP8L" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(content)) + content
 
 
 def _deep_png(image: Image.Image, color_type: int, samples: int, interlaced: int) -> bytes:

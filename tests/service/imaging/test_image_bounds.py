@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from support.images import encode, plain, quadrants
 
+from benchmarks.decoding_cost import webp_with_tables
 from service.errors import BadImageError, ImageSizeError, ServiceError, UnsupportedImageError
 from service.imaging import jpeg_header, png_header, webp_header
 from service.imaging.decoding_cost import decoding_cost
@@ -248,6 +249,7 @@ def worst_files() -> dict[str, Callable[[], bytes]]:
 
     return {
         "webp": lambda: encode(Image.new("RGBA", size), "WEBP", lossless=True, quality=0),
+        "webp of many huffman tables": lambda: webp_with_tables(1 << 16),
         "lossy webp": lambda: encode(tiled, "WEBP", method=0),
         "png": lambda: encode(Image.fromarray(tiled).convert("RGBA"), compress_level=1),
         "bmp": lambda: encode(tiled, "BMP"),
