@@ -25,7 +25,7 @@ _RATES = {
     "JPEG": _Rates(9, 50, 100),
     "PNG": _Rates(8, 60, 40),
     "WEBP": _Rates(11, 80, 150),
-    "BMP": _Rates(8, 20, 4),
+    "BMP": _Rates(8, 50, 4),
 }
 _NS_PER_SCANNED_PIXEL = 4
 """CPU time per pixel of each scan of a multi-scan JPEG; a scan that visits all coefficients has one

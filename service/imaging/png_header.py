@@ -34,8 +34,10 @@ def read_png_header(body: bytes) -> ImageHeader:
         size, kind = _CHUNK.unpack_from(body, position)
         end = position + 12 + size
         if kind in (b"acTL", b"fcTL", b"fdAT"):
+            frames = int.from_bytes(body[position + 8 : position + 12], "big")
+            stated = f" ({frames} frames)" if kind == b"acTL" else ""
             raise UnsupportedHeaderError(
-                "The PNG is animated. Send each frame as an image of its own."
+                f"The PNG is animated{stated}. Send each frame as an image of its own."
             )
         if kind == b"IDAT":
             if has_data and previous != b"IDAT":
