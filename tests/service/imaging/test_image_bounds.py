@@ -64,8 +64,11 @@ def webp_with_chunks(chunks: bytes) -> bytes:
 
 
 def test_scans_that_a_marker_without_length_hides_are_counted() -> None:
-    with pytest.raises(UnsupportedImageError, match="scans that are accepted"):
-        opened(hidden_scans(scan_limit(1000**2)))
+    body = encode(plain(1, 2, 3, (1000, 1000)), "JPEG", progressive=True)
+    scan = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0\0"
+    for count in (scan_limit(1000**2), 2000):
+        with pytest.raises(UnsupportedImageError, match="scans that are accepted"):
+            opened(body[:-2] + b"\xff\x01" + scan * count + b"\xff\xd9")
 
 
 def test_the_decoder_gets_no_data_after_the_counted_ones() -> None:
