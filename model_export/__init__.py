@@ -10,3 +10,5 @@ Public functions:
 
 They are not imported here: engines are built without torch, from the same distribution.
 """
+
+import model_package  # noqa: F401  # disables ONNX Runtime's telemetry before it is loaded

@@ -3,6 +3,8 @@
 Depends only on pydantic and the standard library, so that export and serving can both import it.
 """
 
+import os
+
 from model_package.directory import (
     MANIFEST_FILE,
     ModelPackage,
@@ -38,6 +40,9 @@ from model_package.manifest import (
     TensorSpec,
     Verification,
 )
+
+# ONNX Runtime reads this when it is loaded; its official wheels send telemetry otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "MANIFEST_FILE",

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,13 @@ def read_manifest(directory: Path) -> ModelManifest:
 def check_artifact(path: Path, artifact: Artifact) -> None:
     """Raise :class:`PackageInvalidError` if size or digest of ``path`` differ from ``artifact``."""
     try:
-        size_bytes = path.stat().st_size
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PackageInvalidError(
+                f"{path} is a symbolic link, a directory or a device; only regular files inside "
+                "the package are accepted. Copy the file into the package."
+            )
+        size_bytes = status.st_size
         if size_bytes != artifact.size_bytes:
             raise PackageInvalidError(
                 f"{path} has {size_bytes} bytes, but the manifest says {artifact.size_bytes}: "

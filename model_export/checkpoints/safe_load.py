@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises :class:`CheckpointUnreadableError` and :class:`CheckpointUnsafeError`.
     """
     _check_file(path)
+    _check_archive(path)
     state = _find_state(_load(path), path)
     weights = {}
     for key, value in state.items():
@@ -57,6 +59,23 @@ def _check_file(path: Path) -> None:
         raise CheckpointUnreadableError(
             f"{path} has {size_bytes} bytes; at most {MAX_FILE_BYTES} are read. "
             "Save only the state dict, without the optimizer."
+        )
+
+
+def _check_archive(path: Path) -> None:
+    """Reject a zip file that expands to more than its own size; ``torch.save`` only stores."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the legacy format, or damaged: torch decides
+    expanded_bytes = sum(member.file_size for member in members)
+    is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if is_compressed or expanded_bytes > path.stat().st_size:
+        raise CheckpointUnreadableError(
+            f"{path} expands to {expanded_bytes} bytes from {path.stat().st_size}: its members are "
+            "compressed or overlap. Only files written by torch.save, which does not compress, are "
+            "accepted; save it again."
         )
 
 

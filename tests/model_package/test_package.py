@@ -198,3 +198,12 @@ def test_pose_decoder_reads_the_old_name_of_keypoints(tmp_path: Path, name: str)
     written = json.loads(loaded.model_dump_json())
     assert written["keypoints"] == ["nose", "tail"]
     assert "joints" not in written
+
+
+def test_an_artifact_that_is_a_symbolic_link_is_rejected(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "cells")
+    artifact = package.directory / "model.onnx"
+    artifact.rename(tmp_path / "outside.onnx")
+    artifact.symlink_to(tmp_path / "outside.onnx")
+    with pytest.raises(PackageInvalidError, match="symbolic link"):
+        load_package(package.directory)

@@ -172,3 +172,17 @@ def test_a_file_above_the_size_limit_is_not_read(
     monkeypatch.setattr(safe_load, "MAX_FILE_BYTES", 100)
     with pytest.raises(CheckpointUnreadableError, match="at most 100 are read"):
         read_state(path)
+
+
+def test_a_compressed_file_is_rejected(tmp_path: Path) -> None:
+    stored, path = tmp_path / "stored.pth", tmp_path / "model.pth"
+    torch.save({"conv1.weight": torch.zeros(1_000_000)}, stored)
+    with (
+        zipfile.ZipFile(stored) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(CheckpointUnreadableError, match="compressed or overlap"):
+        read_state(path)
