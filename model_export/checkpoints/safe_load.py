@@ -1,9 +1,11 @@
 """Loading of untrusted checkpoints: no code in the file is run and every tensor is checked."""
 
 import re
+import resource
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,14 @@ from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
 MAX_FILE_BYTES = 4 * 1024**3
 """Twenty times the largest plain ResNet checkpoint with its optimizer."""
 
+MEMORY_PER_BYTE = 2
+"""Bytes of memory that loading may take per byte of the file: its tensors, and their copies."""
+MEMORY_MARGIN_BYTES = 192 * 1024**2
+"""Further bytes that loading may take, for the interpreter and the libraries."""
+MAX_FLOAT32_PER_BYTE = 4
+"""Bytes of float32 weights per byte of the file; a file of float16 weights needs 2."""
+
+_ZIP_SIGNATURE = b"PK\x03\x04"
 _FOUND_CHARACTERS = 300  # names in the file can be of any length
 _COUNTER = ".num_batches_tracked"
 _DATA_PARALLEL_PREFIX = "module."
@@ -31,8 +41,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises :class:`CheckpointUnreadableError` and :class:`CheckpointUnsafeError`.
     """
     _check_file(path)
-    _check_archive(path)
-    state = _find_state(_load(path), path)
+    size_bytes = path.stat().st_size
+    with _memory_limit(MEMORY_PER_BYTE * size_bytes + MEMORY_MARGIN_BYTES):
+        _check_archive(path)
+        loaded = _load(path)
+    state = _find_state(loaded, path)
     weights = {}
     for key, value in state.items():
         if not isinstance(key, str):
@@ -41,8 +54,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if name in weights:
             raise _no_weights(path, f"{name!r} occurs with and without the prefix 'module.'")
         if not name.endswith(_COUNTER):
-            weights[name] = _checked(name, value, path)
-    return weights
+            _check_tensor(name, value, path)
+            weights[name] = value
+    _check_expansion(weights, size_bytes, path)
+    return {name: _to_float32(name, tensor, path) for name, tensor in weights.items()}
 
 
 def _check_file(path: Path) -> None:
@@ -62,13 +77,42 @@ def _check_file(path: Path) -> None:
         )
 
 
+@contextmanager
+def _memory_limit(size_bytes: int) -> Iterator[None]:
+    """Let allocations of the block fail that need more than ``size_bytes`` of further memory.
+
+    Unpickling may construct tensors and byte arrays of any declared size. The limit applies to the
+    address space of the process; operating systems without it are not protected.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    threads = torch.get_num_threads()
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        yield
+        return
+    limit = pages * resource.getpagesize() + size_bytes
+    torch.set_num_threads(1)  # OpenMP ends the process if it cannot create a thread
+    resource.setrlimit(
+        resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard)
+    )
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        torch.set_num_threads(threads)
+
+
 def _check_archive(path: Path) -> None:
     """Reject a zip file that expands to more than its own size; ``torch.save`` only stores."""
+    with path.open("rb") as file:
+        if file.read(len(_ZIP_SIGNATURE)) != _ZIP_SIGNATURE:
+            return  # the format of PyTorch before 1.6
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # the legacy format, or damaged: torch decides
+    except Exception as error:  # a damaged file can raise any exception
+        raise _unreadable(path, error) from error
     expanded_bytes = sum(member.file_size for member in members)
     is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if is_compressed or expanded_bytes > path.stat().st_size:
@@ -76,6 +120,15 @@ def _check_archive(path: Path) -> None:
             f"{path} expands to {expanded_bytes} bytes from {path.stat().st_size}: its members are "
             "compressed or overlap. Only files written by torch.save, which does not compress, are "
             "accepted; save it again."
+        )
+
+
+def _check_expansion(weights: Mapping[str, Tensor], size_bytes: int, path: Path) -> None:
+    """Reject weights that are far larger than the file, such as many views of one storage."""
+    float32_bytes = 4 * sum(tensor.numel() for tensor in weights.values())
+    if float32_bytes > MAX_FLOAT32_PER_BYTE * size_bytes:
+        raise _no_weights(
+            path, f"its weights take {float32_bytes} bytes as float32, the file has {size_bytes}"
         )
 
 
@@ -94,11 +147,15 @@ def _load(path: Path) -> object:
                 "not run. Only tensors and containers of them are accepted. If you trust the file, "
                 "load it in the environment that wrote it and save only its state dict."
             ) from error
-        raise CheckpointUnreadableError(
-            f"{path} is not a PyTorch checkpoint, or it is damaged ({_reason(error)}). "
-            "Only files written by torch.save are accepted; copy or download it again."
-        ) from error
+        raise _unreadable(path, error) from error
     return loaded
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointUnreadableError:
+    return CheckpointUnreadableError(
+        f"{path} is not a PyTorch checkpoint, or it is damaged ({_reason(error)}). "
+        "Only files written by torch.save are accepted; copy or download it again."
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -119,8 +176,8 @@ def _find_state(loaded: object, path: Path) -> Mapping[Any, Any]:
     raise _no_weights(path, f"its top-level keys are {names or 'none'}")
 
 
-def _checked(name: str, tensor: Tensor, path: Path) -> Tensor:
-    """Return ``tensor`` as finite float32; raises if it cannot be the weight ``name``."""
+def _check_tensor(name: str, tensor: Tensor, path: Path) -> None:
+    """Raise if ``tensor`` cannot be the weight ``name``."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         raise _no_weights(path, f"{name!r} is not a dense CPU tensor")
     if not tensor.is_floating_point():
@@ -131,6 +188,10 @@ def _checked(name: str, tensor: Tensor, path: Path) -> Tensor:
         raise _no_weights(
             path, f"{name!r} has the shape {tuple(tensor.shape)} but stores fewer values"
         )
+
+
+def _to_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
+    """Return the weight ``name`` as float32; raises if a value is not finite."""
     weight = tensor.detach().to(torch.float32)
     if not torch.isfinite(weight).all():
         raise _no_weights(path, f"{name!r} contains NaN or infinity")

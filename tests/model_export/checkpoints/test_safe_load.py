@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -185,4 +187,58 @@ def test_a_compressed_file_is_rejected(tmp_path: Path) -> None:
             target.writestr(name, source.read(name))
     assert path.stat().st_size < 100_000
     with pytest.raises(CheckpointUnreadableError, match="compressed or overlap"):
+        read_state(path)
+
+
+class _Call:
+    """Calls ``function`` when unpickled, if the unpickler allows it."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self._call
+
+
+_READ = """
+import resource, sys
+from pathlib import Path
+from model_export.checkpoints.safe_load import read_state
+from model_export.errors import CheckpointUnreadableError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_state(Path(sys.argv[1]))
+except CheckpointUnreadableError:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+_HALF = torch.ones(100_000, dtype=torch.float16)
+_TO_DEVICE = torch._utils._rebuild_device_tensor_from_cpu_tensor
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced on Linux")
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"weight": torch.ones(3)}, "epoch": _Call(bytearray, 1_000_000_000)},
+        {"weight": _Call(_TO_DEVICE, torch.zeros(1).expand(10**8), torch.float64, "cpu", False)},
+        {f"view{index}": _HALF.view(1000, 100) for index in range(2000)},
+    ],
+    ids=["byte array", "expanded tensor", "views of one storage"],
+)
+def test_a_small_file_cannot_take_much_memory(
+    tmp_path: Path, content: dict[str, object], zipped: bool
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    run = subprocess.run([sys.executable, "-c", _READ, path], capture_output=True, text=True)
+    assert run.stdout, run.stderr[-500:] or "the file was accepted"
+    assert int(run.stdout) < 256
+
+
+def test_a_damaged_zip_file_is_rejected_before_torch_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(WEIGHTS, path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointUnreadableError, match="BadZipFile"):
         read_state(path)
