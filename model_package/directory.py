@@ -19,6 +19,7 @@ from model_package.errors import (
     PackageNotFoundError,
 )
 from model_package.manifest import Artifact, ModelManifest, OnnxArtifact, Verification
+from model_package.onnx_file import check_self_contained
 
 MANIFEST_FILE = "model.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -52,6 +53,7 @@ def read_manifest(directory: Path) -> ModelManifest:
     """Read only ``model.json``; raises like :func:`load_package`."""
     path = directory / MANIFEST_FILE
     try:
+        _check_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -79,15 +81,12 @@ def read_manifest(directory: Path) -> ModelManifest:
 
 
 def check_artifact(path: Path, artifact: Artifact) -> None:
-    """Raise :class:`PackageInvalidError` if size or digest of ``path`` differ from ``artifact``."""
+    """Raise :class:`PackageInvalidError` unless ``path`` is the file that ``artifact`` describes.
+
+    It must be a regular file of that size and digest; an ONNX file must contain its weights.
+    """
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise PackageInvalidError(
-                f"{path} is a symbolic link, a directory or a device; only regular files inside "
-                "the package are accepted. Copy the file into the package."
-            )
-        size_bytes = status.st_size
+        size_bytes = _check_regular(path).st_size
         if size_bytes != artifact.size_bytes:
             raise PackageInvalidError(
                 f"{path} has {size_bytes} bytes, but the manifest says {artifact.size_bytes}: "
@@ -101,6 +100,18 @@ def check_artifact(path: Path, artifact: Artifact) -> None:
             f"{path} has the SHA-256 {digest}, but the manifest says {artifact.sha256}: "
             "the package is damaged or was modified. Copy or export it again."
         )
+    if isinstance(artifact, OnnxArtifact):
+        check_self_contained(path)
+
+
+def _check_regular(path: Path) -> os.stat_result:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise PackageInvalidError(
+            f"{path} is a symbolic link, a directory or a device; only regular files inside the "
+            "package are accepted. Copy the file into the package."
+        )
+    return status
 
 
 def write_manifest(manifest: ModelManifest, path: Path) -> None:

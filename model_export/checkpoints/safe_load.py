@@ -1,7 +1,6 @@
 """Loading of untrusted checkpoints: no code in the file is run and every tensor is checked."""
 
 import re
-import resource
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -84,13 +83,15 @@ def _memory_limit(size_bytes: int) -> Iterator[None]:
     Unpickling may construct tensors and byte arrays of any declared size. The limit applies to the
     address space of the process; operating systems without it are not protected.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    threads = torch.get_num_threads()
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
         yield
         return
+    import resource  # does not exist on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    threads = torch.get_num_threads()
     limit = pages * resource.getpagesize() + size_bytes
     torch.set_num_threads(1)  # OpenMP ends the process if it cannot create a thread
     resource.setrlimit(

@@ -10,6 +10,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from model_export.errors import OnnxFileError
 from model_export.key_mappings.objects_as_points import HEADS
+from model_package import PackageInvalidError
+from model_package.onnx_file import check_self_contained
 
 MAX_FILE_BYTES = 1024**3
 """An hourglass in float32 takes 800 MB."""
@@ -70,13 +72,16 @@ def _load(path: Path) -> onnx.ModelProto:
     if not 0 < size_bytes <= MAX_FILE_BYTES:
         raise OnnxFileError(f"{path} has {size_bytes} bytes; 1 to {MAX_FILE_BYTES} are accepted.")
     try:
+        check_self_contained(path)
         return onnx.load(path, load_external_data=False)
+    except PackageInvalidError as error:
+        raise OnnxFileError(str(error)) from None
     except DecodeError as error:
         raise OnnxFileError(f"{path} is not an ONNX file, or it is damaged: {error}.") from error
 
 
 def _check_parts(model: onnx.ModelProto, path: Path) -> None:
-    """Reject custom operators, loops, external data and invalid models."""
+    """Reject custom operators, loops and invalid models."""
     nodes = model.graph.node
     custom = {entry.domain for entry in [*nodes, *model.opset_import]} - _STANDARD_DOMAINS
     if custom or model.functions:
@@ -90,23 +95,10 @@ def _check_parts(model: onnx.ModelProto, path: Path) -> None:
         raise OnnxFileError(
             f"{path} has {_shown(sorted(loops))} operators; loops are not accepted."
         )
-    if _has_external_data(model.graph):
-        raise OnnxFileError(f"{path} keeps weights in external files; save it as a single file.")
     try:
         onnx.checker.check_model(model.SerializeToString(), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise OnnxFileError(f"{path} is not valid: {_shown([str(error)])}.") from error
-
-
-def _has_external_data(graph: onnx.GraphProto) -> bool:
-    attributes = [entry for node in graph.node for entry in node.attribute]
-    tensors = [*graph.initializer, *(entry.t for entry in attributes)]
-    for entry in attributes:
-        tensors += entry.tensors
-    subgraphs = [entry.g for entry in attributes if entry.HasField("g")]
-    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors) or any(
-        _has_external_data(subgraph) for subgraph in subgraphs
-    )
 
 
 def _image_axes(entry: onnx.ValueInfoProto, path: Path) -> tuple[Layout, int | None, int | None]:

@@ -22,6 +22,9 @@ from model_package import (
     load_package,
 )
 
+EMPTY_MODEL = b"\x08\x0a"
+"""An ONNX file without a graph: only the field ``ir_version``."""
+
 
 def manifest_for(draft: PackageDraft) -> ModelManifest:
     return ModelManifest(
@@ -52,7 +55,7 @@ def manifest_for(draft: PackageDraft) -> ModelManifest:
 
 def write_package(output: Path) -> ModelPackage:
     with draft_package(output) as draft:
-        (draft.directory / "model.onnx").write_bytes(b"graph")
+        (draft.directory / "model.onnx").write_bytes(EMPTY_MODEL)
         return draft.publish(manifest_for(draft))
 
 
@@ -66,7 +69,7 @@ def test_a_published_package_can_be_loaded(tmp_path: Path) -> None:
     loaded = load_package(tmp_path / "deep" / "cells")
     assert loaded == written
     (artifact,) = loaded.manifest.artifacts
-    assert loaded.path_of(artifact).read_bytes() == b"graph"
+    assert loaded.path_of(artifact).read_bytes() == EMPTY_MODEL
     assert sorted(path.name for path in loaded.directory.iterdir()) == ["model.json", "model.onnx"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["cells"]
 
@@ -77,7 +80,7 @@ def test_an_interrupted_draft_leaves_no_files(
 ) -> None:
     def interrupted() -> None:
         with draft_package(tmp_path / "cells") as draft:
-            (draft.directory / "model.onnx").write_bytes(b"graph")
+            (draft.directory / "model.onnx").write_bytes(EMPTY_MODEL)
             raise interruption
 
     with pytest.raises(interruption):
@@ -95,22 +98,22 @@ def test_an_existing_package_is_not_modified(tmp_path: Path) -> None:
 def test_a_package_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     def race() -> None:
         with draft_package(tmp_path / "cells") as draft:
-            (draft.directory / "model.onnx").write_bytes(b"mine")
+            (draft.directory / "model.onnx").write_bytes(EMPTY_MODEL)
             write_package(tmp_path / "cells")
             draft.publish(manifest_for(draft))
 
     with pytest.raises(PackageExistsError):
         race()
-    assert (tmp_path / "cells" / "model.onnx").read_bytes() == b"graph"
+    assert (tmp_path / "cells" / "model.onnx").read_bytes() == EMPTY_MODEL
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
 
 
 def test_a_draft_with_a_modified_artifact_is_not_published(tmp_path: Path) -> None:
     def publish() -> None:
         with draft_package(tmp_path / "cells") as draft:
-            (draft.directory / "model.onnx").write_bytes(b"graph")
+            (draft.directory / "model.onnx").write_bytes(EMPTY_MODEL)
             manifest = manifest_for(draft)
-            (draft.directory / "model.onnx").write_bytes(b"other")
+            (draft.directory / "model.onnx").write_bytes(b"\x08\x0b")
             draft.publish(manifest)
 
     with pytest.raises(PackageInvalidError, match="SHA-256"):
