@@ -144,6 +144,13 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Maximum seconds from the end of the body to the response."
     )
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="Seconds after which an idle connection is closed. Must exceed the idle "
+        "timeout of a proxy in front of the service (often 60 s).",
+    )
     self_test_interval_s: float = Field(
         60.0,
         ge=0,

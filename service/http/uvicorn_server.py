@@ -3,10 +3,12 @@
 import asyncio
 import select
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
@@ -22,7 +24,8 @@ from service.observability.request_record import new_request_id
 from service.settings import Settings
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Maximum bytes of the request line and headers; the parser itself has no limit."""
+"""Maximum bytes of the request line and headers, of trailers, and of chunk extensions; the parser
+itself has no limit."""
 
 IDLE_CLOSE_DELAY_S = 0.2
 """Seconds between the end of listening and the closing of idle connections, to read requests that
@@ -31,18 +34,33 @@ were sent before."""
 HEAD_TIMEOUT_S = 15.0
 """Seconds for the head of a request to arrive; uvicorn has no timeout for it."""
 
+DISCARD_TIMEOUT_S = 10.0
+"""Seconds in which the rest of a request is read and discarded after its response was sent. Closed
+at once, the connection would be reset, and the client could lose the response (RFC 9112, 9.6)."""
 
-class _CoalescingTransport:
+
+class _Transport:
     """A transport that sends all writes of one turn of the event loop together.
 
     A response consists of two writes, head and body. Sent separately they wake up the client
     twice, which on a busy machine preempts an engine thread twice.
+
+    If ``is_receiving`` returns True when it is closed, the transport sends the end of the stream
+    and stays open for reading until the client closes it or ``DISCARD_TIMEOUT_S`` is over.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        is_receiving: Callable[[], bool],
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._is_receiving = is_receiving
         self._written: list[bytes] = []
+        self.is_discarding = False
+        """True if received data must be discarded, because the transport is being closed."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -53,10 +71,20 @@ class _CoalescingTransport:
             self._loop.call_soon(self._send)
         self._written.append(data)
 
+    def is_closing(self) -> bool:
+        """Return True if nothing can be sent any more."""
+        return self.is_discarding or self._transport.is_closing()
+
     def close(self) -> None:
-        """Send the pending writes and close the connection."""
+        """Send the pending writes and close the connection; a second call closes it at once."""
         self._send()
-        self._transport.close()
+        if self.is_discarding or self._transport.is_closing() or not self._is_receiving():
+            self._transport.close()
+            return
+        self.is_discarding = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(DISCARD_TIMEOUT_S, self._transport.close)
 
     def _send(self) -> None:
         written, self._written = self._written, []
@@ -64,76 +92,146 @@ class _CoalescingTransport:
             self._transport.write(b"".join(written))
 
 
-class BoundedHeadProtocol(HttpToolsProtocol):
-    """Protocol that responds 400 or 408 to heads that are too long, too slow or not HTTP.
+class BoundedProtocol(HttpToolsProtocol):
+    """Protocol that bounds the bytes and the time of every part of a request except its body.
 
-    It then closes the connection. It also sets the disconnect signal of each request
-    (:mod:`service.http.request_scope`).
+    It responds 400 or 408 to requests that exceed the bounds or are not HTTP, then closes the
+    connection. It ignores offers to upgrade the protocol, and sets the disconnect signal of each
+    request (:mod:`service.http.request_scope`). The application bounds the body.
     """
 
-    _in_head = True
-    _head_bytes = 0
-    _head_timer: asyncio.TimerHandle | None = None
+    _in_head = False
+    _is_receiving = False
+    """True from the first byte of a request to its last."""
+    _bytes_without_progress = 0
+    """Bytes received since a head or a message was complete, or a part of a body arrived."""
+    _timer: asyncio.TimerHandle | None = None
+    _ignores_upgrade = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the first request."""
-        super().connection_made(_CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(_Transport(transport, self.loop, lambda: self._is_receiving))  # type: ignore[arg-type]
         self._disconnected = CancelSignal(ClientDisconnect)
-        self._wait_for_head()
+        self._start_timer(HEAD_TIMEOUT_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the work for the requests of this connection."""
-        self._stop_waiting()
+        self._stop_timer()
         super().connection_lost(exc)
         self._disconnected.set()
 
     def on_message_begin(self) -> None:
-        """Start counting the bytes of a head."""
-        self._in_head, self._head_bytes = True, 0
+        """Start counting the bytes of a head, and its timer."""
+        self._in_head = self._is_receiving = True
+        self._unset_keepalive_if_required()
+        self._start_timer(HEAD_TIMEOUT_S, self._on_slow_head)
         super().on_message_begin()
         set_disconnect_signal(self.scope, self._disconnected)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Store a header field; trailer fields are ignored."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Stop the timer: the application limits the body that follows."""
         self._in_head = False
-        self._stop_waiting()
-        super().on_headers_complete()
+        self._bytes_without_progress = 0
+        self._stop_timer()
+        # The parser does not read the body of a request that offers an upgrade; CONNECT has none.
+        self._ignores_upgrade = (
+            self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        )
+        if not self._ignores_upgrade:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a part of the body on."""
+        self._bytes_without_progress = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Resume reading, which a large body has paused, so that a disconnect is noticed."""
+        if self._ignores_upgrade:
+            return
+        self._is_receiving = False
+        self._bytes_without_progress = 0
         super().on_message_complete()
+        if self.cycle.response_complete:
+            self._stop_timer()
+            self._start_keep_alive_timer()
         if not self.pipeline:
             self.flow.resume_reading()
 
+    def on_response_complete(self) -> None:
+        """Start the timer for the next request, or for the rest of this one."""
+        super().on_response_complete()
+        if self.transport.is_closing() or not self.cycle.response_complete:
+            return
+        if self._is_receiving:  # another timer applies
+            self._unset_keepalive_if_required()
+        if self.cycle.more_body:
+            self._start_timer(DISCARD_TIMEOUT_S, self.transport.close)
+
     def data_received(self, data: bytes) -> None:
-        """Parse, then check the size of an incomplete head; most arrive in one piece."""
-        super().data_received(data)
-        if self._in_head:
-            if not self._head_bytes:
-                self._wait_for_head()
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(
-                    f"The request's headers exceed the {MAX_HEAD_BYTES} bytes that are accepted."
-                )
+        """Parse, then check the number of bytes of an incomplete part."""
+        if cast(_Transport, self.transport).is_discarding:
+            return
+        self._bytes_without_progress += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("The data received are not a valid HTTP request.")
+            return
+        if self._bytes_without_progress > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(
+                "The request's headers, trailers or chunk extensions exceed the "
+                f"{MAX_HEAD_BYTES} bytes that are accepted."
+            )
 
     def send_400_response(self, msg: str) -> None:
         """Respond to an invalid request; also called by uvicorn."""
         self._respond(MalformedRequestError(f"{msg} The API is described at /docs."))
 
-    def _wait_for_head(self) -> None:
-        self._stop_waiting()
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_slow_head)
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            if self._ignores_upgrade:
+                self._parse_without_upgrade(data[error.args[0] :])
 
-    def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Parse the head again, without the field that offers an upgrade, and what follows it.
+
+        Clients that offer HTTP/2 (``Upgrade: h2c``) send the body without waiting for a response.
+        """
+        lines = [
+            name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade"
+        ]
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        request_line = b"%s %s HTTP/%s\r\n" % (method, self.url, version)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(request_line + b"".join(lines) + b"\r\n")
+        self._feed(rest)
+
+    def _start_timer(self, seconds: float, on_timeout: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, on_timeout)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start_keep_alive_timer(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _on_slow_head(self) -> None:
-        if self._head_bytes == 0:
-            self.transport.close()  # an idle connection
-        elif not self.transport.is_closing():
+        if not self.transport.is_closing():
             self._respond(
                 SlowHeadError(
                     f"The request's headers did not arrive within {HEAD_TIMEOUT_S:g} s. "
@@ -142,7 +240,15 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             )
 
     def _respond(self, error: ServiceError) -> None:
-        # There is no complete request, so the application cannot respond.
+        """Respond in place of the application, which has no complete request, and close."""
+        in_body = self._is_receiving and not self._in_head
+        self._is_receiving = True  # the client may still be sending
+        if in_body:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:  # a request has one response
+                self.transport.close()
+                return
         state_of(self.config.app).metrics.errors.labels(error.code).inc()  # type: ignore[arg-type]
         request_id = new_request_id()
         document = to_json(problem_of(error, "", request_id))
@@ -169,10 +275,12 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=BoundedHeadProtocol,
+                http=BoundedProtocol,
                 access_log=False,  # the middleware logs requests
                 log_config=None,
                 server_header=False,
+                ws="none",
+                timeout_keep_alive=settings.keep_alive_s,
                 # Explicit, because uvicorn trusts 127.0.0.1 by default.
                 proxy_headers=bool(settings.trusted_proxies),
                 forwarded_allow_ips=list(settings.trusted_proxies),

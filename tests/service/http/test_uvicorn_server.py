@@ -3,9 +3,12 @@
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer
 
 from service.http import uvicorn_server as server_module
@@ -51,6 +54,17 @@ def test_a_head_that_is_too_long_gets_a_problem_document(server: RunningServer) 
     assert "65536 bytes" in json.loads(body)["detail"]
 
 
+def test_a_second_head_on_a_connection_is_counted_alone(server: RunningServer) -> None:
+    field = b"X: " + b"x" * 40_000 + b"\r\n\r\n"
+    body = b"Content-Length: 50000\r\n\r\n" + bytes(50_000)
+    sent = (
+        b"POST /livez HTTP/1.1\r\n" + body + b"GET /livez HTTP/1.1\r\nConnection: close\r\n" + field
+    )
+    status, _, received = exchange(server, sent)
+    assert status == "HTTP/1.1 405 Method Not Allowed"
+    assert b"HTTP/1.1 200 OK" in received
+
+
 def test_a_slow_head_gets_408_and_an_idle_connection_is_closed(
     start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +89,131 @@ def test_the_head_timeout_applies_to_keep_alive_connections(
     assert b"HTTP/1.1 408 Request Timeout" in body
 
 
+UNKNOWN_OPTION = b"POST /detect?nonsense=1 HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+
+
+def connect(running: RunningServer) -> socket.socket:
+    url = running.client.base_url
+    return socket.create_connection((url.host, url.port), timeout=20)
+
+
+def is_closed_by_server(connection: socket.socket) -> bool:
+    try:
+        while connection.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("path", [b"/detect?nonsense=1", b"/detect"])
+@pytest.mark.parametrize(
+    ("start", "block"),
+    [
+        (b"0\r\n", b"a:b\r\n" * 10_000),  # trailers
+        (b"0\r\na:", b"b" * 50_000),  # one trailer
+        (b"5;", b"x" * 50_000),  # a chunk extension
+        (b"0\r\n\r\n", b"\r\n" * 25_000),  # empty lines before the next request
+    ],
+)
+def test_bytes_that_are_neither_head_nor_body_are_bounded(
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    path: bytes,
+    start: bytes,
+    block: bytes,
+) -> None:
+    monkeypatch.setattr(server_module, "DISCARD_TIMEOUT_S", 0.2)
+    with connect(server) as connection:
+        connection.settimeout(5)
+        connection.sendall(
+            b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + start
+        )
+        with suppress(OSError):  # closed by the server
+            for _ in range(10):
+                connection.sendall(block)
+        assert is_closed_by_server(connection)
+
+
+def test_trailers_are_not_added_to_the_headers(server: RunningServer) -> None:
+    sent = b"GET /livez HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    status, headers, _ = exchange(server, sent + b"0\r\nX-Request-ID: trailer\r\n\r\n")
+    assert status == "HTTP/1.1 200 OK"
+    assert headers["x-request-id"] != "trailer"
+
+
+def test_a_body_that_never_ends_does_not_keep_the_connection_open(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "DISCARD_TIMEOUT_S", 0.2)
+    with connect(server) as connection:
+        connection.settimeout(5)
+        connection.sendall(UNKNOWN_OPTION + b"Content-Length: 1000\r\n\r\n")
+        assert b" 422 " in connection.recv(65536)
+        connection.sendall(b"x")
+        assert is_closed_by_server(connection)
+
+
+def test_empty_lines_do_not_keep_an_idle_connection_open(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    running = start_server(ColourEngine(), keep_alive_s=1)
+    with connect(running) as connection:
+        connection.settimeout(5)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in connection.recv(65536)
+        connection.sendall(b"\r\n")
+        assert is_closed_by_server(connection)
+
+
+def test_the_connection_can_be_used_after_an_early_response(server: RunningServer) -> None:
+    with connect(server) as connection:
+        connection.sendall(UNKNOWN_OPTION + b"Content-Length: 500000\r\n\r\n")
+        assert b" 422 " in connection.recv(65536)
+        connection.sendall(bytes(500_000) + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in connection.recv(65536)
+
+
+@pytest.mark.parametrize("extra", [b"", b"Connection: close\r\n"])
+def test_a_client_that_sends_a_body_over_the_limit_can_read_the_response(
+    start_server: Callable[..., RunningServer], extra: bytes
+) -> None:
+    running = start_server(ColourEngine(), max_body_bytes=1024)
+    for _ in range(5):
+        with connect(running) as connection:
+            size = 8_000_000
+            connection.sendall(
+                b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+                + extra
+                + b"Content-Length: %d\r\n\r\n" % size
+            )
+            connection.sendall(bytes(size))
+            assert b" 413 " in connection.recv(65536)
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_an_offer_to_upgrade_is_ignored(server: RunningServer, offer: bytes, pieces: int) -> None:
+    image = encode(plain(255, 0))
+    head = (
+        b"POST /detect HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: " + offer + b"\r\nHTTP2-Settings: AAMAAABk\r\nContent-Type: image/png\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(image)
+    )
+    with connect(server) as connection:
+        for _ in range(2):  # the connection stays usable
+            sent = head + image
+            size = -(-len(sent) // pieces)
+            for start in range(0, len(sent), size):
+                connection.sendall(sent[start : start + size])
+                time.sleep(0.01)
+            received = connection.recv(65536)
+            assert b"200 OK" in received
+            assert b'"detections"' in received
+
+
 class RecordingTransport:
     """Transport that records writes and closing."""
 
@@ -95,7 +234,7 @@ def test_head_and_body_of_a_response_are_sent_together() -> None:
     transport = RecordingTransport()
 
     async def respond() -> None:
-        coalescing = server_module._CoalescingTransport(transport, asyncio.get_running_loop())  # type: ignore[arg-type]
+        coalescing = server_module._Transport(transport, asyncio.get_running_loop(), lambda: False)  # type: ignore[arg-type]
         for part in (b"head, ", b"body"):
             coalescing.write(part)
         assert transport.calls == []
