@@ -119,6 +119,12 @@ class ImageSizeError(ServiceError):
     status, code, title = 413, "image_size", "The image size is not supported"
 
 
+class TooManyInputsError(ServiceError):
+    """The request needs more network inputs than the queue of the model holds."""
+
+    status, code, title = 413, "too_many_inputs", "The request needs too many network inputs"
+
+
 class InvalidOptionError(ServiceError):
     """An option is unknown, out of range or not supported by the model."""
 

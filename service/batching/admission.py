@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from service.batching.latency_model import LatencyModel
-from service.errors import DeadlineUnreachableError, QueueFullError
+from service.errors import DeadlineUnreachableError, QueueFullError, TooManyInputsError
 
 MAX_RETRY_AFTER_S = 60
 
@@ -42,9 +42,15 @@ class Admission:
     def check(self, places: int, deadline_at: float) -> None:
         """Raise if a request for ``places`` would be rejected now.
 
-        Raises :class:`QueueFullError` and :class:`DeadlineUnreachableError`. A request is never
-        rejected while no other is admitted: the latency model could not be corrected otherwise.
+        Raises :class:`TooManyInputsError`, :class:`QueueFullError` and
+        :class:`DeadlineUnreachableError`. The latter two are never raised while no other request is
+        admitted: the latency model could not be corrected otherwise.
         """
+        if places > self.limit:
+            raise TooManyInputsError(
+                f"The request needs {places} network inputs (images x scales); the queue of model "
+                f"{self._model} holds {self.limit}. Send fewer images or scales per request."
+            )
         if not self.admitted:
             return
         expected_s = self._latency.seconds(self.admitted + places)

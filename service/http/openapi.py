@@ -37,6 +37,7 @@ _DETECT_ERRORS = problem_responses(
     errors.SlowBodyError,
     errors.BodyTooLargeError,
     errors.ImageSizeError,
+    errors.TooManyInputsError,
     errors.UnsupportedMediaTypeError,
     errors.UnsupportedImageError,
     errors.InvalidOptionError,

@@ -78,28 +78,52 @@ async def read_images(
             f"multipart/form-data with a file field named {IMAGE_FIELD!r} for each; "
             "with curl: -F 'image=@one.jpg' -F 'image=@two.jpg'."
         )
-    body = await _receive(request, max_bytes, timeout_s, claim)
-    if media_type == _MULTIPART:
-        return await _images_of_form(request.headers, body, max_images)
-    return [body]
+    body = _BoundedBody(request, max_bytes, claim)
+    with CancelScope(Timeout(timeout_s, lambda: _too_slow(timeout_s))):
+        if media_type == _MULTIPART:
+            return await _read_form(request.headers, body, max_images)
+        return [await body.read()]
 
 
-async def _receive(
-    request: Request, max_bytes: int, timeout_s: float, claim: Callable[[int], None]
-) -> bytes:
-    def too_slow() -> SlowBodyError:
-        return SlowBodyError(
-            f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
-        )
+class _BoundedBody:
+    """The body of a request in chunks.
 
-    with CancelScope(Timeout(timeout_s, too_slow)):
-        body = await _read(request, max_bytes, claim)
-    if not body:
-        raise EmptyBodyError(
-            "The request body is empty. Send the bytes of an image, for example with "
-            "curl --data-binary @image.jpg -H 'Content-Type: image/jpeg'."
-        )
-    return body
+    The iteration raises :class:`BodyTooLargeError`, :class:`EmptyBodyError` and the errors of
+    ``claim``, which is called with the size of each chunk.
+    """
+
+    def __init__(self, request: Request, max_bytes: int, claim: Callable[[int], None]) -> None:
+        self._request = request
+        self.max_bytes = max_bytes
+        self._claim = claim
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks as they arrive."""
+        declared = self._request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            raise _too_large(f"{declared} bytes were announced", self.max_bytes)
+        size = 0
+        async for chunk in self._request.stream():
+            size += len(chunk)
+            if size > self.max_bytes:
+                raise _too_large(f"more than {self.max_bytes} bytes were received", self.max_bytes)
+            self._claim(len(chunk))
+            yield chunk
+        if not size:
+            raise EmptyBodyError(
+                "The request body is empty. Send the bytes of an image, for example with "
+                "curl --data-binary @image.jpg -H 'Content-Type: image/jpeg'."
+            )
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        return b"".join([chunk async for chunk in self.chunks()])
+
+
+def _too_slow(timeout_s: float) -> SlowBodyError:
+    return SlowBodyError(
+        f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
+    )
 
 
 def _check_media_type(headers: Headers) -> str:
@@ -121,19 +145,6 @@ def _check_media_type(headers: Headers) -> str:
     )
 
 
-async def _read(request: Request, max_bytes: int, claim: Callable[[int], None]) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(f"{declared} bytes were announced", max_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise _too_large(f"more than {max_bytes} bytes were received", max_bytes)
-        claim(len(chunk))
-        body += chunk
-    return bytes(body)
-
-
 def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
     return BodyTooLargeError(
         f"The request body is too large: {received}, at most {max_bytes} are accepted. "
@@ -141,13 +152,11 @@ def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-async def _images_of_form(headers: Headers, body: bytes, max_images: int) -> list[bytes]:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
+async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> list[bytes]:
+    """Parse a form while it arrives, so that a large one does not block the event loop."""
     # Options belong to the query string, so the form has files and no other fields.
-    parser = MultiPartParser(headers, stream(), max_files=max_images, max_fields=0)
-    parser.spool_max_size = len(body)  # the body is in memory already: no temporary file
+    parser = MultiPartParser(headers, body.chunks(), max_files=max_images, max_fields=0)
+    parser.spool_max_size = body.max_bytes  # in memory: no temporary file
     try:
         form = await parser.parse()
     # ValueError: for example names that are not in the declared character set.

@@ -7,7 +7,7 @@ import pytest
 
 from service.batching.admission import MAX_RETRY_AFTER_S, Admission
 from service.batching.latency_model import LatencyModel
-from service.errors import DeadlineUnreachableError, QueueFullError
+from service.errors import DeadlineUnreachableError, QueueFullError, TooManyInputsError
 
 TENTH_S_PER_INPUT = [(1.0, 0.1), (20.0, 2.0)]
 
@@ -27,9 +27,17 @@ def test_a_request_occupies_its_places_until_it_ends() -> None:
 
 
 def test_never_rejects_a_request_while_no_other_is_admitted() -> None:
-    admission = Admission("m", 3, 0.001, LatencyModel(TENTH_S_PER_INPUT))
+    admission = Admission("m", 10, 0.001, LatencyModel(TENTH_S_PER_INPUT))
     with admission.admit(10, time.perf_counter()):
         assert admission.admitted == 10
+
+
+def test_a_request_that_never_fits_is_not_told_to_retry() -> None:
+    admission = Admission("m", 3, None, LatencyModel())
+    with pytest.raises(TooManyInputsError, match="needs 4 network inputs") as caught:
+        admission.check(4, math.inf)
+    assert caught.value.status == 413
+    assert not caught.value.headers
 
 
 def test_rejects_an_unreachable_deadline_at_once() -> None:
@@ -51,13 +59,13 @@ def test_the_target_latency_limits_the_queue() -> None:
 
 
 def test_retry_after_depends_on_the_queue_and_is_bounded() -> None:
-    slow = Admission("m", 10, None, LatencyModel([(1.0, 5.0), (10.0, 50.0)]))
+    slow = Admission("m", 10, None, LatencyModel([(1.0, 10.0), (10.0, 100.0)]))
     with slow.admit(10, math.inf):
         with pytest.raises(QueueFullError) as caught:
             slow.check(2, math.inf)
-        assert 10 <= int(caught.value.retry_after_s or 0) <= 20
+        assert 20 <= int(caught.value.retry_after_s or 0) <= 40
         with pytest.raises(QueueFullError) as caught:
-            slow.check(90, math.inf)
+            slow.check(10, math.inf)
         assert caught.value.retry_after_s == MAX_RETRY_AFTER_S
 
 

@@ -258,10 +258,11 @@ def test_models_list_their_options(start_server: Start) -> None:
     assert "valid boolean" in error_detail(server, "?flip=perhaps")
 
 
-def test_a_single_request_may_exceed_the_queue_limit(start_server: Start) -> None:
+def test_a_single_request_may_not_exceed_the_queue_limit(start_server: Start) -> None:
     server = start_server(FixedEngine(BOX_ROWS), make_manifest(), max_queue_size=2)
-    # A single request is accepted even if it exceeds the limit.
-    assert post(server, "?scales=0.5,1,1.5").status_code == 200
+    response = post(server, "?scales=0.5,1,1.5")
+    assert (response.status_code, response.json()["code"]) == (413, "too_many_inputs")
+    assert "retry-after" not in response.headers
     assert server.metric("centernet_admitted_inputs", model="painted") == 0
 
 

@@ -193,6 +193,18 @@ def test_a_client_that_sends_a_body_over_the_limit_can_read_the_response(
             assert b" 413 " in connection.recv(65536)
 
 
+def test_a_form_is_parsed_while_it_arrives(server: RunningServer) -> None:
+    part = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n'
+    with connect(server) as connection:
+        connection.sendall(
+            b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+            b"Content-Type: multipart/form-data; boundary=B\r\n\r\n" + 2 * part
+        )
+        received = connection.recv(65536)
+        assert b"400 Bad Request" in received
+        assert b"Maximum number of files is 1" in received
+
+
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0"])
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_an_offer_to_upgrade_is_ignored(server: RunningServer, offer: bytes, pieces: int) -> None:
