@@ -114,9 +114,10 @@ FIRING: dict[str, list[tuple[Case, Alert]]] = {
     ],
     "CenternetHighLatency": [
         (
-            Case(seconds("/detect", fast="0+90x80", slow="0+100x80", all="0+100x80"), "16m"),
+            Case(seconds(route, fast="0+90x80", slow="0+100x80", all="0+100x80"), "16m"),
             Alert(INSTANCE, "a:8000: the 99th percentile of the request latency is 2.35s."),
         )
+        for route in ("/detect", "/models/{name}/detect/batch")
     ],
     "CenternetQueueNearLimit": [
         (
@@ -136,7 +137,19 @@ FIRING: dict[str, list[tuple[Case, Alert]]] = {
             ),
             Alert(INSTANCE, "a:8000 rejects 10% of the requests for lack of capacity."),
         )
-        for code in ("queue_full", "deadline_unreachable", "deadline_exceeded", "not_ready")
+        for code in ("queue_full", "deadline_unreachable", "deadline_exceeded")
+    ]
+    + [
+        (
+            Case(
+                {
+                    requests("/detect/batch", "200"): "0+105x60",
+                    requests("/models/{name}/detect/batch", "503"): "0+45x60",
+                },
+                "12m",
+            ),
+            Alert(INSTANCE, "a:8000 rejects 30% of the requests for lack of capacity."),
+        )
     ],
     "CenternetLowThroughput": [
         (
@@ -237,6 +250,17 @@ INACTIVE: dict[str, dict[str, Case]] = {
         ),
         "no requests": Case(
             {errors("queue_full"): "0x60", requests("/detect", "200"): "0x60"}, "12m"
+        ),
+        "probes while the models are loaded": Case(
+            {
+                errors("not_ready"): "0+6x60",
+                requests("/readyz", "503"): "0+6x60",
+                requests("/detect", "200"): "0x60",
+            },
+            "12m",
+        ),
+        "batch requests": Case(
+            {errors("queue_full"): "0+3x60", requests("/detect/batch", "200"): "0+150x60"}, "12m"
         ),
     },
     "CenternetLowThroughput": {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -52,6 +53,16 @@ def services(project: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("profiles", SERVICES, ids="+".join)
 def test_each_profile_starts_exactly_its_services(project: Path, profiles: tuple[str, ...]) -> None:
     assert set(compose_config(project, *profiles)["services"]) == SERVICES[profiles]
+
+
+def test_the_port_mapping_does_not_depend_on_centernet_env(project: Path, tmp_path: Path) -> None:
+    shutil.copy(project / "docker-compose.yml", tmp_path)
+    (tmp_path / "centernet.env").write_text("CENTERNET_PORT=9000\nCENTERNET_HOST=127.0.0.1\n")
+    for name, service in compose_config(tmp_path, "cpu", "gpu")["services"].items():
+        if name in {"cpu", "gpu"}:
+            assert service["environment"]["CENTERNET_PORT"] == "8000"
+            assert service["environment"]["CENTERNET_HOST"] == "0.0.0.0"
+            assert [port["target"] for port in service["ports"]] == [8000]
 
 
 def test_every_container_is_hardened(services: dict[str, Any]) -> None:
