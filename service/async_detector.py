@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +26,8 @@ from service.decoders.types import Detections
 from service.detector import Detector, Image, Prediction, PreprocessedImage
 from service.engines import EngineUnavailableError
 from service.errors import DeadlineExceededError, ServiceError
+from service.image_pool import NO_COST, ImagePool
+from service.imaging.types import DecodingCost
 from service.observability.metrics import Metrics, ModelMetrics
 from service.observability.tracing import Tracing
 from service.options import RequestOptions
@@ -46,14 +47,14 @@ is timed."""
 class AsyncDetector:
     """A :class:`Detector` whose inputs are batched with those of concurrent calls.
 
-    ``cpu_pool``: threads that decode images and, if an image has several inputs, outputs. Call
+    ``pool``: threads that decode images and, if an image has several inputs, outputs. Call
     :meth:`warm_up`, then :meth:`start` inside the event loop.
     """
 
     def __init__(
         self,
         detector: Detector,
-        cpu_pool: Executor,
+        pool: ImagePool,
         settings: Settings,
         metrics: Metrics,
         self_test: SelfTest | None = None,
@@ -66,7 +67,7 @@ class AsyncDetector:
         self.max_batch_size = settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
         if self._engine.max_batch_size is not None:
             self.max_batch_size = min(self.max_batch_size, self._engine.max_batch_size)
-        self._cpu_pool = cpu_pool
+        self._pool = pool
         self._settings = settings
         self._self_test = self_test
         self._self_test_error: str | None = None
@@ -154,7 +155,7 @@ class AsyncDetector:
     @property
     def fatal_problem(self) -> str | None:
         """Reason the process must be restarted; None if it need not be."""
-        return self._batcher.problem
+        return self._batcher.problem or self._pool.problem
 
     async def detect(
         self, image: Image, options: RequestOptions, scheduling: SchedulingOptions
@@ -171,14 +172,16 @@ class AsyncDetector:
     async def _detect(
         self, image: Image, options: RequestOptions, scheduling: SchedulingOptions
     ) -> Prediction:
+        # Only the header is read here, so that an image that cannot be accepted is never queued.
+        opened = self.detector.open_image(image)
         preprocessed: tuple[PreprocessedImage, float] | None = None
 
         def prepare() -> Sequence[BatchInput]:
             nonlocal preprocessed
-            preprocessed = _timed(lambda: self.detector.preprocess(image, options.inputs))
+            preprocessed = _timed(lambda: self.detector.preprocess(opened, options.inputs))
             return preprocessed[0].inputs
 
-        items = await run_prepared(self._batcher, self._cpu_pool, prepare, scheduling)
+        items = await run_prepared(self._batcher, self._pool, prepare, scheduling, opened.cost)
         assert preprocessed is not None
         prepared, prepare_s = preprocessed
         outputs = [item.outputs for item in items]
@@ -191,7 +194,7 @@ class AsyncDetector:
         if len(outputs) == 1:
             detections, postprocess_s = _timed(postprocess)
         else:
-            detections, postprocess_s = await self._in_pool(postprocess)
+            detections, postprocess_s = await self._in_pool(postprocess, scheduling)
         stage_s = {"prepare": prepare_s, **_engine_stages(items), "postprocess": postprocess_s}
         for stage, seconds in stage_s.items():
             self._metrics.stage(stage, seconds)
@@ -206,9 +209,10 @@ class AsyncDetector:
             largest.trigger,
         )
 
-    async def _in_pool(self, function: Callable[[], _Result]) -> tuple[_Result, float]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._cpu_pool, _timed, function)
+    async def _in_pool(
+        self, function: Callable[[], _Result], scheduling: SchedulingOptions
+    ) -> tuple[_Result, float]:
+        return await asyncio.wrap_future(self._pool.submit(lambda: _timed(function), scheduling))
 
     async def _repeat_self_test(self, self_test: SelfTest) -> None:
         """Run the self-test periodically, at the lowest priority."""
@@ -235,20 +239,22 @@ class AsyncDetector:
 
 async def run_prepared(
     batcher: Batcher,
-    pool: Executor,
+    pool: ImagePool,
     prepare: Callable[[], Sequence[BatchInput]],
     scheduling: SchedulingOptions,
+    cost: DecodingCost = NO_COST,
 ) -> list[BatchItemOutput]:
     """Call ``prepare`` in ``pool``, queue its inputs from there, and return their outputs.
 
-    The inputs do not pass through the event loop. Raises the exceptions of ``prepare``,
-    :meth:`Batcher.put` and :meth:`Batcher.wait`.
+    ``cost``: resources that ``prepare`` takes. The inputs do not pass through the event loop.
+    Raises the exceptions of ``prepare``, :meth:`ImagePool.submit`, :meth:`Batcher.put` and
+    :meth:`Batcher.wait`.
     """
     request = batcher.new_request(scheduling)
     # The traceback of an error refers to the arguments of the pool's function, and the request to
     # the error. The list breaks this cycle, so that images are freed without garbage collection.
     holder = [request]
-    future = pool.submit(_prepare_and_put, batcher, holder, prepare)
+    future = pool.submit(lambda: _prepare_and_put(batcher, holder, prepare), scheduling, cost)
     try:
         return await batcher.wait(request)
     finally:

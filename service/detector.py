@@ -29,7 +29,7 @@ from service.engines import Engine, EngineUnavailableError, open_engine
 from service.engines.output_check import check_outputs
 from service.errors import EngineError
 from service.imaging.geometry import ImageTransform
-from service.imaging.image_decoding import ArrayImage, open_image
+from service.imaging.image_decoding import ArrayImage, OpenedImage, open_image
 from service.imaging.resize import InputPlanner
 from service.imaging.types import InputOptions
 from service.imaging.warp import choose_reduction, warp_to_input
@@ -116,7 +116,7 @@ class Detector(AbstractContextManager["Detector"]):
     def run(self, image: Image, options: RequestOptions) -> Prediction:
         """Detect with options that :attr:`rules` has completed; each network input runs alone."""
         began_at = time.perf_counter()
-        prepared = self.preprocess(image, options.inputs)
+        prepared = self.preprocess(self.open_image(image), options.inputs)
         prepared_at = time.perf_counter()
         outputs = [self._run_engine(network_input) for network_input in prepared.inputs]
         ran_at = time.perf_counter()
@@ -145,15 +145,19 @@ class Detector(AbstractContextManager["Detector"]):
             raise EngineError("The model returned a score that is not finite.")
         return outputs
 
-    def preprocess(self, image: Image, options: InputOptions) -> PreprocessedImage:
+    def open_image(self, image: Image) -> OpenedImage | ArrayImage:
+        """Read the header of an image; raises the image errors of :mod:`service.errors`."""
+        if isinstance(image, np.ndarray):
+            return ArrayImage(image, self._max_image_pixels)
+        return open_image(image, self._max_image_pixels)
+
+    def preprocess(
+        self, opened: OpenedImage | ArrayImage, options: InputOptions
+    ) -> PreprocessedImage:
         """Decode an image and compute its network inputs.
 
         Raises the image errors of :mod:`service.errors`.
         """
-        if isinstance(image, np.ndarray):
-            opened: Any = ArrayImage(image, self._max_image_pixels)
-        else:
-            opened = open_image(image, self._max_image_pixels)
         transforms = self._planner.plan_inputs(opened.width_px, opened.height_px, options)
         reduction = choose_reduction(transforms) if self._scaled_decoding else 1
         decoded = opened.decode(reduction)

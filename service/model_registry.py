@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from service.detector import DEFAULT_GPU_BATCH_SIZE, open_detector
 from service.engines import Engine, open_engine
 from service.engines.build_engines import build_engines
 from service.errors import UnknownModelError
+from service.image_pool import ImagePool
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
 from service.self_test import SelfTest
@@ -33,7 +33,7 @@ class ModelRegistry:
 
     detectors: Mapping[str, AsyncDetector]
     default_name: str
-    cpu_pool: Executor
+    pool: ImagePool
 
     def get(self, name: str | None) -> AsyncDetector:
         """Return the model of that name, or the default model for None.
@@ -56,7 +56,7 @@ class ModelRegistry:
     async def stop(self) -> None:
         """Finish the admitted requests and end all threads."""
         await asyncio.gather(*(detector.stop() for detector in self.detectors.values()))
-        self.cpu_pool.shutdown(wait=False)  # no request uses it any more
+        self.pool.close()
 
 
 def load_models(
@@ -68,7 +68,8 @@ def load_models(
     :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError`: one
     package that cannot be served stops the start-up, so that no model is missing silently.
     """
-    cpu_pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images")
+    pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
+    metrics.watch_image_pool(lambda: pool.oldest_age_s, lambda: pool.held_bytes)
     detectors: dict[str, AsyncDetector] = {}
     for package in find_packages(settings):
         name = package.manifest.name
@@ -77,7 +78,7 @@ def load_models(
         report_step(f"loading {name}")
         detector = open_detector(package, settings)
         self_test = _make_self_test(package, detector.engine)
-        detectors[name] = AsyncDetector(detector, cpu_pool, settings, metrics, self_test)
+        detectors[name] = AsyncDetector(detector, pool, settings, metrics, self_test)
         report_step(f"warming up {name}")
         detectors[name].warm_up()
         _log.info(
@@ -85,7 +86,7 @@ def load_models(
             *(name, len(package.manifest.classes), detectors[name].max_batch_size),
             package.directory,
         )
-    return ModelRegistry(detectors, _default_name(settings, detectors), cpu_pool)
+    return ModelRegistry(detectors, _default_name(settings, detectors), pool)
 
 
 def find_packages(settings: Settings) -> Iterator[ModelPackage]:

@@ -135,6 +135,13 @@ class Settings(BaseSettings):
         le=170_000_000,
         description="Maximum pixels of an image, checked before decoding.",
     )
+    max_decoding_bytes: int = Field(
+        1024**3,
+        ge=1024,
+        le=2**40,
+        description="Maximum memory in bytes for decoding images at a time, all models together, "
+        "as computed from the headers of the images; further images wait.",
+    )
     scaled_decoding: bool = Field(
         True, description="Decode JPEGs much larger than the network input at 1/2, 1/4 or 1/8."
     )

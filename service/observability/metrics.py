@@ -38,6 +38,13 @@ class Metrics:
         )
         self.errors = self._counter("request_errors", "Error responses by error code.", "code")
         self.body_bytes = self._gauge("request_body_bytes", "Bytes of request bodies in memory.")
+        self._image_queue_age = self._gauge(
+            "image_queue_oldest_age_seconds",
+            "Age of the oldest image that is waiting to be decoded.",
+        )
+        self._decoding_bytes = self._gauge(
+            "decoding_memory_bytes", "Stated memory of the images that are being decoded."
+        )
         self.event_loop_lag = self._gauge(
             "event_loop_lag_seconds", "Maximum delay of the event loop in the last second."
         )
@@ -118,6 +125,13 @@ class Metrics:
             self._request_series[key] = series
         series[0].inc()
         series[1].observe(seconds)
+
+    def watch_image_pool(
+        self, oldest_age_s: Callable[[], float], held_bytes: Callable[[], float]
+    ) -> None:
+        """Read the state of the pool that decodes images whenever the metrics are read."""
+        self._image_queue_age.set_function(oldest_age_s)
+        self._decoding_bytes.set_function(held_bytes)
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

@@ -138,7 +138,7 @@ def test_several_models_require_a_default(
     )
     models = load_models(Settings(models=tmp_path, default_model="two"), Metrics(), print)
     assert models.get(None).manifest.name == "two"
-    models.cpu_pool.shutdown()
+    models.pool.close()
 
 
 def test_rejects_two_packages_of_the_same_name(

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from service.errors import (
     InvalidOptionError,
     UnsupportedImageError,
 )
+from service.image_pool import ImagePool
 from service.observability.metrics import Metrics
 from service.options import DetectParameters, validate_options
 from service.self_test import draw_test_image
@@ -173,7 +175,7 @@ def test_the_asynchronous_detector_gives_the_same_detections(bundled: Path, imag
         finally:
             await asynchronous.stop()
 
-    with ThreadPoolExecutor(1) as pool:
+    with closing(ImagePool(1)) as pool:
         prediction = asyncio.run(detect(pool))
     assert_equal(prediction.detections, expected.detections)
     assert (prediction.image_width_px, prediction.image_height_px) == (420, 300)

@@ -25,6 +25,7 @@ from support.serving import (
 
 from service.engines import Images
 from service.engines.errors import EngineBrokenError
+from service.image_pool import ImagePool
 from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -158,7 +159,7 @@ def test_an_engine_that_hangs_does_not_affect_other_models(monkeypatch: pytest.M
     hanging = GatedEngine()
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
-        pool = ThreadPoolExecutor(2)
+        pool = ImagePool(2)
         engines = {"painted": hanging, "other": ColourEngine()}
         detectors = {
             name: make_async_detector(

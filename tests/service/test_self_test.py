@@ -1,7 +1,6 @@
 """The self-test detects an engine with wrong outputs, at start-up and later."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from support.serving import (
 )
 
 from service.engines import EngineUnavailableError, Images
+from service.image_pool import ImagePool
 from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.self_test import SelfTest, draw_test_image
@@ -39,7 +39,7 @@ class FaultyEngine(ColourEngine):
 def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
     manifest, engine = make_manifest(), FaultyEngine()
     self_test = SelfTest(manifest.input, engine)
-    pool = ThreadPoolExecutor(1)
+    pool = ImagePool(1)
     detector = make_async_detector(manifest, engine, pool, settings, metrics, self_test)
     return ModelRegistry({"painted": detector}, "painted", pool)
 
@@ -108,9 +108,7 @@ def test_warm_up_does_not_compare_the_reference_with_itself(is_reference: bool, 
 
     engine.run = run  # type: ignore[method-assign]
     self_test = SelfTest(spec, engine)
-    make_async_detector(
-        manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test
-    ).warm_up()
+    make_async_detector(manifest, engine, ImagePool(1), Settings(), Metrics(), self_test).warm_up()
     assert sum(is_self_test) == runs
 
 
@@ -118,9 +116,7 @@ def test_warm_up_raises_when_the_engine_disagrees_with_the_reference() -> None:
     manifest, engine = make_manifest(), FaultyEngine()
     engine.is_reference = False
     self_test = SelfTest(manifest.input, engine)
-    detector = make_async_detector(
-        manifest, engine, ThreadPoolExecutor(1), Settings(), Metrics(), self_test
-    )
+    detector = make_async_detector(manifest, engine, ImagePool(1), Settings(), Metrics(), self_test)
     detector.warm_up()
     engine.fault = zero_scores
     with pytest.raises(EngineUnavailableError, match=r"painted on colour engine: .* differs by"):

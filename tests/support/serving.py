@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ from service.detector import Detector
 from service.engines import Engine, Images
 from service.http.state import ServiceState, state_of
 from service.http.uvicorn_server import Server
+from service.image_pool import ImagePool
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
@@ -175,7 +176,7 @@ class RunningServer:
 def make_async_detector(
     manifest: ModelManifest,
     engine: Engine,
-    pool: Executor,
+    pool: ImagePool,
     settings: Settings,
     metrics: Metrics,
     self_test: SelfTest | None = None,
@@ -196,7 +197,7 @@ def one_model(
     """Return a function that loads the model ``painted`` with ``engine``."""
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
-        pool = ThreadPoolExecutor(settings.image_threads)
+        pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
         detector = make_async_detector(manifest or make_manifest(), engine, pool, settings, metrics)
         return ModelRegistry({"painted": detector}, "painted", pool)
 

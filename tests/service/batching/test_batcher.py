@@ -6,7 +6,7 @@ import math
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from service.batching.types import (
 from service.engines import Engine, Images
 from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
+from service.image_pool import ImagePool
 
 
 class RecordingObserver:
@@ -601,7 +602,7 @@ def test_inputs_are_freed_without_garbage_collection() -> None:
                 raise PrepareError
             return [prepared]
 
-        with ThreadPoolExecutor(1) as pool:
+        with closing(ImagePool(1)) as pool:
             for _ in range(5):
                 await run_prepared(
                     batcher, pool, lambda: prepare(succeeds=True), SchedulingOptions()
@@ -630,7 +631,7 @@ def test_expired_inputs_are_freed_while_the_worker_is_idle() -> None:
             references.append(weakref.ref(prepared))
             return [prepared]
 
-        with ThreadPoolExecutor(1) as pool:
+        with closing(ImagePool(1)) as pool:
             late = SchedulingOptions(time.perf_counter() + 0.05)
             expired = asyncio.create_task(run_prepared(batcher, pool, prepare, late))
             await asyncio.sleep(0.1)

@@ -263,7 +263,7 @@ def test_a_single_request_may_not_exceed_the_queue_limit(start_server: Start) ->
     response = post(server, "?scales=0.5,1,1.5")
     assert (response.status_code, response.json()["code"]) == (413, "too_many_inputs")
     assert "retry-after" not in response.headers
-    assert server.metric("centernet_admitted_inputs", model="painted") == 0
+    assert server.metric("centernet_queue_inputs", model="painted") == 0
 
 
 def test_each_input_of_a_request_takes_a_queue_slot(start_server: Start) -> None:

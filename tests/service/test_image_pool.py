@@ -1,0 +1,218 @@
+"""The pool that decodes images: order, memory budget, deadlines, cancellation, stuck tasks."""
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+import pytest
+from support.images import encode, plain
+from support.serving import ColourEngine, RunningServer, wait_until
+
+from service import image_pool
+from service.batching.types import PRIORITY_OFFSETS_S, SchedulingOptions
+from service.detector import Detector
+from service.errors import DeadlineUnreachableError, ImageSizeError
+from service.image_pool import ImagePool
+from service.imaging.types import DecodingCost
+
+NORMAL = SchedulingOptions()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def occupy(pool: ImagePool, gate: threading.Event, cost: DecodingCost) -> "Future[bool]":
+    """Start a task that runs until the gate is open."""
+    started = threading.Event()
+
+    def run() -> bool:
+        started.set()
+        return gate.wait(10)
+
+    future = pool.submit(run, NORMAL, cost)
+    assert started.wait(10)
+    return future
+
+
+def test_cheap_images_are_decoded_first_and_expensive_ones_are_not_starved(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_pool, "COST_WEIGHT", 1.0)
+    pool, order = ImagePool(1), list[str]()
+    occupy(pool, gate, DecodingCost(0, 0))
+    now = time.perf_counter()
+    clock = iter([now, now, now + 5, now + 1])
+    monkeypatch.setattr(image_pool.time, "perf_counter", lambda: next(clock, now + 9))
+    futures = [
+        pool.submit(lambda name=name: order.append(name), NORMAL, DecodingCost(0, cpu_s))  # type: ignore[misc]
+        for name, cpu_s in (("expensive", 3), ("cheap", 0.1), ("late", 0.1), ("cheaper", 0.0))
+    ]
+    gate.set()
+    for future in futures:
+        future.result(10)
+    assert order == ["cheap", "cheaper", "expensive", "late"]
+    pool.close()
+
+
+def test_priorities_apply(gate: threading.Event) -> None:
+    pool, order = ImagePool(1), list[str]()
+    occupy(pool, gate, DecodingCost(0, 0))
+    futures = [
+        pool.submit(
+            lambda name=name: order.append(name),  # type: ignore[misc]
+            SchedulingOptions(priority_offset_s=PRIORITY_OFFSETS_S[name]),
+        )
+        for name in ("low", "normal", "high")
+    ]
+    gate.set()
+    for future in futures:
+        future.result(10)
+    assert order == ["high", "normal", "low"]
+    pool.close()
+
+
+def test_running_tasks_stay_within_the_memory_budget(gate: threading.Event) -> None:
+    pool = ImagePool(4, memory_bytes=100)
+    first = occupy(pool, gate, DecodingCost(60, 0))
+    running = threading.Event()
+    second = pool.submit(running.set, NORMAL, DecodingCost(41, 0))
+    assert not running.wait(0.2)
+    assert pool.held_bytes == 60
+    fitting = pool.submit(lambda: pool.held_bytes, SchedulingOptions(priority_offset_s=9))
+    assert fitting.result(10) == 60
+    gate.set()
+    first.result(10)
+    second.result(10)
+    wait_until(lambda: pool.held_bytes == 0)
+    pool.close()
+
+
+def test_an_image_above_the_whole_budget_is_refused() -> None:
+    pool = ImagePool(1, memory_bytes=100)
+    with pytest.raises(ImageSizeError, match="could take 101 bytes of memory; at most 100"):
+        pool.submit(lambda: None, NORMAL, DecodingCost(101, 0))
+    pool.close()
+
+
+def test_an_unreachable_deadline_is_refused_from_measured_times(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ImagePool(1)
+    occupy(pool, gate, DecodingCost(0, 0))
+    monkeypatch.setattr(pool, "_stated_s", 10.0)
+    monkeypatch.setattr(pool, "_measured_s", 5.0)
+    pool.submit(lambda: None, NORMAL, DecodingCost(0, 8))
+    soon = SchedulingOptions(deadline_at=time.perf_counter() + 3)
+    with pytest.raises(DeadlineUnreachableError, match="about 4000 ms to decode"):
+        pool.submit(lambda: None, soon, DecodingCost(0, 8))
+    pool.submit(lambda: None, SchedulingOptions(time.perf_counter() + 5), DecodingCost(0, 8))
+    pool.submit(lambda: None, soon, DecodingCost(0, 0.1))  # before the expensive one
+    pool.close()
+
+
+def test_a_cancelled_task_leaves_the_queue_and_is_freed(gate: threading.Event) -> None:
+    class Image:
+        pass
+
+    pool = ImagePool(1)
+    occupy(pool, gate, DecodingCost(0, 0))
+    image = Image()
+    gone = weakref.ref(image)
+
+    def use(image: Image = image) -> None:
+        raise AssertionError(f"a cancelled task ran with {image}")
+
+    gc.disable()
+    try:
+        future = pool.submit(use, NORMAL)
+        del image, use
+        assert future.cancel()
+        del future
+        assert gone() is None
+        assert pool.oldest_age_s == 0
+    finally:
+        gc.enable()
+    pool.close()
+
+
+def test_exceptions_reach_the_caller() -> None:
+    def fail() -> None:
+        raise ValueError("bad image")
+
+    pool = ImagePool(1)
+    with pytest.raises(ValueError, match="bad image"):
+        pool.submit(fail, NORMAL, DecodingCost(7, 0)).result(10)
+    wait_until(lambda: pool.held_bytes == 0)
+    pool.close()
+
+
+def test_a_stuck_task_fails_the_probes(
+    start_server: Callable[..., RunningServer],
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = start_server(ColourEngine(), image_threads=1)
+    assert running.client.get("/livez").status_code == 200
+    monkeypatch.setattr(image_pool, "STUCK_AFTER_S", 0.0)
+    monkeypatch.setattr(image_pool, "STUCK_FACTOR", 0.0)
+    started = threading.Event()
+
+    def decode(*_: object) -> None:
+        started.set()
+        gate.wait(10)
+        raise ValueError("not decoded")
+
+    monkeypatch.setattr("service.detector.Detector.preprocess", decode)
+    poster = threading.Thread(
+        target=running.client.post, args=("/detect",), kwargs={"content": encode(plain(9, 9))}
+    )
+    poster.start()
+    assert started.wait(10)
+    time.sleep(0.01)
+    for probe in ("/livez", "/readyz"):
+        response = running.client.get(probe)
+        assert response.status_code == 503
+        assert "decoding an image began" in response.json()["detail"]
+    gate.set()
+    poster.join(10)
+
+
+def test_a_cheap_image_passes_expensive_ones_over_http(
+    start_server: Callable[..., RunningServer],
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = start_server(ColourEngine(), image_threads=1)
+    order: list[int] = []
+    preprocess = Detector.preprocess
+
+    def admitted() -> float:
+        return running.metric("centernet_queue_inputs", model="painted")
+
+    def gated(self: Detector, opened: object, options: object) -> object:
+        gate.wait(10)
+        order.append(opened.width_px)  # type: ignore[attr-defined]
+        return preprocess(self, opened, options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Detector, "preprocess", gated)
+    large, small = encode(plain(1, 2, size=(2000, 2000))), encode(plain(1, 2))
+    posters = []
+    for count, body in enumerate((large, large, large, small), start=1):
+        posters.append(
+            threading.Thread(
+                target=running.client.post, args=("/detect",), kwargs={"content": body}
+            )
+        )
+        posters[-1].start()
+        wait_until(lambda count=count: admitted() == count)  # type: ignore[misc]
+    gate.set()
+    for poster in posters:
+        poster.join(10)
+    assert order == [2000, 64, 2000, 2000]
