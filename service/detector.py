@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, load_package
 from service.batching.types import BatchInput, Trigger
+from service.cpu_cores import available_cores
 from service.decoders import ModelOutput, make_decoder
 from service.decoders.types import DetectionOptions, Detections
 from service.engines import Engine, EngineUnavailableError, open_engine
@@ -35,7 +36,7 @@ from service.imaging.types import InputOptions
 from service.imaging.warp import choose_reduction, warp_to_input
 from service.option_rules import OptionRules
 from service.options import DetectParameters, RequestOptions, validate_options
-from service.settings import Settings, available_cores
+from service.settings import Settings
 
 Image = bytes | NDArray[np.uint8]
 """One encoded image (JPEG, PNG, WebP or BMP), or uint8 RGB pixels (height, width, 3)."""
@@ -243,9 +244,10 @@ def open_model_engine(package: ModelPackage, settings: Settings) -> Engine:
     cores = available_cores()
     threads = settings.engine_threads or 1
     max_batch_size = settings.max_batch_size or DEFAULT_GPU_BATCH_SIZE
-    concurrency = max(1, cores // threads)
+    concurrency = settings.engine_concurrency or max(1, cores // threads)
     engine = open_engine(package, settings.backend, threads, concurrency, max_batch_size)
-    if settings.engine_threads is None and engine.is_reference and cores > 1:
+    is_chosen = settings.engine_threads is None and settings.engine_concurrency is None
+    if is_chosen and engine.is_reference and cores > 1:
         spec = package.manifest.input
         began_at = time.perf_counter()
         engine.run(np.zeros((1, spec.height_px, spec.width_px, 3), np.uint8))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from model_package import (
     load_package,
 )
 from service.async_detector import AsyncDetector
+from service.cpu_cores import available_cores
 from service.detector import DEFAULT_GPU_BATCH_SIZE, open_detector
 from service.engines import Engine, open_engine
 from service.engines.build_engines import build_engines
@@ -22,7 +23,7 @@ from service.image_pool import ImagePool
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
 from service.self_test import SelfTest
-from service.settings import Settings, available_cores
+from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +71,10 @@ def load_models(
     """
     pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
     metrics.watch_image_pool(lambda: pool.oldest_age_s, lambda: pool.held_bytes)
+    packages = list(find_packages(settings))
+    default_name = _default_name(settings, [package.manifest.name for package in packages])
     detectors: dict[str, AsyncDetector] = {}
-    for package in find_packages(settings):
+    for package in packages:
         name = package.manifest.name
         if settings.build_engines:
             package = _build_engines(package, settings, metrics, report_step)
@@ -86,7 +89,7 @@ def load_models(
             *(name, len(package.manifest.classes), detectors[name].max_batch_size),
             package.directory,
         )
-    return ModelRegistry(detectors, _default_name(settings, detectors), pool)
+    return ModelRegistry(detectors, default_name, pool)
 
 
 def find_packages(settings: Settings) -> Iterator[ModelPackage]:
@@ -147,15 +150,15 @@ def _package_directories(models: Path) -> list[Path]:
     return directories
 
 
-def _default_name(settings: Settings, detectors: Mapping[str, AsyncDetector]) -> str:
-    names = ", ".join(detectors)
+def _default_name(settings: Settings, loadable: Sequence[str]) -> str:
+    names = ", ".join(loadable)
     if settings.default_model is None:
-        if len(detectors) > 1:
+        if len(loadable) > 1:
             raise PackageError(
                 f"there are several models, {names}: choose the model of POST /detect "
                 "with --default-model."
             )
-        return next(iter(detectors))
-    if settings.default_model not in detectors:
+        return loadable[0]
+    if settings.default_model not in loadable:
         raise PackageError(f"there is no model {settings.default_model!r}; there are {names}.")
     return settings.default_model

@@ -9,17 +9,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.cpu_cores import available_cores
+
 PREFIX = "CENTERNET_"
 # Variables that Kubernetes sets in every pod next to a Service named "centernet".
 _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 _ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use, for example in a container."""
-    return len(os.sched_getaffinity(0))
 
 
 def split_commas(value: Any) -> Any:
@@ -82,6 +79,13 @@ class Settings(BaseSettings):
         le=1024,
         description="Threads per engine run on the CPU; concurrent runs share the cores. Default: "
         "one thread, or all cores for slow models.",
+    )
+    engine_concurrency: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Concurrent engine runs per model on the CPU. Default: the cores divided by "
+        "the threads per run.",
     )
     image_threads: int = Field(
         default_factory=available_cores,

@@ -126,16 +126,22 @@ def test_rejects_a_directory_without_models(
 
 
 def test_several_models_require_a_default(
-    bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundled: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("one", "two"):
         shutil.copytree(bundled, tmp_path / name)
         path = tmp_path / name / "model.json"
         path.write_text(path.read_text().replace('"name": "blood_cells"', f'"name": "{name}"'))
-    assert "--default-model" in start_error(capsys, "--models", str(tmp_path))
-    assert "no model 'three'" in start_error(
-        capsys, "--models", str(tmp_path), "--default-model", "three"
-    )
+    with monkeypatch.context() as unloaded:
+        # Before any model is loaded, which can take minutes.
+        unloaded.setattr("service.model_registry.open_detector", None)
+        assert "--default-model" in start_error(capsys, "--models", str(tmp_path))
+        assert "no model 'three'" in start_error(
+            capsys, "--models", str(tmp_path), "--default-model", "three"
+        )
     models = load_models(Settings(models=tmp_path, default_model="two"), Metrics(), print)
     assert models.get(None).manifest.name == "two"
     models.pool.close()

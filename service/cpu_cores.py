@@ -1,0 +1,58 @@
+"""Number of CPU cores that the process may use."""
+
+import math
+import os
+from pathlib import Path
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Return the number of cores: those of the CPU affinity, limited by the CPU quota.
+
+    A quota of 1.5 cores counts as 2: threads that exceed it are throttled, but fewer threads could
+    not use it. ``root``: directory that contains ``proc`` and ``sys``.
+    """
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _cpu_quota(root))))
+
+
+def _cpu_quota(root: Path) -> float:
+    """Return the quota in cores of the control groups of the process; infinity without one."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    quotas = [math.inf]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, read = root / "sys/fs/cgroup", _quota_v2
+        elif "cpu" in controllers.split(","):
+            mount, read = root / "sys/fs/cgroup/cpu", _quota_v1
+        else:
+            continue
+        group = mount / path.lstrip("/")
+        # A group is limited by those that contain it. In a container without a namespace of
+        # control groups the path does not exist, and the mounted directory is the group itself.
+        quotas += [read(part) for part in (group, *group.parents) if mount in (part, *part.parents)]
+    return min(quotas)
+
+
+def _quota_v2(group: Path) -> float:
+    return _ratio(_words(group / "cpu.max"))
+
+
+def _quota_v1(group: Path) -> float:
+    return _ratio([*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")])
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:  # no such controller or group
+        return []
+
+
+def _ratio(words: list[str]) -> float:
+    """Return quota / period; infinity for ``max``, -1 and missing files."""
+    if len(words) != 2 or not words[0].isdecimal() or not int(words[1]):
+        return math.inf
+    return int(words[0]) / int(words[1])
