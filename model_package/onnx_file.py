@@ -1,7 +1,7 @@
 """Check that an ONNX file contains its weights itself, without the ``onnx`` package.
 
 Weights in external files would not be covered by the digest of the artifact, and their paths may
-lead anywhere. The file is read as protobuf messages (https://protobuf.dev/programming-guides/encoding);
+leave the package. The file is read as protobuf messages (https://protobuf.dev/programming-guides/encoding);
 of those, only the ones that can contain a TensorProto of ``onnx.proto`` are entered.
 """
 

@@ -37,6 +37,8 @@ class TensorRTLibrary:
     has_python_plugins: bool
     """Whether plugins written in Python can be registered."""
     has_timing_cache: bool
+    has_plugin_library: bool
+    """Whether operators such as ``DeformConv`` are plugins of a library of its own."""
     pip_options: str = ""
 
     def install_command(self, extra: str) -> str:
@@ -54,6 +56,7 @@ TENSORRT = TensorRTLibrary(
     has_deform_conv=True,
     has_python_plugins=True,
     has_timing_cache=True,
+    has_plugin_library=True,
     # The packages of these names on PyPI do not contain the libraries; NVIDIA's own index does.
     pip_options=" --extra-index-url https://pypi.nvidia.com",
 )
@@ -67,6 +70,7 @@ TENSORRT_RTX = TensorRTLibrary(
     has_deform_conv=False,
     has_python_plugins=False,
     has_timing_cache=False,
+    has_plugin_library=False,
 )
 TENSORRT_LIBRARIES: Mapping[str, TensorRTLibrary] = {
     library.name: library for library in (TENSORRT, TENSORRT_RTX)
@@ -105,3 +109,13 @@ def load_tensorrt_library(library: TensorRTLibrary, extra: str) -> Any:
             f"{install}"
         )
     return module
+
+
+def register_plugins(library: TensorRTLibrary, module: Any, logger: Any) -> None:
+    """Register the plugins of the library, before a model is parsed or an engine is loaded.
+
+    The parser converts ``DeformConv`` to the plugin ``ModulatedDeformConv2d``, which neither the
+    parser nor an engine finds otherwise. ``logger`` must outlive the registry.
+    """
+    if library.has_plugin_library:
+        module.init_libnvinfer_plugins(logger, "")

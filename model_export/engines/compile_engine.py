@@ -15,7 +15,7 @@ from model_export.engines.libraries import find_target, import_library
 from model_export.engines.optimization_profile import OptimizationProfile
 from model_export.engines.progress import PhaseProgress, Progress
 from model_export.networks.corner_pool_ops import DOMAIN
-from model_package.tensorrt_libraries import TensorRTLibrary
+from model_package.tensorrt_libraries import TensorRTLibrary, register_plugins
 
 INPUT_NAME = "images"
 _MAX_MESSAGES = 5
@@ -43,7 +43,9 @@ def compile_engine(job: CompileJob, progress: Progress) -> None:
     library = job.library
     trt = import_library(library)
     messages: list[str] = []
-    builder = trt.Builder(_make_logger(trt, messages))
+    logger = _make_logger(trt, messages)
+    register_plugins(library, trt, logger)
+    builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, builder.logger)
     if not parser.parse(_read_onnx_file(job, trt)):

@@ -12,6 +12,7 @@ from model_package.tensorrt_libraries import (
     TensorRTLibrary,
     TensorRTLibraryError,
     load_tensorrt_library,
+    register_plugins,
 )
 from service.engines.cuda import CudaDevice, Stream
 from service.engines.engine import EngineOptions
@@ -99,6 +100,7 @@ class _LoadedEngine:
         self._log = _error_log(trt)
         self._input_name = package.manifest.input.name
         path = package.path_of(artifact)
+        register_plugins(library, trt, self._log.logger)
         self._engine = trt.Runtime(self._log.logger).deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineUnavailableError(

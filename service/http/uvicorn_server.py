@@ -39,6 +39,14 @@ DISCARD_TIMEOUT_S = 10.0
 at once, the connection would be reset, and the client could lose the response (RFC 9112, 9.6)."""
 
 
+MAX_PIPELINED = 32
+"""Maximum requests of a connection that wait for the response to an earlier one."""
+
+
+class _TooManyPipelinedError(Exception):
+    """A connection has ``MAX_PIPELINED`` requests waiting."""
+
+
 class _Transport:
     """A transport that sends all writes of one turn of the event loop together.
 
@@ -103,8 +111,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = False
     _is_receiving = False
     """True from the first byte of a request to its last."""
-    _bytes_without_progress = 0
-    """Bytes received since a head or a message was complete, or a part of a body arrived."""
+    _overhead_bytes = 0
+    """Bytes since the last message, less those of the head and nine eighths of the body."""
     _timer: asyncio.TimerHandle | None = None
     _ignores_upgrade = False
 
@@ -136,18 +144,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop the timer: the application limits the body that follows."""
         self._in_head = False
-        self._bytes_without_progress = 0
+        # What remains is the start of the body, if it arrived together with the head.
+        self._overhead_bytes -= len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers)
         self._stop_timer()
         # The parser does not read the body of a request that offers an upgrade; CONNECT has none.
         self._ignores_upgrade = (
             self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         )
         if not self._ignores_upgrade:
+            if len(self.pipeline) >= MAX_PIPELINED:
+                raise _TooManyPipelinedError
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Pass a part of the body on."""
-        self._bytes_without_progress = 0
+        """Pass a part of the body on; small chunks, of which each takes a call, are overhead."""
+        self._overhead_bytes -= len(body) * 9 // 8
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -155,7 +166,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._ignores_upgrade:
             return
         self._is_receiving = False
-        self._bytes_without_progress = 0
+        self._overhead_bytes = 0
         super().on_message_complete()
         if self.cycle.response_complete:
             self._stop_timer()
@@ -177,15 +188,19 @@ class BoundedProtocol(HttpToolsProtocol):
         """Parse, then check the number of bytes of an incomplete part."""
         if cast(_Transport, self.transport).is_discarding:
             return
-        self._bytes_without_progress += len(data)
+        self._overhead_bytes += len(data)
         try:
             self._feed(data)
-        except httptools.HttpParserError:
-            self.send_400_response("The data received are not a valid HTTP request.")
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _TooManyPipelinedError):
+                text = f"More than {MAX_PIPELINED} requests were sent before their responses."
+            else:
+                text = "The data received are not a valid HTTP request."
+            self.send_400_response(text)
             return
-        if self._bytes_without_progress > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._overhead_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(
-                "The request's headers, trailers or chunk extensions exceed the "
+                "The request's headers, trailers, chunk extensions or chunk sizes exceed the "
                 f"{MAX_HEAD_BYTES} bytes that are accepted."
             )
 

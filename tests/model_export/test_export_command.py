@@ -1,9 +1,11 @@
 """Command line of ``centernet-export package``."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.connections import outside_calls_of
 from torch import Tensor
 
 from model_export import cli
@@ -24,6 +26,15 @@ def _arguments(checkpoint: Path, output: Path, changes: dict[str, str] | None = 
         "top-k": "50",
     } | (changes or {})
     return ["package", *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def test_an_export_opens_no_connection(
+    project: Path, slim_checkpoint: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "model_export"]
+    command += _arguments(slim_checkpoint, tmp_path / "out")
+    assert outside_calls_of(command, tmp_path, project) == []
+    assert not (tmp_path / ".cache" / "Microsoft").exists()
 
 
 @pytest.mark.parametrize(

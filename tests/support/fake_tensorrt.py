@@ -102,11 +102,20 @@ class FakeTensorrt(ModuleType):
         self.cuda = cuda
         self.contexts: list[IExecutionContext] = []
         self.rtx = rtx
+        self.has_plugins = rtx  # part of the library itself
+        if not rtx:
+            self.init_libnvinfer_plugins = self._register_plugins
         if rtx:
             self.CudaGraphStrategy = CudaGraphStrategy
             self.DynamicShapesKernelSpecializationStrategy = (
                 DynamicShapesKernelSpecializationStrategy
             )
+
+    def _register_plugins(self, logger: Any, namespace: str) -> bool:
+        assert isinstance(logger, ILogger)
+        assert namespace == ""
+        self.has_plugins = True
+        return True
 
     def Runtime(self, logger: Any) -> "Runtime":  # noqa: N802
         return Runtime(self, logger)
@@ -117,6 +126,9 @@ class Runtime:
         self._trt, self._logger = trt, logger
 
     def deserialize_cuda_engine(self, content: bytes) -> "ICudaEngine | None":
+        if not self._trt.has_plugins:
+            self._logger.log(ILogger.Severity.ERROR, "Plugin not found: ModulatedDeformConv2d")
+            return None
         try:
             plan = json.loads(content)
         except ValueError:

@@ -52,12 +52,18 @@ class ServeProcess:
         assert self.process.poll() is None, "the service exited"
 
 
+def free_port() -> int:
+    """Return a port that no process listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 @contextmanager
 def serve_process(program: str, *options: str, stderr: Any = None) -> Iterator[ServeProcess]:
     """Start ``program`` with these command-line options; kill it at the end of the block."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     command = [sys.executable, "-c", program, "--port", str(port), *options]
     process = subprocess.Popen(command, env=environment, stderr=stderr)

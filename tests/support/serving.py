@@ -145,13 +145,13 @@ class FixedEngine:
         """Do nothing: there is nothing to release."""
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition()`` is true; fail after 10 s."""
-    for _ in range(1000):
+def wait_until(condition: Callable[[], bool], seconds: int = 10) -> None:
+    """Wait until ``condition()`` is true; fail after the given time."""
+    for _ in range(100 * seconds):
         if condition():
             return
         threading.Event().wait(0.01)
-    raise AssertionError("the condition was not met within 10 s")
+    raise AssertionError(f"the condition was not met within {seconds} s")
 
 
 class RunningServer:

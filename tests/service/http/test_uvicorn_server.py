@@ -137,6 +137,26 @@ def test_bytes_that_are_neither_head_nor_body_are_bounded(
         assert is_closed_by_server(connection)
 
 
+def test_the_number_of_tiny_chunks_is_bounded(server: RunningServer) -> None:
+    head = b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    status, _, body = exchange(server, head + b"1\r\nx\r\n" * 20_000)
+    assert status == "HTTP/1.1 400 Bad Request"
+    assert "chunk sizes" in json.loads(body)["detail"]
+    image = encode(plain(255, 0))
+    chunks = b"".join(b"10\r\n%s\r\n" % image[i : i + 16] for i in range(0, 96, 16))
+    rest = b"%x\r\n%s\r\n0\r\n\r\n" % (len(image) - 96, image[96:])
+    closing = head.replace(b"Host", b"Connection: close\r\nHost")
+    assert exchange(server, closing + chunks + rest)[0] == "HTTP/1.1 200 OK"
+
+
+def test_the_number_of_pipelined_requests_is_bounded(server: RunningServer) -> None:
+    sent = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    _, _, received = exchange(server, sent * 100)
+    assert b"More than 32 requests" in received
+    _, _, received = exchange(server, sent * 20 + b"GET /livez HTTP/1.0\r\n\r\n")
+    assert received.count(b"HTTP/1.1 200 OK") == 20
+
+
 def test_trailers_are_not_added_to_the_headers(server: RunningServer) -> None:
     sent = b"GET /livez HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     status, headers, _ = exchange(server, sent + b"0\r\nX-Request-ID: trailer\r\n\r\n")

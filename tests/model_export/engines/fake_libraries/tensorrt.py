@@ -6,7 +6,14 @@ import tensorrt_rtx
 from tensorrt_rtx import BuilderFlag, ILogger, IProgressMonitor
 
 __version__ = "10.9.0.34"
-__all__ = ["Builder", "BuilderFlag", "ILogger", "IProgressMonitor", "OnnxParser"]
+__all__ = [
+    "Builder",
+    "BuilderFlag",
+    "ILogger",
+    "IProgressMonitor",
+    "OnnxParser",
+    "init_libnvinfer_plugins",
+]
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -44,4 +51,11 @@ class Builder(tensorrt_rtx.Builder):
 
 
 class OnnxParser(tensorrt_rtx.OnnxParser):
-    _unknown_operators = tensorrt_rtx.UNKNOWN_OPERATORS - {"DeformConv"}
+    _unknown_operators = tensorrt_rtx.UNKNOWN_OPERATORS  # until the plugins are registered
+
+
+def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+    assert isinstance(logger, ILogger)
+    assert namespace == ""
+    OnnxParser._unknown_operators = tensorrt_rtx.UNKNOWN_OPERATORS - {"DeformConv"}
+    return True
