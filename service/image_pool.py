@@ -1,55 +1,55 @@
 """Threads that decode images, shared by all models."""
 
+import math
 import threading
 import time
 from bisect import insort
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar
 
-from service.batching.types import SchedulingOptions
-from service.errors import DeadlineUnreachableError, ImageSizeError
+from service.batching.types import SchedulingOptions, is_stuck, oldest_age_s
+from service.errors import DeadlineUnreachableError, ImageSizeError, StoppingError
 from service.imaging.types import DecodingCost
 
 NO_COST = DecodingCost(0, 0.0)
-DEFAULT_MEMORY_BYTES = 1024**3
 COST_WEIGHT = 10.0
 """Seconds that each stated CPU second of a task is worth in the queue. Images that cost little are
 decoded before expensive ones that arrived earlier; the longest delay is bounded by the cost."""
-STUCK_AFTER_S = 30.0
-STUCK_FACTOR = 10.0
-"""A task is considered stuck after both this time and this multiple of its stated CPU time."""
 _DECAY = 0.99
 
 _Result = TypeVar("_Result")
 
 
-@dataclass(order=True)
-class _Task(Generic[_Result]):
+@dataclass
+class _Task:
     key: float
-    arrived_at: float = field(compare=False)
-    cost: DecodingCost = field(compare=False)
-    function: Callable[[], _Result] = field(compare=False)
-    future: "Future[_Result]" = field(compare=False, default_factory=Future)
+    arrived_at: float
+    cost: DecodingCost
+    function: Callable[[], Any]
+    future: "Future[Any]" = field(default_factory=Future)
+
+
+_sort_key = attrgetter("key")
 
 
 class ImagePool:
     """Threads that run tasks by priority and cost, within a budget of memory.
 
     A task starts when a thread is free and the stated memory of the running tasks, together with
-    its own, is at most ``memory_bytes``. Native decoders cannot be interrupted. A task cannot hold
-    up the others for longer than its stated CPU time, because decoding takes no longer
-    (:mod:`service.imaging.decoding_cost`); one that does is reported by :attr:`problem`.
+    its own, is at most ``memory_bytes``. Native decoders cannot be interrupted: a task holds up the
+    others for at most its stated CPU time (:mod:`service.imaging.decoding_cost`), and one that
+    exceeds it by far is reported by :attr:`problem`.
     """
 
-    def __init__(self, threads: int, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
+    def __init__(self, threads: int, memory_bytes: float = math.inf) -> None:
         self._memory_bytes = memory_bytes
-        self._queue: list[_Task[object]] = []
+        self._queue: list[_Task] = []
         # Guards the queue and the attributes below; idle threads wait for it.
         self._changed = threading.Condition()
         self._running: dict[int, tuple[float, DecodingCost]] = {}
-        self._held_bytes = 0
         self._closed = False
         self._stated_s = self._measured_s = 0.0
         self._threads = [
@@ -62,20 +62,19 @@ class ImagePool:
     @property
     def held_bytes(self) -> int:
         """Stated memory of the running tasks."""
-        return self._held_bytes
+        return sum(cost.memory_bytes for _, cost in list(self._running.values()))
 
     @property
     def oldest_age_s(self) -> float:
         """Seconds that the oldest task has been queued; 0 when the queue is empty."""
-        arrivals = [task.arrived_at for task in list(self._queue)]
-        return time.perf_counter() - min(arrivals) if arrivals else 0.0
+        return oldest_age_s([task.arrived_at for task in list(self._queue)])
 
     @property
     def problem(self) -> str | None:
         """Reason the process must be restarted; None if it need not be."""
         now = time.perf_counter()
         for started_at, cost in list(self._running.values()):
-            if now - started_at > max(STUCK_AFTER_S, STUCK_FACTOR * cost.cpu_s):
+            if is_stuck(now - started_at, cost.cpu_s):
                 return (
                     f"decoding an image began {now - started_at:.0f} s ago and has not ended; "
                     f"expected were at most {cost.cpu_s:.2g} s of CPU time"
@@ -90,8 +89,9 @@ class ImagePool:
     ) -> "Future[_Result]":
         """Queue a call of ``function``; cancelling the future removes it from the queue.
 
-        Raises :class:`ImageSizeError` if the cost exceeds the whole budget, and
-        :class:`DeadlineUnreachableError` if the call would begin after the deadline.
+        Raises :class:`ImageSizeError` if the cost exceeds the whole budget,
+        :class:`DeadlineUnreachableError` if the call would begin after the deadline, and
+        :class:`StoppingError` after :meth:`close`.
         """
         if cost.memory_bytes > self._memory_bytes:
             raise ImageSizeError(
@@ -102,6 +102,8 @@ class ImagePool:
         key = now - scheduling.priority_offset_s + COST_WEIGHT * cost.cpu_s
         task = _Task(key, now, cost, function)
         with self._changed:
+            if self._closed:
+                raise StoppingError("The service is shutting down. Send the request again.")
             if self._queue and scheduling.deadline_at - now < (wait_s := self._wait_s(key)):
                 raise DeadlineUnreachableError(
                     f"The images before this one would take about {1000 * wait_s:.0f} ms to "
@@ -109,7 +111,7 @@ class ImagePool:
                     "ms more. Send it again after the time in Retry-After, or allow more time.",
                     retry_after_s=max(1, round(wait_s)),
                 )
-            insort(self._queue, task)  # type: ignore[misc]
+            insort(self._queue, task, key=_sort_key)
             self._changed.notify()
         task.future.add_done_callback(self._remove)
         return task.future
@@ -141,12 +143,11 @@ class ImagePool:
             with self._changed:
                 self._measured_s = _DECAY * self._measured_s + time.thread_time() - began_at
                 self._stated_s = _DECAY * self._stated_s + task.cost.cpu_s
-                self._held_bytes -= task.cost.memory_bytes
                 del self._running[index]
                 self._changed.notify_all()
             del task  # an idle thread keeps no image alive
 
-    def _take(self, index: int) -> "_Task[object] | None":
+    def _take(self, index: int) -> _Task | None:
         """Wait for a task that may start, and remove it from the queue; None once closed."""
         with self._changed:
             while not self._closed:
@@ -154,17 +155,16 @@ class ImagePool:
                     task = self._queue.pop(0)
                     if not task.future.set_running_or_notify_cancel():
                         continue
-                    self._held_bytes += task.cost.memory_bytes
                     self._running[index] = time.perf_counter(), task.cost
                     return task
                 self._changed.wait()
             return None
 
     def _fits(self, cost: DecodingCost) -> bool:
-        return self._held_bytes + cost.memory_bytes <= self._memory_bytes
+        return self.held_bytes + cost.memory_bytes <= self._memory_bytes
 
 
-def _run(task: "_Task[object]") -> None:
+def _run(task: _Task) -> None:
     try:
         result = task.function()
     except BaseException as error:  # of any type: the caller must receive it

@@ -69,10 +69,10 @@ def load_models(
     :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError`: one
     package that cannot be served stops the start-up, so that no model is missing silently.
     """
-    pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
-    metrics.watch_image_pool(lambda: pool.oldest_age_s, lambda: pool.held_bytes)
     packages = list(find_packages(settings))
     default_name = _default_name(settings, [package.manifest.name for package in packages])
+    pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
+    metrics.watch_image_pool(lambda: pool.oldest_age_s, lambda: pool.held_bytes)
     detectors: dict[str, AsyncDetector] = {}
     for package in packages:
         name = package.manifest.name

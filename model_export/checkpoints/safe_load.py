@@ -39,10 +39,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises :class:`CheckpointUnreadableError` and :class:`CheckpointUnsafeError`.
     """
-    _check_file(path)
-    size_bytes = path.stat().st_size
+    size_bytes = _check_file(path)
     with _memory_limit(MEMORY_PER_BYTE * size_bytes + MEMORY_MARGIN_BYTES):
-        _check_archive(path)
+        _check_archive(path, size_bytes)
         loaded = _load(path)
     state = _find_state(loaded, path)
     weights = {}
@@ -59,7 +58,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name: _to_float32(name, tensor, path) for name, tensor in weights.items()}
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> int:
+    """Return the size in bytes of a file that may be read."""
     if not path.exists():
         raise CheckpointUnreadableError(f"{path} does not exist. Check the path.")
     if not path.is_file():
@@ -74,6 +74,7 @@ def _check_file(path: Path) -> None:
             f"{path} has {size_bytes} bytes; at most {MAX_FILE_BYTES} are read. "
             "Save only the state dict, without the optimizer."
         )
+    return size_bytes
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def _memory_limit(size_bytes: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, size_bytes: int) -> None:
     """Reject a zip file that expands to more than its own size; ``torch.save`` only stores."""
     with path.open("rb") as file:
         if file.read(len(_ZIP_SIGNATURE)) != _ZIP_SIGNATURE:
@@ -116,9 +117,9 @@ def _check_archive(path: Path) -> None:
         raise _unreadable(path, error) from error
     expanded_bytes = sum(member.file_size for member in members)
     is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if is_compressed or expanded_bytes > path.stat().st_size:
+    if is_compressed or expanded_bytes > size_bytes:
         raise CheckpointUnreadableError(
-            f"{path} expands to {expanded_bytes} bytes from {path.stat().st_size}: its members are "
+            f"{path} expands to {expanded_bytes} bytes from {size_bytes}: its members are "
             "compressed or overlap. Only files written by torch.save, which does not compress, are "
             "accepted; save it again."
         )

@@ -40,6 +40,8 @@ from service.batching.types import (
     QueueEntry,
     SchedulingOptions,
     Trigger,
+    is_stuck,
+    oldest_age_s,
     total_work,
 )
 from service.engines.engine import Engine
@@ -47,10 +49,6 @@ from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
 
 _log = logging.getLogger(__name__)
-
-STUCK_AFTER_S = 30.0
-STUCK_FACTOR = 10.0
-"""A run is considered stuck after both this time and this multiple of its expected duration."""
 
 RUN_OVERHEAD_S = 0.003
 """Time that a run costs a busy service beside its execution, whatever its batch size: the worker
@@ -115,7 +113,7 @@ class Batcher:
         now = time.perf_counter()
         for started_at, batch in list(self._runs.values()):
             expected_s = self._latency.seconds(total_work(batch))
-            if now - started_at > max(STUCK_AFTER_S, STUCK_FACTOR * expected_s):
+            if is_stuck(now - started_at, expected_s):
                 return (
                     f"a run of {len(batch)} images began {now - started_at:.0f} s ago and has not "
                     f"ended; expected were {expected_s:.2g} s"
@@ -130,8 +128,7 @@ class Batcher:
     @property
     def oldest_age_s(self) -> float:
         """Seconds that the oldest input has been queued; 0 when the queue is empty."""
-        arrivals = [entry.arrived_at for entry in list(self._queue)]
-        return time.perf_counter() - min(arrivals) if arrivals else 0.0
+        return oldest_age_s([entry.arrived_at for entry in list(self._queue)])
 
     def new_request(self, scheduling: SchedulingOptions | None = None) -> BatchRequest:
         """Return a request without inputs, for :meth:`put` and :meth:`wait`."""

@@ -31,6 +31,22 @@ PRIORITY_OFFSETS_S: Mapping[Priority, float] = {
 """Seconds in the queue that each priority is worth."""
 
 
+STUCK_AFTER_S = 30.0
+STUCK_FACTOR = 10.0
+"""Work in a thread is considered stuck after both this time and this multiple of its expected
+duration."""
+
+
+def is_stuck(elapsed_s: float, expected_s: float) -> bool:
+    """Return whether work that has taken ``elapsed_s`` is considered stuck."""
+    return elapsed_s > max(STUCK_AFTER_S, STUCK_FACTOR * expected_s)
+
+
+def oldest_age_s(arrivals: Sequence[float]) -> float:
+    """Return the seconds since the first of ``arrivals``; 0 without any."""
+    return time.perf_counter() - min(arrivals) if arrivals else 0.0
+
+
 @dataclass(frozen=True)
 class BatchInput:
     """One network input.

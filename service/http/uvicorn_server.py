@@ -1,4 +1,4 @@
-"""uvicorn with limits on request heads and with graceful shutdown."""
+"""uvicorn with limits on every part of a request and with graceful shutdown."""
 
 import asyncio
 import select
@@ -24,8 +24,8 @@ from service.observability.request_record import new_request_id
 from service.settings import Settings
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Maximum bytes of the request line and headers, of trailers, and of chunk extensions; the parser
-itself has no limit."""
+"""Maximum bytes of the request line and headers, and of trailers, chunk extensions and chunk sizes;
+the parser itself has no limit."""
 
 IDLE_CLOSE_DELAY_S = 0.2
 """Seconds between the end of listening and the closing of idle connections, to read requests that
@@ -37,7 +37,6 @@ HEAD_TIMEOUT_S = 15.0
 DISCARD_TIMEOUT_S = 10.0
 """Seconds in which the rest of a request is read and discarded after its response was sent. Closed
 at once, the connection would be reset, and the client could lose the response (RFC 9112, 9.6)."""
-
 
 MAX_PIPELINED = 32
 """Maximum requests of a connection that wait for the response to an earlier one."""
@@ -170,7 +169,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete:
             self._stop_timer()
-            self._start_keep_alive_timer()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
         if not self.pipeline:
             self.flow.resume_reading()
 
@@ -238,12 +239,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _start_keep_alive_timer(self) -> None:
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
 
     def _on_slow_head(self) -> None:
         if not self.transport.is_closing():

@@ -1,7 +1,7 @@
 """Upper bounds of the cost of decoding, from the header and the length of the file.
 
-The constants are measured on the worst content of each format, with a margin of half for CPU time
-and a quarter for memory; ``python -m benchmarks.decoding_cost`` compares them with measurements.
+The constants are measured on the worst content of each format, with a margin;
+``python -m benchmarks.decoding_cost`` compares them with measurements.
 """
 
 from typing import NamedTuple

@@ -1,10 +1,10 @@
 """Header of a JPEG file.
 
-No decoder on PyPI exposes the limits on scans and memory of libjpeg-turbo 3, so scans are bounded
-here. Up to the first scan, segments are read by the rules of libjpeg's ``next_marker``: a marker is
-0xFF and a byte other than 0x00 and 0xFF, and all but the restart markers and TEM have a length.
-From there on nothing is parsed: a decoder cannot decode more scans than the data that it is given
-contain the bytes ``FF DA``.
+Neither simplejpeg nor Pillow has a limit on scans, so they are bounded here. Up to the first scan,
+segments are read by the rules of libjpeg's ``next_marker``: a marker is 0xFF and a byte other than
+0x00 and 0xFF, and all but the restart markers and TEM have a length. From there on nothing is
+parsed: a decoder cannot decode more scans than the data that it is given contain the bytes
+``FF DA``.
 """
 
 import re

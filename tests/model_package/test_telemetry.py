@@ -1,17 +1,15 @@
 """ONNX Runtime's telemetry is off before the library is loaded."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.connections import clean_environment
 
 
 @pytest.mark.parametrize("module", ["model_package", "service.detector", "model_export.pipeline"])
 def test_telemetry_is_disabled_by_the_import(project: Path, tmp_path: Path, module: str) -> None:
-    skipped = ("CI", "ORT_DISABLE_TELEMETRY")
-    environ = {name: value for name, value in os.environ.items() if name not in skipped}
     code = (
         f"import {module}, onnxruntime\n"
         "onnxruntime.InferenceSession('models/blood_cells/model.onnx',"
@@ -20,7 +18,7 @@ def test_telemetry_is_disabled_by_the_import(project: Path, tmp_path: Path, modu
     subprocess.run(
         [sys.executable, "-c", code],
         cwd=project,
-        env=environ | {"HOME": str(tmp_path), "PYTHONPATH": str(project)},
+        env=clean_environment(tmp_path) | {"PYTHONPATH": str(project)},
         check=True,
         timeout=120,
     )

@@ -155,7 +155,7 @@ def test_a_broken_engine_fails_every_request_and_the_probes(
 
 
 def test_an_engine_that_hangs_does_not_affect_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.batching.batcher.STUCK_AFTER_S", 0.5)
+    monkeypatch.setattr("service.batching.types.STUCK_AFTER_S", 0.5)
     hanging = GatedEngine()
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:

@@ -14,7 +14,7 @@ from support.serving import ColourEngine, RunningServer, wait_until
 from service import image_pool
 from service.batching.types import PRIORITY_OFFSETS_S, SchedulingOptions
 from service.detector import Detector
-from service.errors import DeadlineUnreachableError, ImageSizeError
+from service.errors import DeadlineUnreachableError, ImageSizeError, StoppingError
 from service.image_pool import ImagePool
 from service.imaging.types import DecodingCost
 
@@ -142,6 +142,13 @@ def test_a_cancelled_task_leaves_the_queue_and_is_freed(gate: threading.Event) -
     pool.close()
 
 
+def test_a_closed_pool_accepts_no_task() -> None:
+    pool = ImagePool(1)
+    pool.close()
+    with pytest.raises(StoppingError):
+        pool.submit(lambda: None, NORMAL)
+
+
 def test_exceptions_reach_the_caller() -> None:
     def fail() -> None:
         raise ValueError("bad image")
@@ -160,8 +167,8 @@ def test_a_stuck_task_fails_the_probes(
 ) -> None:
     running = start_server(ColourEngine(), image_threads=1)
     assert running.client.get("/livez").status_code == 200
-    monkeypatch.setattr(image_pool, "STUCK_AFTER_S", 0.0)
-    monkeypatch.setattr(image_pool, "STUCK_FACTOR", 0.0)
+    monkeypatch.setattr("service.batching.types.STUCK_AFTER_S", 0.0)
+    monkeypatch.setattr("service.batching.types.STUCK_FACTOR", 0.0)
     started = threading.Event()
 
     def decode(*_: object) -> None:

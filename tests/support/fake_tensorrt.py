@@ -103,13 +103,13 @@ class FakeTensorrt(ModuleType):
         self.contexts: list[IExecutionContext] = []
         self.rtx = rtx
         self.has_plugins = rtx  # part of the library itself
-        if not rtx:
-            self.init_libnvinfer_plugins = self._register_plugins
         if rtx:
             self.CudaGraphStrategy = CudaGraphStrategy
             self.DynamicShapesKernelSpecializationStrategy = (
                 DynamicShapesKernelSpecializationStrategy
             )
+        else:
+            self.init_libnvinfer_plugins = self._register_plugins
 
     def _register_plugins(self, logger: Any, namespace: str) -> bool:
         assert isinstance(logger, ILogger)

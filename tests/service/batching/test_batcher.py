@@ -479,7 +479,7 @@ def test_a_broken_engine_fails_every_request_and_reports_a_problem(
 
 def test_a_run_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = GatedEngine()
-    monkeypatch.setattr("service.batching.batcher.STUCK_AFTER_S", 0.05)
+    monkeypatch.setattr("service.batching.types.STUCK_AFTER_S", 0.05)
 
     async def test(batcher: Batcher) -> None:
         running = asyncio.create_task(submit(batcher, 0))
