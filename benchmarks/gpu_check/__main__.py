@@ -8,7 +8,9 @@ PyTorch. Writes ``gpu_check.json`` and ``gpu_check.md``, which state the hardwar
 not be run. Needs torch, the packages of the extra ``http`` and this checkout; uses the optional
 packages that are installed, and no network.
 
-Exit status: 0 if everything that ran agrees, 1 if something does not, 3 without a GPU.
+Exit status: 1 if a result is wrong or anything raised an exception, otherwise 0, or 3 without a
+GPU. Only what this machine cannot have is reported as not run: a GPU, or a package that is not
+installed.
 """
 
 import argparse
@@ -22,9 +24,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check import engines, host, parity, report, speed
-from benchmarks.gpu_check.cases import CASES, SMOKE_CASES, Case, generate_weights, make_package
+from benchmarks.gpu_check.cases import CASES, SMOKE_CASES, generate_weights, make_package
 from benchmarks.gpu_check.notes import Notes
-from model_package import ModelPackage, load_package
+from model_package import load_package
+from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
 
 EXIT_NO_GPU = 3
 MODELS = Path(__file__).parents[2] / "models"
@@ -61,7 +64,7 @@ def check(directory: Path, notes: Notes, smoke: bool) -> dict[str, Any]:
     has_gpu = machine["gpu"] is not None
     if not has_gpu:
         notes.skip("everything on a GPU", "torch finds no CUDA device")
-    backends = engines.gpu_backends() if has_gpu else []
+    backends = engines.gpu_backends(notes) if has_gpu else []
     if smoke:
         backends.append("onnxruntime-cpu")
     threads = len(os.sched_getaffinity(0))
@@ -71,11 +74,12 @@ def check(directory: Path, notes: Notes, smoke: bool) -> dict[str, Any]:
     if has_gpu and not smoke:
         _check_bundled_packages(backends, threads, notes, results)
     for case in SMOKE_CASES if smoke else CASES if has_gpu else ():
-        with notes.skip_on_error(case.name):
+        with notes.fail_on_error(case.name):
             weights = generate_weights(case)
-            package = _export_and_build(case, weights, directory, has_gpu, notes, results)
-            if package is not None:
-                results["parity"] += parity.check(package, backends, threads, notes)
+            package = make_package(case, weights, directory, notes)
+            results["builds"] += engines.build(package, backends, MAX_BATCH_SIZE, notes)
+            package = load_package(package.directory)
+            results["parity"] += parity.check(package, backends, threads, notes)
             if case.timed:
                 results["speed"] += speed.check(
                     case, weights, package, backends, repetitions, threads, notes
@@ -94,7 +98,7 @@ def check(directory: Path, notes: Notes, smoke: bool) -> dict[str, Any]:
 def _check_kernels(notes: Notes) -> dict[str, Any]:
     """Check the corner pooling kernels; empty if they cannot be run."""
     empty: dict[str, Any] = {"parity": [], "speed": []}
-    with notes.skip_on_error("corner pooling kernels"):
+    with notes.fail_on_error("corner pooling kernels"):
         from benchmarks.gpu_check import kernels
 
         result: dict[str, Any] = kernels.check()
@@ -111,27 +115,11 @@ def _check_bundled_packages(
     backends: list[str], threads: int, notes: Notes, results: dict[str, list[Any]]
 ) -> None:
     """Compare the packages of this checkout, without engines: a build would write into it."""
+    backends = [backend for backend in backends if backend not in TENSORRT_LIBRARIES]
     for path in sorted(MODELS.glob("*/model.json")):
-        with notes.skip_on_error(path.parent.name):
+        with notes.fail_on_error(path.parent.name):
             package = load_package(path.parent)
             results["parity"] += parity.check(package, backends, threads, notes)
-
-
-def _export_and_build(
-    case: Case,
-    weights: dict[str, torch.Tensor],
-    directory: Path,
-    has_gpu: bool,
-    notes: Notes,
-    results: dict[str, list[Any]],
-) -> ModelPackage | None:
-    """Export a case and build its engines; None if the exporter's dependencies are missing."""
-    with notes.skip_on_error(f"{case.name}: export, and all its engines"):
-        package = make_package(case, weights, directory, notes)
-        if has_gpu:
-            results["builds"] += engines.build(package, MAX_BATCH_SIZE, notes)
-        return engines.reload(package)
-    return None
 
 
 if __name__ == "__main__":

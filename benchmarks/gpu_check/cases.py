@@ -109,8 +109,8 @@ def make_graph(
 def make_package(
     case: Case, weights: dict[str, Tensor], directory: Path, notes: Notes
 ) -> ModelPackage:
-    """Export a case in fp32 and fp16, or only in fp32 if the fp16 verification fails."""
-    from model_export.errors import ExportError
+    """Export a case in fp32 and fp16, or only in fp32 if fp16 does not suit the network."""
+    from model_export.errors import Fp16Error
     from model_export.pipeline import export_package
 
     checkpoint = directory / f"{case.name}.pth"
@@ -121,7 +121,7 @@ def make_package(
 
     try:
         return export(replace(case.config, precision="fp16"))
-    except ExportError as error:
+    except Fp16Error as error:
         notes.skip(f"{case.name} in half precision", str(error))
         return export(case.config)
     finally:

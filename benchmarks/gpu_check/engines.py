@@ -1,31 +1,78 @@
-"""Build the engines of a package, and open its artifacts of one precision."""
+"""The backends of this machine: build the engines of a package, and open one precision of it."""
 
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.gpu_check.notes import Notes
-from model_package import ModelPackage, load_package
+from model_export.engines.errors import EngineRequestError
+from model_export.engines.libraries import find_target, import_library
+from model_package import ModelPackage, OnnxArtifact
+from model_package.gpu import find_gpu
 from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
 from service.engines import BACKENDS, Engine, open_engine
 
 BUILD_TIMEOUT_S = 3600
 
 
-def build(package: ModelPackage, max_batch_size: int, notes: Notes) -> list[dict[str, Any]]:
-    """Build the package's engines with every installed library; return one row per library."""
-    rows = []
-    for backend, library in TENSORRT_LIBRARIES.items():
-        check_name = f"{package.manifest.name}: build for {backend}"
-        if find_spec(library.backend) is None:
-            notes.skip(check_name, f"the Python package {library.backend} is not installed")
+def gpu_backends(notes: Notes) -> list[str]:
+    """Return the GPU backends that this machine has everything for; note the others."""
+    available = []
+    for backend in BACKENDS:
+        if backend == "onnxruntime-cpu":
             continue
-        with notes.skip_on_error(check_name):
+        with notes.fail_on_error(backend):
+            lacking = _lacking(backend)
+            if lacking:
+                notes.skip(backend, lacking)
+            else:
+                available.append(backend)
+    return available
+
+
+def _lacking(backend: str) -> str:
+    """Return what this machine lacks for a backend; empty if nothing."""
+    library = TENSORRT_LIBRARIES.get(backend)
+    modules = ["cuda", "onnxruntime" if library is None else library.backend]
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        return f"the Python modules {' and '.join(missing)} are not installed"
+    if library is None:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "onnxruntime is installed without CUDA: onnxruntime-gpu is needed instead"
+    elif library.builds_without_gpu:
+        gpu = find_gpu()
+        try:
+            find_target(import_library(library), gpu.compute_capability if gpu else "")
+        except EngineRequestError as error:
+            return str(error)
+    return ""
+
+
+def precisions(package: ModelPackage, backend: str) -> list[str]:
+    """Return the precisions in which a backend can run a package: those of its ONNX files."""
+    if backend == "onnxruntime-cpu":
+        return ["fp32"]
+    artifacts = package.manifest.artifacts
+    return sorted({file.precision for file in artifacts if isinstance(file, OnnxArtifact)})
+
+
+def build(
+    package: ModelPackage, backends: Iterable[str], max_batch_size: int, notes: Notes
+) -> list[dict[str, Any]]:
+    """Build the package's engines for every backend that needs them; return one row for each."""
+    rows = []
+    for backend in backends:
+        if backend not in TENSORRT_LIBRARIES:
+            continue
+        with notes.fail_on_error(f"{package.manifest.name}: build for {backend}"):
             rows.append({"package": package.manifest.name, "backend": backend}
                         | _build(package, backend, max_batch_size))  # fmt: skip
     return rows
@@ -45,15 +92,10 @@ def _build(package: ModelPackage, backend: str, max_batch_size: int) -> dict[str
 def open_precision(
     package: ModelPackage, backend: str, precision: str, threads: int, max_batch_size: int
 ) -> Iterator[Engine]:
-    """Open the package's artifacts of one precision only, and close the engine after the block.
-
-    Raises ``LookupError`` if the package has none.
-    """
+    """Open the package's artifacts of one precision only, and close the engine after the block."""
     artifacts = tuple(
         artifact for artifact in package.manifest.artifacts if artifact.precision == precision
     )
-    if not artifacts:
-        raise LookupError(f"the package has no artifacts in {precision}")
     restricted = replace(
         package, manifest=package.manifest.model_copy(update={"artifacts": artifacts})
     )
@@ -62,13 +104,3 @@ def open_precision(
         yield engine
     finally:
         engine.close()
-
-
-def gpu_backends() -> list[str]:
-    """Return every backend that runs on a GPU."""
-    return [name for name in BACKENDS if name != "onnxruntime-cpu"]
-
-
-def reload(package: ModelPackage) -> ModelPackage:
-    """Load a package again, with the engines that were added to it."""
-    return load_package(package.directory)

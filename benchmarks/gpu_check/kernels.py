@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,14 @@ class Device:
 
 def check() -> Row:
     """Run all checks and return ``{"device", "not_run", "parity", "speed"}``."""
-    try:
-        device = cuda_device()
-    except (ImportError, RuntimeError) as error:
-        return {"device": None, "not_run": str(error), "parity": [], "speed": []}
+    lacking = None
+    if not torch.cuda.is_available():
+        lacking = "torch finds no CUDA device"
+    elif find_spec("cupy") is None:
+        lacking = "CuPy is not installed: pip install cupy-cuda13x"
+    if lacking:
+        return {"device": None, "not_run": lacking, "parity": [], "speed": []}
+    device = cuda_device()
     with torch.inference_mode():
         return {
             "device": device.name,
@@ -116,13 +121,9 @@ def speed(device: Device, torch_device: str) -> Iterator[Row]:
 
 
 def cuda_device() -> Device:
-    """Return the GPU. Raises ``ImportError`` without CuPy, ``RuntimeError`` without a GPU."""
-    if not torch.cuda.is_available():
-        raise RuntimeError("torch finds no CUDA device")
-    try:
-        import cupy
-    except ImportError as error:
-        raise ImportError("CuPy is not installed: pip install cupy-cuda13x") from error
+    """Return the GPU and load the kernels onto it. Needs CuPy."""
+    import cupy
+
     with as_file(files("model_export.engines") / "corner_pooling.ptx") as path:
         module = cupy.RawModule(path=str(path))
         kernels = {

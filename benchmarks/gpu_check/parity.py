@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.engines import open_precision
+from benchmarks.gpu_check.engines import open_precision, precisions
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage
-from service.engines import Engine, EngineUnavailableError
+from service.engines import Engine
 
 BATCH_SIZES = (1, 4, 3, 8, 2, 1, 5)
 """The size changes, which reveals a replay of the CUDA graph of another size."""
@@ -28,19 +28,17 @@ def check(package: ModelPackage, backends: Sequence[str], threads: int, notes: N
         expected = [_rows(reference.run(image[np.newaxis]))[0] for image in images]
     rows = []
     for backend in backends:
-        for precision in ("fp32", "fp16"):
+        for precision in precisions(package, backend):
             check_name = f"{package.manifest.name}: {backend} {precision}"
-            try:
+            with notes.fail_on_error(check_name):
                 with open_precision(
                     package, backend, precision, threads, max(BATCH_SIZES)
                 ) as engine:
                     detections = _run(engine, images)
-            except (EngineUnavailableError, LookupError) as error:
-                notes.skip(check_name, str(error))
-                continue
-            row = _compare(package, precision, expected, detections, check_name, notes)
-            rows.append({"package": package.manifest.name, "backend": backend,
-                         "precision": precision, **row})  # fmt: skip
+                    description = engine.description
+                row = _compare(package, precision, expected, detections, check_name, notes)
+                rows.append({"package": package.manifest.name, "backend": backend,
+                             "precision": precision, "engine": description, **row})  # fmt: skip
     return rows
 
 

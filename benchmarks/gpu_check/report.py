@@ -102,9 +102,10 @@ def _images_per_s(rows: Sequence[Row], network: str, batch_size: int, is_include
 def _tables(result: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Agreement with ONNX Runtime on the CPU", "")
     yield from _table(
-        ("package", "backend", "precision", "agrees", "matched", "worst differences"),
+        ("package", "backend", "precision", "engine", "agrees", "matched", "worst differences"),
         (
-            (row["package"], row["backend"], row["precision"], "yes" if row["agrees"] else "NO",
+            (row["package"], row["backend"], row["precision"], row["engine"],
+             "yes" if row["agrees"] else "NO",
              "" if row["matched"] is None else f"{row['matched']:.4f}",
              ", ".join(f"{name} {error:.1e}" for name, error in row["worst_errors"].items()))
             for row in result["parity"]

@@ -5,12 +5,15 @@ them; the result is the median over the rounds. "two at a time" runs two batches
 two threads, as the service does.
 """
 
+import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -19,10 +22,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.gpu_check.cases import Case, make_graph
-from benchmarks.gpu_check.engines import open_precision
+from benchmarks.gpu_check.engines import open_precision, precisions
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage
-from service.engines import Engine, EngineUnavailableError
+from service.engines import Engine
 
 Row = dict[str, Any]
 Batch = NDArray[np.uint8]
@@ -54,7 +57,7 @@ SMOKE = Repetitions(batch_sizes=(1, 2), rounds=2, calls=1, warm_up=1)
 def check(
     case: Case,
     weights: dict[str, torch.Tensor],
-    package: ModelPackage | None,
+    package: ModelPackage,
     backends: Sequence[str],
     repetitions: Repetitions,
     threads: int,
@@ -67,10 +70,9 @@ def check(
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with ExitStack() as stack:
         contenders = list(_pytorch_contenders(case, weights, device, notes))
-        if package is not None:
-            for backend in backends:
-                largest = max(repetitions.batch_sizes)
-                contenders += _engine_contenders(package, backend, threads, largest, stack, notes)
+        for backend in backends:
+            largest = max(repetitions.batch_sizes)
+            contenders += _engine_contenders(package, backend, threads, largest, stack, notes)
         _, plan = make_graph(case, weights, lambda network, _: network)
         shape = (plan.input.height_px, plan.input.width_px, 3)
         rows = []
@@ -89,13 +91,16 @@ def _pytorch_contenders(
     if device == "cpu":
         notes.skip(f"{case.name}: PyTorch fp16, torch.compile", "there is no GPU")
         return
-    with notes.skip_on_error(f"{case.name}: PyTorch fp16"):
+    with notes.fail_on_error(f"{case.name}: PyTorch fp16"):
         from model_export.networks.fp16 import Fp16Network
 
         half, _ = make_graph(
             case, weights, lambda network, plan: Fp16Network(network, plan.task.heatmaps)
         )
         yield Contender("PyTorch fp16", _runner(half, device))
+        if find_spec("triton") is None or not (os.environ.get("CC") or which("gcc")):
+            notes.skip(f"{case.name}: torch.compile", "Triton or a C compiler is not installed")
+            return
         # Compiled per batch size and launched as a CUDA graph, like the engines.
         compiled = torch.compile(half, mode="reduce-overhead", dynamic=False)
         yield Contender("torch.compile fp16", _runner(compiled, device))
@@ -122,18 +127,15 @@ def _engine_contenders(
     stack: ExitStack,
     notes: Notes,
 ) -> Iterator[Contender]:
-    for precision in ("fp32", "fp16"):
+    for precision in precisions(package, backend):
         name = f"{backend} {precision}"
-        try:
+        with notes.fail_on_error(f"{package.manifest.name}: speed of {name}"):
             engine: Engine = stack.enter_context(
                 open_precision(package, backend, precision, threads, max_batch_size)
             )
-        except (EngineUnavailableError, LookupError) as error:
-            notes.skip(f"{package.manifest.name}: speed of {name}", str(error))
-            continue
-        yield Contender(name, engine.run)
-        if engine.concurrency > 1:
-            yield Contender(f"{name}, two at a time", engine.run, workers=2)
+            yield Contender(name, engine.run)
+            if engine.concurrency > 1:
+                yield Contender(f"{name}, two at a time", engine.run, workers=2)
 
 
 def _measure(
@@ -143,42 +145,47 @@ def _measure(
     repetitions: Repetitions,
     notes: Notes,
 ) -> list[Row]:
-    available = []
-    for contender in contenders:
-        with notes.skip_on_error(f"{network}: {contender.name} at batch {len(batch)}"):
-            for _ in range(repetitions.warm_up):
-                contender.run(batch)
-            available.append(contender)
-    durations_ms: dict[str, list[float]] = {contender.name: [] for contender in available}
-    for _ in range(repetitions.rounds):
-        for contender in available:
-            durations_ms[contender.name].append(_milliseconds(contender, batch, repetitions.calls))
+    durations_ms: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    remaining = list(contenders)
+    for calls in (repetitions.warm_up, *[repetitions.calls] * repetitions.rounds):
+        for contender in tuple(remaining):
+            try:
+                durations_ms[contender.name].append(_milliseconds(contender, batch, calls))
+            except Exception as error:
+                check_name = f"{network}: {contender.name} at batch {len(batch)}"
+                notes.fail(check_name, f"{type(error).__name__}: {error}")
+                remaining.remove(contender)
+    medians_ms = {
+        contender.name: statistics.median(durations_ms[contender.name][1:])  # without the warm-up
+        for contender in remaining
+    }
     return [
         {
             "network": network,
-            "contender": contender.name,
+            "contender": name,
             "batch_size": len(batch),
-            "ms_per_batch": round(statistics.median(durations_ms[contender.name]), 4),
-            "images_per_s": round(
-                1e3 * len(batch) / statistics.median(durations_ms[contender.name]), 1
-            ),
+            "ms_per_batch": round(milliseconds, 4),
+            "images_per_s": round(1e3 * len(batch) / milliseconds, 1),
         }
-        for contender in available
+        for name, milliseconds in medians_ms.items()
     ]
 
 
 def _milliseconds(contender: Contender, batch: Batch, calls: int) -> float:
-    """Return the time per batch, over ``calls`` in each of the contender's workers."""
+    """Return the time per batch, over ``calls`` in each of the contender's workers.
+
+    Raises the exception of any worker.
+    """
 
     def run_calls() -> None:
         for _ in range(calls):
             contender.run(batch)
 
-    others = [threading.Thread(target=run_calls) for _ in range(contender.workers - 1)]
-    started_at = time.perf_counter()
-    for thread in others:
-        thread.start()
-    run_calls()
-    for thread in others:
-        thread.join()
+    with ThreadPoolExecutor(contender.workers) as pool:
+        started_at = time.perf_counter()
+        others = [pool.submit(run_calls) for _ in range(contender.workers - 1)]
+        # In this thread: torch.compile keeps its CUDA graphs per thread.
+        run_calls()
+        for other in others:
+            other.result()
     return 1e3 * (time.perf_counter() - started_at) / (calls * contender.workers)

@@ -3,8 +3,14 @@
 import json
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +18,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check import engines, parity, report
+from benchmarks.gpu_check import __main__ as command
+from benchmarks.gpu_check import engines, kernels, parity, report, speed
+from benchmarks.gpu_check.cases import SMOKE_CASES
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage, load_package
-from service.engines import EngineOptions, Images
+from model_package.gpu import Gpu
+from service.engines import EngineOptions, EngineUnavailableError, Images
 from service.engines.onnxruntime import OnnxRuntimeEngine
 
 
@@ -56,7 +65,11 @@ class SlightlyWrongEngine(OnnxRuntimeEngine):
 
 @pytest.fixture
 def bundled(project: Path) -> ModelPackage:
-    return load_package(project / "models" / "blood_cells")
+    """Load a bundled package without its fp16 file, which ONNX Runtime does not run on a CPU."""
+    package = load_package(project / "models" / "blood_cells")
+    artifacts = [file for file in package.manifest.artifacts if file.precision == "fp32"]
+    manifest = package.manifest.model_copy(update={"artifacts": tuple(artifacts)})
+    return replace(package, manifest=manifest)
 
 
 def test_detects_a_backend_that_mixes_up_rows(
@@ -67,14 +80,150 @@ def test_detects_a_backend_that_mixes_up_rows(
     assert correct["agrees"]
     assert notes.failed == []
 
-    def open_engine(package: ModelPackage, backend: str, threads: int, **_: int) -> Any:
-        kind = SlightlyWrongEngine if backend == "wrong" else OnnxRuntimeEngine
-        return kind(package, EngineOptions(threads))
-
-    monkeypatch.setattr(engines, "open_engine", open_engine)
+    use_backends(monkeypatch, wrong=SlightlyWrongEngine)
     (wrong,) = parity.check(bundled, ["wrong"], 1, notes)
     assert not wrong["agrees"]
     assert notes.failed[0].startswith("blood_cells: wrong fp32: image ")
+
+
+class BrokenEngine(OnnxRuntimeEngine):
+    """Runs one batch; every further one fails."""
+
+    ran = False
+
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        if self.ran:
+            raise RuntimeError("an illegal memory access was encountered")
+        self.ran = True
+        return super().run(images, flip)
+
+
+def use_backends(monkeypatch: pytest.MonkeyPatch, **engines_by_backend: type) -> None:
+    """Open these engines for the backends of these names, and ONNX Runtime for others."""
+
+    def open_engine(package: ModelPackage, backend: str, threads: int, **_: int) -> Any:
+        kind = engines_by_backend.get(backend, OnnxRuntimeEngine)
+        return kind(package, EngineOptions(threads))
+
+    monkeypatch.setattr(engines, "open_engine", open_engine)
+
+
+class MissingEngine:
+    """A backend of which the machine has everything, but that does not open."""
+
+    def __init__(self, *_: object) -> None:
+        raise EngineUnavailableError("the engine cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        (BrokenEngine, "RuntimeError: an illegal memory access was encountered"),
+        (MissingEngine, "EngineUnavailableError: the engine cannot be loaded"),
+    ],
+)
+def test_a_backend_that_raises_is_a_failure_and_the_others_are_still_compared(
+    bundled: ModelPackage, monkeypatch: pytest.MonkeyPatch, engine: type, reason: str
+) -> None:
+    use_backends(monkeypatch, bad=engine)
+    notes = Notes()
+    rows = parity.check(bundled, ["bad", "onnxruntime-cpu"], 1, notes)
+    assert notes.failed == [f"blood_cells: bad fp32: {reason}"]
+    assert notes.not_run == []
+    assert [(row["backend"], row["agrees"]) for row in rows] == [("onnxruntime-cpu", True)]
+
+
+def test_an_exception_in_any_worker_is_a_failure_and_the_others_are_still_timed() -> None:
+    """Also in a thread of its own, and also after the warm-up."""
+    main_thread, calls = threading.get_ident(), Counter[str]()
+
+    def in_another_thread(_: object) -> None:
+        if threading.get_ident() != main_thread:
+            raise RuntimeError("lost in a thread")
+
+    def after_the_warm_up(_: object) -> None:
+        calls["late"] += 1
+        if calls["late"] > 1:
+            raise RuntimeError("too late")
+
+    contenders = [
+        speed.Contender("threads", in_another_thread, workers=2),
+        speed.Contender("late", after_the_warm_up),
+        speed.Contender("good", lambda _: None),
+    ]
+    notes = Notes()
+    repetitions = speed.Repetitions(batch_sizes=(2,), rounds=3, calls=1, warm_up=1)
+    rows = speed._measure("net", contenders, np.zeros((2, 4, 4, 3), np.uint8), repetitions, notes)
+    assert [row["contender"] for row in rows] == ["good"]
+    assert sorted(notes.failed) == [
+        "net: late at batch 2: RuntimeError: too late",
+        "net: threads at batch 2: RuntimeError: lost in a thread",
+    ]
+
+
+def test_an_engine_that_does_not_open_is_a_failure_of_the_speed_check(
+    bundled: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_backends(monkeypatch, bad=MissingEngine)
+    notes = Notes()
+    with ExitStack() as stack:
+        assert list(speed._engine_contenders(bundled, "bad", 1, 8, stack, notes)) == []
+    (failure,) = notes.failed
+    assert failure.endswith(
+        "speed of bad fp32: EngineUnavailableError: the engine cannot be loaded"
+    )
+
+
+@pytest.mark.parametrize("failure", ["kernels", "package"])
+def test_the_exit_status_reports_an_exception(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: str
+) -> None:
+    def fail(*_: object) -> Any:
+        raise RuntimeError("no image is available for execution on the device")
+
+    no_kernels = {"device": None, "not_run": "no GPU", "parity": [], "speed": []}
+    monkeypatch.setattr(kernels, "check", fail if failure == "kernels" else lambda: no_kernels)
+    monkeypatch.setattr(command, "SMOKE_CASES", () if failure == "kernels" else SMOKE_CASES)
+    monkeypatch.setattr(command, "make_package", fail)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--smoke", "--output", str(tmp_path)])
+    assert command.main() == 1
+    report_text = (tmp_path / "gpu_check.md").read_text()
+    failed = report_text.partition("## Failed")[2].partition("## Not run")[0]
+    assert "RuntimeError: no image is available for execution on the device" in failed
+
+
+@pytest.mark.parametrize(
+    ("modules", "providers", "not_run"),
+    [
+        ({"cuda", "onnxruntime"}, ["CUDAExecutionProvider"], {"tensorrt", "tensorrt-rtx"}),
+        ({"cuda", "onnxruntime"}, [], {"tensorrt", "tensorrt-rtx", "onnxruntime-cuda"}),
+        ({"cuda", "tensorrt"}, [], {"tensorrt-rtx", "onnxruntime-cuda"}),
+        ({"onnxruntime", "tensorrt"}, [], {"tensorrt", "tensorrt-rtx", "onnxruntime-cuda"}),
+    ],
+)
+def test_backends_without_their_packages_are_not_run(
+    monkeypatch: pytest.MonkeyPatch, modules: set[str], providers: list[str], not_run: set[str]
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: name in modules or None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    notes = Notes()
+    available = engines.gpu_backends(notes)
+    assert {line.partition(":")[0] for line in notes.not_run} == not_run
+    assert set(available) == {"tensorrt", "tensorrt-rtx", "onnxruntime-cuda"} - not_run
+    assert notes.failed == []
+
+
+def test_tensorrt_rtx_is_not_run_on_a_gpu_that_it_does_not_build_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    targets = Enum("ComputeCapability", {"SM89": 89})
+    library = SimpleNamespace(ComputeCapability=targets, __version__="1.7")
+    monkeypatch.setattr(engines, "find_spec", lambda name: name != "tensorrt" or None)
+    monkeypatch.setattr(engines, "import_library", lambda _: library)
+    for capability, count in (("8.9", 1), ("9.0", 0)):
+        gpu = Gpu("a GPU", capability)
+        monkeypatch.setattr(engines, "find_gpu", lambda gpu=gpu: gpu)
+        assert engines.gpu_backends(Notes()).count("tensorrt-rtx") == count
 
 
 def row(
