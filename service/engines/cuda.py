@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from model_package.gpu import find_gpu
 from service.engines.errors import EngineBrokenError, EngineUnavailableError
 
+_CAPTURE_ERRORS = range(900, 910)
+"""``cudaErrorStreamCaptureUnsupported`` and other errors of a stream capture; none is sticky."""
+
 
 class CudaError(Exception):
     """A CUDA call failed with an error that is not sticky: later calls can succeed."""
@@ -66,11 +69,12 @@ class CudaDevice:
         """Raise :class:`~service.engines.errors.EngineBrokenError` if the last error is sticky.
 
         CUDA has no query for this. An error is sticky if, after it was cleared, an unrelated call
-        fails as well. ``after`` is the call that failed, for the message.
+        fails as well, unless it fails because this thread is capturing a graph. ``after`` is the
+        call that failed, for the message.
         """
         self.runtime.cudaGetLastError()
         error = self.runtime.cudaMemGetInfo()[0]
-        if int(error):
+        if int(error) and int(error) not in _CAPTURE_ERRORS:
             raise EngineBrokenError(
                 f"the GPU is unusable for this process after {after} ({self._describe(error)}). "
                 "Restart the service."
@@ -185,7 +189,9 @@ class Stream:
         try:
             enqueue()
         except BaseException:
-            self._device.runtime.cudaStreamEndCapture(self._stream)
+            error, graph = self._device.runtime.cudaStreamEndCapture(self._stream)
+            if not int(error):
+                self._device.runtime.cudaGraphDestroy(graph)
             raise
         graph = self._device.call("cudaStreamEndCapture", self._stream)
         try:

@@ -8,14 +8,17 @@ the network, and one copy of all outputs back.
 
 Launching the kernels of a network one by one takes more CPU time than a small batch takes on the
 GPU. For the default input size the launches are therefore captured as one CUDA graph per batch
-size, and batches are padded to the next captured size: 1, 2, 4, 8 and so on.
+size, and batches are padded to the next captured size: 1, 2, 4, 8 and so on. If a capture fails,
+the engine is opened again without graphs (:func:`open_with_cuda_graphs`).
 """
 
+import logging
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from math import prod
 from typing import Any, Protocol
 
@@ -27,6 +30,9 @@ from model_package.manifest import TensorSpec
 from service.engines.batch_sizes import power_of_two_batch_sizes
 from service.engines.cuda import CudaDevice, HostDeviceBuffer, Stream
 from service.engines.engine import Images
+from service.engines.errors import EngineBrokenError
+
+_log = logging.getLogger(__name__)
 
 NUM_INSTANCES = 2
 
@@ -46,12 +52,28 @@ class DeviceTensors:
     """By the name of the output."""
 
 
+class GraphCaptureError(Exception):
+    """The work of the network cannot be captured as a CUDA graph."""
+
+
 class ExecutionContext(Protocol):
     """A network that is ready to run on the GPU, for one :class:`ExecutionInstance`."""
 
     def enqueue(self, tensors: DeviceTensors, stream: Stream) -> None:
         """Enqueue one run of the network on the stream and return without waiting for it."""
         ...
+
+
+ContextFactory = Callable[[int, bool], ExecutionContext]
+"""Returns a new context for the instance with the given index (first) and flip (second)."""
+
+
+@dataclass(frozen=True)
+class CapturedGraph:
+    """A CUDA graph with the context that it was captured from, which it needs for its replay."""
+
+    graph: Any
+    context: ExecutionContext
 
 
 @dataclass
@@ -61,19 +83,22 @@ class ExecutionInstance:
     stream: Stream
     images: HostDeviceBuffer
     outputs: HostDeviceBuffer
-    contexts: Mapping[bool, ExecutionContext] = field(default_factory=dict)
-    """By flip."""
-    graphs: dict[tuple[bool, int], Any] = field(default_factory=dict)
-    """Captured CUDA graphs by flip and batch size."""
+    contexts: Mapping[bool, ExecutionContext]
+    """For runs without a graph, by flip."""
+    graphs: dict[tuple[bool, int], CapturedGraph] = field(default_factory=dict)
+    """By flip and batch size."""
 
 
 class GpuEngine:
     """Runs execution contexts on one GPU; see :class:`service.engines.Engine`.
 
-    ``create_contexts`` returns the contexts of the instance with the given index, by flip.
-    ``min_batch_size`` and ``max_batch_size`` are the limits of these contexts. ``capture_graphs``
-    is false for runtimes that capture CUDA graphs themselves; each batch size is then only run
-    once at start, which makes the runtime capture it.
+    ``create_context`` is called once per instance and flip, and once more for every graph that is
+    captured: a runtime may change the state of a context, on which its graph depends, when the
+    context runs another shape. ``min_batch_size`` and ``max_batch_size`` are the limits of these
+    contexts. ``capture_graphs`` is false for runtimes that capture CUDA graphs themselves; each
+    batch size is then only run once at start, which makes the runtime capture it.
+
+    Raises :class:`GraphCaptureError` if ``capture_graphs`` is true and a capture fails.
     """
 
     concurrency = NUM_INSTANCES
@@ -85,7 +110,7 @@ class GpuEngine:
         manifest: ModelManifest,
         description: str,
         max_batch_size: int,
-        create_contexts: Callable[[int], Mapping[bool, ExecutionContext]],
+        create_context: ContextFactory,
         capture_graphs: bool,
         min_batch_size: int = 1,
     ) -> None:
@@ -95,15 +120,22 @@ class GpuEngine:
         self._output_specs = manifest.decoder.outputs()
         self._default_shape = (manifest.input.height_px, manifest.input.width_px, 3)
         self._batch_sizes = power_of_two_batch_sizes(max_batch_size, min_batch_size)
+        flips = sorted({artifact.flip for artifact in manifest.artifacts})
         self._instances: queue.SimpleQueue[ExecutionInstance] = queue.SimpleQueue()
         for index in range(NUM_INSTANCES):
             instance = ExecutionInstance(
                 Stream(device),
                 HostDeviceBuffer(device, _image_buffer_bytes(manifest, max_batch_size)),
                 HostDeviceBuffer(device, output_layout(self._output_specs, max_batch_size)[1]),
-                create_contexts(index),
+                {flip: create_context(index, flip) for flip in flips},
             )
-            self._prepare_batch_sizes(instance, capture_graphs)
+            for flip, batch_size in product(flips, self._batch_sizes):
+                if capture_graphs:
+                    context = create_context(index, flip)
+                    captured = self._capture_graph(instance, context, batch_size)
+                    instance.graphs[flip, batch_size] = captured
+                else:
+                    self._warm_up(instance, instance.contexts[flip], batch_size)
             self._instances.put(instance)
 
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
@@ -132,11 +164,11 @@ class GpuEngine:
         images_bytes = _copy_to_pinned_memory(images, instance.images)
         instance.stream.copy_to_device(instance.images, images_bytes)
         is_captured = image_shape == self._default_shape
-        graph = instance.graphs.get((flip, batch_size)) if is_captured else None
-        if graph is None:
-            self._enqueue(instance, flip, (batch_size, *image_shape))
+        captured = instance.graphs.get((flip, batch_size)) if is_captured else None
+        if captured is None:
+            self._enqueue(instance, instance.contexts[flip], (batch_size, *image_shape))
         else:
-            instance.stream.launch_graph(graph)
+            instance.stream.launch_graph(captured.graph)
         instance.stream.synchronize()
         host = instance.outputs.host[:outputs_bytes]
         # Copies, because the next batch of this instance overwrites the buffer; rows of the
@@ -156,7 +188,9 @@ class GpuEngine:
             return next(size for size in self._batch_sizes if size >= count)
         return max(count, self._batch_sizes[0])
 
-    def _enqueue(self, instance: ExecutionInstance, flip: bool, shape: Shape) -> None:
+    def _enqueue(
+        self, instance: ExecutionInstance, context: ExecutionContext, shape: Shape
+    ) -> None:
         """Enqueue the network and the copy of its outputs to the host."""
         if prod(shape) > instance.images.size_bytes:
             raise ValueError(f"a batch of shape {shape} is larger than the buffers of the engine")
@@ -164,23 +198,50 @@ class GpuEngine:
         base = instance.outputs.device_pointer
         pointers = {name: base + offset for name, offset in offsets.items()}
         tensors = DeviceTensors(shape, instance.images.device_pointer, pointers)
-        instance.contexts[flip].enqueue(tensors, instance.stream)
+        context.enqueue(tensors, instance.stream)
         instance.stream.copy_to_host(instance.outputs, size_bytes)
 
-    def _prepare_batch_sizes(self, instance: ExecutionInstance, capture_graphs: bool) -> None:
-        """Run every batch size of the default image size once, then capture its graph.
+    def _warm_up(
+        self, instance: ExecutionInstance, context: ExecutionContext, batch_size: int
+    ) -> None:
+        """Run a batch of the default size once: runtimes defer initialisation to the first run."""
+        self._enqueue(instance, context, (batch_size, *self._default_shape))
+        instance.stream.synchronize()
 
-        The first run does the deferred initialisation of the runtime, which cannot be captured.
-        """
-        for flip in instance.contexts:
-            for batch_size in self._batch_sizes:
-                shape = (batch_size, *self._default_shape)
-                self._enqueue(instance, flip, shape)
-                instance.stream.synchronize()
-                if capture_graphs:
-                    instance.graphs[flip, batch_size] = instance.stream.capture_graph(
-                        partial(self._enqueue, instance, flip, shape)
-                    )
+    def _capture_graph(
+        self, instance: ExecutionInstance, context: ExecutionContext, batch_size: int
+    ) -> CapturedGraph:
+        """Capture a batch of the default size. The deferred initialisation cannot be captured."""
+        self._warm_up(instance, context, batch_size)
+        shape = (batch_size, *self._default_shape)
+        try:
+            graph = instance.stream.capture_graph(partial(self._enqueue, instance, context, shape))
+        except EngineBrokenError:
+            raise
+        except Exception as error:  # each runtime raises its own exceptions
+            raise GraphCaptureError(f"a batch of shape {shape}: {error}") from error
+        return CapturedGraph(graph, context)
+
+
+def open_with_cuda_graphs(
+    device: CudaDevice, name: str, open_engine: Callable[[bool], GpuEngine]
+) -> GpuEngine:
+    """Open an engine with CUDA graphs, or without if a capture fails.
+
+    ``open_engine`` is called with whether to use graphs. It raises :class:`GraphCaptureError` if
+    that fails; ``device`` is then closed, and the engine's description states that it runs without
+    CUDA graphs. ``name`` is that of the model, for the log.
+    """
+    try:
+        return open_engine(True)
+    except GraphCaptureError as error:
+        reason = str(error)
+    # After the exception is dropped, whose traceback refers to the contexts.
+    device.close()
+    _log.warning("%s runs without CUDA graphs: they could not be captured: %s", name, reason)
+    engine = open_engine(False)
+    engine.description += ", without CUDA graphs"
+    return engine
 
 
 def output_layout(specs: Sequence[TensorSpec], batch_size: int) -> tuple[dict[str, int], int]:

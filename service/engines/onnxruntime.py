@@ -1,9 +1,9 @@
 """ONNX Runtime backends: the CPU execution provider and the CUDA execution provider."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -16,10 +16,14 @@ from service.engines.cpu_affinity import CPU_AFFINITY
 from service.engines.cuda import CudaDevice, Stream
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
-from service.engines.gpu_engine import NUM_INSTANCES, DeviceTensors, GpuEngine
+from service.engines.gpu_engine import (
+    NUM_INSTANCES,
+    DeviceTensors,
+    GpuEngine,
+    GraphCaptureError,
+    open_with_cuda_graphs,
+)
 from service.engines.precision import CPU_PRECISIONS, GPU_PRECISIONS, select_artifacts
-
-_log = logging.getLogger(__name__)
 
 _CPU_PROVIDER = "CPUExecutionProvider"
 _CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -68,7 +72,23 @@ class OnnxRuntimeEngine:
         self._session_by_flip.clear()
 
 
-def open_cuda_engine(package: ModelPackage, options: EngineOptions) -> GpuEngine:
+@dataclass(frozen=True)
+class CudaOptions:
+    """Settings of the CUDA execution provider; ADR 17 has the reasons for the defaults.
+
+    Only ``benchmarks.gpu_check`` uses other values, to compare them with the defaults.
+    """
+
+    cudnn_conv_algo_search: str = "HEURISTIC"
+    """How cuDNN chooses kernels for the convolutions when the shape of the input changes."""
+    cuda_graphs: bool = True
+    synchronize: bool = False
+    """Whether a run waits for the GPU, which keeps the copies of the next batch waiting too."""
+
+
+def open_cuda_engine(
+    package: ModelPackage, options: EngineOptions, cuda_options: CudaOptions = CudaOptions()
+) -> GpuEngine:
     """Load the ONNX files of a package with the CUDA execution provider.
 
     Both instances of the engine share one session per file, and with it the weights. The sessions
@@ -85,30 +105,54 @@ def open_cuda_engine(package: ModelPackage, options: EngineOptions) -> GpuEngine
     artifacts = _select_onnx_files(manifest, GPU_PRECISIONS)
     precision = next(iter(artifacts.values())).precision
     with device.close_on_error():
-        compute_stream = Stream(device)
-        provider_options = {
-            "device_id": "0",
-            "user_compute_stream": str(compute_stream.handle),
-            "use_tf32": "0",  # TensorFloat-32 would round the factors of products to 10 bits
-            "enable_cuda_graph": "1",
-        }
-        sessions = {
-            flip: _create_session_with_graphs(onnxruntime, package, artifact, provider_options)
-            for flip, artifact in artifacts.items()
-        }
-        thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime-cuda")
-        device.add_close_callback(thread.shutdown)
-        return GpuEngine(
-            device,
-            manifest,
-            f"onnxruntime {onnxruntime.__version__} {_CUDA_PROVIDER}, {precision}",
-            options.max_batch_size,
-            lambda index: {
-                flip: _SessionContext(onnxruntime, session, manifest, index, compute_stream, thread)
-                for flip, session in sessions.items()
-            },
-            capture_graphs=False,
-        )
+
+        def open_engine(cuda_graphs: bool) -> GpuEngine:
+            compute_stream = Stream(device)
+            provider_options = {
+                "device_id": "0",
+                "user_compute_stream": str(compute_stream.handle),
+                "use_tf32": "0",  # TensorFloat-32 would round the factors of products to 10 bits
+                "cudnn_conv_algo_search": cuda_options.cudnn_conv_algo_search,
+                "enable_cuda_graph": str(int(cuda_graphs)),
+            }
+            try:
+                sessions = {
+                    flip: _create_session(
+                        onnxruntime,
+                        package,
+                        artifact,
+                        _CUDA_PROVIDER,
+                        provider_options,
+                        _session_options(onnxruntime),
+                    )
+                    for flip, artifact in artifacts.items()
+                }
+            except EngineUnavailableError as error:
+                if cuda_graphs:  # refused if an operator of the file runs on the CPU
+                    raise GraphCaptureError(str(error)) from error
+                raise
+            thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime-cuda")
+            device.add_close_callback(thread.shutdown)
+            return GpuEngine(
+                device,
+                manifest,
+                f"onnxruntime {onnxruntime.__version__} {_CUDA_PROVIDER}, {precision}",
+                options.max_batch_size,
+                lambda index, flip: _SessionContext(
+                    onnxruntime,
+                    sessions[flip],
+                    manifest,
+                    index,
+                    compute_stream,
+                    thread,
+                    replace(cuda_options, cuda_graphs=cuda_graphs),
+                ),
+                capture_graphs=False,
+            )
+
+        if not cuda_options.cuda_graphs:
+            return open_engine(False)
+        return open_with_cuda_graphs(device, manifest.name, open_engine)
 
 
 class _SessionContext:
@@ -122,7 +166,10 @@ class _SessionContext:
         instance_index: int,
         compute_stream: Stream,
         thread: ThreadPoolExecutor,
+        cuda_options: CudaOptions,
     ) -> None:
+        self._cuda_options = cuda_options
+        self._captured_graphs = {_NO_GRAPH_ID}
         self._onnxruntime = onnxruntime
         self._session = session
         self._input = manifest.input
@@ -142,18 +189,27 @@ class _SessionContext:
         for spec in self._output_specs:
             shape, pointer = (batch_size, *spec.shape), tensors.outputs[spec.name]
             binding.bind_output(spec.name, "cuda", 0, np.dtype(spec.dtype), shape, pointer)
+        graph_id = self._graph_id(tensors)
         options = self._onnxruntime.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(self._graph_id(tensors)))
+        options.add_run_config_entry("gpu_graph_id", str(graph_id))
         # The engine synchronises the stream of the instance, so the session need not.
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        is_asynchronous = str(int(not self._cuda_options.synchronize))
+        options.add_run_config_entry("disable_synchronize_execution_providers", is_asynchronous)
         self._compute_stream.wait_stream(stream)
-        self._session.run_with_iobinding(binding, options)
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # of a class that onnxruntime does not export
+            if graph_id in self._captured_graphs:
+                raise
+            raise GraphCaptureError(f"a batch of shape {tensors.shape}: {error}") from error
+        self._captured_graphs.add(graph_id)
         stream.wait_stream(self._compute_stream)
 
     def _graph_id(self, tensors: DeviceTensors) -> int:
         """Return an id per instance and batch size, since a graph contains buffer addresses."""
         batch_size, height_px, width_px, _ = tensors.shape
-        if (height_px, width_px) != (self._input.height_px, self._input.width_px):
+        is_default = (height_px, width_px) == (self._input.height_px, self._input.width_px)
+        if not (is_default and self._cuda_options.cuda_graphs):
             return _NO_GRAPH_ID
         return NUM_INSTANCES * batch_size + self._instance_index
 
@@ -191,29 +247,6 @@ def _session_options(onnxruntime: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return options
-
-
-def _create_session_with_graphs(
-    onnxruntime: Any,
-    package: ModelPackage,
-    artifact: OnnxArtifact,
-    provider_options: Mapping[str, str],
-) -> Any:
-    """Create a session that captures CUDA graphs, or one that does not if that is refused.
-
-    ONNX Runtime refuses to capture if an operator of the file runs on the CPU.
-    """
-    options = _session_options(onnxruntime)
-    try:
-        return _create_session(
-            onnxruntime, package, artifact, _CUDA_PROVIDER, provider_options, options
-        )
-    except EngineUnavailableError as error:
-        _log.warning("%s runs without CUDA graphs: %s", artifact.file, error)
-    provider_options = {**provider_options, "enable_cuda_graph": "0"}
-    return _create_session(
-        onnxruntime, package, artifact, _CUDA_PROVIDER, provider_options, options
-    )
 
 
 def _create_session(

@@ -17,7 +17,12 @@ from model_package.tensorrt_libraries import (
 from service.engines.cuda import CudaDevice, Stream
 from service.engines.engine import EngineOptions
 from service.engines.errors import EngineUnavailableError
-from service.engines.gpu_engine import DeviceTensors, GpuEngine
+from service.engines.gpu_engine import (
+    NUM_INSTANCES,
+    DeviceTensors,
+    GpuEngine,
+    open_with_cuda_graphs,
+)
 from service.engines.precision import GPU_PRECISIONS, select_artifacts
 from service.engines.rtx_runtime_cache import RuntimeCache
 
@@ -43,24 +48,40 @@ def open_tensorrt_engine(
             flip: _LoadedEngine(trt, package, artifact, library, hint)
             for flip, artifact in artifacts.items()
         }
-        engine = GpuEngine(
-            device,
-            package.manifest,
-            f"{library.title} {trt.__version__}, {precision}",
-            max(min_batch_size, min(max_batch_size, options.max_batch_size)),
-            lambda _: {
-                flip: loaded.create_context(device) for flip, loaded in loaded_engines.items()
-            },
-            capture_graphs=not library.compiles_at_run_time,
-            min_batch_size=min_batch_size,
-        )
+
+        def open_engine(cuda_graphs: bool) -> GpuEngine:
+            workspace_bytes = max(engine.workspace_bytes for engine in loaded_engines.values())
+            workspaces = [Workspace(device, workspace_bytes) for _ in range(NUM_INSTANCES)]
+            return GpuEngine(
+                device,
+                package.manifest,
+                f"{library.title} {trt.__version__}, {precision}",
+                max(min_batch_size, min(max_batch_size, options.max_batch_size)),
+                lambda index, flip: loaded_engines[flip].create_context(device, workspaces[index]),
+                capture_graphs=cuda_graphs and not library.compiles_at_run_time,
+                min_batch_size=min_batch_size,
+            )
+
+        engine = open_with_cuda_graphs(device, package.manifest.name, open_engine)
         for loaded in loaded_engines.values():
             loaded.save_runtime_cache()
     return engine
 
 
+class Workspace:
+    """Device memory for activations, used by all contexts of an instance in turn.
+
+    The contexts of an instance never run at the same time, because they share its stream.
+    TensorRT-RTX contexts have memory of their own, so ``size_bytes`` is 0 for them.
+    """
+
+    def __init__(self, device: CudaDevice, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.pointer: int = device.create("cudaMalloc", "cudaFree", size_bytes) if size_bytes else 0
+
+
 class _TensorRTContext:
-    """Execution context of one instance."""
+    """Execution context of one instance, or of one captured graph of it."""
 
     def __init__(
         self, context: Any, input_name: str, device: CudaDevice, logger: "_ErrorLog"
@@ -97,6 +118,7 @@ class _LoadedEngine:
         library: TensorRTLibrary,
         hint: str,
     ) -> None:
+        self._trt = trt
         self._log = _error_log(trt)
         self._input_name = package.manifest.input.name
         path = package.path_of(artifact)
@@ -116,13 +138,23 @@ class _LoadedEngine:
             RuntimeCache(trt, self._engine, path) if library.compiles_at_run_time else None
         )
 
-    def create_context(self, device: CudaDevice) -> _TensorRTContext:
-        """Create an execution context with its own activation memory."""
-        config = () if self._cache is None else (self._cache.runtime_config,)
-        context = self._engine.create_execution_context(*config)
+    @property
+    def workspace_bytes(self) -> int:
+        """Activation memory that a context needs; 0 for TensorRT-RTX, which allocates it."""
+        return 0 if self._cache is not None else int(self._engine.device_memory_size_v2)
+
+    def create_context(self, device: CudaDevice, workspace: Workspace) -> _TensorRTContext:
+        """Create an execution context whose activations are in ``workspace``."""
+        if self._cache is not None:
+            context = self._engine.create_execution_context(self._cache.runtime_config)
+        else:
+            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
         if context is None:
             device.raise_if_sticky_error("create_execution_context")
             raise RuntimeError(f"no execution context could be created{self._log.pop_errors()}")
+        if self._cache is None:
+            context.set_device_memory(workspace.pointer, workspace.size_bytes)
         return _TensorRTContext(context, self._input_name, device, self._log)
 
     def save_runtime_cache(self) -> None:

@@ -161,6 +161,8 @@ class FakeCudaRuntime:
         return (self._sticky,)
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:
+        if self._is_capturing_in_this_thread():
+            return cudaError_t.cudaErrorStreamCaptureUnsupported, None, None
         return self._return("cudaMemGetInfo", 1 << 30, 1 << 34)
 
     # Memory
@@ -247,18 +249,21 @@ class FakeCudaRuntime:
 
     def cudaStreamBeginCapture(self, stream: Handle, mode: int) -> tuple[Any, ...]:
         assert mode == cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        fake = self._streams[int(stream)]
-        fake.captured, fake.capturing_thread = [], threading.get_ident()
-        return self._return("cudaStreamBeginCapture")
+        result = self._return("cudaStreamBeginCapture")
+        if not result[0]:
+            fake = self._streams[int(stream)]
+            fake.captured, fake.capturing_thread = [], threading.get_ident()
+        return result
 
     def cudaStreamEndCapture(self, stream: Handle) -> tuple[Any, ...]:
         fake = self._streams[int(stream)]
         if fake.captured is None:
             return cudaError_t.cudaErrorStreamCaptureInvalidated, None
-        handle, jobs = self._handle(), fake.captured
-        fake.captured = None
-        self._graphs[int(handle)] = jobs
-        return self._return("cudaStreamEndCapture", handle)
+        jobs, fake.captured = fake.captured, None
+        result = self._return("cudaStreamEndCapture", self._handle())
+        if result[1] is not None:
+            self._graphs[int(result[1])] = jobs
+        return result
 
     def cudaGraphInstantiate(self, graph: Handle, flags: int) -> tuple[Any, ...]:
         assert flags == 0

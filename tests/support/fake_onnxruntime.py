@@ -53,6 +53,7 @@ class FakeOnnxRuntime(ModuleType):
         cuda: FakeCudaRuntime,
         *,
         can_capture: bool = True,
+        failing_capture: str | None = None,
         starts: bool = True,
         providers: tuple[str, ...] = (PROVIDER, "CPUExecutionProvider"),
     ) -> None:
@@ -64,6 +65,8 @@ class FakeOnnxRuntime(ModuleType):
             starts,
             providers,
         )
+        self.failing_capture = failing_capture
+        """``gpu_graph_id`` of a graph whose capture fails during the run."""
         self.sessions: list[InferenceSession] = []
 
     def get_available_providers(self) -> list[str]:
@@ -108,6 +111,9 @@ class InferenceSession:
         assert options.entries["disable_synchronize_execution_providers"] == "1"
         graph = options.entries["gpu_graph_id"]
         if graph != "-1":
+            assert self.provider_options["enable_cuda_graph"] == "1"
+            if graph == self._module.failing_capture:
+                raise RuntimeError("CUDA error 900: operation not permitted: stream is capturing")
             captured = self.graphs.setdefault(graph, binding.addresses)
             assert captured == binding.addresses, "a graph is replayed with other addresses"
         stream = int(self.provider_options["user_compute_stream"])

@@ -40,6 +40,7 @@ class ILogger:
     Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 
 
+WORKSPACE_BYTES_PER_IMAGE = 1000
 DataType = Enum("DataType", "FLOAT HALF INT32 INT64 UINT8")
 _DTYPES = {
     "float32": DataType.FLOAT,
@@ -58,6 +59,12 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
     LAZY = 0
     EAGER = 1
     NONE = 2
+
+
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
 
 
 class IRuntimeCache:
@@ -95,6 +102,7 @@ class FakeTensorrt(ModuleType):
 
     ILogger = ILogger
     DataType = DataType
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
 
     def __init__(self, cuda: FakeCudaRuntime, version: str, rtx: bool = False) -> None:
         super().__init__("tensorrt_rtx" if rtx else "tensorrt")
@@ -163,23 +171,39 @@ class ICudaEngine:
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig("this GPU")
 
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self.plan["profile"][2][0] * WORKSPACE_BYTES_PER_IMAGE
+
     def create_execution_context(
-        self, runtime_config: IRuntimeConfig | None = None
+        self, config: IRuntimeConfig | ExecutionContextAllocationStrategy
     ) -> "IExecutionContext | None":
         if self.plan.get("too_large"):
             self.logger.log(ILogger.Severity.ERROR, "out of memory")
             return None
+        runtime_config = config if isinstance(config, IRuntimeConfig) else None
+        assert (runtime_config is not None) == self.trt.rtx
+        if runtime_config is None:
+            assert config is ExecutionContextAllocationStrategy.USER_MANAGED
         context = IExecutionContext(self, runtime_config)
         self.trt.contexts.append(context)
         return context
 
 
 class IExecutionContext:
+    """Records the shapes that were enqueued and captured.
+
+    A captured graph depends on the state of its context: a replay after the context ran another
+    shape is an illegal access.
+    """
+
     def __init__(self, engine: ICudaEngine, runtime_config: IRuntimeConfig | None) -> None:
         self.engine = engine
         self.runtime_config = runtime_config
         self.fail_next = False
         self.enqueued: list[tuple[int, ...]] = []
+        self.captured: list[tuple[int, ...]] = []
+        self.workspace: tuple[int, int] | None = None
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] | None = None
         self._lock = threading.Lock()
@@ -198,6 +222,10 @@ class IExecutionContext:
         self._addresses[name] = pointer
         return True
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0
+        self.workspace = memory, size
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert self._lock.acquire(blocking=False), "two threads use one context at a time"
         try:
@@ -210,7 +238,10 @@ class IExecutionContext:
         assert shape is not None
         assert set(addresses) == set(self.engine.tensors), "a tensor has no address"
         new_shape = not self.enqueued or self.enqueued[-1] != shape
-        if cuda.is_capturing(stream) and (self.engine.trt.rtx or new_shape):
+        is_capturing = cuda.is_capturing(stream)
+        cannot_capture = self.engine.trt.rtx or new_shape
+        cannot_capture |= shape[0] == self.engine.plan.get("cannot_capture_batch")
+        if is_capturing and cannot_capture:
             self.engine.logger.log(ILogger.Severity.ERROR, "this cannot be captured")
             return False
         if self.fail_next:
@@ -220,13 +251,21 @@ class IExecutionContext:
         if self.runtime_config is not None and self.runtime_config.cache is not None:
             self.runtime_config.cache.kernels.add(shape[0])
         self.enqueued.append(shape)
-        cuda.enqueue(stream, lambda: self._compute(shape, addresses))
+        if is_capturing:
+            self.captured.append(shape)
+        cuda.enqueue(stream, lambda: self._compute(shape, addresses, is_capturing))
         return True
 
-    def _compute(self, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
+    def _compute(self, shape: tuple[int, ...], addresses: dict[str, int], is_replay: bool) -> None:
         if self.engine.plan.get("out_of_bounds"):
             raise IllegalAddressError("a kernel of the engine accesses memory out of bounds")
+        if is_replay and self.enqueued[-1] != shape:
+            raise IllegalAddressError("the context of the graph ran another shape since")
         cuda = self.engine.trt.cuda
+        if not self.engine.trt.rtx:
+            assert self.workspace is not None
+            cuda.memory("device", self.workspace[0], self.engine.device_memory_size_v2)
+            assert self.workspace[1] >= self.engine.device_memory_size_v2
         images = cuda.memory("device", addresses["images"], int(np.prod(shape))).reshape(shape)
         means = images.mean(axis=(1, 2, 3), dtype=np.float32) * self.engine.plan["factor"]
         for name, dtype, row_shape in self.engine.plan["outputs"]:

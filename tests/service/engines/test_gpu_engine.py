@@ -208,8 +208,6 @@ def test_close_frees_everything(
         *((backend, "cudaMalloc") for backend in BACKENDS),
         *((backend, "cudaHostAlloc") for backend in BACKENDS),
         *((backend, "cudaStreamCreateWithFlags") for backend in BACKENDS),
-        ("tensorrt", "cudaStreamBeginCapture"),
-        ("tensorrt", "cudaGraphInstantiate"),
     ],
 )
 @pytest.mark.usefixtures("tensorrt", "tensorrt_rtx", "onnxruntime")
@@ -233,8 +231,70 @@ def test_launches_are_captured_once_per_batch_size(
         scores(engine, *range(count))
     assert cuda.calls["cudaGraphLaunch"] == 8
     assert [len(context.enqueued) for context in tensorrt.contexts] == enqueued
-    assert cuda.calls["cudaMalloc"] == 4  # images and outputs of two instances, at the start
+    # Images, outputs and activations of two instances, at the start.
+    assert cuda.calls["cudaMalloc"] == 6
     engine.close()
+
+
+def test_every_captured_graph_has_an_execution_context_of_its_own(
+    tensorrt: FakeTensorrt, tmp_path: Path
+) -> None:
+    engine = open_engine(full_package(tmp_path, FREE), "tensorrt", threads=1)
+    capturing = [context for context in tensorrt.contexts if context.captured]
+    assert len(capturing) == 2 * 2 * 4
+    assert all(len(context.captured) == 1 for context in capturing)
+    # One more per instance and variant, for all other sizes.
+    assert len(tensorrt.contexts) == len(capturing) + 2 * 2
+    # The activation memory is allocated once per instance.
+    assert len({context.workspace for context in tensorrt.contexts}) == 2
+    for side, count in ((96, 2), (64, 2), (256, 1), (64, 1), (64, 8), (96, 1), (64, 7)):
+        images = make_images(*range(count), height_px=side, width_px=side)
+        assert engine.run(images)["scores"][:, 0].tolist() == list(range(count))
+        assert engine.run(images, flip=True)["scores"][:, 0].tolist() == [-x for x in range(count)]
+    assert all(context.enqueued[-1] == context.captured[0] for context in capturing)
+    engine.close()
+
+
+@pytest.mark.usefixtures("tensorrt")
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "cannot be captured",
+        "cudaStreamBeginCapture",
+        "cudaStreamEndCapture",
+        "cudaGraphInstantiate",
+    ],
+)
+def test_tensorrt_runs_without_cuda_graphs_if_a_capture_fails(
+    tmp_path: Path, cuda: FakeCudaRuntime, caplog: pytest.LogCaptureFixture, failure: str
+) -> None:
+    fields = {"cannot_capture_batch": 4} if failure == "cannot be captured" else {}
+    package = make_package(tmp_path, [engine_artifact()], **fields)
+    cuda.fail_next(failure, cudaError_t.cudaErrorMemoryAllocation)
+    engine = open_engine(package, "tensorrt", threads=1)
+    for count in range(1, 9):
+        assert scores(engine, *range(count)) == list(range(count))
+    assert cuda.calls["cudaGraphLaunch"] == 0
+    assert engine.description.endswith("on NVIDIA L4, without CUDA graphs")
+    (warning,) = (record for record in caplog.records if "CUDA graphs" in record.message)
+    assert warning.levelname == "WARNING"
+    assert "runs without CUDA graphs: they could not be captured: a batch of" in warning.message
+    assert failure in warning.message
+    engine.close()
+    assert cuda.alive == 0
+
+
+@pytest.mark.usefixtures("tensorrt")
+def test_a_sticky_error_during_a_capture_is_not_a_failed_capture(
+    package: ModelPackage, cuda: FakeCudaRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_gpu(*_: object) -> tuple[cudaError_t, None]:
+        cuda._sticky = cudaError_t.cudaErrorIllegalAddress
+        return cudaError_t.cudaErrorIllegalAddress, None
+
+    monkeypatch.setattr(cuda, "cudaGraphInstantiate", break_gpu)
+    with pytest.raises(EngineBrokenError, match="cudaErrorIllegalAddress"):
+        open_engine(package, "tensorrt", threads=1)
 
 
 def test_batches_are_padded_to_the_next_batch_size(
@@ -324,6 +384,7 @@ def test_onnxruntime_cuda_prefers_fp16_and_disables_tf32(
     assert engine.description.endswith("CUDAExecutionProvider, fp16 on NVIDIA L4")
     (session,) = onnxruntime.sessions
     assert session.provider_options["use_tf32"] == "0"
+    assert session.provider_options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert len(session.graphs) == 2 * 3  # two instances; batch sizes 1, 2 and 4
     engine.close()
 
@@ -334,8 +395,27 @@ def test_onnxruntime_runs_without_cuda_graphs_if_it_cannot_capture(
     onnxruntime.can_capture = False
     engine = open_engine(package, "onnxruntime-cuda", threads=1)
     assert scores(engine, 1, 2, 3) == [1, 2, 3]
-    assert "model.onnx runs without CUDA graphs: " in caplog.text
+    assert "runs without CUDA graphs: they could not be captured: " in caplog.text
+    assert engine.description.endswith("fp32 on NVIDIA L4, without CUDA graphs")
     engine.close()
+
+
+def test_onnxruntime_runs_without_cuda_graphs_if_a_capture_fails(
+    onnxruntime: FakeOnnxRuntime,
+    package: ModelPackage,
+    cuda: FakeCudaRuntime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    onnxruntime.failing_capture = str(2 * 4 + 1)  # batches of 4 in the second instance
+    engine = open_engine(package, "onnxruntime-cuda", threads=1)
+    for count in range(1, 9):
+        assert scores(engine, *range(count)) == list(range(count))
+    assert engine.description.endswith("fp32 on NVIDIA L4, without CUDA graphs")
+    assert "stream is capturing" in caplog.text
+    enabled = [session.provider_options["enable_cuda_graph"] for session in onnxruntime.sessions]
+    assert enabled == ["1", "1", "0", "0"]
+    engine.close()
+    assert cuda.alive == 0
 
 
 def test_rtx_stores_its_runtime_cache_for_the_next_start(

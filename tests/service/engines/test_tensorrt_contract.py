@@ -32,6 +32,10 @@ TENSORRT_NAMES = [
     "init_libnvinfer_plugins",
     *names_of(fake_tensorrt.Runtime, fake_tensorrt.ICudaEngine, fake_tensorrt.IExecutionContext),
     *(f"DataType.{member.name}" for member in fake_tensorrt.DataType),
+    *(
+        f"ExecutionContextAllocationStrategy.{member.name}"
+        for member in fake_tensorrt.ExecutionContextAllocationStrategy
+    ),
     *(f"ILogger.Severity.{member.name}" for member in fake_tensorrt.ILogger.Severity),
 ]
 RTX_NAMES = names_of(
