@@ -28,9 +28,23 @@ STUBS = {
         void* createNvOnnxParser_INTERNAL(void* network, void* logger, int version) { return 0; }
         void* createNvOnnxParserRefitter_INTERNAL(void* r, void* l, int v) { return 0; }
         int getNvOnnxParserVersion(void) { return 0; }""",
+    # Logs an error with the virtual function log(severity, message) of nvinfer1::ILogger.
     "libnvinfer_plugin.so": """
-        int initLibNvInferPlugins(void* logger, const char* name) { return 1; }""",
+        #include <stdbool.h>
+        #include <stdio.h>
+        bool initLibNvInferPlugins(void* logger, const char* name_space) {
+            char message[100];
+            snprintf(message, sizeof message, "plugins registered in '%s'", name_space);
+            (*(void (***)(void*, int, const char*))logger)[LOG](logger, 1, message);
+            return true;
+        }""",
 }
+LOG_BY_MAJOR_VERSION = {"10": 0, "11": 4}
+"""Index of ``log`` among the virtual functions of ``nvinfer1::ILogger``.
+
+In TensorRT 11 it comes after the two functions and the destructor, which takes two places, of
+``IVersionedInterface``.
+"""
 CHANNELS = 3
 FREE_SHAPES = (
     (1, CHANNELS, 1, 1),
@@ -104,6 +118,7 @@ def load(folder: Path) -> tuple[Any, Any]:
                 library,
                 source,
                 f"-Wl,-soname,{library.name}",
+                f"-DLOG={LOG_BY_MAJOR_VERSION[major]}",
             ]
             if name == "libnvinfer.so":
                 command += [f"-L{lean}", f"-l:libnvinfer_lean.so.{major}", f"-Wl,-rpath,{lean}"]

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import fake_cuda, fake_onnxruntime, fake_tensorrt
@@ -108,25 +109,65 @@ Path(sys.argv[2]).write_text(json.dumps([trt.__version__, *filter(is_missing, sy
 """
 
 
-@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
-def test_tensorrt_has_every_name(version: str, project: Path, tmp_path: Path) -> None:
-    folder = Path(sys.prefix, "tensorrt", version)
+@pytest.fixture(params=["10.16.1.11", "11.4.0.106"])
+def bindings(request: pytest.FixtureRequest) -> Path:
+    """Return the folder of TensorRT's bindings in one version; its name is the version."""
+    folder = Path(sys.prefix, "tensorrt", request.param)
     if not (folder / "installed").exists():
-        pytest.skip(f"no bindings of TensorRT {version}: run `make tensorrt-bindings`")
+        pytest.skip(f"no bindings of TensorRT {request.param}: run `make tensorrt-bindings`")
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to compile stubs of TensorRT's libraries")
+    return folder
+
+
+def run_with_bindings(program: str, bindings: Path, output: Path, *arguments: str) -> Any:
+    """Run a program with the folder, an output file and ``arguments``; return what it wrote.
+
+    In a process of its own, because two versions cannot be imported into one.
+    """
+    project = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{project / 'tests'}"}
-    command = [sys.executable, "-c", MISSING, folder, tmp_path / "missing.json", *TENSORRT_NAMES]
+    command = [sys.executable, "-c", program, bindings, output, *arguments]
     subprocess.run(command, env=environment, check=True, timeout=120)
-    assert json.loads((tmp_path / "missing.json").read_text()) == [version]
+    return json.loads(output.read_text())
+
+
+def test_tensorrt_has_every_name(bindings: Path, tmp_path: Path) -> None:
+    missing = run_with_bindings(MISSING, bindings, tmp_path / "missing.json", *TENSORRT_NAMES)
+    assert missing == [bindings.name]
+
+
+REGISTER = """
+import json, sys
+from pathlib import Path
+from support.tensorrt_on_cpu import load
+trt, _ = load(Path(sys.argv[1]))
+from model_export.engines.compile_engine import _make_logger
+from model_package.tensorrt_libraries import TENSORRT, register_plugins
+from service.engines.tensorrt import _error_log
+messages = []
+register_plugins(TENSORRT, trt, _make_logger(trt, messages))
+log = _error_log(trt)
+register_plugins(TENSORRT, trt, log.logger)
+Path(sys.argv[2]).write_text(json.dumps([messages, log.pop_errors()]))
+"""
+
+
+def test_the_real_bindings_register_the_plugins(bindings: Path, tmp_path: Path) -> None:
+    """The plugin library, a stub, gets the loggers of a build and of the service.
+
+    It writes a message to them.
+    """
+    built, served = run_with_bindings(REGISTER, bindings, tmp_path / "log.json")
+    assert built == ["plugins registered in ''"]
+    assert served == " (plugins registered in '')"
 
 
 @pytest.mark.engines
 def test_tensorrt_rtx_has_every_name() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed here")
-    for name in (*TENSORRT_NAMES[1:], *RTX_NAMES):
+    for name in (*TENSORRT_NAMES, *RTX_NAMES):
         operator.attrgetter(name)(trt)
-    assert not hasattr(trt, TENSORRT_NAMES[0])
 
 
 LOGGING = """
