@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from model_export.engines.libraries import install_commands
 
 _EXIT_FAILED = 2
+_EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"centernet-export: error: {error.name} is not installed. {install}.", file=sys.stderr
         )
         return _EXIT_FAILED
+    except KeyboardInterrupt:  # while the modules of the command are imported
+        return _EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from model_export.engines.child_process import BuildCost, compile_in_child_process
 from model_export.engines.compile_engine import CompileJob
 from model_export.engines.errors import EngineLibraryError, EngineRequestError
+from model_export.engines.interruption import Interruption
 from model_export.engines.libraries import find_target, import_library, select_library
 from model_export.engines.optimization_profile import make_optimization_profile
 from model_package import (
@@ -81,13 +82,20 @@ class BuildObserver(Protocol):
         """Handle the end of an engine, which the package now has."""
 
 
-def build_engines(directory: Path, request: EngineRequest, observer: BuildObserver) -> None:
+def build_engines(
+    directory: Path,
+    request: EngineRequest,
+    observer: BuildObserver,
+    interruption: Interruption | None = None,
+) -> None:
     """Build the engines of ``request`` that the package in ``directory`` lacks, and add them.
 
     Each engine is added as soon as it is built. If a later build fails or is interrupted, the
     engines before it stay and the package is valid. Raises
-    :class:`~model_export.engines.errors.EngineBuildError` and :class:`~model_package.PackageError`.
+    :class:`~model_export.engines.errors.EngineBuildError`, :class:`~model_package.PackageError` and
+    the exceptions of ``interruption``.
     """
+    interruption = interruption or Interruption()
     plan = make_build_plan(request)
     target = f"{plan.library.title} {plan.requires.version}, {_describe_gpu(plan.requires)}"
     with edit_package(directory) as edit:
@@ -95,10 +103,13 @@ def build_engines(directory: Path, request: EngineRequest, observer: BuildObserv
             observer.removed(engine)
         files = select_onnx_files(edit.manifest, request.precision, directory)
         for number, file in enumerate(files, start=1):
+            interruption.check()
             observer.started(number, len(files), f"Build {file.file} for {target}")
             existing = find_engine(edit.manifest, file, plan)
-            built = BuiltEngine(existing, None) if existing else _build(edit, file, plan, observer)
-            observer.finished(built)
+            if existing:
+                observer.finished(BuiltEngine(existing, None))
+            else:
+                observer.finished(_build(edit, file, plan, observer, interruption))
 
 
 def make_build_plan(request: EngineRequest) -> BuildPlan:
@@ -210,7 +221,11 @@ def _cache_key(file: OnnxArtifact, plan: BuildPlan) -> tuple[object, ...]:
 
 
 def _build(
-    edit: PackageEdit, file: OnnxArtifact, plan: BuildPlan, observer: BuildObserver
+    edit: PackageEdit,
+    file: OnnxArtifact,
+    plan: BuildPlan,
+    observer: BuildObserver,
+    interruption: Interruption,
 ) -> BuiltEngine:
     engine_file = edit.new_file()
     job = CompileJob(
@@ -222,7 +237,7 @@ def _build(
         tf32=plan.tf32,
         timing_cache=plan.timing_cache,
     )
-    cost = compile_in_child_process(job, observer.progress)
+    cost = compile_in_child_process(job, observer.progress, interruption)
     engine = EngineArtifact(
         backend=plan.library.backend,
         file=_engine_file_name(file, plan),

@@ -1,6 +1,6 @@
 """The process that builds one engine: both its parent's and its own side.
 
-A build is one long call of the library that ignores Ctrl-C, and some files make the library abort
+A build is one long call of the library that ignores signals, and some files make the library abort
 the process. In a child process neither affects the package or the caller.
 """
 
@@ -11,12 +11,17 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from model_export.engines.compile_engine import CompileJob, compile_engine
+from model_export.engines.compile_engine import (
+    CompileJob,
+    compile_engine,
+    partial_timing_cache,
+)
 from model_export.engines.errors import EngineBuildError, EngineCompileError
+from model_export.engines.interruption import Interruption
 from model_export.engines.progress import Progress
 
 
@@ -29,42 +34,41 @@ class BuildCost:
     """Largest resident memory of the build process; 0 where the system does not report it."""
 
 
-def compile_in_child_process(job: CompileJob, progress: Progress) -> BuildCost:
+def compile_in_child_process(
+    job: CompileJob, progress: Progress, interruption: Interruption
+) -> BuildCost:
     """Build an engine in a child process, which never outlives this call.
 
-    Raises :class:`~model_export.engines.errors.EngineBuildError`.
+    Raises :class:`~model_export.engines.errors.EngineBuildError`, and the exceptions of
+    ``interruption``.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child_main, args=(job, sender))
+    # The tracker of multiprocessing. When a process starts it, that unblocks signals.
+    resource_tracker.ensure_running()
     try:
-        # Ctrl-C reaches every process of the terminal. The child inherits the signal mask, so that
-        # only this process handles it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        sender.close()  # the pipe then reports end of file when the child ends
-        with suppress(EOFError):
-            while True:
-                message = receiver.recv()
-                if isinstance(message, BuildCost):
-                    return message
-                if isinstance(message, EngineBuildError):
-                    raise message
-                progress(*message)
-        process.join()
-        raise EngineCompileError(
-            f"the process that built {job.onnx_file.name} with {job.library.title} ended without "
-            f"an engine ({_exit_status(process.exitcode)}). Its output is above. A process that "
-            "runs out of memory ends in this way too."
-        )
-    finally:
-        if process.pid is not None:
-            process.kill()
+        with receiver, interruption.child_process(process):
+            sender.close()  # the pipe then reports end of file when the child ends
+            with suppress(EOFError):
+                while True:
+                    message = receiver.recv()
+                    interruption.check()
+                    if isinstance(message, BuildCost):
+                        return message
+                    if isinstance(message, EngineBuildError):
+                        raise message
+                    progress(*message)
             process.join()
-        receiver.close()
+            interruption.check()
+            raise EngineCompileError(
+                f"the process that built {job.onnx_file.name} with {job.library.title} ended "
+                f"without an engine ({_exit_status(process.exitcode)}). Its output is above. A "
+                "process that runs out of memory ends in this way too."
+            )
+    finally:
+        if job.timing_cache is not None and process.pid is not None:
+            partial_timing_cache(job.timing_cache, process.pid).unlink(missing_ok=True)
 
 
 def _child_main(job: CompileJob, connection: Connection) -> None:

@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from model_export.engines.build import BuiltEngine, EngineRequest, build_engines
+from model_export.engines.interruption import Interruption
 from model_export.errors import ExportError
 from model_package import EngineArtifact, PackageError
 from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
@@ -130,8 +128,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     reporter = _TextReporter() if args.progress == "text" else _JsonReporter()
     try:
-        with _clean_up_on_sigterm():
-            build_engines(args.package, request, reporter)
+        interruption = Interruption()
+        with interruption.handle_signals():
+            build_engines(args.package, request, reporter, interruption)
     except (ExportError, PackageError, OSError) as error:
         reporter.close("failed")
         print(f"centernet-export: error: {error}", file=sys.stderr)
@@ -140,20 +139,6 @@ def main(arguments: Sequence[str]) -> int:
         reporter.close("interrupted")
         return _EXIT_INTERRUPTED
     return 0
-
-
-@contextmanager
-def _clean_up_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into ``SystemExit``, so that every ``finally`` block runs, as with Ctrl-C."""
-
-    def exit_on_signal(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, exit_on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _describe(engine: BuiltEngine) -> str:

@@ -64,9 +64,14 @@ def compile_engine(job: CompileJob, progress: Progress) -> None:
         )
     _write(job.engine_file, plan)
     if job.timing_cache is not None:
-        partial = job.timing_cache.with_name(f".{job.timing_cache.name}.partial")
+        partial = partial_timing_cache(job.timing_cache, os.getpid())
         _write(partial, config.get_timing_cache().serialize())
         partial.replace(job.timing_cache)
+
+
+def partial_timing_cache(path: Path, process_id: int) -> Path:
+    """Return the file in which a process writes the timing cache ``path`` before it renames it."""
+    return path.with_name(f".{path.name}.{process_id}.partial")
 
 
 def _read_onnx_file(job: CompileJob, trt: Any) -> bytes:

@@ -121,16 +121,20 @@ def write_package(
 
 
 def start_build(
-    package: Path, *options: str, libraries: Path | None = FAKES
+    package: Path, *options: str, libraries: Path | None = FAKES, **variables: str
 ) -> "subprocess.Popen[str]":
-    """Start ``centernet-export build`` in a process of its own."""
+    """Start ``centernet-export build`` as the leader of a process group, as a shell does.
+
+    ``variables`` are added to its environment.
+    """
     paths = [str(ROOT), *([str(libraries)] if libraries else []), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-m", "model_export", "build", str(package), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables,
+        process_group=0,
     )
 
 

@@ -11,6 +11,7 @@ from support.cuda_emulation import Emulation, compiler
 from model_export.engines import build
 from model_export.engines.child_process import BuildCost
 from model_export.engines.compile_engine import CompileJob, compile_engine
+from model_export.engines.interruption import Interruption
 from model_export.engines.progress import Progress
 from model_package import ModelPackage
 
@@ -40,7 +41,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def in_process(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Build in this process: starting another takes a second."""
 
-    def compile_here(job: CompileJob, progress: Progress) -> BuildCost:
+    def compile_here(job: CompileJob, progress: Progress, _: Interruption) -> BuildCost:
         compile_engine(job, progress)
         return BuildCost(seconds=0.1, peak_bytes=1)
 

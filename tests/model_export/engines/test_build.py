@@ -143,6 +143,15 @@ def test_full_tensorrt_builds_for_the_gpu_of_the_machine(small: Path) -> None:
     assert settings["targets"] == []
 
 
+@pytest.mark.usefixtures("gpu", "child_process")
+def test_a_build_that_dies_leaves_no_partial_timing_cache(small: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "timings"
+    cache.write_bytes(b"fail")  # the child process ends while it writes the cache
+    with pytest.raises(EngineCompileError, match="ended without an engine"):
+        build(small, replace(FULL, timing_cache=cache))
+    assert {path.name for path in tmp_path.iterdir()} == {"timings", "tiny"}
+
+
 @pytest.mark.usefixtures("gpu")
 def test_the_timing_cache_is_read_and_extended(small: Path, tmp_path: Path) -> None:
     cache = tmp_path / "timings"

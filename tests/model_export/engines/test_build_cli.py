@@ -1,6 +1,7 @@
 """``centernet-export build`` as a command: output, exit status and interruption."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -140,10 +141,106 @@ def test_an_interrupted_build_leaves_no_files(slow: Path, number: int, status: i
     _check_package(slow, hidden=0)
 
 
+def _processes_of_group(group: int) -> list[int]:
+    """Return the processes of a process group that have not ended."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    return [pid for pid in pids if _group_of(pid) == group and not _has_ended(pid)]
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("num_children", [1, 2])
+def test_a_signal_to_the_process_group_during_the_start_of_the_child_process(
+    slow: Path, num_children: int, number: signal.Signals
+) -> None:
+    """As Ctrl-C in a terminal, while multiprocessing starts its tracker or the child process."""
+    before = contents(slow)
+    process = start_build(slow, *ADA)
+    _wait(lambda: len(_children(process.pid)) >= num_children, "no child process")
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    _wait(lambda: not _processes_of_group(process.pid), "a process is still running")
+    assert contents(slow) == before
+
+
+def test_ctrl_c_in_the_process_group_during_a_build(slow: Path) -> None:
+    process, children = _start_and_wait(slow)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == ""
+    _wait(lambda: all(map(_has_ended, children)), "the child process is still running")
+    assert _processes_of_group(process.pid) == []
+    _check_package(slow, hidden=0)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_where_python_ignores_exceptions_ends_the_build(
+    small: Path, name: str, status: int
+) -> None:
+    before = contents(small)
+    process = start_build(small, *ADA, FAKE_SIGNAL=name)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Exception ignored" not in err
+    assert contents(small) == before
+
+
+def test_the_child_process_never_gets_signals_of_the_terminal(slow: Path) -> None:
+    """They are blocked from its first instruction, also in the first child process."""
+    process = start_build(slow, *ADA)
+    _wait(lambda: bool(_build_processes(process.pid)), "no child process")
+    (child,) = _build_processes(process.pid)
+    status = Path(f"/proc/{child}/status").read_text()
+    (blocked,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert int(blocked, 16) & 1 << number - 1
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def _build_processes(parent: int) -> list[int]:
+    """Return the child processes without the resource tracker of multiprocessing."""
+    return [
+        child
+        for child in _children(parent)
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_further_signals_do_not_interrupt_the_clean_up(slow: Path, number: signal.Signals) -> None:
+    process, _ = _start_and_wait(slow)
+    while (slow / ".build.lock").exists():
+        os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert err == ""
+    _check_package(slow, hidden=0)
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model_export.engines.cli.main", interrupt)
+    assert main(["build"]) == 130
+
+
 def test_text_output_reports_ctrl_c(slow: Path) -> None:
     process = start_build(slow, *ADA)
-    _wait(lambda: bool(list(slow.glob("*.engine"))), "the first engine was not built")
-    _wait(lambda: (slow / ".build.lock").exists(), "the second build did not start")
+    assert process.stderr is not None
+    steps = ""
+    while "[2/2]" not in steps:
+        steps += process.stderr.read(1) or pytest.fail(f"the build ended: {steps}")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130

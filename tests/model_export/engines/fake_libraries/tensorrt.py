@@ -25,8 +25,9 @@ class ITimingCache:
     def __init__(self, content: bytes) -> None:
         self.content = content
 
-    def serialize(self) -> bytes:
-        return self.content + b"measured;"
+    def serialize(self) -> bytes | None:
+        """Return the cache, or something that cannot be written if it is to fail."""
+        return None if self.content == b"fail" else self.content + b"measured;"
 
 
 class IBuilderConfig(tensorrt_rtx.IBuilderConfig):

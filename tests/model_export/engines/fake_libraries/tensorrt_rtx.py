@@ -2,19 +2,32 @@
 
 It parses the ONNX file and rejects operators that TensorRT-RTX does not support. The producer name
 of the file selects other behaviour: ``refuse`` fails to build, ``abort`` aborts the process, and
-``slow`` takes a minute in one call that ignores signals.
+``slow`` takes a minute in one call that ignores signals. If the environment variable
+``FAKE_SIGNAL`` has the name of a signal, the process that imports this module gets it where Python
+ignores exceptions; child processes do not.
 """
 
 import ctypes
 import enum
 import json
+import multiprocessing
 import os
+import signal
 
 import onnx
 
 __version__ = "1.7.1.116"
 
 UNKNOWN_OPERATORS = {"DeformConv", "NonMaxSuppression"}
+
+
+class _Interrupted:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.Signals[os.environ["FAKE_SIGNAL"]])
+
+
+if "FAKE_SIGNAL" in os.environ and multiprocessing.parent_process() is None:
+    _Interrupted()
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
