@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import engines, host, parity, report, speed
+from benchmarks.gpu_check import engines, host, parity, report, sizes, speed
 from benchmarks.gpu_check.cases import CASES, SMOKE_CASES, generate_weights, make_package
 from benchmarks.gpu_check.notes import Notes
 from model_package import load_package
@@ -69,7 +69,7 @@ def check(directory: Path, notes: Notes, smoke: bool) -> dict[str, Any]:
         backends.append("onnxruntime-cpu")
     threads = len(os.sched_getaffinity(0))
     repetitions = speed.SMOKE if smoke else speed.FULL
-    results: dict[str, list[Any]] = {"builds": [], "parity": [], "speed": []}
+    results: dict[str, list[Any]] = {"builds": [], "parity": [], "speed": [], "sizes": []}
     kernels = _check_kernels(notes)
     if has_gpu and not smoke:
         _check_bundled_packages(backends, threads, notes, results)
@@ -84,6 +84,8 @@ def check(directory: Path, notes: Notes, smoke: bool) -> dict[str, Any]:
                 results["speed"] += speed.check(
                     case, weights, package, backends, repetitions, threads, notes
                 )
+            if package.manifest.input.free_size and "onnxruntime-cuda" in backends:
+                results["sizes"] += sizes.check(package, threads, notes)
         if has_gpu:
             torch.cuda.empty_cache()
     return {

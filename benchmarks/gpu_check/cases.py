@@ -47,6 +47,9 @@ class Case:
 CASES = (
     Case(ExportConfig(name="res_18-boxes", version="1"), "ctdet_res_18", timed=True),
     Case(ExportConfig(name="dla_34-boxes", version="1"), "ctdet_dla_34", timed=True),
+    Case(
+        ExportConfig(name="res_18-boxes-free-size", version="1", max_side_px=1024), "ctdet_res_18"
+    ),
     Case(ExportConfig(name="res_50-poses", version="1"), "multi_pose_res_50"),
     Case(ExportConfig(name="dla_34-boxes-3d", version="1"), "ddd_dla_34"),
     Case(ExportConfig(name="centernet52-triplets", version="1"), "triplet_centernet52"),

@@ -15,9 +15,17 @@ from model_export.engines.libraries import find_target, import_library
 from model_package import ModelPackage, OnnxArtifact
 from model_package.gpu import find_gpu
 from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
-from service.engines import BACKENDS, Engine, open_engine
+from service.engines import BACKENDS, Engine, EngineOptions, open_engine
+from service.engines.onnxruntime import CudaOptions, open_cuda_engine
 
 BUILD_TIMEOUT_S = 3600
+
+CUDA_VARIANTS = {
+    "onnxruntime-cuda (exhaustive)": CudaOptions(cudnn_conv_algo_search="EXHAUSTIVE"),
+    "onnxruntime-cuda (synchronized)": CudaOptions(synchronize=True),
+    "onnxruntime-cuda (no graphs)": CudaOptions(cuda_graphs=False),
+}
+"""Settings that the service does not use, to compare with ``onnxruntime-cuda``."""
 
 
 def gpu_backends(notes: Notes) -> list[str]:
@@ -92,14 +100,22 @@ def _build(package: ModelPackage, backend: str, max_batch_size: int) -> dict[str
 def open_precision(
     package: ModelPackage, backend: str, precision: str, threads: int, max_batch_size: int
 ) -> Iterator[Engine]:
-    """Open the package's artifacts of one precision only, and close the engine after the block."""
+    """Open the package's artifacts of one precision only, and close the engine after the block.
+
+    ``backend`` is a key of ``BACKENDS`` or of :data:`CUDA_VARIANTS`.
+    """
     artifacts = tuple(
         artifact for artifact in package.manifest.artifacts if artifact.precision == precision
     )
     restricted = replace(
         package, manifest=package.manifest.model_copy(update={"artifacts": artifacts})
     )
-    engine = open_engine(restricted, backend, threads, max_batch_size=max_batch_size)
+    engine: Engine
+    if backend in CUDA_VARIANTS:
+        options = EngineOptions(threads, max_batch_size=max_batch_size)
+        engine = open_cuda_engine(restricted, options, CUDA_VARIANTS[backend])
+    else:
+        engine = open_engine(restricted, backend, threads, max_batch_size=max_batch_size)
     try:
         yield engine
     finally:

@@ -84,7 +84,8 @@ def _best_ms(rows: Sequence[Row], network: str, batch_size: int) -> str:
 
 
 def _is_engine(name: str) -> bool:
-    return not name.startswith(("PyTorch", "torch", "onnxruntime-cpu"))
+    """Return whether it is an engine on the GPU with the settings of the service."""
+    return "(" not in name and not name.startswith(("PyTorch", "torch", "onnxruntime-cpu"))
 
 
 def _images_per_s(rows: Sequence[Row], network: str, batch_size: int, is_included: Any) -> float:
@@ -120,6 +121,8 @@ def _tables(result: Mapping[str, Any]) -> Iterator[str]:
             for row in result["speed"]
         ),
     )  # fmt: skip
+    yield from ("", "## ONNX Runtime, one image whose size changes from run to run", "")
+    yield from _table_of_all_fields(result["sizes"])
     yield from ("", "## Corner pooling", "")
     parity = result["kernels"]["parity"]
     wrong = [row for row in parity if not row["equal"]]

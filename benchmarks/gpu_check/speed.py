@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.gpu_check.cases import Case, make_graph
-from benchmarks.gpu_check.engines import open_precision, precisions
+from benchmarks.gpu_check.engines import CUDA_VARIANTS, open_precision, precisions
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage
 from service.engines import Engine
@@ -70,7 +70,8 @@ def check(
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with ExitStack() as stack:
         contenders = list(_pytorch_contenders(case, weights, device, notes))
-        for backend in backends:
+        variants = CUDA_VARIANTS if "onnxruntime-cuda" in backends else ()
+        for backend in (*backends, *variants):
             largest = max(repetitions.batch_sizes)
             contenders += _engine_contenders(package, backend, threads, largest, stack, notes)
         _, plan = make_graph(case, weights, lambda network, _: network)

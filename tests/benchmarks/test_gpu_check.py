@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import engines, kernels, parity, report, speed
+from benchmarks.gpu_check import engines, kernels, parity, report, sizes, speed
 from benchmarks.gpu_check.cases import SMOKE_CASES
 from benchmarks.gpu_check.notes import Notes
-from model_package import ModelPackage, load_package
+from model_package import FreeSize, ModelPackage, load_package
 from model_package.gpu import Gpu
 from service.engines import EngineOptions, EngineUnavailableError, Images
-from service.engines.onnxruntime import OnnxRuntimeEngine
+from service.engines.onnxruntime import CudaOptions, OnnxRuntimeEngine
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -65,8 +66,11 @@ class SlightlyWrongEngine(OnnxRuntimeEngine):
 
 @pytest.fixture
 def bundled(project: Path) -> ModelPackage:
-    """Load a bundled package without its fp16 file, which ONNX Runtime does not run on a CPU."""
-    package = load_package(project / "models" / "blood_cells")
+    return only_fp32(load_package(project / "models" / "blood_cells"))
+
+
+def only_fp32(package: ModelPackage) -> ModelPackage:
+    """Remove the fp16 file, which ONNX Runtime does not run on a CPU."""
     artifacts = [file for file in package.manifest.artifacts if file.precision == "fp32"]
     manifest = package.manifest.model_copy(update={"artifacts": tuple(artifacts)})
     return replace(package, manifest=manifest)
@@ -174,6 +178,42 @@ def test_an_engine_that_does_not_open_is_a_failure_of_the_speed_check(
     )
 
 
+def test_changing_sizes_are_timed_for_every_setting_of_onnxruntime(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    class RecordingEngine(OnnxRuntimeEngine):
+        def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
+            del flip
+            shapes.append(np.shape(images))
+            return {}
+
+    def open_cuda_engine(package: ModelPackage, options: EngineOptions, _: CudaOptions) -> Any:
+        return RecordingEngine(package, options)
+
+    monkeypatch.setattr(engines, "open_cuda_engine", open_cuda_engine)
+    use_backends(monkeypatch, **{"onnxruntime-cuda": RecordingEngine})
+    people = only_fp32(load_package(project / "models" / "people"))
+    free = FreeSize(multiple_px=32, extra_px=1, max_side_px=320)
+    manifest = people.manifest
+    manifest = manifest.model_copy(
+        update={"input": manifest.input.model_copy(update={"free_size": free})}
+    )
+    notes = Notes()
+    rows = sizes.check(replace(people, manifest=manifest), 1, notes)
+    assert notes.failed == []
+    names = ["onnxruntime-cuda", *engines.CUDA_VARIANTS]
+    assert [row["engine"] for row in rows] == [f"{name} fp32" for name in names]
+    assert {*rows[0]} == {"package", "engine", "first_ms", "changed_ms", "repeated_ms"}
+    run_sizes = shapes[: len(shapes) // len(names)]
+    assert len(set(run_sizes)) == sizes.NUM_SIZES
+    assert all(free.max_side_px >= max(shape[1:3]) and not shape[1] % 32 for shape in run_sizes)
+    # Each size runs twice before the next.
+    assert run_sizes[::2] == run_sizes[1::2]
+    assert all(a != b for a, b in pairwise(run_sizes[::2]))
+
+
 @pytest.mark.parametrize("failure", ["kernels", "package"])
 def test_the_exit_status_reports_an_exception(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: str
@@ -261,10 +301,12 @@ def test_report_compares_measurements_with_targets() -> None:
                 row("onnxruntime-cuda fp16", 8, 5.0),
                 row("tensorrt fp16, two at a time", 8, 4.0),
                 row("tensorrt fp16", 1, 1.5),
+                row("onnxruntime-cuda (no graphs) fp16", 8, 0.5),
                 row("tensorrt fp16, two at a time", 1, 1.0),
             ],
             "parity": [],
             "builds": [],
+            "sizes": [{"engine": "onnxruntime-cuda fp16", "first_ms": 12.5}],
             "failed": [],
             "not_run": ["a | thing: because\nof this"],
         }
@@ -274,5 +316,6 @@ def test_report_compares_measurements_with_targets() -> None:
     assert "res_18-boxes, batch 8: best engine against PyTorch fp16 | >= 2.0x | 2.50x |" in text
     assert "dla_34-boxes, batch 8: best engine against PyTorch fp16 | >= 2.0x | not m" in text
     assert "batch 1: milliseconds | < 2.0 | 1.500 |" in text
+    assert "| onnxruntime-cuda fp16 | 12.5 |" in text
     assert "2 of 2 cases equal PyTorch bit for bit." in text
     assert "- a | thing: because of this" in text
