@@ -97,6 +97,7 @@ class InferenceSession:
         self._real = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self._thread: int | None = None
         self.graphs: dict[str, tuple[int, ...]] = {}
+        self.run_options: list[Mapping[str, str]] = []
 
     def get_providers(self) -> list[str]:
         return [PROVIDER, "CPUExecutionProvider"][not self._module.starts :]
@@ -108,7 +109,7 @@ class InferenceSession:
         thread = threading.get_ident()
         self._thread = self._thread or thread
         assert thread == self._thread, "a session with CUDA graphs is run from two threads"
-        assert options.entries["disable_synchronize_execution_providers"] == "1"
+        self.run_options.append(options.entries)
         graph = options.entries["gpu_graph_id"]
         if graph != "-1":
             assert self.provider_options["enable_cuda_graph"] == "1"

@@ -18,7 +18,14 @@ from support.fake_onnxruntime import FakeOnnxRuntime
 from support.fake_tensorrt import FakeTensorrt
 
 from model_package import FreeSize, InputSpec, ModelPackage
-from service.engines import Engine, EngineBrokenError, EngineUnavailableError, open_engine
+from service.engines import (
+    Engine,
+    EngineBrokenError,
+    EngineOptions,
+    EngineUnavailableError,
+    open_engine,
+)
+from service.engines.onnxruntime import CudaOptions, open_cuda_engine
 
 FREE = InputSpec(
     width_px=64, height_px=64, free_size=FreeSize(multiple_px=32, extra_px=1, max_side_px=256)
@@ -386,6 +393,40 @@ def test_onnxruntime_cuda_prefers_fp16_and_disables_tf32(
     assert session.provider_options["use_tf32"] == "0"
     assert session.provider_options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert len(session.graphs) == 2 * 3  # two instances; batch sizes 1, 2 and 4
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "provider_options", "asynchronous", "num_graphs"),
+    [
+        (CudaOptions(), {"enable_cuda_graph": "1"}, "1", 2 * 4),
+        (CudaOptions(synchronize=True), {"enable_cuda_graph": "1"}, "0", 2 * 4),
+        (CudaOptions(cuda_graphs=False), {"enable_cuda_graph": "0"}, "1", 0),
+        (
+            CudaOptions(cudnn_conv_algo_search="EXHAUSTIVE"),
+            {"cudnn_conv_algo_search": "EXHAUSTIVE"},
+            "1",
+            2 * 4,
+        ),
+    ],
+)
+def test_onnxruntime_receives_the_cuda_options(
+    onnxruntime: FakeOnnxRuntime,
+    tmp_path: Path,
+    options: CudaOptions,
+    provider_options: dict[str, str],
+    asynchronous: str,
+    num_graphs: int,
+) -> None:
+    package = make_package(tmp_path, [])
+    engine = open_cuda_engine(package, EngineOptions(threads=1), options)
+    assert scores(engine, 3, 4, 5) == [3, 4, 5]
+    (session,) = onnxruntime.sessions
+    assert provider_options.items() <= session.provider_options.items()
+    synchronization = "disable_synchronize_execution_providers"
+    assert {entries[synchronization] for entries in session.run_options} == {asynchronous}
+    assert len(session.graphs) == num_graphs
+    assert "without CUDA graphs" not in engine.description
     engine.close()
 
 
