@@ -23,8 +23,15 @@ class Interruption:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle the signals of this process during the block, which needs the main thread."""
-        previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        """Handle the signals of this process during the block, which needs the main thread.
+
+        A signal that the process ignores stays ignored, as SIGINT in background jobs of scripts.
+        """
+        previous = {
+            number: signal.signal(number, self._handle)
+            for number in _SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
             yield
             self.check()
