@@ -27,13 +27,19 @@ def handler(number: signal.Signals, action: Any) -> Iterator[None]:
 def test_a_signal_raises_only_where_it_is_checked(
     number: signal.Signals, exception: type[BaseException], status: int | None
 ) -> None:
-    interruption, steps = Interruption(), []
-    with pytest.raises(exception) as raised, interruption.handle_signals():
-        interruption.check()
-        os.kill(os.getpid(), number)
-        steps.append("clean up")
-        interruption.check()
-        steps.append("continue")
+    steps: list[str] = []
+
+    def build() -> None:
+        interruption = Interruption()
+        with interruption.handle_signals():
+            interruption.check()
+            os.kill(os.getpid(), number)
+            steps.append("clean up")
+            interruption.check()
+            steps.append("continue")
+
+    with pytest.raises(exception) as raised:
+        build()
     assert steps == ["clean up"]
     assert getattr(raised.value, "code", None) == status
 
