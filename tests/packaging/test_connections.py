@@ -36,6 +36,7 @@ def test_the_trace_shows_connections(project: Path, tmp_path: Path, program: str
 
 def test_serving_opens_no_connection(project: Path, tmp_path: Path) -> None:
     output, port = tmp_path / "strace.txt", free_port()
+    (tmp_path / "client").mkdir()
     command = [sys.executable, "-m", "service", "--models", "models", "--port", str(port)]
     command += ["--default-model", "blood_cells"]
     process = subprocess.Popen(
@@ -45,6 +46,10 @@ def test_serving_opens_no_connection(project: Path, tmp_path: Path) -> None:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_until(lambda: _is_ready(client), seconds=120)
             assert client.post("/detect", content=encode(plain(9, 9))).status_code == 200
+            program = "from client.detect import main; main()"
+            command = [sys.executable, "-c", program, "docs/samples/blood_smear_1.jpg"]
+            command += ["--url", str(client.base_url)]
+            assert outside_calls_of(command, tmp_path / "client", project) == []
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         subprocess.run(["kill", f"-{signal.SIGTERM.value}", *children], check=True)
         process.wait(60)
@@ -59,3 +64,10 @@ def _is_ready(client: httpx.Client) -> bool:
         return client.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_evaluation_opens_no_connection(project: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "evaluation", "--package", "models/blood_cells"]
+    command += ["--annotations", "docs/samples/blood_smears.json", "--images", "docs/samples"]
+    command += ["--output", str(tmp_path / "report")]
+    assert outside_calls_of(command, tmp_path, project) == []
