@@ -43,7 +43,11 @@ def load_package(directory: Path) -> ModelPackage:
     Raises :class:`PackageNotFoundError` if there is no ``model.json``, and
     :class:`PackageInvalidError` if the manifest or an artifact is invalid.
     """
-    manifest = read_manifest(directory)
+    return check_files(directory, read_manifest(directory))
+
+
+def check_files(directory: Path, manifest: ModelManifest) -> ModelPackage:
+    """Check every artifact of ``manifest``; raises :class:`PackageInvalidError`."""
     for artifact in manifest.artifacts:
         check_artifact(directory / artifact.file, artifact)
     return ModelPackage(directory, manifest)

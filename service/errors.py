@@ -4,7 +4,7 @@ head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, SlowBodyError,
             UnsupportedMediaTypeError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError
-request  -> InvalidOptionError, UnknownModelError
+request  -> InvalidOptionError, UnknownModelError, ModelUnavailableError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
 engine   -> EngineError, RestartRequiredError
@@ -156,6 +156,12 @@ class NotReadyError(ServiceError):
 
     status, code, title = 503, "not_ready", "The service is not ready"
     retryable = True
+
+
+class ModelUnavailableError(ServiceError):
+    """The model could not be loaded; the cause is in the log."""
+
+    status, code, title = 503, "model_unavailable", "The model could not be loaded"
 
 
 class StoppingError(ServiceError):

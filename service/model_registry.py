@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_package import (
@@ -11,14 +12,15 @@ from model_package import (
     ModelPackage,
     PackageError,
     PackageNotFoundError,
-    load_package,
 )
+from model_package.directory import check_files, read_manifest
 from service.async_detector import AsyncDetector
 from service.cpu_cores import available_cores
-from service.detector import DEFAULT_GPU_BATCH_SIZE, open_detector
-from service.engines import Engine, open_engine
+from service.detector import DEFAULT_GPU_BATCH_SIZE, Detector, open_detector
+from service.engines import Engine, EngineUnavailableError, open_engine
 from service.engines.build_engines import build_engines
-from service.errors import UnknownModelError
+from service.engines.errors import EngineBrokenError
+from service.errors import ModelUnavailableError, UnknownModelError
 from service.image_pool import ImagePool
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
@@ -27,27 +29,44 @@ from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+BAD_MANIFEST = "its model.json is damaged, or of a version that is not supported"
+BAD_FILES = "a file of its package is damaged or missing, or was changed after the export"
+NO_ENGINE = "no engine of this machine can run it"
+BAD_OUTPUTS = "its engine failed in the warm-up, or returned unexpected outputs"
+"""Reasons that clients see. The error in the log is for operators: it contains paths."""
+
+_Collect = Callable[[str, str, str], AbstractContextManager[None]]
+"""Context manager for the loading of a package: its name, its version, and the reason to give to
+clients if the block raises."""
+
 
 @dataclass(frozen=True)
 class ModelRegistry:
-    """Every loaded model by name, and the name of the default model."""
+    """Every loaded model by name, and the name of the default model.
+
+    ``failed``: the models that could not be loaded, and the reasons for clients.
+    """
 
     detectors: Mapping[str, AsyncDetector]
     default_name: str
     pool: ImagePool
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, name: str | None) -> AsyncDetector:
         """Return the model of that name, or the default model for None.
 
-        Raises :class:`UnknownModelError`.
+        Raises :class:`UnknownModelError` and :class:`ModelUnavailableError`.
         """
-        try:
-            return self.detectors[self.default_name if name is None else name]
-        except KeyError:
-            known = ", ".join(self.detectors)
-            raise UnknownModelError(
-                f"There is no model {str(name)[:100]!r}. The loaded models are {known}."
-            ) from None
+        name = self.default_name if name is None else name
+        if name in self.detectors:
+            return self.detectors[name]
+        known = ", ".join(self.detectors)
+        if name in self.failed:
+            raise ModelUnavailableError(
+                f"The model {name} could not be loaded: {self.failed[name]}. The cause is in the "
+                f"log of the service. The loaded models are {known}."
+            )
+        raise UnknownModelError(f"There is no model {name[:100]!r}. The loaded models are {known}.")
 
     def start(self, tracing: Tracing | None) -> None:
         """Start every model; call it inside the running event loop."""
@@ -60,50 +79,97 @@ class ModelRegistry:
         self.pool.close()
 
 
+class _Failures:
+    """The packages that could not be loaded: reasons for clients by name, and the first error."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.reasons: dict[str, str] = {}
+        self.first_error: Exception | None = None
+
+    @contextmanager
+    def collect(self, name: str, version: str, reason: str) -> Iterator[None]:
+        """Log, record and suppress an error of the block; see :data:`_Collect`.
+
+        Only :class:`EngineBrokenError` is raised: after it, no model can use the GPU.
+        """
+        try:
+            yield
+        except EngineBrokenError:
+            raise
+        except Exception as error:  # libraries raise any exception for a damaged package
+            is_described = isinstance(error, PackageError | EngineUnavailableError)
+            _log.error("%s is not served: %s", name, error, exc_info=not is_described)
+            self._metrics.model_ready.labels(name, version).set(0)
+            self.reasons[name] = reason
+            self.first_error = self.first_error or error
+
+
+def _raise_all(*_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 def load_models(
     settings: Settings, metrics: Metrics, report_step: Callable[[str], None]
 ) -> ModelRegistry:
     """Load and warm up every package of ``settings.models``.
 
-    ``report_step`` receives a description of each step. Raises
-    :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError`: one
-    package that cannot be served stops the start-up, so that no model is missing silently.
+    ``report_step`` receives a description of each step. A package that cannot be loaded is logged
+    and listed in :attr:`ModelRegistry.failed`, unless ``settings.strict_start`` is set.
+
+    Raises :class:`model_package.PackageError` or :class:`service.engines.EngineUnavailableError` if
+    no package can be loaded, if two have the same name, or if the default model does not exist.
     """
-    packages = list(find_packages(settings))
-    default_name = _default_name(settings, [package.manifest.name for package in packages])
+    failures = _Failures(metrics)
+    collect: _Collect = _raise_all if settings.strict_start else failures.collect
+    packages = list(_read_packages(settings.models, collect))
+    names = [*(package.manifest.name for package in packages), *failures.reasons]
+    default_name = _default_name(settings, names)
     pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
     metrics.watch_image_pool(lambda: pool.oldest_age_s, lambda: pool.held_bytes)
     detectors: dict[str, AsyncDetector] = {}
     for package in packages:
-        name = package.manifest.name
-        if settings.build_engines:
-            package = _build_engines(package, settings, metrics, report_step)
-        report_step(f"loading {name}")
-        detector = open_detector(package, settings)
-        self_test = _make_self_test(package, detector.engine)
-        detectors[name] = AsyncDetector(detector, pool, settings, metrics, self_test)
-        report_step(f"warming up {name}")
-        detectors[name].warm_up()
-        _log.info(
-            "%s is ready: %d classes, maximum batch size %d, %s",
-            *(name, len(package.manifest.classes), detectors[name].max_batch_size),
-            package.directory,
-        )
-    return ModelRegistry(detectors, default_name, pool)
+        name, version = package.manifest.name, package.manifest.version
+        with collect(name, version, NO_ENGINE):
+            if settings.build_engines:
+                package = _build_engines(package, settings, metrics, report_step)
+            report_step(f"loading {name}")
+            detector = open_detector(package, settings)
+            with collect(name, version, BAD_OUTPUTS):
+                report_step(f"warming up {name}")
+                detectors[name] = _warm_up(detector, package, pool, settings, metrics)
+    if failures.first_error is not None and not detectors:
+        raise failures.first_error
+    return ModelRegistry(detectors, default_name, pool, failures.reasons)
 
 
 def find_packages(settings: Settings) -> Iterator[ModelPackage]:
     """Read every package of ``settings.models``. Raises :class:`model_package.PackageError`."""
+    return _read_packages(settings.models, _raise_all)
+
+
+def _read_packages(models: Path, collect: _Collect) -> Iterator[ModelPackage]:
+    """Yield every package whose files are those of its manifest.
+
+    A package whose manifest cannot be read has the name of its directory.
+    """
     names = set()
-    for directory in _package_directories(settings.models):
-        package = load_package(directory)
-        if package.manifest.name in names:
+    for directory in _package_directories(models):
+        package = None
+        name = directory.name.encode("utf-8", "replace").decode()  # any bytes are possible
+        with collect(name, "", BAD_MANIFEST):
+            manifest = read_manifest(directory)
+            name = manifest.name
+            with collect(name, manifest.version, BAD_FILES):
+                package = check_files(directory, manifest)
+        if name in names:
             raise PackageError(
-                f"two packages in {settings.models} have the name {package.manifest.name}; "
+                f"two packages in {models} have the name {name}; "
                 "remove one, or export it again with another name."
             )
-        names.add(package.manifest.name)
-        yield package
+        names.add(name)
+        if package is not None:
+            yield package
 
 
 def _build_engines(
@@ -125,14 +191,35 @@ def _build_engines(
     return package
 
 
+def _warm_up(
+    detector: Detector,
+    package: ModelPackage,
+    pool: ImagePool,
+    settings: Settings,
+    metrics: Metrics,
+) -> AsyncDetector:
+    """Make an asynchronous detector and warm it up; ``detector`` is closed if that fails."""
+    try:
+        self_test = _make_self_test(package, detector.engine)
+        loaded = AsyncDetector(detector, pool, settings, metrics, self_test)
+        loaded.warm_up()
+    except BaseException:
+        detector.close()
+        raise
+    _log.info(
+        "%s is ready: %d classes, maximum batch size %d, %s",
+        *(package.manifest.name, len(package.manifest.classes), loaded.max_batch_size),
+        package.directory,
+    )
+    return loaded
+
+
 def _make_self_test(package: ModelPackage, engine: Engine) -> SelfTest:
     """Create the self-test with the fp32 file on the CPU, which the export has verified."""
     if engine.is_reference:
         return SelfTest(package.manifest.input, engine)
-    reference = open_engine(package, "onnxruntime-cpu", available_cores())
-    self_test = SelfTest(package.manifest.input, reference)
-    reference.close()
-    return self_test
+    with closing(open_engine(package, "onnxruntime-cpu", available_cores())) as reference:
+        return SelfTest(package.manifest.input, reference)
 
 
 def _package_directories(models: Path) -> list[Path]:

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="The model of POST /detect; may be omitted if there is only one model."
     )
+    strict_start: bool = Field(
+        False,
+        description="End the start if any package cannot be loaded. Otherwise the other packages "
+        "are served, and requests for that model get 503.",
+    )
     backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"] = (
         Field(
             "auto",

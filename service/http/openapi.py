@@ -46,6 +46,7 @@ _DETECT_ERRORS = problem_responses(
     errors.RateLimitedError,
     errors.EngineError,
     errors.NotReadyError,
+    errors.ModelUnavailableError,
     errors.StoppingError,
     errors.DeadlineExceededError,
 )

@@ -16,6 +16,7 @@ from service.http.schemas import (
     Box3D,
     Detection,
     DetectResponse,
+    FailedModel,
     ImageInfo,
     ModelDetails,
     ModelOptions,
@@ -24,6 +25,7 @@ from service.http.schemas import (
     PoseModelDetails,
     Problem,
 )
+from service.model_registry import ModelRegistry
 
 _JSON: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (DetectResponse, BatchResponse, Problem)
@@ -99,6 +101,14 @@ def model_details(detector: AsyncDetector, *, is_default: bool) -> ModelDetails:
     if isinstance(decoder, CenterPosesDecoder):
         return PoseModelDetails(**fields, keypoints=decoder.keypoints, skeleton=decoder.skeleton)
     return ModelDetails(**fields)
+
+
+def failed_models(models: ModelRegistry) -> list[FailedModel]:
+    """Return an entry for each model that could not be loaded."""
+    return [
+        FailedModel(name=name, reason=reason, default=name == models.default_name)
+        for name, reason in models.failed.items()
+    ]
 
 
 def _no_fields(detections: Detections) -> Iterator[dict[str, Any]]:

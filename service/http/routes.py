@@ -20,7 +20,7 @@ from service.http.problem_details import problem_of, problem_responses
 from service.http.query_parameters import read_parameters, read_scheduling_headers
 from service.http.request_body import read_images
 from service.http.request_scope import disconnect_signal, request_record
-from service.http.responses import model_details, model_summary, to_json, to_response
+from service.http.responses import failed_models, model_details, model_summary, to_json, to_response
 from service.http.schemas import (
     BatchResponse,
     DetectResponse,
@@ -29,6 +29,7 @@ from service.http.schemas import (
     ModelList,
     PoseModelDetails,
     Problem,
+    Readiness,
 )
 from service.http.state import service_state
 from service.model_loader import RETRY_AFTER_S
@@ -168,13 +169,14 @@ async def _detect_all(
 
 @router.get("/models", operation_id="list_models", tags=["models"])
 async def list_models(request: Request) -> ModelList:
-    """List every loaded model."""
+    """List every loaded model, and those that could not be loaded."""
     models = service_state(request).loader.models
     return ModelList(
         models=[
             model_summary(detector, is_default=name == models.default_name)
             for name, detector in models.detectors.items()
-        ]
+        ],
+        failed=failed_models(models),
     )
 
 
@@ -183,7 +185,12 @@ async def list_models(request: Request) -> ModelList:
     operation_id="get_model",
     tags=["models"],
     # 422 cannot occur; unless it is declared, FastAPI documents a schema of its own for it.
-    responses=problem_responses(errors.UnknownModelError, errors.InvalidOptionError),
+    responses=problem_responses(
+        errors.UnknownModelError,
+        errors.InvalidOptionError,
+        errors.NotReadyError,
+        errors.ModelUnavailableError,
+    ),
 )
 async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDetails:
     """Describe one loaded model, with its whole manifest."""
@@ -230,17 +237,21 @@ async def started(request: Request) -> Health:
     tags=["health"],
     responses=problem_responses(errors.StoppingError, errors.NotReadyError),
 )
-async def ready(request: Request) -> Health:
-    """Report whether requests are served: models loaded, self-tests passed, not shutting down."""
+async def ready(request: Request) -> Readiness:
+    """Report whether requests are served: models loaded, self-tests passed, not shutting down.
+
+    A model that could not be loaded does not affect the status; it is listed in `failed`.
+    """
     state = service_state(request)
     if state.draining.is_set():
         raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
-    for name, detector in state.loader.models.detectors.items():
+    models = state.loader.models
+    for name, detector in models.detectors.items():
         if detector.problem is not None:
             raise errors.NotReadyError(
                 f"Model {name}: {detector.problem}.", retry_after_s=RETRY_AFTER_S
             )
-    return Health(status="ready")
+    return Readiness(status="ready", failed=failed_models(models))
 
 
 @monitoring.head("/metrics", include_in_schema=False)

@@ -166,16 +166,33 @@ class PoseModelDetails(ModelDetails):
     )
 
 
+class FailedModel(BaseModel):
+    """A model that could not be loaded; requests for it get 503."""
+
+    name: str = Field(
+        description="The name of the model, or of its directory if that cannot be read."
+    )
+    reason: str
+    default: bool
+
+
 class ModelList(BaseModel):
-    """Every loaded model."""
+    """Every loaded model, and those that could not be loaded."""
 
     models: list[ModelSummary]
+    failed: list[FailedModel]
 
 
 class Health(BaseModel):
     """The state of the service."""
 
     status: str
+
+
+class Readiness(Health):
+    """The state of the service, and the models that could not be loaded."""
+
+    failed: list[FailedModel]
 
 
 @dataclass(slots=True)

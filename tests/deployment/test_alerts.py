@@ -16,6 +16,7 @@ MODEL_LABELS = {**INSTANCE, "job": "centernet", "model": "cells"}
 
 UP = f"up{{{JOB}}}"
 READY = f'centernet_model_ready{{{MODEL}, version="1"}}'
+NO_VERSION = f'centernet_model_ready{{{JOB}, model="bad", version=""}}'
 QUEUE = f"centernet_queue_inputs{{{MODEL}}}"
 LIMIT = f"centernet_queue_limit_inputs{{{MODEL}}}"
 AGE = f"centernet_queue_oldest_age_seconds{{{MODEL}}}"
@@ -76,6 +77,14 @@ FIRING: dict[str, list[tuple[Case, Alert]]] = {
             Alert(
                 {**MODEL_LABELS, "version": "1"},
                 "a:8000 is up, but model cells is not ready.",
+            ),
+        ),
+        (
+            # A model whose model.json cannot be read has no version.
+            Case({UP: "1x24", READY: "1x24", NO_VERSION: "0x24"}, "6m"),
+            Alert(
+                {**MODEL_LABELS, "model": "bad"},
+                "a:8000 is up, but model bad is not ready.",
             ),
         ),
         (

@@ -65,7 +65,7 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
     values = {
         **{"host": "0.0.0.0", "models": "here", "default_model": "one"},
         **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5", "scaled_decoding": "False"},
-        **{"build_engines": "False"},
+        **{"build_engines": "False", "strict_start": "True"},
         **{"trusted_proxies": "10.0.0.1, 10.1.0.0/16", "cors_origins": "https://a.org,http://b:1"},
         **{"log_format": "json", "log_level": "debug", "otlp_endpoint": "http://collector:4318"},
     }

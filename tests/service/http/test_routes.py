@@ -11,7 +11,7 @@ from support.serving import ColourEngine, RunningServer
 
 def test_health_probes(server: RunningServer) -> None:
     assert server.client.get("/livez").json() == {"status": "live"}
-    assert server.client.get("/readyz").json() == {"status": "ready"}
+    assert server.client.get("/readyz").json() == {"status": "ready", "failed": []}
 
 
 def test_probes_and_metrics_support_head(start_server: Callable[..., RunningServer]) -> None:

@@ -1,0 +1,221 @@
+"""Packages that cannot be loaded, among others that can."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.constant_model import write_constant_package
+from support.images import encode, plain
+from support.serving import BOXES, ColourEngine, RunningServer, run_server
+
+from model_package import CenterBoxesDecoder, InputSpec, PackageError, PackageInvalidError
+from model_package.directory import sha256_of
+from service.engines.errors import EngineBrokenError, EngineUnavailableError
+from service.model_registry import (
+    BAD_FILES,
+    BAD_MANIFEST,
+    BAD_OUTPUTS,
+    NO_ENGINE,
+    ModelRegistry,
+    find_packages,
+    load_models,
+)
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from service.tune import TuneSettings
+
+IMAGE = encode(plain(1, 2))
+
+
+def write_model(directory: Path, decoder: CenterBoxesDecoder = BOXES) -> Path:
+    """Write a package that has the name of its directory."""
+    rows = {name: values[0] for name, values in ColourEngine().run([plain(1, 2)]).items()}
+    rows["class_ids"] = 0 * rows["class_ids"]
+    spec = InputSpec(width_px=64, height_px=64)
+    write_constant_package(directory, rows, decoder, spec)
+    edit_manifest(directory, {"name": directory.name})
+    return directory
+
+
+def edit_manifest(package: Path, fields: dict[str, Any]) -> None:
+    path = package / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A directory with the packages ``good`` and ``bad``; tests damage the latter."""
+    for name in ("good", "bad"):
+        write_model(tmp_path / "models" / name)
+    return tmp_path / "models"
+
+
+def cut_manifest(package: Path) -> None:
+    path = package / "model.json"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def change_file(package: Path) -> None:
+    path = package / "model.onnx"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def replace_file(package: Path) -> None:
+    """Replace the ONNX file with one that no runtime can read; size and digest are right."""
+    path = package / "model.onnx"
+    path.write_bytes(bytes(100))
+    (artifact,) = json.loads((package / "model.json").read_text())["artifacts"]
+    artifact |= {"sha256": sha256_of(path), "size_bytes": 100}
+    edit_manifest(package, {"artifacts": [artifact]})
+
+
+def change_outputs(package: Path) -> None:
+    decoder = json.loads((package / "model.json").read_text())["decoder"]
+    edit_manifest(package, {"decoder": decoder | {"top_k": 77}})
+
+
+DAMAGES = {
+    cut_manifest: (BAD_MANIFEST, "", "EOF while parsing"),
+    change_file: (BAD_FILES, "1", "has the SHA-256"),
+    replace_file: (NO_ENGINE, "1", "cannot be loaded"),
+    change_outputs: (BAD_OUTPUTS, "1", "output scores is"),
+}
+
+
+def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
+    return load_models(settings, metrics, lambda _: None)
+
+
+@contextmanager
+def serve(models: Path, **settings: Any) -> Iterator[RunningServer]:
+    chosen = Settings(models=models, max_batch_size=1, **{"default_model": "good"} | settings)
+    with run_server(load, chosen) as running:
+        yield running
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_other_models_are_served(
+    models: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(models / "bad")
+    reason, version, cause = DAMAGES[damage]
+    failed = [{"name": "bad", "reason": reason, "default": False}]
+    with serve(models) as server:
+        client = server.client
+        assert client.post("/detect", content=IMAGE).status_code == 200
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready", "failed": failed})
+        assert client.get("/startupz").status_code == client.get("/livez").status_code == 200
+        listed = client.get("/models").json()
+        assert [model["name"] for model in listed["models"]] == ["good"]
+        assert listed["failed"] == failed
+        requests = [("GET", "/models/bad"), ("POST", "/models/bad/detect")]
+        for method, path in [*requests, ("POST", "/models/bad/detect/batch")]:
+            response = client.request(method, path, content=IMAGE if method == "POST" else None)
+            problem = response.json()
+            assert (response.status_code, problem["code"]) == (503, "model_unavailable")
+            assert reason in problem["detail"]
+            assert not problem["retryable"]
+            assert str(models.parent) not in response.text, "clients see no path"
+        assert server.metric("centernet_model_ready", model="bad", version=version) == 0
+        assert f'model_ready{{model="bad",version="{version}"}} 0.0' in client.get("/metrics").text
+        assert server.metric("centernet_model_ready", model="good", version="1") == 1
+    assert "bad is not served: " in caplog.text
+    assert cause in caplog.text, "operators see the error"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_strict_start_ends_with_the_error(models: Path, damage: Callable[[Path], None]) -> None:
+    damage(models / "bad")
+    settings = Settings(models=models, default_model="good", strict_start=True)
+    with pytest.raises((PackageError, EngineUnavailableError), match=DAMAGES[damage][2]):
+        load(settings, Metrics())
+
+
+def test_no_model_at_all_ends_the_start(models: Path) -> None:
+    cut_manifest(models / "bad")
+    change_file(models / "good")
+    with pytest.raises(PackageInvalidError, match=r"bad/model\.json is not a manifest"):
+        load(Settings(models=models, default_model="good"), Metrics())
+
+
+def test_without_the_default_model_only_named_models_are_served(models: Path) -> None:
+    cut_manifest(models / "bad")
+    with serve(models, default_model="bad") as server:
+        response = server.client.post("/detect", content=IMAGE)
+        assert (response.status_code, response.json()["code"]) == (503, "model_unavailable")
+        assert server.client.get("/readyz").json()["failed"][0]["default"] is True
+        assert server.client.post("/models/good/detect", content=IMAGE).status_code == 200
+
+
+def test_the_default_model_is_checked_before_any_is_loaded(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_manifest(models / "bad")
+    monkeypatch.setattr("service.model_registry.open_detector", None)
+    with pytest.raises(PackageError, match="no model 'god'; there are good, bad"):
+        load(Settings(models=models, default_model="god"), Metrics())
+    with pytest.raises(PackageError, match="several models, good, bad"):
+        load(Settings(models=models), Metrics())
+
+
+def test_a_failed_package_with_the_name_of_another_ends_the_start(models: Path) -> None:
+    cut_manifest(models / "bad")
+    edit_manifest(models / "good", {"name": "bad"})
+    with pytest.raises(PackageError, match="have the name bad"):
+        load(Settings(models=models, default_model="bad"), Metrics())
+
+
+def test_a_directory_name_may_be_any_bytes(models: Path) -> None:
+    shutil.move(models / "bad", models / "b\udcffd")
+    cut_manifest(models / "b\udcffd")
+    with serve(models) as server:
+        assert server.client.get("/readyz").json()["failed"][0]["name"] == "b?d"
+        assert server.client.get("/models").status_code == 200
+        assert 'model="b?d"' in server.client.get("/metrics").text
+
+
+def test_an_unexpected_exception_is_logged_with_its_traceback(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = []
+
+    class Engine(ColourEngine):
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError("a bug of a library")
+
+        def close(self) -> None:
+            closed.append(self)
+
+    open_detector = load_models.__globals__["open_detector"]
+
+    def replace_engine(package: Any, settings: Settings) -> Any:
+        detector = open_detector(package, settings)
+        if package.manifest.name == "bad":
+            detector.engine = Engine()
+        return detector
+
+    monkeypatch.setattr("service.model_registry.open_detector", replace_engine)
+    with serve(models) as server:
+        assert server.client.get("/readyz").json()["failed"][0]["reason"] == BAD_OUTPUTS
+        assert len(closed) == 1, "the engine of a failed model is closed"
+    assert "Traceback" in caplog.text
+
+
+def test_a_broken_gpu_ends_the_start(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_gpu(*_: object) -> None:
+        raise EngineBrokenError("an illegal memory access")
+
+    monkeypatch.setattr("service.model_registry.open_detector", break_gpu)
+    with pytest.raises(EngineBrokenError):
+        load(Settings(models=models, default_model="good"), Metrics())
+
+
+def test_tune_needs_every_package(models: Path) -> None:
+    change_file(models / "bad")
+    with pytest.raises(PackageInvalidError, match="SHA-256"):
+        list(find_packages(TuneSettings(models=models)))
