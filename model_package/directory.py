@@ -23,6 +23,10 @@ from model_package.onnx_file import check_self_contained
 
 MANIFEST_FILE = "model.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_MANIFEST_VALUES = 25_000
+"""Maximum values in ``model.json``, nested ones included: twice as many as with the most classes
+and keypoints. An invalid value takes up to 7 kB of memory."""
+_MAX_PROBLEMS, _MAX_PROBLEM_CHARACTERS = 5, 300
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,37 @@ def read_manifest(directory: Path) -> ModelManifest:
         raise PackageInvalidError(
             f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, the limit of a manifest."
         )
+    if _count_values(content) > MAX_MANIFEST_VALUES:
+        raise PackageInvalidError(
+            f"{path} has more than {MAX_MANIFEST_VALUES} values, the limit of a manifest."
+        )
     try:
         return ModelManifest.model_validate_json(content)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'model.json'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_context=False)[:5]
-        )
         raise PackageInvalidError(
-            f"{path} is not a manifest that this version supports: {problems}. "
+            f"{path} is not a manifest that this version supports: {_describe(error)}. "
             "Export the model again with this version's centernet-export."
         ) from error
+
+
+def _count_values(document: bytes) -> int:
+    """Return at least the number of values in a JSON document, without parsing it."""
+    without_escapes = document.replace(rb"\\", b"").replace(rb"\"", b"")
+    quotes = without_escapes.count(b'"')
+    if quotes > 4 * MAX_MANIFEST_VALUES:  # a value has at most two strings, one of them its key
+        return quotes
+    structure = b"".join(without_escapes.split(b'"')[::2])  # what is outside of strings
+    return 1 + sum(structure.count(character) for character in (b",", b"[", b"{"))
+
+
+def _describe(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or MANIFEST_FILE}: {item['msg']}"[
+            :_MAX_PROBLEM_CHARACTERS
+        ]
+        for item in problems[:_MAX_PROBLEMS]
+    )
 
 
 def check_artifact(path: Path, artifact: Artifact) -> None:

@@ -1,5 +1,7 @@
 """Schema of ``model.json``: what serving needs to know about a model, and its verification."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -17,6 +19,8 @@ aspect ratio than the input is cropped at top and bottom. ``fit_width``: the wid
 the width of the input; the height is cropped or padded. ``keep_resolution``: no scaling.
 """
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
+
+_Text = Annotated[str, StringConstraints(max_length=4000)]
 
 
 class _StrictModel(BaseModel):
@@ -78,7 +82,7 @@ class _CenterDecoder(_StrictModel):
     of the output map (``output_stride`` input pixels each).
     """
 
-    output_stride: int = Field(gt=0)
+    output_stride: int = Field(gt=0, le=8192)
     top_k: int = Field(gt=0, le=1000)
     score_threshold: float = Field(ge=0.0, le=1.0)
     """Default score threshold of requests."""
@@ -99,6 +103,9 @@ class CenterBoxesDecoder(_CenterDecoder):
     kind: Literal["center_boxes"] = "center_boxes"
 
 
+_KeypointIndex = Annotated[int, Field(ge=0, lt=1000)]
+
+
 class CenterPosesDecoder(_CenterDecoder):
     """Boxes and keypoints from center points (*Objects as Points*, section 4.2).
 
@@ -114,7 +121,7 @@ class CenterPosesDecoder(_CenterDecoder):
         # Packages written before version 0.2 have `joints`.
         validation_alias=AliasChoices("keypoints", "joints"),
     )
-    skeleton: tuple[tuple[int, int], ...] = ()
+    skeleton: tuple[tuple[_KeypointIndex, _KeypointIndex], ...] = Field((), max_length=1000)
     """Limbs: pairs of keypoint indices."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -217,10 +224,10 @@ Decoder = Annotated[
 class Verification(_StrictModel):
     """Result of the comparison of an artifact with its reference."""
 
-    reference: str
+    reference: _Text
     inputs: int = Field(gt=0)
-    tolerances: dict[str, float]
-    worst_errors: dict[str, float]
+    tolerances: dict[_Text, float]
+    worst_errors: dict[_Text, float]
     matched_fraction: float = Field(ge=0.0, le=1.0)
 
 
@@ -252,10 +259,10 @@ class OnnxArtifact(_ArtifactFile):
 class EngineRequirements(_StrictModel):
     """Requirements on a machine that runs a prebuilt engine."""
 
-    version: str
+    version: _Text
     """Exact version of the engine's library."""
     compute_capability: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
-    gpu: str | None
+    gpu: _Text | None
     """GPU model that it was tuned on; None: any GPU of the compute capability."""
 
 
@@ -294,12 +301,12 @@ Artifact = Annotated[OnnxArtifact | EngineArtifact, Field(discriminator="backend
 class Provenance(_StrictModel):
     """Source of the weights and tools that made the package."""
 
-    architecture: str
+    architecture: _Text
     checkpoint_sha256: Sha256
-    source: str
-    license: str
-    normalization: str
-    tools: dict[str, str]
+    source: _Text
+    license: _Text
+    normalization: _Text
+    tools: dict[_Text, _Text]
     """Version of each tool of the export, by name."""
 
 
@@ -309,7 +316,8 @@ class ModelManifest(_StrictModel):
     format_version: Literal[1] = 1
     name: ModelName
     version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
-    description: str
+    description: _Text
+    # Several times the largest vocabularies of detection datasets (LVIS has 1,203).
     classes: tuple[ClassName, ...] = Field(min_length=1, max_length=10_000)
     input: InputSpec
     decoder: Decoder
@@ -320,12 +328,10 @@ class ModelManifest(_StrictModel):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        if len(set(self.classes)) != len(self.classes):
-            repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated := _repeated(self.classes):
             raise ValueError(f"class names must be unique, these are repeated: {repeated}")
-        files = [artifact.file for artifact in self.artifacts]
-        if len(set(files)) != len(files):
-            raise ValueError(f"two artifacts have the same file: {files}")
+        if repeated := _repeated(artifact.file for artifact in self.artifacts):
+            raise ValueError(f"two artifacts have the same file: {repeated}")
         kinds = [_kind(artifact) for artifact in self.artifacts]
         if len(set(kinds)) != len(kinds):
             raise ValueError("two artifacts have the same backend, precision, flip and machine")
@@ -339,6 +345,11 @@ class ModelManifest(_StrictModel):
         if not any(artifact.precision == "fp32" for artifact in onnx_files):
             raise ValueError("the package has no fp32 ONNX artifact")
         return self
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    """Return names that occur several times, three at most."""
+    return [name for name, count in Counter(names).items() if count > 1][:3]
 
 
 def _kind(artifact: Artifact) -> tuple[object, ...]:
