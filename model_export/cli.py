@@ -15,6 +15,7 @@ from model_export.graph.normalization import Normalization
 from model_export.import_onnx import import_package
 from model_export.inspect_checkpoint import inspect_checkpoint
 from model_export.pipeline import FP16_STEPS, STEPS, export_package
+from model_export.verification.comparison import EXCEPTIONS
 from model_package import ModelPackage, OnnxArtifact, PackageError, Verification
 
 _EXIT_FAILED = 2
@@ -150,7 +151,11 @@ def _report(package: ModelPackage) -> str:
 
 def _summary(verification: Verification) -> str:
     errors = ", ".join(f"{name} {error:.1g}" for name, error in verification.worst_errors.items())
+    exceptions = "".join(
+        f"\n  accepted without a match: {count} {EXCEPTIONS[reason]}"
+        for reason, count in verification.exceptions.items()
+    )
     return (
-        f"{verification.matched_fraction:.1%} of the detections matched in "
-        f"{verification.inputs} images, worst errors {errors}"
+        f"{verification.matched} of {verification.detections} detections matched in "
+        f"{verification.inputs} images, alone and in a batch; worst errors {errors}{exceptions}"
     )

@@ -121,7 +121,9 @@ class CenterPosesDecoder(_CenterDecoder):
         # Packages written before version 0.2 have `joints`.
         validation_alias=AliasChoices("keypoints", "joints"),
     )
-    skeleton: tuple[tuple[_KeypointIndex, _KeypointIndex], ...] = Field((), max_length=1000)
+    skeleton: Annotated[
+        tuple[tuple[_KeypointIndex, _KeypointIndex], ...], Field(max_length=1000)
+    ] = ()
     """Limbs: pairs of keypoint indices."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -229,6 +231,12 @@ class Verification(_StrictModel):
     tolerances: dict[_Text, float]
     worst_errors: dict[_Text, float]
     matched_fraction: float = Field(ge=0.0, le=1.0)
+    detections: Annotated[int, Field(ge=0)] = 0
+    """Detections of the reference in all runs; 0 in packages written before version 0.2."""
+    matched: Annotated[int, Field(ge=0)] = 0
+    """Of these, those that the artifact finds within the tolerances."""
+    exceptions: dict[_Text, int] = {}
+    """The others, and keypoints, by the reason for which they were accepted."""
 
 
 class _ArtifactFile(_StrictModel):

@@ -4,7 +4,8 @@ Detections are matched by class and position, never by rank: two scores that agr
 may be ranked differently by two runtimes, which shifts every later row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,18 @@ _MAX_ON_THRESHOLD = 0.05
 This depends on a threshold on embeddings, which are not graph outputs, and on the top-K corners.
 """
 
+EXCEPTIONS: Mapping[str, str] = {
+    "top_k_limit": "whose score is nearly the lowest that top_k keeps: rounding decides which are "
+    "kept",
+    "adjacent_cells": "beside a cell of nearly the same score: rounding decides which is the peak",
+    "corner_threshold": "whose corners are at the threshold for a pair, or at the limit of corners",
+    "beyond_tolerance": "that differ by more than the tolerances, within the accepted share",
+    "keypoint_assignment": "keypoints at the threshold for another peak, within the accepted share",
+    "keypoint_beyond_tolerance": "keypoints that differ by more than the tolerances, within the "
+    "accepted share",
+}
+"""What is accepted without a match, by reason; scores are nearly equal within their tolerance."""
+
 Detections = Mapping[str, NDArray[Any]]
 """Outputs for one image by name, as the decoders of :mod:`model_package` describe them."""
 
@@ -67,11 +80,15 @@ Heatmap = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result for one image; empty rows (score 0) are not counted."""
+    """Result for one image; empty rows (score 0) are not counted.
+
+    ``exceptions``: what was accepted without a match, by the names in :data:`EXCEPTIONS`.
+    """
 
     worst_errors: dict[str, float]
     matched: int
     total: int
+    exceptions: Mapping[str, int]
 
 
 def compare(
@@ -128,7 +145,16 @@ def _combine(comparisons: Sequence[Comparison]) -> Comparison:
         worst_errors,
         matched=sum(comparison.matched for comparison in comparisons),
         total=sum(comparison.total for comparison in comparisons),
+        exceptions=add_exceptions(comparison.exceptions for comparison in comparisons),
     )
+
+
+def add_exceptions(exceptions: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sum of several counts, by reason."""
+    total: Counter[str] = Counter()
+    for counts in exceptions:
+        total.update(counts)
+    return {reason: count for reason, count in total.items() if count}
 
 
 def _compare_kind(
@@ -139,7 +165,7 @@ def _compare_kind(
     heatmap: Heatmap | None,
 ) -> Comparison:
     reference_rows, candidate_rows = match(reference, candidate, tolerances["centers"])
-    _check_unmatched(
+    exceptions = _check_unmatched(
         reference,
         reference_rows,
         candidate,
@@ -155,12 +181,10 @@ def _compare_kind(
         tolerances,
         heatmap,
     )
-    worst_errors = {
-        name: float(values.max(initial=0.0))
-        for name, values in _errors(
-            reference, reference_rows, candidate, candidate_rows, where, tolerances
-        ).items()
-    }
+    errors, moved_keypoints = _errors(
+        reference, reference_rows, candidate, candidate_rows, where, tolerances
+    )
+    worst_errors = {name: float(values.max(initial=0.0)) for name, values in errors.items()}
     for name, error in worst_errors.items():
         if error > tolerances[name]:
             raise VerificationError(
@@ -168,7 +192,10 @@ def _compare_kind(
                 "The exported file does not reproduce the network."
             )
     return Comparison(
-        worst_errors, matched=len(reference_rows), total=int((reference["scores"] > 0).sum())
+        worst_errors,
+        matched=len(reference_rows),
+        total=int((reference["scores"] > 0).sum()),
+        exceptions={**exceptions, "keypoint_assignment": moved_keypoints},
     )
 
 
@@ -224,11 +251,14 @@ def _errors(
     candidate_rows: _Indices,
     where: str,
     tolerances: Mapping[str, float],
-) -> dict[str, NDArray[np.float64]]:
-    """Like :func:`measure`, without the few keypoints that were assigned to other peaks."""
+) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """Like :func:`measure`, without the few keypoints that were assigned to other peaks.
+
+    Also returns the number of these.
+    """
     errors = measure(reference, reference_rows, candidate, candidate_rows)
     if "keypoints" not in errors:
-        return errors
+        return errors, 0
     moved = (errors["keypoints"] > tolerances["keypoints"]).any(axis=2)
     moved |= errors["keypoint_scores"] > tolerances["keypoint_scores"]
     if moved.sum() > max(1, _MAX_REASSIGNED * moved.size):
@@ -238,7 +268,7 @@ def _errors(
         )
     errors["keypoints"][moved] = 0.0
     errors["keypoint_scores"][moved] = 0.0
-    return errors
+    return errors, int(moved.sum())
 
 
 def distances_between(a: Detections, b: Detections) -> NDArray[np.float32]:
@@ -256,12 +286,14 @@ def _check_unmatched(
     finding: str,
     tolerances: Mapping[str, float],
     heatmap: Heatmap | None,
-) -> None:
-    """Raise if an unmatched detection is not one of the exceptions of :func:`compare`."""
+) -> dict[str, int]:
+    """Count the exceptions of :func:`compare`; raise if another detection is unmatched."""
     scores = detections["scores"]
-    unmatched = np.ones(len(scores), dtype=bool)
+    unmatched = scores > 0
     unmatched[matched] = False
-    unmatched &= scores > others["scores"].min() + tolerances["scores"]
+    at_limit = unmatched & (scores <= others["scores"].min() + tolerances["scores"])
+    unmatched &= ~at_limit
+    exceptions = {"top_k_limit": int(at_limit.sum())}
     if heatmap is not None and "centers" in detections:
         exempt = np.zeros_like(unmatched)
         for row in np.flatnonzero(unmatched).tolist():
@@ -269,14 +301,16 @@ def _check_unmatched(
             exempt[row] = _has_tie(np.abs(scores_around - scores[row]) <= tolerances["scores"])
         if exempt.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
             unmatched &= ~exempt
+            exceptions["adjacent_cells"] = int(exempt.sum())
     if "boxes" in detections and unmatched.sum() <= max(1, _MAX_ON_THRESHOLD * (scores > 0).sum()):
-        return
-    if unmatched.any():
+        exceptions["corner_threshold"] = int(unmatched.sum())
+    elif unmatched.any():
         raise VerificationError(
             f"{finding} {unmatched.sum()} detections of the same class and center, the best with "
             f"score {scores[unmatched].max():.4f}. "
             "The exported file does not reproduce the network."
         )
+    return exceptions
 
 
 def _scores_around(heatmap: Heatmap, detections: Detections, row: int) -> Heatmap:

@@ -19,6 +19,7 @@ from model_export.verification.comparison import (
     MAX_NEIGHBOUR_TIES,
     NEIGHBOUR_CELLS,
     Detections,
+    add_exceptions,
     distances_between,
     measure,
     split_kinds,
@@ -68,6 +69,9 @@ class Agreement:
     matched: int
     lost: int
     """Unmatched detections without an exception; the larger count of the two sides."""
+    unmatched: Mapping[str, int]
+    """Unmatched detections of the fp32 file by reason, as in
+    :data:`model_export.verification.comparison.EXCEPTIONS`."""
     keypoints: int
     keypoints_matched: int
     worst_errors: Mapping[str, float]
@@ -104,6 +108,14 @@ def verify_fp16(
         tolerances={name: TOLERANCES[name] for name in names},
         worst_errors={name: max(one.worst_errors[name] for one in agreements) for name in names},
         matched_fraction=worst.matched_fraction,
+        detections=worst.found,
+        matched=worst.matched,
+        exceptions=add_exceptions(
+            [
+                worst.unmatched,
+                {"keypoint_beyond_tolerance": worst.keypoints - worst.keypoints_matched},
+            ]
+        ),
     )
 
 
@@ -150,6 +162,7 @@ def combine_agreements(agreements: Sequence[Agreement]) -> Agreement:
         found=sum(one.found for one in agreements),
         matched=sum(one.matched for one in agreements),
         lost=sum(one.lost for one in agreements),
+        unmatched=add_exceptions(one.unmatched for one in agreements),
         keypoints=sum(one.keypoints for one in agreements),
         keypoints_matched=sum(one.keypoints_matched for one in agreements),
         worst_errors=worst_errors,
@@ -179,13 +192,13 @@ def _compare_kind(reference: Detections, candidate: Detections) -> Agreement:
         keypoints, keypoints_matched = agrees.size, int(agrees.sum())
         worst_errors["keypoints"] = float(keypoint_distances[agrees].max(initial=0.0))
         worst_errors["keypoint_scores"] = float(score_errors[agrees].max(initial=0.0))
+    unmatched = _unmatched(reference, reference_rows[same], candidate)
+    only_in_candidate = _unmatched(candidate, candidate_rows[same], reference)
     return Agreement(
         found=int((reference["scores"] > 0).sum()),
         matched=int(same.sum()),
-        lost=max(
-            _lost(reference, reference_rows[same], candidate),
-            _lost(candidate, candidate_rows[same], reference),
-        ),
+        lost=max(side["beyond_tolerance"] for side in (unmatched, only_in_candidate)),
+        unmatched=unmatched,
         keypoints=keypoints,
         keypoints_matched=keypoints_matched,
         worst_errors=worst_errors,
@@ -245,22 +258,29 @@ def _worst_per_row(values: _Errors) -> _Errors:
     return worst
 
 
-def _lost(detections: Detections, matched: _Indices, others: Detections) -> int:
-    """Count unmatched detections without an exception; see :func:`measure_agreement`."""
+def _unmatched(detections: Detections, matched: _Indices, others: Detections) -> Mapping[str, int]:
+    """Count unmatched detections by reason; see :func:`measure_agreement`."""
     scores, tolerance = detections["scores"], TOLERANCES["scores"]
-    unmatched = scores > max(others["scores"].min(), 0.0) + tolerance
+    unmatched = scores > 0
+    unmatched[matched] = False
+    at_limit = scores <= max(others["scores"].min(), 0.0) + tolerance
     if "corner_scores" in detections:
         lowest = others["corner_scores"].min(axis=0)
-        unmatched &= (detections["corner_scores"] > lowest + tolerance).all(axis=1)
-    unmatched[matched] = False
+        at_limit |= (detections["corner_scores"] <= lowest + tolerance).any(axis=1)
+    at_limit &= unmatched
+    unmatched &= ~at_limit
     distances = distances_between(detections, others)
     # Below half a cell it is the same peak with another box: an error, not a tie.
     ties = (distances >= 0.5) & (distances <= NEIGHBOUR_CELLS)
     ties &= np.abs(scores[:, np.newaxis] - others["scores"]) <= tolerance
     exempt = unmatched & ties.any(axis=1)
-    if exempt.sum() <= MAX_NEIGHBOUR_TIES * len(unmatched):
-        unmatched &= ~exempt
-    return int(unmatched.sum())
+    if exempt.sum() > MAX_NEIGHBOUR_TIES * len(unmatched):
+        exempt[:] = False
+    return {
+        "top_k_limit": int(at_limit.sum()),
+        "adjacent_cells": int(exempt.sum()),
+        "beyond_tolerance": int((unmatched & ~exempt).sum()),
+    }
 
 
 def _check(agreement: Agreement) -> None:

@@ -18,6 +18,7 @@ from model_export.verification.comparison import (
     Comparison,
     Detections,
     Heatmap,
+    add_exceptions,
     compare,
     match,
     measure,
@@ -163,11 +164,17 @@ def summarise(
             name: max(comparison.worst_errors[name] for comparison in comparisons) for name in names
         },
         matched_fraction=matched / total,
+        detections=total,
+        matched=matched,
+        exceptions=add_exceptions(comparison.exceptions for comparison in comparisons),
     )
 
 
 def merge_verifications(verifications: Sequence[Verification]) -> Verification:
-    """Combine the verifications of several files of one package: the worst of each value."""
+    """Combine the verifications of several files of one package.
+
+    Keeps the worst of each value, and the sum of each count.
+    """
     first = verifications[0]
     return first.model_copy(
         update={
@@ -180,6 +187,9 @@ def merge_verifications(verifications: Sequence[Verification]) -> Verification:
                 for name in first.worst_errors
             },
             "matched_fraction": min(one.matched_fraction for one in verifications),
+            "detections": sum(one.detections for one in verifications),
+            "matched": sum(one.matched for one in verifications),
+            "exceptions": add_exceptions(one.exceptions for one in verifications),
         }
     )
 

@@ -13,7 +13,8 @@ from model_export.architectures import ARCHITECTURES
 from model_export.cli import main
 from model_export.pipeline import STEPS
 from model_export.tasks import TASKS
-from model_package import ModelPackage, load_package
+from model_export.verification.comparison import EXCEPTIONS
+from model_package import ModelPackage, Verification, load_package
 
 
 def _arguments(checkpoint: Path, output: Path, changes: dict[str, str] | None = None) -> list[str]:
@@ -81,7 +82,35 @@ def test_every_checkpoint_format_gives_the_same_package(
     assert all(step.endswith(" s") for step in steps)
     assert "1.37 M parameters" in captured.err
     assert "3 classes" in captured.out
+    verification = package.manifest.verification
+    unmatched = sum(verification.exceptions.values())
+    assert verification.detections == verification.matched + unmatched > 0
+    assert f"{verification.matched} of {verification.detections} detections" in captured.out
     assert f"MODELS={output.parent} make serve" in captured.out
+
+
+def test_the_summary_says_what_was_not_matched() -> None:
+    verification = Verification(
+        reference="PyTorch",
+        inputs=5,
+        tolerances={"scores": 1e-4},
+        worst_errors={"scores": 2e-6},
+        matched_fraction=0.75,
+        detections=400,
+        matched=300,
+        exceptions=dict(zip(EXCEPTIONS, range(98, 0, -1), strict=False)),
+    )
+    first, *lines = cli._summary(verification).splitlines()
+    assert first == (
+        "300 of 400 detections matched in 5 images, alone and in a batch; worst errors scores 2e-06"
+    )
+    assert lines[:2] == [
+        "  accepted without a match: 98 whose score is nearly the lowest that top_k keeps: "
+        "rounding decides which are kept",
+        "  accepted without a match: 97 beside a cell of nearly the same score: rounding decides "
+        "which is the peak",
+    ]
+    assert len(lines) == len(EXCEPTIONS)
 
 
 @pytest.mark.parametrize(

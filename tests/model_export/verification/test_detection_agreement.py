@@ -64,7 +64,9 @@ def test_detections_at_the_top_k_limit_are_not_lost() -> None:
     reference["scores"][38] = reference["scores"][39] + np.float32(0.005)
     moved = reference["centers"].copy()
     moved[38] += 100
-    assert _counts(reference, {**reference, "centers": moved}) == (39, 0)
+    agreement = measure_agreement(reference, {**reference, "centers": moved})
+    assert (agreement.matched, agreement.lost) == (39, 0)
+    assert agreement.unmatched == {"top_k_limit": 1}
 
 
 def test_a_few_peaks_may_move_to_the_next_cell() -> None:
@@ -72,7 +74,10 @@ def test_a_few_peaks_may_move_to_the_next_cell() -> None:
     for moved, lost in ((2, 0), (3, 3)):
         centers = reference["centers"].copy()
         centers[:moved, 1] += 1
-        assert _counts(reference, {**reference, "centers": centers}) == (40 - moved, lost)
+        agreement = measure_agreement(reference, {**reference, "centers": centers})
+        assert (agreement.matched, agreement.lost) == (40 - moved, lost)
+        reason = "beyond_tolerance" if lost else "adjacent_cells"
+        assert agreement.unmatched == {reason: moved}
 
 
 def test_keypoints_are_counted_separately() -> None:

@@ -24,7 +24,7 @@ from model_export.verification.comparison import (
     measure,
 )
 from model_export.verification.images import MAX_IMAGES, read_images, synthetic_images
-from model_export.verification.onnx_vs_torch import summarise, verify
+from model_export.verification.onnx_vs_torch import merge_verifications, summarise, verify
 from model_package import ModelPackage
 
 COUNT = 40
@@ -102,7 +102,9 @@ def test_an_additional_detection_is_an_error(found: Detections) -> None:
 def test_ties_at_the_top_k_limit_are_accepted(found: Detections) -> None:
     tied = _with(found, "scores", [-2, -1], 0.1)
     other = _with(tied, "centers", -1, 100.5)
-    assert compare(tied, other, "image 0").matched == COUNT - 1
+    comparison = compare(tied, other, "image 0")
+    assert comparison.matched == COUNT - 1
+    assert comparison.exceptions == {"top_k_limit": 1}
 
 
 def heatmap_of(found: Detections) -> NDArray[np.float32]:
@@ -126,7 +128,11 @@ def test_a_missing_peak_is_accepted_if_a_neighbour_has_the_same_score(
         compare(left, right, "image 0", heatmap=heatmap)
     column, row = np.floor(found["centers"][0]).astype(int)
     heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] + 5e-5
-    assert compare(left, right, "image 0", heatmap=heatmap).matched == COUNT - 1
+    comparison = compare(left, right, "image 0", heatmap=heatmap)
+    assert comparison.matched == COUNT - 1
+    # Detections of the reference are counted; the other side has one more in the second case.
+    assert comparison.exceptions == ({} if other_side else {"adjacent_cells": 1})
+    assert comparison.total == COUNT - other_side
     heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] - 2e-4
     with pytest.raises(VerificationError, match=r"finds? 1 detections"):
         compare(left, right, "image 0", heatmap=heatmap)
@@ -223,7 +229,7 @@ def test_tolerances_are_widened_to_the_rounding_error(
 
 @pytest.mark.parametrize(("matched", "total"), [(0, 0), (4, 10)])
 def test_too_few_matches_are_an_error(matched: int, total: int) -> None:
-    comparison = Comparison(dict.fromkeys(TOLERANCES, 0.0), matched, total)
+    comparison = Comparison(dict.fromkeys(TOLERANCES, 0.0), matched, total, {})
     with pytest.raises(VerificationError, match=f"only {matched} of {total} detections"):
         summarise([comparison], inputs=1)
 
@@ -235,6 +241,42 @@ def test_the_summary_keeps_the_worst_errors(found: Detections) -> None:
     assert verification.worst_errors["scores"] == worse.worst_errors["scores"] > 0
     assert verification.matched_fraction == 1.0
     assert verification.inputs == 3
+
+
+def test_the_summary_counts_what_was_not_matched(found: Detections) -> None:
+    fine = compare(found, found, "image 0")
+    tied = _with(found, "scores", slice(-4, None), 0.1)
+    other = _with(tied, "centers", slice(-3, None), 100.5)
+    verification = summarise([fine, compare(tied, other, "image 1")], inputs=2)
+    assert (verification.detections, verification.matched) == (2 * COUNT, 2 * COUNT - 3)
+    assert verification.exceptions == {"top_k_limit": 3}
+    merged = merge_verifications([verification, summarise([fine], inputs=1)])
+    assert (merged.detections, merged.matched) == (3 * COUNT, 3 * COUNT - 3)
+    assert merged.exceptions == {"top_k_limit": 3}
+
+
+def test_corner_pairs_at_a_threshold_are_counted() -> None:
+    boxes = np.arange(4 * COUNT, dtype=np.float32).reshape(COUNT, 4)
+    pairs = {
+        "scores": np.linspace(0.9, 0.1, COUNT, dtype=np.float32),
+        "class_ids": np.zeros(COUNT, np.int32),
+        "boxes": boxes,
+        "corner_scores": np.full((COUNT, 2), 0.5, np.float32),
+    }
+    comparison = compare(pairs, _with(pairs, "boxes", [0, 1], 1000.0), "image 0")
+    assert (comparison.matched, comparison.total) == (COUNT - 2, COUNT)
+    assert comparison.exceptions == {"corner_threshold": 2}
+
+
+def test_keypoints_of_another_peak_are_counted(found: Detections) -> None:
+    poses = {
+        **found,
+        "keypoints": np.repeat(found["centers"][:, np.newaxis], 5, axis=1),
+        "keypoint_scores": np.full((COUNT, 5), 0.5, np.float32),
+    }
+    comparison = compare(poses, _with(poses, "keypoint_scores", (3, 4), 0.0), "image 0")
+    assert comparison.exceptions == {"keypoint_assignment": 1}
+    assert comparison.matched == COUNT
 
 
 def test_synthetic_images_are_deterministic() -> None:
