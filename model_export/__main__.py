@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from model_export.engines.libraries import install_commands
+from model_package.onnxruntime import OnnxRuntimeConflictError
 
 _EXIT_FAILED = 2
 _EXIT_INTERRUPTED = 130
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_FAILED
     except KeyboardInterrupt:  # while the modules of the command are imported
         return _EXIT_INTERRUPTED
+    except OnnxRuntimeConflictError as error:
+        print(f"centernet-export: error: {error}", file=sys.stderr)
+        return _EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,9 @@ from model_export.tasks import TASKS
 from model_export.verification.onnx_vs_torch import verify
 from model_package import ModelPackage, PackageDraft, Verification, draft_package
 from model_package.directory import sha256_of
+from model_package.onnxruntime import load_onnxruntime
+
+ort = load_onnxruntime()
 
 
 def import_package(

@@ -27,6 +27,7 @@ from model_package import (
     draft_package,
 )
 from model_package.directory import sha256_of
+from model_package.onnxruntime import load_onnxruntime
 
 ONNX_FILE = "model.onnx"
 FLIP_ONNX_FILE = "model_flip.onnx"
@@ -40,7 +41,7 @@ STEPS = 4
 FP16_STEPS = 2
 """Calls of ``progress`` in :func:`export_package`, and further calls with fp16."""
 
-_TOOLS = ("centernet-serving", "torch", "onnx", "onnxscript", "onnxruntime")
+_TOOLS = ("centernet-serving", "torch", "onnx", "onnxscript")
 
 
 def export_package(
@@ -160,7 +161,10 @@ def _verify(
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of the packages that take part in an export."""
-    return {tool: version(tool) for tool in _TOOLS}
+    return {
+        **{tool: version(tool) for tool in _TOOLS},
+        "onnxruntime": load_onnxruntime().__version__,
+    }
 
 
 def collect_images(resolved: ResolvedExport, image_dir: Path | None) -> list[ImageArray]:

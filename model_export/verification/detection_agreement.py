@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from labels.matching import box_iou, match_greedily
@@ -27,6 +26,9 @@ from model_export.verification.comparison import (
 from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_export.verification.onnx_vs_torch import Image, Run, onnx_runner, run_on_all
 from model_package import Verification
+from model_package.onnxruntime import load_onnxruntime
+
+ort = load_onnxruntime()
 
 TOLERANCES: Mapping[str, float] = {
     "overlap": 0.01,

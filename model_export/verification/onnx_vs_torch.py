@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -25,6 +24,9 @@ from model_export.verification.comparison import (
     split_kinds,
 )
 from model_package import Verification
+from model_package.onnxruntime import load_onnxruntime
+
+ort = load_onnxruntime()
 
 MIN_MATCHED_FRACTION = 0.5
 """Share of the detections that must match; if nearly all are ties, nothing is verified."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, OnnxArtifact
 from model_package.manifest import Precision
+from model_package.onnxruntime import OnnxRuntimeConflictError, load_onnxruntime
 from service.engines.cpu_affinity import CPU_AFFINITY
 from service.engines.cuda import CudaDevice, Stream
 from service.engines.engine import EngineOptions, Images
@@ -216,7 +216,9 @@ class _SessionContext:
 
 def _import_onnxruntime(provider: str) -> Any:
     try:
-        onnxruntime = import_module("onnxruntime")
+        onnxruntime = load_onnxruntime()
+    except OnnxRuntimeConflictError as error:
+        raise EngineUnavailableError(str(error)) from None
     except ImportError:
         raise EngineUnavailableError(
             "ONNX Runtime is not installed; install the extra 'serve', or 'gpu' for CUDA."
