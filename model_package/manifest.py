@@ -231,9 +231,9 @@ class Verification(_StrictModel):
     tolerances: dict[_Text, float]
     worst_errors: dict[_Text, float]
     matched_fraction: float = Field(ge=0.0, le=1.0)
-    detections: Annotated[int, Field(ge=0)] = 0
-    """Detections of the reference in all runs; 0 in packages written before version 0.2."""
-    matched: Annotated[int, Field(ge=0)] = 0
+    detections: Annotated[int, Field(ge=0)] | None = None
+    """Detections of the reference in all runs; None in packages written before version 0.2."""
+    matched: Annotated[int, Field(ge=0)] | None = None
     """Of these, those that the artifact finds within the tolerances."""
     exceptions: dict[_Text, int] = {}
     """The others, and keypoints, by the reason for which they were accepted."""

@@ -189,8 +189,8 @@ def merge_verifications(verifications: Sequence[Verification]) -> Verification:
                 for name in first.worst_errors
             },
             "matched_fraction": min(one.matched_fraction for one in verifications),
-            "detections": sum(one.detections for one in verifications),
-            "matched": sum(one.matched for one in verifications),
+            "detections": sum(one.detections or 0 for one in verifications),
+            "matched": sum(one.matched or 0 for one in verifications),
             "exceptions": add_exceptions(one.exceptions for one in verifications),
         }
     )
