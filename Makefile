@@ -15,7 +15,7 @@ FAST_TESTS := tests/client tests/evaluation/metrics tests/labels tests/model_exp
 	tests/service/imaging tests/training/data tests/training/targets \
 	tests/training/test_losses.py tests/test_task_registration.py tests/test_documents.py
 
-.PHONY: help serve test test-fast test-engines lint format check settings lock kernels \
+.PHONY: help serve test test-fast test-engines test-images lint format check settings lock kernels \
 	tensorrt-bindings clean
 
 help: ## List the targets
@@ -37,6 +37,10 @@ test-fast: $(DEV_ENV)/installed ## Run the fast unit tests (under a minute on 2 
 test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines (minutes, 3 GB of memory)
 	$(DEV_ENV)/bin/python $(INSTALL) --editable '.[dev,tensorrt-rtx]'
 	$(DEV_ENV)/bin/python -m pytest -s -m engines
+
+# -s prints the memory of the service. Needs root, buildah, debootstrap and Docker Compose.
+test-images: $(DEV_ENV)/installed ## Build the container images and run their commands, as root
+	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -s -m images tests/deployment
 
 check: lint ## Check style, types and import rules
 	$(DEV_ENV)/bin/mypy

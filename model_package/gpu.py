@@ -7,6 +7,9 @@ the service, which loads them, identify the GPU with this function.
 import ctypes
 from dataclasses import dataclass
 
+MIN_DRIVER = "580"
+"""Oldest NVIDIA driver for CUDA 13, which the libraries in the extras of this project use."""
+
 _CUDA_SUCCESS = 0
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h.
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76

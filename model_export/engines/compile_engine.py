@@ -15,6 +15,7 @@ from model_export.engines.libraries import find_target, import_library
 from model_export.engines.optimization_profile import OptimizationProfile
 from model_export.engines.progress import PhaseProgress, Progress
 from model_export.networks.corner_pool_ops import DOMAIN
+from model_package.gpu import MIN_DRIVER
 from model_package.tensorrt_libraries import TensorRTLibrary, register_plugins
 
 INPUT_NAME = "images"
@@ -45,7 +46,13 @@ def compile_engine(job: CompileJob, progress: Progress) -> None:
     messages: list[str] = []
     logger = _make_logger(trt, messages)
     register_plugins(library, trt, logger)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # of the bindings, when the library returns no builder
+        raise EngineCompileError(
+            f"{library.title} {trt.__version__} cannot start on this machine: "
+            f"{_last_messages(messages)}. It needs the NVIDIA driver {MIN_DRIVER} or newer."
+        ) from error
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, builder.logger)
     if not parser.parse(_read_onnx_file(job, trt)):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package.gpu import find_gpu
+from model_package.gpu import MIN_DRIVER, find_gpu
 from service.engines.errors import EngineBrokenError, EngineUnavailableError
 
 _CAPTURE_ERRORS = range(900, 910)
@@ -42,7 +42,8 @@ class CudaDevice:
         if int(error) or not count:
             raise EngineUnavailableError(
                 f"there is no NVIDIA GPU here, or no driver for it ({self._describe(error)}). "
-                "Check that nvidia-smi lists it; start a container with --gpus all."
+                f"Check that nvidia-smi lists it, with driver {MIN_DRIVER} or newer; start a "
+                "container with --gpus all."
             )
         gpu = find_gpu()
         if gpu is None:

@@ -1,15 +1,16 @@
 """docker-compose.yml: the services of each profile, their hardening and their resources."""
 
-import json
-import os
+import re
 import shutil
-import subprocess
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tools import find_compose
+import yaml
+from support.compose import compose_config
+from support.tools import MIN_COMPOSE
 
 from service.settings import Settings
 
@@ -22,32 +23,71 @@ SERVICES = {
 ALL_PROFILES = ("cpu", "gpu", "jobs")
 WRITABLE_VOLUMES = {"build": {"/models", "/var/cache/centernet"}, "prometheus": {"/prometheus"}}
 WRITABLE_VOLUMES["export"] = WRITABLE_VOLUMES["build"]
+WRITABLE_VOLUMES["gpu"] = {"/var/cache/centernet"}
 GPU_SERVICES = ("gpu", "build", "dcgm-exporter")
 
-
-def compose_config(project: Path, *profiles: str) -> dict[str, Any]:
-    command = [*find_compose(), "--project-directory", str(project)]
-    command += [part for profile in profiles for part in ("--profile", profile)]
-    # Ignore variables of the calling shell, so that only the files determine the configuration.
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    result = subprocess.run(
-        [*command, "config", "--format", "json"],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert not result.stderr, result.stderr  # warnings, for example about unset variables
-    config: dict[str, Any] = json.loads(result.stdout)
-    return config
+OLDER = (2, 0)
+SERVICE_KEYS = (
+    *("build", "cap_drop", "command", "deploy", "entrypoint", "env_file", "environment"),
+    *("healthcheck", "image", "init", "network_mode", "networks", "ports", "profiles"),
+    *("read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes"),
+)
+KEYS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("name", "services", "volumes"), OLDER),
+    **{f"services.{key}": OLDER for key in SERVICE_KEYS},
+    "services.env_file.path": (2, 24),
+    "services.env_file.required": (2, 24),
+}
+"""Keys of docker-compose.yml with the version of Compose that they need, from its documentation."""
 
 
 @pytest.fixture(scope="module")
 def services(project: Path) -> dict[str, Any]:
     config: dict[str, Any] = compose_config(project, *ALL_PROFILES)["services"]
     return config
+
+
+def test_the_stated_version_of_compose_knows_every_key(project: Path) -> None:
+    text = (project / "docker-compose.yml").read_text()
+    definition = yaml.safe_load(text)
+    used = {key for key in definition if not key.startswith("x-")}
+    for service in definition["services"].values():
+        used |= {f"services.{key}" for key in service}
+        for file in service.get("env_file", ()):
+            used |= {f"services.env_file.{key}" for key in file}
+    assert used == set(KEYS), "add the key to KEYS, with the version of Compose that introduced it"
+    assert max(KEYS.values()) == MIN_COMPOSE
+    sentence = "Docker Compose {}.{} or newer".format(*MIN_COMPOSE)
+    for path in ("docker-compose.yml", "README.md", "docs/deployment.md"):
+        assert sentence in (project / path).read_text(), path
+
+
+def test_the_number_of_cores_can_be_limited(project: Path) -> None:
+    for variables, cores in (({}, None), ({"CPU_LIMIT": "1.5"}, 1.5)):
+        for name, service in compose_config(project, "cpu", "gpu", **variables)["services"].items():
+            if name in {"cpu", "gpu"}:
+                assert service["deploy"]["resources"]["limits"].get("cpus") == cores, name
+
+
+def test_kernels_that_cuda_compiles_are_kept_in_a_volume(
+    services: dict[str, Any], project: Path
+) -> None:
+    dockerfile = (project / "docker/Dockerfile").read_text()
+    (directory,) = re.findall(r"\bCUDA_CACHE_PATH=(\S+)", dockerfile)
+    for name in ("gpu", "build"):
+        assert any(
+            volume["type"] == "volume" and Path(directory).is_relative_to(volume["target"])
+            for volume in services[name]["volumes"]
+        ), name
+    # A new volume gets the directory of the image with its permissions; users differ.
+    (created,) = re.findall(r"install --directory --mode=1777 (.*)", dockerfile)
+    assert directory in created.split()
+    # A job that reads untrusted input cannot change the kernels of the service.
+    sources = [
+        {volume["source"] for volume in services[name]["volumes"] if volume["type"] == "volume"}
+        for name in ("gpu", "build")
+    ]
+    assert sources[0].isdisjoint(sources[1])
 
 
 @pytest.mark.parametrize("profiles", SERVICES, ids="+".join)

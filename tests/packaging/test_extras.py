@@ -23,14 +23,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support.checkpoints import save_slim_checkpoint
 from support.images import encode, plain
 from support.serving import RunningServer
-
-from model_export.architectures import ARCHITECTURES, box_head_channels
-from model_export.key_mappings.objects_as_points import to_checkpoint_key
 
 SOURCES = ("client", "evaluation", "labels", "model_export", "model_package", "service", "training")
 NOT_INSTALLED = {
@@ -280,12 +277,8 @@ def check_tensorrt_rtx(environment: Environment, server: RunningServer, image: P
 def check_export(environment: Environment, server: RunningServer, image: Path) -> None:
     del server, image
     environment.run("centernet-export", "--help")
-    architecture = ARCHITECTURES["res_18_slim"]
-    torch.manual_seed(1)
-    network = architecture.build(box_head_channels(3))
     checkpoint = environment.directory / "slim.pth"
-    state = {to_checkpoint_key(key): weight for key, weight in network.state_dict().items()}
-    torch.save(state, checkpoint)
+    save_slim_checkpoint(checkpoint, classes=3)
     assert "res_18_slim" in environment.run("centernet-export", "inspect", checkpoint)
     package = environment.directory / "shapes"
     environment.run(
@@ -335,6 +328,19 @@ def test_every_extra_is_checked_here(project: Path) -> None:
     missing = set(extras) - set(CHECKS) - set(NOT_INSTALLED)
     assert not missing, f"add a check of {missing} to CHECKS in tests/packaging/test_extras.py"
     assert set(CHECKS) <= set(extras)
+
+
+def test_the_extra_tensorrt_installs_a_version_that_tests_run_with(project: Path) -> None:
+    extras = tomllib.loads((project / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (requirement,) = map(Requirement, extras["tensorrt"])
+    (version,) = requirement.specifier
+    assert version.operator == "=="
+    (versions,) = re.findall(
+        r"^TENSORRT_VERSIONS := (.*)$", (project / "Makefile").read_text(), re.M
+    )
+    assert version.version in versions.split()
 
 
 @pytest.mark.slow

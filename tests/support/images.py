@@ -1,6 +1,7 @@
 """Test images."""
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterable
@@ -38,9 +39,17 @@ def png_of_declared_size(width: int, height: int) -> bytes:
 
 
 def png_of_rows(
-    width: int, height: int, rows: Iterable[bytes], depth: int = 1, interlaced: bool = False
+    width: int,
+    height: int,
+    rows: Iterable[bytes],
+    depth: int = 1,
+    interlaced: bool = False,
+    color_type: int = 0,
 ) -> bytes:
-    """Return a grey PNG file of ``rows``, each with its filter byte; the header is independent."""
+    """Return a PNG file of ``rows``, each with its filter byte; the header is independent.
+
+    ``color_type``: 0 for grey, 2 for RGB.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -48,7 +57,28 @@ def png_of_rows(
 
     compressor = zlib.compressobj(9)
     body = b"".join(map(compressor.compress, rows)) + compressor.flush()
-    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     )
+
+
+def largest_images(pixels: int) -> dict[str, bytes]:
+    """Return square images whose decoding takes the most memory in their format, by name."""
+    side = math.isqrt(pixels)
+    image = Image.new("RGB", (side, side), (90, 90, 90))
+    # CMYK has more scans, of which fewer pixels are accepted.
+    cmyk = image.resize((side * 4 // 5, side * 4 // 5)).convert("CMYK")
+    # Adam7: offset and step of each pass in x and y.
+    passes = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2))
+    rows = (
+        bytes(1 + 6 * len(range(x, side, step_x)))
+        for x, step_x, y, step_y in (*passes, (0, 1, 1, 2))
+        for _ in range(y, side, step_y)
+    )
+    return {
+        "lossless WebP": encode(image, "WEBP", lossless=True, method=0, quality=0),
+        "progressive 4:4:4 JPEG": encode(image, "JPEG", progressive=True, subsampling=0),
+        "progressive CMYK JPEG": encode(cmyk, "JPEG", progressive=True),
+        "interlaced 16-bit RGB PNG": png_of_rows(side, side, rows, 16, True, 2),
+    }

@@ -1,6 +1,7 @@
 """External programs that some tests need; tests are skipped if they are not installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import pytest
 
 REQUIRE_TOOLS = "REQUIRE_TOOLS"
 """Environment variable: names of tools that must be present, separated by spaces."""
+
+MIN_COMPOSE = (2, 24)
+"""Oldest version of Docker Compose that can read docker-compose.yml."""
 
 
 def required_tool(skip_reason: str) -> str | None:
@@ -31,7 +35,7 @@ def find_tool(name: str, source: str) -> str:
 
 
 def find_compose() -> list[str]:
-    """Return the command of Docker Compose 2 or newer; skip the test if there is none.
+    """Return the command of Docker Compose; skip the test if there is none that is new enough.
 
     ``docker compose config`` does not need a Docker daemon.
     """
@@ -40,7 +44,8 @@ def find_compose() -> list[str]:
             version = subprocess.run(
                 [*command, "version", "--short"], capture_output=True, text=True, check=False
             )
-            major = version.stdout.strip().removeprefix("v").partition(".")[0]
-            if version.returncode == 0 and major.isdigit() and int(major) >= 2:
+            found = re.match(r"v?(\d+)\.(\d+)", version.stdout)
+            if found and (int(found[1]), int(found[2])) >= MIN_COMPOSE:
                 return command
-    pytest.skip("Docker Compose 2 is not installed (Debian 13: apt-get install docker-compose)")
+    needed = "Docker Compose {}.{}".format(*MIN_COMPOSE)
+    pytest.skip(f"{needed} is not installed (Debian 13: apt-get install docker-compose)")

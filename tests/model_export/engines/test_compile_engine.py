@@ -6,17 +6,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.builds import FAKES, tiny_graph
 
 from model_export.engines import compile_engine as compile_engine_module
 from model_export.engines.compile_engine import CompileJob, compile_engine
+from model_export.engines.errors import EngineCompileError
 from model_export.engines.optimization_profile import OptimizationProfile
 from model_export.engines.progress import PhaseProgress
 from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
 
 SHAPE = (1, 8, 8, 3)
+
+
+def job(backend: str, onnx_file: Path) -> CompileJob:
+    return CompileJob(
+        library=TENSORRT_LIBRARIES[backend],
+        onnx_file=onnx_file,
+        engine_file=onnx_file.with_suffix(".engine"),
+        profile=OptimizationProfile(SHAPE, SHAPE, SHAPE),
+        compute_capability="8.9",
+        tf32=False,
+        timing_cache=None,
+    )
 
 
 @pytest.mark.usefixtures("fakes")
@@ -41,19 +55,26 @@ def test_registers_plugins_if_the_file_needs_them_and_the_library_takes_them(
     )
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny_graph(operator="corner_pool_top", domain=domain))
-    compile_engine(
-        CompileJob(
-            library=TENSORRT_LIBRARIES[backend],
-            onnx_file=path,
-            engine_file=tmp_path / "engine",
-            profile=OptimizationProfile(SHAPE, SHAPE, SHAPE),
-            compute_capability="8.9",
-            tf32=False,
-            timing_cache=None,
-        ),
-        lambda *_: None,
-    )
+    compile_engine(job(backend, path), lambda *_: None)
     assert calls == ["tensorrt"] * registered
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_library_that_does_not_start_is_reported_with_the_driver_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt
+
+    def no_builder(logger: Any) -> None:
+        logger.log(tensorrt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        # What the bindings of TensorRT 10.16 and 11.4 raise.
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(tensorrt, "Builder", no_builder)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_graph())
+    with pytest.raises(EngineCompileError, match=r"error: 35.*NVIDIA driver 580 or newer"):
+        compile_engine(job("tensorrt", path), lambda *_: None)
 
 
 CALLS = """

@@ -105,7 +105,7 @@ def test_a_missing_gpu_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     FakeCudaRuntime(gpu=None).install(monkeypatch)
     text = unavailable_message(make_package(tmp_path, [engine_artifact()]))
     assert "no NVIDIA GPU here, or no driver for it (CUDA error 100: cudaErrorNoDevice)" in text
-    assert "nvidia-smi" in text
+    assert "nvidia-smi lists it, with driver 580 or newer" in text
 
 
 def test_the_real_bindings_report_a_missing_driver(tmp_path: Path) -> None:
