@@ -114,6 +114,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes since the last message, less those of the head and nine eighths of the body."""
     _timer: asyncio.TimerHandle | None = None
     _ignores_upgrade = False
+    _error: ServiceError | None = None
+    """Error of a pipelined request whose turn to be answered has not come."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the first request."""
@@ -142,6 +144,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the timer: the application limits the body that follows."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _TooManyPipelinedError
         self._in_head = False
         # What remains is the start of the body, if it arrived together with the head.
         self._overhead_bytes -= len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers)
@@ -151,8 +155,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         )
         if not self._ignores_upgrade:
-            if len(self.pipeline) >= MAX_PIPELINED:
-                raise _TooManyPipelinedError
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -177,6 +179,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Start the timer for the next request, or for the rest of this one."""
+        if self._error is not None and not self.pipeline and not self.transport.is_closing():
+            self._respond_and_close(self._error)
         super().on_response_complete()
         if self.transport.is_closing() or not self.cycle.response_complete:
             return
@@ -187,7 +191,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, then check the number of bytes of an incomplete part."""
-        if cast(_Transport, self.transport).is_discarding:
+        if cast(_Transport, self.transport).is_discarding or self._error is not None:
             return
         self._overhead_bytes += len(data)
         try:
@@ -250,15 +254,29 @@ class BoundedProtocol(HttpToolsProtocol):
             )
 
     def _respond(self, error: ServiceError) -> None:
-        """Respond in place of the application, which has no complete request, and close."""
+        """Respond in place of the application, which has no complete request, and close.
+
+        The responses to earlier requests are sent before; data received meanwhile are discarded.
+        """
+        self._stop_timer()
         in_body = self._is_receiving and not self._in_head
-        self._is_receiving = True  # the client may still be sending
-        if in_body:
+        if in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()
+            self._error = error
+        elif in_body:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:  # a request has one response
                 self.transport.close()
-                return
+            else:
+                self._respond_and_close(error)
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self._error = error
+        else:
+            self._respond_and_close(error)
+
+    def _respond_and_close(self, error: ServiceError) -> None:
+        self._is_receiving = True  # the client may still be sending
         state_of(self.config.app).metrics.errors.labels(error.code).inc()  # type: ignore[arg-type]
         request_id = new_request_id()
         document = to_json(problem_of(error, "", request_id))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 from support.images import encode, plain
-from support.serving import ColourEngine, RunningServer
+from support.serving import ColourEngine, GatedEngine, RunningServer
 
 from service.http import uvicorn_server as server_module
 
@@ -89,6 +90,7 @@ def test_the_head_timeout_applies_to_keep_alive_connections(
     assert b"HTTP/1.1 408 Request Timeout" in body
 
 
+CHUNKED = b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 UNKNOWN_OPTION = b"POST /detect?nonsense=1 HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
 
 
@@ -138,23 +140,57 @@ def test_bytes_that_are_neither_head_nor_body_are_bounded(
 
 
 def test_the_number_of_tiny_chunks_is_bounded(server: RunningServer) -> None:
-    head = b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    status, _, body = exchange(server, head + b"1\r\nx\r\n" * 20_000)
+    status, _, body = exchange(server, CHUNKED + b"1\r\nx\r\n" * 20_000)
     assert status == "HTTP/1.1 400 Bad Request"
     assert "chunk sizes" in json.loads(body)["detail"]
     image = encode(plain(255, 0))
     chunks = b"".join(b"10\r\n%s\r\n" % image[i : i + 16] for i in range(0, 96, 16))
     rest = b"%x\r\n%s\r\n0\r\n\r\n" % (len(image) - 96, image[96:])
-    closing = head.replace(b"Host", b"Connection: close\r\nHost")
+    closing = CHUNKED.replace(b"Host", b"Connection: close\r\nHost")
     assert exchange(server, closing + chunks + rest)[0] == "HTTP/1.1 200 OK"
 
 
 def test_the_number_of_pipelined_requests_is_bounded(server: RunningServer) -> None:
     sent = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-    _, _, received = exchange(server, sent * 100)
-    assert b"More than 32 requests" in received
+    status, _, received = exchange(server, sent * 100)
+    assert status == "HTTP/1.1 200 OK"
+    assert received.count(b"HTTP/1.1 200 OK") == 32
+    assert b"More than 32 requests" in received.rpartition(b"HTTP/1.1 400 Bad Request")[2]
     _, _, received = exchange(server, sent * 20 + b"GET /livez HTTP/1.0\r\n\r\n")
     assert received.count(b"HTTP/1.1 200 OK") == 20
+
+
+@pytest.mark.parametrize(
+    ("second", "status"),
+    [
+        (b"garbage\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"x" * 70_000, 400),
+        (b"GET /livez HTT", 408),
+        (CHUNKED + b"1\r\nx\r\n" * 20_000, 400),
+        (CHUNKED + b"no size", 400),
+    ],
+)
+def test_an_invalid_request_is_answered_after_the_requests_before_it(
+    start_server: Callable[..., RunningServer],
+    monkeypatch: pytest.MonkeyPatch,
+    second: bytes,
+    status: int,
+) -> None:
+    engine = GatedEngine()
+    running = start_server(engine)
+    image = encode(plain(255, 0))
+    first = b"POST /detect HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(image) + image
+    with connect(running) as connection:
+        connection.sendall(first + b"GET /livez HTTP/1.1\r\n\r\n")
+        assert engine.entered.acquire(timeout=20)
+        monkeypatch.setattr(server_module, "HEAD_TIMEOUT_S", 0.1)
+        connection.sendall(second)
+        time.sleep(0.3)
+        if status == 400:
+            connection.sendall(bytes(1_000_000))  # discarded
+        engine.gate.set()
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"200", b"200", b"%d" % status]
 
 
 def test_trailers_are_not_added_to_the_headers(server: RunningServer) -> None:
