@@ -364,6 +364,26 @@ def test_inputs_of_disconnected_clients_are_not_run(
     assert server.metric("centernet_request_errors_total", code="client_disconnected") == 5
 
 
+def test_a_half_closed_client_is_treated_as_disconnected(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    engine = GatedEngine()
+    server = start_server(engine)
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, server)
+        assert engine.entered.acquire(timeout=10)
+        with connect(server) as connection:
+            connection.sendall(raw_request(f"Content-Length: {len(RED)}") + RED)
+            wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 2)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+            wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 1)
+        engine.gate.set()
+        assert first.result(20).status_code == 200
+    assert engine.batch_sizes == [1]
+    assert server.metric("centernet_request_errors_total", code="client_disconnected") == 1
+
+
 def test_detects_a_disconnect_after_a_large_body(
     start_server: Callable[..., RunningServer],
 ) -> None:
