@@ -20,7 +20,7 @@ from benchmarks.endurance.service import IMAGES, run_service
 from benchmarks.http_clients import CLIENTS, Client, run_nginx, send
 from evaluation.report import Cell, markdown_table
 
-KEEP_ALIVE_S = 2
+KEEP_ALIVE_S = 5
 OVER_LIMIT_BYTES = 17 * 2**20
 
 
@@ -29,7 +29,7 @@ def failures(port: int, images: Sequence[Path], requests: int, status: str) -> d
     url = f"http://127.0.0.1:{port}/detect"
 
     def run(client: Client) -> list[str]:
-        outcomes = send(client, url, images, requests, KEEP_ALIVE_S + 1)
+        outcomes = send(client, url, images, requests, 2 * KEEP_ALIVE_S)
         outcomes += ["no outcome"] * (requests - len(outcomes))
         return [outcome for outcome in outcomes if outcome != status]
 

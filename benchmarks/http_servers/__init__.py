@@ -1,0 +1,1 @@
+"""HTTP servers compared: speed, and behaviour under malformed and slow requests."""
