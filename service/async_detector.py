@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -36,7 +36,6 @@ from service.settings import Settings
 from service.warmup import DEFAULT_MAX_BATCH_SIZE, BatchTiming, choose_batch_size, time_batches
 
 _log = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 
 _WARMUP_S_PER_SIZE = 0.2
 _WARMUP_MAX_RUN_S = 2.0
@@ -174,16 +173,22 @@ class AsyncDetector:
     ) -> Prediction:
         # Only the header is read here, so that an image that cannot be accepted is never queued.
         opened = self.detector.open_image(image)
-        preprocessed: tuple[PreprocessedImage, float] | None = None
+        opened_at = time.perf_counter()
+        preprocessed: PreprocessedImage | None = None
+        stage_s: dict[str, float] = {}
 
         def prepare() -> Sequence[BatchInput]:
             nonlocal preprocessed
-            preprocessed = _timed(lambda: self.detector.preprocess(opened, options.inputs))
-            return preprocessed[0].inputs
+            began_at = time.perf_counter()
+            preprocessed = self.detector.preprocess(opened, options.inputs)
+            stage_s["decode_queue"] = began_at - opened_at
+            stage_s["prepare"] = time.perf_counter() - began_at
+            return preprocessed.inputs
 
         items = await run_prepared(self._batcher, self._pool, prepare, scheduling, opened.cost)
         assert preprocessed is not None
-        prepared, prepare_s = preprocessed
+        prepared = preprocessed
+        stage_s |= _engine_stages(items)
         outputs = [item.outputs for item in items]
 
         def postprocess() -> Detections:
@@ -191,11 +196,12 @@ class AsyncDetector:
 
         # The outputs of one input take about 0.1 ms: less than waiting for a thread of the pool
         # behind other images. Those of several inputs would block the event loop.
+        began_at = time.perf_counter()
         if len(outputs) == 1:
-            detections, postprocess_s = _timed(postprocess)
+            detections = postprocess()
         else:
-            detections, postprocess_s = await self._in_pool(postprocess, scheduling)
-        stage_s = {"prepare": prepare_s, **_engine_stages(items), "postprocess": postprocess_s}
+            detections = await asyncio.wrap_future(self._pool.submit(postprocess, scheduling))
+        stage_s["postprocess"] = time.perf_counter() - began_at
         for stage, seconds in stage_s.items():
             self._metrics.stage(stage, seconds)
         largest = max(items, key=lambda item: item.batch_size)
@@ -208,11 +214,6 @@ class AsyncDetector:
             largest.batch_size,
             largest.trigger,
         )
-
-    async def _in_pool(
-        self, function: Callable[[], _Result], scheduling: SchedulingOptions
-    ) -> tuple[_Result, float]:
-        return await asyncio.wrap_future(self._pool.submit(lambda: _timed(function), scheduling))
 
     async def _repeat_self_test(self, self_test: SelfTest) -> None:
         """Run the self-test periodically, at the lowest priority."""
@@ -251,16 +252,18 @@ async def run_prepared(
     :meth:`Batcher.wait`.
     """
     request = batcher.new_request(scheduling)
-    # The traceback of an error refers to the arguments of the pool's function, and the request to
-    # the error. The list breaks this cycle, so that images are freed without garbage collection.
+    # The traceback of an error refers to the arguments and variables of these functions, and the
+    # request and the future to the error. The list and `del` break these cycles, so that images are
+    # freed without garbage collection.
     holder = [request]
     future = pool.submit(lambda: _prepare_and_put(batcher, holder, prepare), scheduling, cost)
+    future.add_done_callback(lambda done: _forward_error(batcher, holder, done))
     try:
         return await batcher.wait(request)
     finally:
         future.cancel()
         holder.clear()
-        del request
+        del request, future
 
 
 def _prepare_and_put(
@@ -269,10 +272,15 @@ def _prepare_and_put(
     for request in holder:  # empty if the request was cancelled meanwhile
         try:
             batcher.put(request, prepare())
-        except BaseException as error:  # of any type: the caller must receive it
-            batcher.fail(request, error)
         finally:
             del request
+
+
+def _forward_error(batcher: Batcher, holder: list[BatchRequest], done: "Future[None]") -> None:
+    error = None if done.cancelled() else done.exception()
+    if error is not None:
+        for request in holder:
+            batcher.fail(request, error)
 
 
 def _deadline_exceeded() -> DeadlineExceededError:
@@ -289,13 +297,6 @@ def _initial_latencies(
     if not images_per_s:
         return []
     return [(1, run_s), (max_queue_size, run_s + (max_queue_size - 1) / images_per_s)]
-
-
-def _timed(function: Callable[[], _Result]) -> tuple[_Result, float]:
-    """Return the result of ``function`` and the seconds that it took."""
-    started_at = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - started_at
 
 
 def _engine_stages(items: Sequence[BatchItemOutput]) -> dict[str, float]:

@@ -64,8 +64,9 @@ class Prediction:
     """Detections of one image.
 
     ``orientation_applied``: whether the EXIF orientation changed the image. ``stage_s``: seconds
-    per stage (prepare, queue, infer, postprocess). ``batch_size`` and ``trigger`` are those of the
-    largest batch that an input of the image was part of.
+    per stage (prepare, infer, postprocess; with batching also decode_queue before prepare, and
+    queue before infer). ``batch_size`` and ``trigger`` are those of the largest batch that
+    an input of the image was part of.
     """
 
     detections: Detections

@@ -3,15 +3,21 @@
 import math
 import threading
 import time
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from service.batching.types import SchedulingOptions, is_stuck, oldest_age_s
-from service.errors import DeadlineUnreachableError, ImageSizeError, StoppingError
+from service.errors import (
+    DeadlineExceededError,
+    DeadlineUnreachableError,
+    ImageSizeError,
+    StoppingError,
+)
 from service.imaging.types import DecodingCost
 
 NO_COST = DecodingCost(0, 0.0)
@@ -27,6 +33,7 @@ _Result = TypeVar("_Result")
 class _Task:
     key: float
     arrived_at: float
+    deadline_at: float
     cost: DecodingCost
     function: Callable[[], Any]
     future: "Future[Any]" = field(default_factory=Future)
@@ -65,6 +72,11 @@ class ImagePool:
         return sum(cost.memory_bytes for _, cost in list(self._running.values()))
 
     @property
+    def depth(self) -> int:
+        """Number of queued tasks."""
+        return len(self._queue)
+
+    @property
     def oldest_age_s(self) -> float:
         """Seconds that the oldest task has been queued; 0 when the queue is empty."""
         return oldest_age_s([task.arrived_at for task in list(self._queue)])
@@ -89,8 +101,11 @@ class ImagePool:
     ) -> "Future[_Result]":
         """Queue a call of ``function``; cancelling the future removes it from the queue.
 
+        The call never begins after the deadline: the future then raises
+        :class:`DeadlineExceededError`.
+
         Raises :class:`ImageSizeError` if the cost exceeds the whole budget,
-        :class:`DeadlineUnreachableError` if the call would begin after the deadline, and
+        :class:`DeadlineUnreachableError` if the call is expected to begin after the deadline, and
         :class:`StoppingError` after :meth:`close`.
         """
         if cost.memory_bytes > self._memory_bytes:
@@ -100,15 +115,16 @@ class ImagePool:
             )
         now = time.perf_counter()
         key = now - scheduling.priority_offset_s + COST_WEIGHT * cost.cpu_s
-        task = _Task(key, now, cost, function)
+        task = _Task(key, now, scheduling.deadline_at, cost, function)
         with self._changed:
             if self._closed:
                 raise StoppingError("The service is shutting down. Send the request again.")
-            if self._queue and scheduling.deadline_at - now < (wait_s := self._wait_s(key)):
+            wait_s, left_s = self._wait_s(task), max(0.0, scheduling.deadline_at - now)
+            if wait_s > left_s:
                 raise DeadlineUnreachableError(
                     f"The images before this one would take about {1000 * wait_s:.0f} ms to "
-                    f"decode, and the request allows {1000 * (scheduling.deadline_at - now):.0f} "
-                    "ms more. Send it again after the time in Retry-After, or allow more time.",
+                    f"decode, and the request allows {1000 * left_s:.0f} ms more. Send it again "
+                    "after the time in Retry-After, or allow more time.",
                     retry_after_s=max(1, round(wait_s)),
                 )
             insort(self._queue, task, key=_sort_key)
@@ -124,11 +140,29 @@ class ImagePool:
         for task in list(self._queue):
             task.future.cancel()
 
-    def _wait_s(self, key: float) -> float:
-        """Return the expected seconds until a task with this key begins."""
-        ahead_s = sum(task.cost.cpu_s for task in self._queue if task.key <= key)
+    def _wait_s(self, new: _Task) -> float:
+        """Return the expected seconds until the task begins.
+
+        Each task is expected to take its stated CPU time, scaled by the measured ratio of elapsed
+        to stated time. Tasks begin in order, each when a thread and its memory are free.
+        """
         ratio = self._measured_s / self._stated_s if self._stated_s else 0.0
-        return ratio * ahead_s / len(self._threads)
+        ends = [
+            (max(0.0, started_at + ratio * cost.cpu_s - new.arrived_at), cost.memory_bytes)
+            for started_at, cost in self._running.values()
+        ]
+        heapify(ends)
+        held_bytes, begins_s = self.held_bytes, 0.0
+        for task in (*self._queue[: bisect_right(self._queue, new.key, key=_sort_key)], new):
+            while (
+                len(ends) == len(self._threads)
+                or held_bytes + task.cost.memory_bytes > self._memory_bytes
+            ):
+                begins_s, freed_bytes = heappop(ends)
+                held_bytes -= freed_bytes
+            heappush(ends, (begins_s + ratio * task.cost.cpu_s, task.cost.memory_bytes))
+            held_bytes += task.cost.memory_bytes
+        return begins_s
 
     def _remove(self, future: "Future[Any]") -> None:
         if future.cancelled():
@@ -138,12 +172,11 @@ class ImagePool:
 
     def _work(self, index: int) -> None:
         while (task := self._take(index)) is not None:
-            began_at = time.thread_time()
             _run(task)
             with self._changed:
-                self._measured_s = _DECAY * self._measured_s + time.thread_time() - began_at
-                self._stated_s = _DECAY * self._stated_s + task.cost.cpu_s
-                del self._running[index]
+                started_at, cost = self._running.pop(index)
+                self._measured_s = _DECAY * self._measured_s + time.perf_counter() - started_at
+                self._stated_s = _DECAY * self._stated_s + cost.cpu_s
                 self._changed.notify_all()
             del task  # an idle thread keeps no image alive
 
@@ -151,17 +184,29 @@ class ImagePool:
         """Wait for a task that may start, and remove it from the queue; None once closed."""
         with self._changed:
             while not self._closed:
-                if self._queue and self._fits(self._queue[0].cost):
-                    task = self._queue.pop(0)
-                    if not task.future.set_running_or_notify_cancel():
-                        continue
-                    self._running[index] = time.perf_counter(), task.cost
-                    return task
-                self._changed.wait()
+                if not self._queue or not self._fits(self._queue[0].cost):
+                    self._changed.wait()
+                    continue
+                task = self._queue.pop(0)
+                if not task.future.set_running_or_notify_cancel():
+                    continue
+                now = time.perf_counter()
+                if now > task.deadline_at:
+                    task.future.set_exception(_deadline_exceeded())
+                    continue
+                self._running[index] = now, task.cost
+                return task
             return None
 
     def _fits(self, cost: DecodingCost) -> bool:
         return self.held_bytes + cost.memory_bytes <= self._memory_bytes
+
+
+def _deadline_exceeded() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "The deadline of the request passed before its image was decoded, so the request was "
+        "dropped. Send it again when the service is less busy, or allow more time."
+    )
 
 
 def _run(task: _Task) -> None:

@@ -125,8 +125,7 @@ def load_models(
     packages = list(_read_packages(settings.models, collect))
     names = [*(package.manifest.name for package in packages), *failures.reasons]
     default_name = _default_name(settings, names)
-    pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
-    metrics.watch_image_pool(lambda: pool.oldest_age_s, lambda: pool.held_bytes)
+    pool = open_image_pool(settings, metrics)
     detectors: dict[str, AsyncDetector] = {}
     for package in packages:
         name, version = package.manifest.name, package.manifest.version
@@ -141,6 +140,17 @@ def load_models(
     if failures.first_error is not None and not detectors:
         raise failures.first_error
     return ModelRegistry(detectors, default_name, pool, failures.reasons)
+
+
+def open_image_pool(settings: Settings, metrics: Metrics) -> ImagePool:
+    """Start the threads that decode images, with their metrics."""
+    pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
+    metrics.watch_image_pool(
+        depth=lambda: pool.depth,
+        oldest_age_s=lambda: pool.oldest_age_s,
+        held_bytes=lambda: pool.held_bytes,
+    )
+    return pool
 
 
 def find_packages(settings: Settings) -> Iterator[ModelPackage]:

@@ -117,8 +117,8 @@ class DetectResponse:
     timing_ms: Annotated[
         dict[str, float],
         Field(
-            description="Milliseconds per stage: prepare (decode, resize), queue, infer, "
-            "postprocess."
+            description="Milliseconds per stage: decode_queue, prepare (decode, resize), queue, "
+            "infer, postprocess."
         ),
     ]
     request_id: str

@@ -38,9 +38,12 @@ class Metrics:
         )
         self.errors = self._counter("request_errors", "Error responses by error code.", "code")
         self.body_bytes = self._gauge("request_body_bytes", "Bytes of request bodies in memory.")
-        self._image_queue_age = self._gauge(
-            "image_queue_oldest_age_seconds",
-            "Age of the oldest image that is waiting to be decoded.",
+        self._decode_queue = self._gauge(
+            "decode_queue_images", "Images that are waiting to be decoded, of all models."
+        )
+        self._decode_queue_age = self._gauge(
+            "decode_queue_oldest_age_seconds",
+            "Time that the oldest image has been waiting to be decoded.",
         )
         self._decoding_bytes = self._gauge(
             "decoding_memory_bytes", "Stated memory of the images that are being decoded."
@@ -127,10 +130,15 @@ class Metrics:
         series[1].observe(seconds)
 
     def watch_image_pool(
-        self, oldest_age_s: Callable[[], float], held_bytes: Callable[[], float]
+        self,
+        *,
+        depth: Callable[[], float],
+        oldest_age_s: Callable[[], float],
+        held_bytes: Callable[[], float],
     ) -> None:
         """Read the state of the pool that decodes images whenever the metrics are read."""
-        self._image_queue_age.set_function(oldest_age_s)
+        self._decode_queue.set_function(depth)
+        self._decode_queue_age.set_function(oldest_age_s)
         self._decoding_bytes.set_function(held_bytes)
 
     def render(self) -> bytes:
@@ -159,7 +167,7 @@ class ModelMetrics:
         }
         self._stages = {
             stage: metrics.stage_seconds.labels(model, stage)
-            for stage in ("prepare", "queue", "infer", "postprocess")
+            for stage in ("decode_queue", "prepare", "queue", "infer", "postprocess")
         }
 
     def batch(self, size: int, trigger: str) -> None:

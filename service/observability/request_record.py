@@ -58,8 +58,7 @@ class RequestRecord:
     def record_prediction(self, model: str, batch_size: int, stage_s: Mapping[str, float]) -> None:
         """Record a prediction that ends now; ``stage_s`` is in the order of the stages."""
         self.model, self.batch_size = model, batch_size
-        # Laid out backwards from now: the time before the first stage is the wait for the image
-        # pool.
+        # Laid out backwards from now: before the first stage, the header of the image was read.
         started_at = time.perf_counter() - sum(stage_s.values())
         for name, seconds in stage_s.items():
             self.stages.append(Stage(name, started_at, seconds))

@@ -180,7 +180,7 @@ def test_the_asynchronous_detector_gives_the_same_detections(bundled: Path, imag
     assert_equal(prediction.detections, expected.detections)
     assert (prediction.image_width_px, prediction.image_height_px) == (420, 300)
     assert (prediction.batch_size, prediction.trigger) == (1, "idle")
-    assert set(prediction.stage_s) == {"prepare", "queue", "infer", "postprocess"}
+    assert set(prediction.stage_s) == {"decode_queue", "prepare", "queue", "infer", "postprocess"}
 
 
 class FailingEngine(ColourEngine):

@@ -1,11 +1,13 @@
 """The pool that decodes images: order, memory budget, deadlines, cancellation, stuck tasks."""
 
 import gc
+import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 from support.images import encode, plain
@@ -14,8 +16,13 @@ from support.serving import ColourEngine, RunningServer, wait_until
 from service import image_pool
 from service.batching.types import PRIORITY_OFFSETS_S, SchedulingOptions
 from service.detector import Detector
-from service.errors import DeadlineUnreachableError, ImageSizeError, StoppingError
-from service.image_pool import ImagePool
+from service.errors import (
+    DeadlineExceededError,
+    DeadlineUnreachableError,
+    ImageSizeError,
+    StoppingError,
+)
+from service.image_pool import NO_COST, ImagePool
 from service.imaging.types import DecodingCost
 
 NORMAL = SchedulingOptions()
@@ -101,19 +108,106 @@ def test_an_image_above_the_whole_budget_is_refused() -> None:
     pool.close()
 
 
-def test_an_unreachable_deadline_is_refused_from_measured_times(
-    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+class Clock:
+    """The clock of the pool; it moves only when a test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(image_pool, "time", SimpleNamespace(perf_counter=clock))
+    return clock
+
+
+def wait_ms(pool: ImagePool, clock: Clock, cost: DecodingCost) -> int:
+    """Return the expected wait for which a task that must begin now is rejected."""
+    with pytest.raises(DeadlineUnreachableError) as info:
+        pool.submit(lambda: None, SchedulingOptions(clock.now), cost)
+    match = re.search(r"about (\d+) ms to decode", info.value.detail)
+    assert match is not None
+    return int(match[1])
+
+
+def observe_ratio(pool: ImagePool, clock: Clock, ratio: float) -> None:
+    """Run a task with a stated time of 1 s for ``ratio`` seconds."""
+
+    def run() -> None:
+        clock.now += ratio
+
+    pool.submit(run, NORMAL, DecodingCost(0, 1.0)).result(10)
+    wait_until(lambda: not pool._running)
+
+
+def test_the_expected_wait_counts_running_tasks_and_those_before(
+    gate: threading.Event, clock: Clock
+) -> None:
+    pool = ImagePool(2)
+    observe_ratio(pool, clock, 0.5)
+    occupy(pool, gate, DecodingCost(0, 8))
+    occupy(pool, gate, DecodingCost(0, 20))
+    assert wait_ms(pool, clock, DecodingCost(0, 8)) == 4000
+    clock.now += 3
+    assert wait_ms(pool, clock, DecodingCost(0, 8)) == 1000
+    pool.submit(lambda: None, NORMAL, DecodingCost(0, 4))
+    assert wait_ms(pool, clock, DecodingCost(0, 8)) == 3000
+    assert wait_ms(pool, clock, DecodingCost(0, 1)) == 1000
+    clock.now += 100  # longer than expected: they may end at any time
+    pool.submit(lambda: None, SchedulingOptions(clock.now), DecodingCost(0, 1))
+    pool.close()
+
+
+def test_no_wait_is_expected_while_a_thread_is_idle(gate: threading.Event, clock: Clock) -> None:
+    pool = ImagePool(2)
+    observe_ratio(pool, clock, 0.5)
+    occupy(pool, gate, DecodingCost(0, 8))
+    pool.submit(lambda: None, SchedulingOptions(clock.now), DecodingCost(0, 8)).result(10)
+    pool.close()
+
+
+def test_the_expected_wait_counts_memory(gate: threading.Event, clock: Clock) -> None:
+    pool = ImagePool(4, memory_bytes=100)
+    observe_ratio(pool, clock, 1.0)
+    occupy(pool, gate, DecodingCost(60, 5))
+    occupy(pool, gate, DecodingCost(20, 7))
+    assert wait_ms(pool, clock, DecodingCost(30, 9)) == 5000
+    assert wait_ms(pool, clock, DecodingCost(90, 9)) == 7000
+    pool.submit(lambda: None, NORMAL, DecodingCost(90, 1))
+    # It would fit now, but one that waits for memory is before it.
+    assert wait_ms(pool, clock, DecodingCost(20, 9)) == 8000
+    pool.close()
+
+
+def test_an_unreachable_deadline_is_refused_while_nothing_is_queued(
+    gate: threading.Event, clock: Clock
 ) -> None:
     pool = ImagePool(1)
-    occupy(pool, gate, DecodingCost(0, 0))
-    monkeypatch.setattr(pool, "_stated_s", 10.0)
-    monkeypatch.setattr(pool, "_measured_s", 5.0)
-    pool.submit(lambda: None, NORMAL, DecodingCost(0, 8))
-    soon = SchedulingOptions(deadline_at=time.perf_counter() + 3)
-    with pytest.raises(DeadlineUnreachableError, match="about 4000 ms to decode"):
-        pool.submit(lambda: None, soon, DecodingCost(0, 8))
-    pool.submit(lambda: None, SchedulingOptions(time.perf_counter() + 5), DecodingCost(0, 8))
-    pool.submit(lambda: None, soon, DecodingCost(0, 0.1))  # before the expensive one
+    observe_ratio(pool, clock, 0.5)
+    occupy(pool, gate, DecodingCost(0, 8))
+    with pytest.raises(DeadlineUnreachableError, match=r"about 4000 ms .* 3000 ms") as info:
+        pool.submit(lambda: None, SchedulingOptions(clock.now + 3))
+    assert info.value.retry_after_s == 4
+    pool.submit(lambda: None, SchedulingOptions(clock.now + 5))
+    pool.close()
+
+
+def test_a_task_whose_deadline_passed_in_the_queue_does_not_run(
+    gate: threading.Event, clock: Clock
+) -> None:
+    pool, ran = ImagePool(1), list[str]()
+    occupy(pool, gate, NO_COST)
+    late = pool.submit(lambda: ran.append("late"), SchedulingOptions(clock.now + 1))
+    in_time = pool.submit(lambda: ran.append("in time"), SchedulingOptions(clock.now + 3))
+    clock.now += 2
+    gate.set()
+    in_time.result(10)
+    assert isinstance(late.exception(10), DeadlineExceededError)
+    assert ran == ["in time"]
     pool.close()
 
 
@@ -219,6 +313,8 @@ def test_a_cheap_image_passes_expensive_ones_over_http(
         )
         posters[-1].start()
         wait_until(lambda count=count: admitted() == count)  # type: ignore[misc]
+    wait_until(lambda: running.metric("centernet_decode_queue_images") == 3)
+    assert running.metric("centernet_decode_queue_oldest_age_seconds") > 0
     gate.set()
     for poster in posters:
         poster.join(10)

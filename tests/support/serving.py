@@ -31,7 +31,7 @@ from service.http.state import ServiceState, state_of
 from service.http.uvicorn_server import Server
 from service.image_pool import ImagePool
 from service.model_loader import ModelLoader
-from service.model_registry import ModelRegistry
+from service.model_registry import ModelRegistry, open_image_pool
 from service.observability.metrics import Metrics
 from service.self_test import SelfTest
 from service.settings import Settings
@@ -197,7 +197,7 @@ def one_model(
     """Return a function that loads the model ``painted`` with ``engine``."""
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
-        pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
+        pool = open_image_pool(settings, metrics)
         detector = make_async_detector(manifest or make_manifest(), engine, pool, settings, metrics)
         return ModelRegistry({"painted": detector}, "painted", pool)
 

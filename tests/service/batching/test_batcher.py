@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import math
+import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -644,6 +645,28 @@ def test_expired_inputs_are_freed_while_the_worker_is_idle() -> None:
         assert [reference() for reference in references] == [None]
 
     run(engine, test)
+
+
+def test_no_input_is_prepared_after_the_deadline() -> None:
+    gate = threading.Event()
+    prepared: list[BatchInput] = []
+
+    def prepare() -> list[BatchInput]:
+        prepared.append(image(2))
+        return prepared
+
+    async def test(batcher: Batcher) -> None:
+        with closing(ImagePool(1)) as pool:
+            pool.submit(lambda: gate.wait(10), SchedulingOptions())
+            late = SchedulingOptions(time.perf_counter() + 0.05)
+            expired = asyncio.create_task(run_prepared(batcher, pool, prepare, late))
+            await asyncio.sleep(0.1)
+            gate.set()
+            with pytest.raises(DeadlineExceededError, match="before its image was decoded"):
+                await expired
+
+    run(ColourEngine(), test)
+    assert not prepared
 
 
 def test_no_input_of_an_expired_request_is_run() -> None:

@@ -48,7 +48,8 @@ def test_detects_in_a_raw_body(server: RunningServer) -> None:
         "score": 0.9,
         "bbox": expected_box(200, 40),
     }
-    assert set(result["timing_ms"]) == {"prepare", "queue", "infer", "postprocess"}
+    stages = ["decode_queue", "prepare", "queue", "infer", "postprocess"]
+    assert list(result["timing_ms"]) == stages
     assert response.headers["X-Request-ID"] == result["request_id"]
     assert response.headers["X-Batch-Size"] == "1"
     assert "infer;dur=" in response.headers["Server-Timing"]

@@ -118,6 +118,6 @@ def test_response_headers_describe_the_stages_and_the_batch(
     response = post(start_server(ColourEngine()))
     timing = response.headers["Server-Timing"]
     stages = re.findall(r"(\w+);dur=[\d.]+", timing)
-    assert stages[:4] == ["prepare", "queue", "infer", "postprocess"]
+    assert stages[:5] == ["decode_queue", "prepare", "queue", "infer", "postprocess"]
     assert timing.endswith('batch;desc="1, idle"')
     assert response.headers["X-Batch-Size"] == "1"

@@ -71,7 +71,7 @@ def test_a_request_is_one_line_with_its_fields(server: RunningServer, json_lines
     )
     (line,) = json_lines.requests()
     stages = line.pop("stages_ms")
-    assert list(stages) == ["read", "prepare", "queue", "infer", "postprocess"]
+    assert list(stages) == ["read", "decode_queue", "prepare", "queue", "infer", "postprocess"]
     assert sum(stages.values()) <= line.pop("duration_ms")
     assert line.pop("time").endswith("Z")
     assert line == {

@@ -28,7 +28,7 @@ from service.settings import Settings
 IMAGE = encode(plain(1, 2))
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
-STAGES = ["read", "prepare", "queue", "infer", "postprocess"]
+STAGES = ["read", "decode_queue", "prepare", "queue", "infer", "postprocess"]
 StartServer = Callable[..., RunningServer]
 
 
