@@ -24,6 +24,9 @@ NO_COST = DecodingCost(0, 0.0)
 COST_WEIGHT = 10.0
 """Seconds that each stated CPU second of a task is worth in the queue. Images that cost little are
 decoded before expensive ones that arrived earlier; the longest delay is bounded by the cost."""
+CHEAP_S = 0.25
+"""Stated CPU seconds up to which a task may use the additional thread: a JPEG of about four
+megapixels."""
 _DECAY = 0.99
 
 _Result = TypeVar("_Result")
@@ -45,13 +48,15 @@ _sort_key = attrgetter("key")
 class ImagePool:
     """Threads that run tasks by priority and cost, within a budget of memory.
 
-    A task starts when a thread is free and the stated memory of the running tasks, together with
-    its own, is at most ``memory_bytes``. Native decoders cannot be interrupted: a task holds up the
-    others for at most its stated CPU time (:mod:`service.imaging.decoding_cost`), and one that
-    exceeds it by far is reported by :attr:`problem`.
+    A task starts when fewer than ``threads`` tasks are running, or one more if it is cheap, and the
+    stated memory of the running tasks, together with its own, is at most ``memory_bytes``. Thus
+    cheap images do not wait for expensive ones that are being decoded: native decoders cannot be
+    interrupted. A task that exceeds its stated CPU time (:mod:`service.imaging.decoding_cost`) by
+    far is reported by :attr:`problem`.
     """
 
     def __init__(self, threads: int, memory_bytes: float = math.inf) -> None:
+        self._limit = threads
         self._memory_bytes = memory_bytes
         self._queue: list[_Task] = []
         # Guards the queue and the attributes below; idle threads wait for it.
@@ -61,7 +66,7 @@ class ImagePool:
         self._stated_s = self._measured_s = 0.0
         self._threads = [
             threading.Thread(target=self._work, args=(index,), name=f"images_{index}", daemon=True)
-            for index in range(threads)
+            for index in range(threads + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -144,7 +149,7 @@ class ImagePool:
         """Return the expected seconds until the task begins.
 
         Each task is expected to take its stated CPU time, scaled by the measured ratio of elapsed
-        to stated time. Tasks begin in order, each when a thread and its memory are free.
+        to stated time. Tasks begin in order, each when it may start.
         """
         ratio = self._measured_s / self._stated_s if self._stated_s else 0.0
         ends = [
@@ -154,10 +159,7 @@ class ImagePool:
         heapify(ends)
         held_bytes, begins_s = self.held_bytes, 0.0
         for task in (*self._queue[: bisect_right(self._queue, new.key, key=_sort_key)], new):
-            while (
-                len(ends) == len(self._threads)
-                or held_bytes + task.cost.memory_bytes > self._memory_bytes
-            ):
+            while not self._may_start(task.cost, len(ends), held_bytes):
                 begins_s, freed_bytes = heappop(ends)
                 held_bytes -= freed_bytes
             heappush(ends, (begins_s + ratio * task.cost.cpu_s, task.cost.memory_bytes))
@@ -184,7 +186,9 @@ class ImagePool:
         """Wait for a task that may start, and remove it from the queue; None once closed."""
         with self._changed:
             while not self._closed:
-                if not self._queue or not self._fits(self._queue[0].cost):
+                if not self._queue or not self._may_start(
+                    self._queue[0].cost, len(self._running), self.held_bytes
+                ):
                     self._changed.wait()
                     continue
                 task = self._queue.pop(0)
@@ -198,8 +202,11 @@ class ImagePool:
                 return task
             return None
 
-    def _fits(self, cost: DecodingCost) -> bool:
-        return self.held_bytes + cost.memory_bytes <= self._memory_bytes
+    def _may_start(self, cost: DecodingCost, running: int, held_bytes: int) -> bool:
+        return (
+            running < self._limit + (cost.cpu_s <= CHEAP_S)
+            and held_bytes + cost.memory_bytes <= self._memory_bytes
+        )
 
 
 def _deadline_exceeded() -> DeadlineExceededError:

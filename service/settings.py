@@ -96,7 +96,8 @@ class Settings(BaseSettings):
         default_factory=available_cores,
         ge=1,
         le=1024,
-        description="Threads that decode images and outputs, shared by all models.",
+        description="Threads that decode images and outputs, shared by all models; one more "
+        "decodes small images only.",
     )
     max_batch_size: int | None = Field(
         None,

@@ -22,7 +22,7 @@ from service.errors import (
     ImageSizeError,
     StoppingError,
 )
-from service.image_pool import NO_COST, ImagePool
+from service.image_pool import CHEAP_S, NO_COST, ImagePool
 from service.imaging.types import DecodingCost
 
 NORMAL = SchedulingOptions()
@@ -33,6 +33,12 @@ def gate() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
+
+
+@pytest.fixture
+def no_additional_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task counts as cheap, so that a pool of one thread runs one task at a time."""
+    monkeypatch.setattr(image_pool, "CHEAP_S", -1.0)
 
 
 def occupy(pool: ImagePool, gate: threading.Event, cost: DecodingCost) -> "Future[bool]":
@@ -46,66 +52,6 @@ def occupy(pool: ImagePool, gate: threading.Event, cost: DecodingCost) -> "Futur
     future = pool.submit(run, NORMAL, cost)
     assert started.wait(10)
     return future
-
-
-def test_cheap_images_are_decoded_first_and_expensive_ones_are_not_starved(
-    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(image_pool, "COST_WEIGHT", 1.0)
-    pool, order = ImagePool(1), list[str]()
-    occupy(pool, gate, DecodingCost(0, 0))
-    now = time.perf_counter()
-    clock = iter([now, now, now + 5, now + 1])
-    monkeypatch.setattr(image_pool.time, "perf_counter", lambda: next(clock, now + 9))
-    futures = [
-        pool.submit(lambda name=name: order.append(name), NORMAL, DecodingCost(0, cpu_s))  # type: ignore[misc]
-        for name, cpu_s in (("expensive", 3), ("cheap", 0.1), ("late", 0.1), ("cheaper", 0.0))
-    ]
-    gate.set()
-    for future in futures:
-        future.result(10)
-    assert order == ["cheap", "cheaper", "expensive", "late"]
-    pool.close()
-
-
-def test_priorities_apply(gate: threading.Event) -> None:
-    pool, order = ImagePool(1), list[str]()
-    occupy(pool, gate, DecodingCost(0, 0))
-    futures = [
-        pool.submit(
-            lambda name=name: order.append(name),  # type: ignore[misc]
-            SchedulingOptions(priority_offset_s=PRIORITY_OFFSETS_S[name]),
-        )
-        for name in ("low", "normal", "high")
-    ]
-    gate.set()
-    for future in futures:
-        future.result(10)
-    assert order == ["high", "normal", "low"]
-    pool.close()
-
-
-def test_running_tasks_stay_within_the_memory_budget(gate: threading.Event) -> None:
-    pool = ImagePool(4, memory_bytes=100)
-    first = occupy(pool, gate, DecodingCost(60, 0))
-    running = threading.Event()
-    second = pool.submit(running.set, NORMAL, DecodingCost(41, 0))
-    assert not running.wait(0.2)
-    assert pool.held_bytes == 60
-    fitting = pool.submit(lambda: pool.held_bytes, SchedulingOptions(priority_offset_s=9))
-    assert fitting.result(10) == 60
-    gate.set()
-    first.result(10)
-    second.result(10)
-    wait_until(lambda: pool.held_bytes == 0)
-    pool.close()
-
-
-def test_an_image_above_the_whole_budget_is_refused() -> None:
-    pool = ImagePool(1, memory_bytes=100)
-    with pytest.raises(ImageSizeError, match="could take 101 bytes of memory; at most 100"):
-        pool.submit(lambda: None, NORMAL, DecodingCost(101, 0))
-    pool.close()
 
 
 class Clock:
@@ -144,6 +90,83 @@ def observe_ratio(pool: ImagePool, clock: Clock, ratio: float) -> None:
     wait_until(lambda: not pool._running)
 
 
+@pytest.mark.usefixtures("no_additional_thread")
+def test_cheap_images_are_decoded_first_and_expensive_ones_are_not_starved(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_pool, "COST_WEIGHT", 1.0)
+    pool, order = ImagePool(1), list[str]()
+    occupy(pool, gate, DecodingCost(0, 0))
+    now = time.perf_counter()
+    clock = iter([now, now, now + 5, now + 1])
+    monkeypatch.setattr(image_pool.time, "perf_counter", lambda: next(clock, now + 9))
+    futures = [
+        pool.submit(lambda name=name: order.append(name), NORMAL, DecodingCost(0, cpu_s))  # type: ignore[misc]
+        for name, cpu_s in (("expensive", 3), ("cheap", 0.1), ("late", 0.1), ("cheaper", 0.0))
+    ]
+    gate.set()
+    for future in futures:
+        future.result(10)
+    assert order == ["cheap", "cheaper", "expensive", "late"]
+    pool.close()
+
+
+@pytest.mark.usefixtures("no_additional_thread")
+def test_priorities_apply(gate: threading.Event) -> None:
+    pool, order = ImagePool(1), list[str]()
+    occupy(pool, gate, DecodingCost(0, 0))
+    futures = [
+        pool.submit(
+            lambda name=name: order.append(name),  # type: ignore[misc]
+            SchedulingOptions(priority_offset_s=PRIORITY_OFFSETS_S[name]),
+        )
+        for name in ("low", "normal", "high")
+    ]
+    gate.set()
+    for future in futures:
+        future.result(10)
+    assert order == ["high", "normal", "low"]
+    pool.close()
+
+
+def test_cheap_images_do_not_wait_for_expensive_ones_that_are_being_decoded(
+    gate: threading.Event, clock: Clock
+) -> None:
+    pool = ImagePool(2)
+    observe_ratio(pool, clock, 1.0)
+    expensive, cheap = DecodingCost(0, 8.0), DecodingCost(0, CHEAP_S)
+    occupy(pool, gate, expensive)
+    occupy(pool, gate, expensive)
+    assert wait_ms(pool, clock, expensive) == 8000
+    occupy(pool, gate, cheap)
+    assert wait_ms(pool, clock, cheap) == 250
+    pool.close()
+
+
+def test_running_tasks_stay_within_the_memory_budget(gate: threading.Event) -> None:
+    pool = ImagePool(4, memory_bytes=100)
+    first = occupy(pool, gate, DecodingCost(60, 0))
+    running = threading.Event()
+    second = pool.submit(running.set, NORMAL, DecodingCost(41, 0))
+    assert not running.wait(0.2)
+    assert pool.held_bytes == 60
+    fitting = pool.submit(lambda: pool.held_bytes, SchedulingOptions(priority_offset_s=9))
+    assert fitting.result(10) == 60
+    gate.set()
+    first.result(10)
+    second.result(10)
+    wait_until(lambda: pool.held_bytes == 0)
+    pool.close()
+
+
+def test_an_image_above_the_whole_budget_is_refused() -> None:
+    pool = ImagePool(1, memory_bytes=100)
+    with pytest.raises(ImageSizeError, match="could take 101 bytes of memory; at most 100"):
+        pool.submit(lambda: None, NORMAL, DecodingCost(101, 0))
+    pool.close()
+
+
+@pytest.mark.usefixtures("no_additional_thread")
 def test_the_expected_wait_counts_running_tasks_and_those_before(
     gate: threading.Event, clock: Clock
 ) -> None:
@@ -183,6 +206,7 @@ def test_the_expected_wait_counts_memory(gate: threading.Event, clock: Clock) ->
     pool.close()
 
 
+@pytest.mark.usefixtures("no_additional_thread")
 def test_an_unreachable_deadline_is_refused_while_nothing_is_queued(
     gate: threading.Event, clock: Clock
 ) -> None:
@@ -196,6 +220,7 @@ def test_an_unreachable_deadline_is_refused_while_nothing_is_queued(
     pool.close()
 
 
+@pytest.mark.usefixtures("no_additional_thread")
 def test_a_task_whose_deadline_passed_in_the_queue_does_not_run(
     gate: threading.Event, clock: Clock
 ) -> None:
@@ -211,6 +236,7 @@ def test_a_task_whose_deadline_passed_in_the_queue_does_not_run(
     pool.close()
 
 
+@pytest.mark.usefixtures("no_additional_thread")
 def test_a_cancelled_task_leaves_the_queue_and_is_freed(gate: threading.Event) -> None:
     class Image:
         pass
@@ -285,6 +311,7 @@ def test_a_stuck_task_fails_the_probes(
     poster.join(10)
 
 
+@pytest.mark.usefixtures("no_additional_thread")
 def test_a_cheap_image_passes_expensive_ones_over_http(
     start_server: Callable[..., RunningServer],
     gate: threading.Event,

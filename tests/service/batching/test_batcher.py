@@ -29,6 +29,7 @@ from service.engines import Engine, Images
 from service.engines.errors import EngineBrokenError
 from service.errors import DeadlineExceededError, EngineError, StoppingError
 from service.image_pool import ImagePool
+from service.imaging.types import DecodingCost
 
 
 class RecordingObserver:
@@ -657,9 +658,10 @@ def test_no_input_is_prepared_after_the_deadline() -> None:
 
     async def test(batcher: Batcher) -> None:
         with closing(ImagePool(1)) as pool:
-            pool.submit(lambda: gate.wait(10), SchedulingOptions())
+            cost = DecodingCost(0, 1.0)
+            pool.submit(lambda: gate.wait(10), SchedulingOptions(), cost)
             late = SchedulingOptions(time.perf_counter() + 0.05)
-            expired = asyncio.create_task(run_prepared(batcher, pool, prepare, late))
+            expired = asyncio.create_task(run_prepared(batcher, pool, prepare, late, cost))
             await asyncio.sleep(0.1)
             gate.set()
             with pytest.raises(DeadlineExceededError, match="before its image was decoded"):
