@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from evaluation.report import markdown_row, markdown_table
+from service.imaging.jpeg_header import scan_limit
 
 _CHILD = """
 import json, sys, time
@@ -67,9 +68,11 @@ def cases(megapixels: float) -> Iterator[tuple[str, bytes]]:
             yield f"{name}, {content}", body
     yield "WEBP lossless, as many Huffman tables as possible", webp_with_tables(1 << 16)
     for quality in (30, 100):
-        body = _encode(Image.fromarray(_smooth(width, height)), "JPEG", quality=quality)
+        body = encode_image(Image.fromarray(_smooth(width, height)), "JPEG", quality=quality)
         yield f"JPEG quality {quality}, smooth", body
-        body = _encode(Image.fromarray(_smooth(width, height)), "WEBP", quality=quality, method=0)
+        body = encode_image(
+            Image.fromarray(_smooth(width, height)), "WEBP", quality=quality, method=0
+        )
         yield f"WEBP quality {quality}, smooth", body
 
 
@@ -81,55 +84,61 @@ def _smooth(width: int, height: int) -> Any:
 def _encoded(image: Image.Image) -> Iterator[tuple[str, bytes]]:
     exif = Image.Exif()
     exif[0x0112] = 6
+    limit = scan_limit(image.width * image.height)
     rotated: dict[str, Any] = {"exif": exif.tobytes()}
     for subsampling in (0, 2):
         options: dict[str, Any] = {"quality": 75, "subsampling": subsampling}
-        baseline = _encode(image, "JPEG", **options, **rotated)
+        baseline = encode_image(image, "JPEG", **options, **rotated)
         yield f"JPEG {subsampling}", baseline
         # Warned of by libjpeg, so decoded twice.
         at = baseline.rindex(b"\xff\xd9")
         yield f"JPEG {subsampling} decoded twice", baseline[:at] + bytes(8) + baseline[at:]
-        progressive = _encode(image, "JPEG", progressive=True, **options, **rotated)
+        progressive = encode_image(image, "JPEG", progressive=True, **options, **rotated)
         yield f"JPEG {subsampling} progressive", progressive
         at = progressive.rindex(b"\xff\xd9")
         twice = progressive[:at] + bytes(8) + progressive[at:]
         yield f"JPEG {subsampling} progressive, decoded twice", twice
-        yield f"JPEG {subsampling} one of its scans", _first_scan(progressive)
-        yield f"JPEG {subsampling} repeated scans", _repeated_scans(progressive, image)
+        yield f"JPEG {subsampling} one of its scans", first_scans(progressive, 1)
+        yield f"JPEG {subsampling} repeated scans", repeated_scans(progressive, image, limit)
     cmyk = image.convert("CMYK")
-    yield "JPEG CMYK", _encode(cmyk, "JPEG", quality=75, **rotated)
-    yield "JPEG CMYK progressive", _encode(cmyk, "JPEG", progressive=True, quality=75, **rotated)
+    yield "JPEG CMYK", encode_image(cmyk, "JPEG", quality=75, **rotated)
+    yield (
+        "JPEG CMYK progressive",
+        encode_image(cmyk, "JPEG", progressive=True, quality=75, **rotated),
+    )
     for mode in ("RGB", "RGBA", "P", "1", "L", "LA"):
         converted = image.convert(mode)
-        yield f"PNG {mode}", _encode(converted, "PNG", compress_level=1, **rotated)
+        yield f"PNG {mode}", encode_image(converted, "PNG", compress_level=1, **rotated)
         if mode in {"RGB", "P", "1", "L"}:
-            yield f"BMP {mode}", _encode(converted, "BMP")
+            yield f"BMP {mode}", encode_image(converted, "BMP")
     for interlaced in (0, 1):
         for color_type, samples in ((0, 1), (2, 3), (6, 4)):
             name = f"PNG 16 bits, type {color_type}, interlaced {interlaced}"
-            yield name, _deep_png(image, color_type, samples, interlaced)
-    yield "WEBP", _encode(image, "WEBP", method=0, **rotated)
-    yield "WEBP lossless", _encode(image, "WEBP", lossless=True, method=0, quality=0, **rotated)
+            yield name, deep_png(image, color_type, samples, interlaced)
+    yield "WEBP", encode_image(image, "WEBP", method=0, **rotated)
+    yield (
+        "WEBP lossless",
+        encode_image(image, "WEBP", lossless=True, method=0, quality=0, **rotated),
+    )
     alpha = image.convert("RGBA")
     alpha.putalpha(image.convert("L"))
     options = {"lossless": True, "method": 0, "quality": 0, "exact": True}
-    yield "WEBP lossless alpha", _encode(alpha, "WEBP", **options, **rotated)
+    yield "WEBP lossless alpha", encode_image(alpha, "WEBP", **options, **rotated)
 
 
-def _encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
+def encode_image(image: Image.Image, image_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
-def _first_scan(progressive: bytes) -> bytes:
-    """Keep the scan of the DC coefficients, so that libjpeg smooths the blocks."""
-    second = progressive.index(b"\xff\xda", progressive.index(b"\xff\xda") + 2)
-    return progressive[:second] + b"\xff\xd9"
+def first_scans(progressive: bytes, count: int) -> bytes:
+    """Keep the first scans; with that of the DC coefficients alone, libjpeg smooths the blocks."""
+    return b"\xff\xda".join(progressive.split(b"\xff\xda")[: count + 1]) + b"\xff\xd9"
 
 
-def _repeated_scans(progressive: bytes, image: Image.Image) -> bytes:
-    """Add scans of one component in which runs of empty blocks cover the image."""
+def repeated_scans(progressive: bytes, image: Image.Image, scans: int) -> bytes:
+    """Add scans of one component in which runs of empty blocks cover the image, up to ``scans``."""
     table = b"\xff\xc4\x00\x14\x11" + bytes([1] + [0] * 15 + [0xE0])
     blocks = -(-image.width // 8) * -(-image.height // 8)
     bits = ""
@@ -140,8 +149,7 @@ def _repeated_scans(progressive: bytes, image: Image.Image) -> bytes:
     data = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
     # Refinement visits every coefficient, unlike a first scan.
     scan = b"\xff\xda\x00\x08\x01\x01\x01\x01\x3f\x21" + data.replace(b"\xff", b"\xff\x00")
-    count = min(100, 600_000_000 // (image.width * image.height))
-    count -= progressive.count(b"\xff\xda")
+    count = scans - progressive.count(b"\xff\xda")
     return progressive[:-2] + table + scan * count + b"\xff\xd9"
 
 
@@ -158,7 +166,19 @@ def webp_with_tables(sets: int) -> bytes:
     for block in range(256 * 256):
         number = block % sets
         fields += [(reversed_bits[number & 255], 8), (reversed_bits[number >> 8], 8)]
-    fields += one_symbol * (5 * sets)
+    return _lossless_webp(fields + one_symbol * (5 * sets))
+
+
+def uniform_webp(width: int, height: int) -> bytes:
+    """Return a lossless WebP of 38 bytes with an alpha channel; all its pixels are equal."""
+    # The alpha flag; no transform, color cache or further table sets; five tables of one symbol.
+    fields = [(0x2F, 8), (width - 1, 14), (height - 1, 14), (1, 4), (0, 3)]
+    # OpenCV does not open files of less than 32 bytes.
+    return _lossless_webp([*fields, *[(1, 1), (0, 3)] * 5, (0, 80)])
+
+
+def _lossless_webp(fields: list[tuple[int, int]]) -> bytes:
+    """Return a file of the fields: values and numbers of bits, least significant bit first."""
     bits = "".join(f"{value:0{width}b}"[::-1] for value, width in fields)
     data = np.packbits(np.frombuffer(bits.encode(), np.uint8) - 48, bitorder="little").tobytes()
     data += bytes(len(data) % 2)
@@ -166,7 +186,7 @@ def webp_with_tables(sets: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(content)) + content
 
 
-def _deep_png(image: Image.Image, color_type: int, samples: int, interlaced: int) -> bytes:
+def deep_png(image: Image.Image, color_type: int, samples: int, interlaced: int) -> bytes:
     row_bytes = 2 * samples * image.width
     noise = np.random.default_rng(2).integers(0, 256, (64, row_bytes), np.uint8)
     uniform = image.getpixel((0, 0)) == image.getpixel((1, 0))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +47,10 @@ class Service:
         with urllib.request.urlopen(url, timeout=30) as response:
             text = response.read().decode()
         return Metrics({(name, labels): float(value) for name, labels, value in _samples(text)})
+
+    def reset_peak_memory(self) -> None:
+        """Set the peak of :meth:`state` to the current memory."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def state(self) -> "ProcessState":
         """Read the process statistics from /proc."""
@@ -129,7 +132,7 @@ def _free_port() -> int:
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     until = time.monotonic() + _READY_S
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError):
+        with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
             return
         time.sleep(0.05)
