@@ -1,12 +1,12 @@
-"""CPU time from an encoded JPEG to the network input, and of several JPEG decoders.
+"""CPU time from an encoded JPEG to the network input, and of several decoders.
 
     python -m benchmarks.image_decoding [photo.jpg ...]
 
-JPEGs of 640 x 480, 1920 x 1080 and 4000 x 3000 pixels are tiled from the photos at full
+Images of 640 x 480, 1920 x 1080 and 4000 x 3000 pixels are tiled from the photos at full
 resolution, or from drawn shapes if no photo is given. Candidates alternate, so that changes of the
-machine's speed affect all of them. Prints Markdown tables: each decoder at each reduction, the
-throughput of two threads relative to one, and the service's preprocessing to network inputs of
-512 x 512 and 256 x 256.
+machine's speed affect all of them. Prints Markdown tables: each JPEG decoder at each reduction, the
+throughput of two threads relative to one, the service's preprocessing to network inputs of
+512 x 512 and 256 x 256, and the decoders of the other formats.
 """
 
 import argparse
@@ -34,10 +34,16 @@ SIZES = ((640, 480, 40), (1920, 1080, 15), (4000, 3000, 5))
 """Width, height, rounds."""
 OPENCV_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}
 TILE = (640, 420)
+FORMATS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "PNG": ("PNG", {}),
+    "WebP": ("WEBP", {"quality": 88}),
+    "WebP lossless": ("WEBP", {"lossless": True, "method": 0}),
+    "BMP": ("BMP", {}),
+}
 
 
 def decode_with_pillow(body: bytes, reduction: int) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(body), formats=("JPEG",)) as image:
+    with Image.open(io.BytesIO(body), formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
         image.draft("RGB", (image.width // reduction, image.height // reduction))
         return np.asarray(image)
 
@@ -71,15 +77,20 @@ DECODERS: Mapping[str, Callable[[bytes, int], NDArray[np.uint8]]] = {
 }
 
 
-def make_jpeg(width: int, height: int, photos: list[Image.Image]) -> bytes:
-    """Return a JPEG of quality 88 with 4:2:0 chroma subsampling."""
+def make_sheet(width: int, height: int, photos: list[Image.Image]) -> Image.Image:
+    """Return an image of tiles."""
     sheet = Image.new("RGB", (width, height))
     tiles = [(left, top) for top in range(0, height, TILE[1]) for left in range(0, width, TILE[0])]
     for index, top_left in enumerate(tiles):
         tile = photos[index % len(photos)] if photos else _drawn(index)
         sheet.paste(tile.crop((0, 0, *TILE)), top_left)
+    return sheet
+
+
+def encode_image(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    """Return the bytes of the file."""
     buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=88)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -177,14 +188,36 @@ def print_preprocessing(bodies: Mapping[tuple[int, int], tuple[bytes, int]]) -> 
             print(markdown_row([name, *times, f"1/{reduction}"]), flush=True)
 
 
+def print_formats(sheets: Mapping[tuple[int, int], tuple[Image.Image, int]]) -> None:
+    """Print CPU times of decoding at full size; ``sheets``: pixels and rounds by size."""
+    print(f"\n{markdown_table(['other formats, CPU ms', 'Pillow', 'service'])}")
+    for (width, height), (sheet, rounds) in sheets.items():
+        for name, (image_format, options) in FORMATS.items():
+            body = encode_image(sheet, image_format, **options)
+            work = {
+                "Pillow": partial(decode_with_pillow, body, 1),
+                "service": partial(decode_as_served, body, 1),
+            }
+            assert np.array_equal(work["Pillow"](), work["service"]())
+            times = [f"{value:.2f}" for value in cpu_milliseconds(work, rounds).values()]
+            size = f"{name}, {width} x {height}, {len(body) // 1024} KiB"
+            print(markdown_row([size, *times]), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("photos", type=Path, nargs="*")
     photos = [Image.open(path).convert("RGB") for path in parser.parse_args().photos]
     photos = [photo for photo in photos if photo.width >= TILE[0] and photo.height >= TILE[1]]
-    bodies = {(w, h): (make_jpeg(w, h, photos), rounds) for w, h, rounds in SIZES}
+    sheets = {(w, h): (make_sheet(w, h, photos), rounds) for w, h, rounds in SIZES}
+    # With 4:2:0 chroma subsampling.
+    bodies = {
+        size: (encode_image(sheet, "JPEG", quality=88), rounds)
+        for size, (sheet, rounds) in sheets.items()
+    }
     print_decoders(bodies)
     print_preprocessing(bodies)
+    print_formats(sheets)
 
 
 if __name__ == "__main__":
