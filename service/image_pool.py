@@ -4,11 +4,10 @@ import math
 import threading
 import time
 from bisect import bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 from service.batching.types import SchedulingOptions, is_stuck, oldest_age_s
@@ -42,17 +41,17 @@ class _Task:
     future: "Future[Any]" = field(default_factory=Future)
 
 
-_sort_key = attrgetter("key")
+_sort_key, _end = attrgetter("key"), itemgetter(0)
 
 
 class ImagePool:
     """Threads that run tasks by priority and cost, within a budget of memory.
 
-    A task starts when fewer than ``threads`` tasks are running, or one more if it is cheap, and the
-    stated memory of the running tasks, together with its own, is at most ``memory_bytes``. Thus
-    cheap images do not wait for expensive ones that are being decoded: native decoders cannot be
-    interrupted. A task that exceeds its stated CPU time (:mod:`service.imaging.decoding_cost`) by
-    far is reported by :attr:`problem`.
+    Tasks start in order, each when the stated memory of the running tasks, together with its own,
+    is at most ``memory_bytes``. At most ``threads`` expensive tasks run at a time; one thread more
+    runs cheap ones, which therefore wait for the end of an expensive one for its memory only:
+    native decoders cannot be interrupted. A task that exceeds its stated CPU time
+    (:mod:`service.imaging.decoding_cost`) by far is reported by :attr:`problem`.
     """
 
     def __init__(self, threads: int, memory_bytes: float = math.inf) -> None:
@@ -149,21 +148,24 @@ class ImagePool:
         """Return the expected seconds until the task begins.
 
         Each task is expected to take its stated CPU time, scaled by the measured ratio of elapsed
-        to stated time. Tasks begin in order, each when it may start.
+        to stated time. Expensive tasks do not delay cheap ones, nor do those that will be late.
         """
         ratio = self._measured_s / self._stated_s if self._stated_s else 0.0
-        ends = [
-            (max(0.0, started_at + ratio * cost.cpu_s - new.arrived_at), cost.memory_bytes)
-            for started_at, cost in self._running.values()
-        ]
-        heapify(ends)
-        held_bytes, begins_s = self.held_bytes, 0.0
+        running = sorted(
+            (
+                (max(0.0, started_at + ratio * cost.cpu_s - new.arrived_at), cost)
+                for started_at, cost in self._running.values()
+            ),
+            key=_end,
+        )
+        begins_s = 0.0
         for task in (*self._queue[: bisect_right(self._queue, new.key, key=_sort_key)], new):
-            while not self._may_start(task.cost, len(ends), held_bytes):
-                begins_s, freed_bytes = heappop(ends)
-                held_bytes -= freed_bytes
-            heappush(ends, (begins_s + ratio * task.cost.cpu_s, task.cost.memory_bytes))
-            held_bytes += task.cost.memory_bytes
+            if _is_cheap(new.cost) and not _is_cheap(task.cost):
+                continue
+            while not self._may_start(task.cost, [cost for _, cost in running]):
+                begins_s, _ = running.pop(0)
+            if new.arrived_at + begins_s <= task.deadline_at:
+                insort(running, (begins_s + ratio * task.cost.cpu_s, task.cost), key=_end)
         return begins_s
 
     def _remove(self, future: "Future[Any]") -> None:
@@ -186,12 +188,10 @@ class ImagePool:
         """Wait for a task that may start, and remove it from the queue; None once closed."""
         with self._changed:
             while not self._closed:
-                if not self._queue or not self._may_start(
-                    self._queue[0].cost, len(self._running), self.held_bytes
-                ):
+                task = self._pop()
+                if task is None:
                     self._changed.wait()
                     continue
-                task = self._queue.pop(0)
                 if not task.future.set_running_or_notify_cancel():
                     continue
                 now = time.perf_counter()
@@ -202,11 +202,27 @@ class ImagePool:
                 return task
             return None
 
-    def _may_start(self, cost: DecodingCost, running: int, held_bytes: int) -> bool:
+    def _pop(self) -> _Task | None:
+        """Remove the first task that may start; tasks behind one that waits for memory wait too."""
+        running = [cost for _, cost in self._running.values()]
+        for index, task in enumerate(self._queue):
+            if self._has_thread(task.cost, running):
+                return self._queue.pop(index) if self._may_start(task.cost, running) else None
+        return None
+
+    def _may_start(self, cost: DecodingCost, running: Sequence[DecodingCost]) -> bool:
+        held_bytes = sum(other.memory_bytes for other in running)
         return (
-            running < self._limit + (cost.cpu_s <= CHEAP_S)
-            and held_bytes + cost.memory_bytes <= self._memory_bytes
+            self._has_thread(cost, running) and held_bytes + cost.memory_bytes <= self._memory_bytes
         )
+
+    def _has_thread(self, cost: DecodingCost, running: Sequence[DecodingCost]) -> bool:
+        expensive = sum(not _is_cheap(other) for other in running)
+        return len(running) < len(self._threads) and (_is_cheap(cost) or expensive < self._limit)
+
+
+def _is_cheap(cost: DecodingCost) -> bool:
+    return cost.cpu_s <= CHEAP_S
 
 
 def _deadline_exceeded() -> DeadlineExceededError:

@@ -143,6 +143,54 @@ def test_cheap_images_do_not_wait_for_expensive_ones_that_are_being_decoded(
     pool.close()
 
 
+def test_cheap_images_do_not_wait_for_expensive_ones_that_arrived_much_earlier(
+    gate: threading.Event, clock: Clock
+) -> None:
+    pool = ImagePool(1)
+    observe_ratio(pool, clock, 1.0)
+    expensive = DecodingCost(0, 8.0)
+    occupy(pool, gate, expensive)
+    pool.submit(lambda: None, NORMAL, expensive)
+    clock.now += 1000  # the expensive one is now the first of the queue
+    cheap = SchedulingOptions(clock.now, priority_offset_s=-1)
+    pool.submit(lambda: None, cheap, DecodingCost(0, CHEAP_S)).result(10)
+    assert pool.depth == 1
+    pool.close()
+
+
+def test_cheap_images_do_not_delay_expensive_ones_for_ever(clock: Clock) -> None:
+    pool, order = ImagePool(1), list[str]()
+    gates = threading.Event(), threading.Event()
+    for gate in gates:
+        occupy(pool, gate, DecodingCost(0, CHEAP_S))
+    expensive = pool.submit(lambda: order.append("expensive"), NORMAL, DecodingCost(0, 8.0))
+    clock.now += 1000
+    cheap = pool.submit(lambda: order.append("cheap"), NORMAL, DecodingCost(0, CHEAP_S))
+    gates[0].set()
+    expensive.result(10)
+    cheap.result(10)
+    assert order == ["expensive", "cheap"]
+    gates[1].set()
+    pool.close()
+
+
+@pytest.mark.usefixtures("no_additional_thread")
+def test_the_expected_wait_does_not_count_tasks_that_will_be_late(
+    gate: threading.Event, clock: Clock
+) -> None:
+    pool = ImagePool(1)
+    observe_ratio(pool, clock, 1.0)
+    occupy(pool, gate, DecodingCost(0, 8))
+    pool.submit(lambda: None, SchedulingOptions(clock.now + 9), DecodingCost(0, 2))
+    pool.submit(lambda: None, SchedulingOptions(clock.now + 11), DecodingCost(0, 2))
+    assert wait_ms(pool, clock, DecodingCost(0, 2)) == 12_000
+    clock.now += 7.5
+    pool.submit(lambda: None, SchedulingOptions(priority_offset_s=9), DecodingCost(0, 2))
+    # The task that must begin within 9 s would begin after 10 s.
+    assert wait_ms(pool, clock, DecodingCost(0, 2)) == 4500
+    pool.close()
+
+
 def test_running_tasks_stay_within_the_memory_budget(gate: threading.Event) -> None:
     pool = ImagePool(4, memory_bytes=100)
     first = occupy(pool, gate, DecodingCost(60, 0))
