@@ -24,8 +24,7 @@ COST_WEIGHT = 10.0
 """Seconds that each stated CPU second of a task is worth in the queue. Images that cost little are
 decoded before expensive ones that arrived earlier; the longest delay is bounded by the cost."""
 CHEAP_S = 0.25
-"""Stated CPU seconds up to which a task may use the additional thread: a JPEG of about four
-megapixels."""
+"""Stated CPU seconds up to which a task is cheap: a JPEG of about four megapixels."""
 _DECAY = 0.99
 
 _Result = TypeVar("_Result")
@@ -48,14 +47,14 @@ class ImagePool:
     """Threads that run tasks by priority and cost, within a budget of memory.
 
     Tasks start in order, each when the stated memory of the running tasks, together with its own,
-    is at most ``memory_bytes``. At most ``threads`` expensive tasks run at a time; one thread more
-    runs cheap ones, which therefore wait for the end of an expensive one for its memory only:
-    native decoders cannot be interrupted. A task that exceeds its stated CPU time
+    is at most ``memory_bytes``. One of the ``threads``, of which there are at least two, runs cheap
+    tasks only, which therefore wait for the end of an expensive one for its memory only: native
+    decoders cannot be interrupted. A task that exceeds its stated CPU time
     (:mod:`service.imaging.decoding_cost`) by far is reported by :attr:`problem`.
     """
 
     def __init__(self, threads: int, memory_bytes: float = math.inf) -> None:
-        self._limit = threads
+        self._expensive_limit = max(1, threads - 1)
         self._memory_bytes = memory_bytes
         self._queue: list[_Task] = []
         # Guards the queue and the attributes below; idle threads wait for it.
@@ -65,7 +64,7 @@ class ImagePool:
         self._stated_s = self._measured_s = 0.0
         self._threads = [
             threading.Thread(target=self._work, args=(index,), name=f"images_{index}", daemon=True)
-            for index in range(threads + 1)
+            for index in range(self._expensive_limit + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -218,7 +217,9 @@ class ImagePool:
 
     def _has_thread(self, cost: DecodingCost, running: Sequence[DecodingCost]) -> bool:
         expensive = sum(not _is_cheap(other) for other in running)
-        return len(running) < len(self._threads) and (_is_cheap(cost) or expensive < self._limit)
+        return len(running) < len(self._threads) and (
+            _is_cheap(cost) or expensive < self._expensive_limit
+        )
 
 
 def _is_cheap(cost: DecodingCost) -> bool:

@@ -96,8 +96,8 @@ class Settings(BaseSettings):
         default_factory=available_cores,
         ge=1,
         le=1024,
-        description="Threads that decode images and outputs, shared by all models; one more "
-        "decodes small images only.",
+        description="Threads that decode images and outputs, shared by all models. One of "
+        "them, of at least two, decodes small images only.",
     )
     max_batch_size: int | None = Field(
         None,

@@ -36,7 +36,7 @@ def gate() -> Iterator[threading.Event]:
 
 
 @pytest.fixture
-def no_additional_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_cheap_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No task counts as cheap, so that a pool of one thread runs one task at a time."""
     monkeypatch.setattr(image_pool, "CHEAP_S", -1.0)
 
@@ -90,7 +90,7 @@ def observe_ratio(pool: ImagePool, clock: Clock, ratio: float) -> None:
     wait_until(lambda: not pool._running)
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_cheap_images_are_decoded_first_and_expensive_ones_are_not_starved(
     gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +111,7 @@ def test_cheap_images_are_decoded_first_and_expensive_ones_are_not_starved(
     pool.close()
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_priorities_apply(gate: threading.Event) -> None:
     pool, order = ImagePool(1), list[str]()
     occupy(pool, gate, DecodingCost(0, 0))
@@ -132,7 +132,7 @@ def test_priorities_apply(gate: threading.Event) -> None:
 def test_cheap_images_do_not_wait_for_expensive_ones_that_are_being_decoded(
     gate: threading.Event, clock: Clock
 ) -> None:
-    pool = ImagePool(2)
+    pool = ImagePool(3)
     observe_ratio(pool, clock, 1.0)
     expensive, cheap = DecodingCost(0, 8.0), DecodingCost(0, CHEAP_S)
     occupy(pool, gate, expensive)
@@ -174,7 +174,7 @@ def test_cheap_images_do_not_delay_expensive_ones_for_ever(clock: Clock) -> None
     pool.close()
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_the_expected_wait_does_not_count_tasks_that_will_be_late(
     gate: threading.Event, clock: Clock
 ) -> None:
@@ -214,11 +214,11 @@ def test_an_image_above_the_whole_budget_is_refused() -> None:
     pool.close()
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_the_expected_wait_counts_running_tasks_and_those_before(
     gate: threading.Event, clock: Clock
 ) -> None:
-    pool = ImagePool(2)
+    pool = ImagePool(3)
     observe_ratio(pool, clock, 0.5)
     occupy(pool, gate, DecodingCost(0, 8))
     occupy(pool, gate, DecodingCost(0, 20))
@@ -234,7 +234,7 @@ def test_the_expected_wait_counts_running_tasks_and_those_before(
 
 
 def test_no_wait_is_expected_while_a_thread_is_idle(gate: threading.Event, clock: Clock) -> None:
-    pool = ImagePool(2)
+    pool = ImagePool(3)
     observe_ratio(pool, clock, 0.5)
     occupy(pool, gate, DecodingCost(0, 8))
     pool.submit(lambda: None, SchedulingOptions(clock.now), DecodingCost(0, 8)).result(10)
@@ -254,7 +254,7 @@ def test_the_expected_wait_counts_memory(gate: threading.Event, clock: Clock) ->
     pool.close()
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_an_unreachable_deadline_is_refused_while_nothing_is_queued(
     gate: threading.Event, clock: Clock
 ) -> None:
@@ -268,7 +268,7 @@ def test_an_unreachable_deadline_is_refused_while_nothing_is_queued(
     pool.close()
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_a_task_whose_deadline_passed_in_the_queue_does_not_run(
     gate: threading.Event, clock: Clock
 ) -> None:
@@ -284,7 +284,7 @@ def test_a_task_whose_deadline_passed_in_the_queue_does_not_run(
     pool.close()
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_a_cancelled_task_leaves_the_queue_and_is_freed(gate: threading.Event) -> None:
     class Image:
         pass
@@ -359,7 +359,7 @@ def test_a_stuck_task_fails_the_probes(
     poster.join(10)
 
 
-@pytest.mark.usefixtures("no_additional_thread")
+@pytest.mark.usefixtures("no_cheap_tasks")
 def test_a_cheap_image_passes_expensive_ones_over_http(
     start_server: Callable[..., RunningServer],
     gate: threading.Event,
