@@ -3,8 +3,9 @@
     python -m benchmarks.endurance.soak --minutes 60
 
 Three streams with Poisson arrivals run at the same time: images, where a tenth of the clients
-disconnects; corrupted files of benchmarks/mutants.py; and images with deadlines that cannot always
-be met. Memory growth is the slope of a line fitted after the first quarter, which is the warm-up.
+disconnects; hostile files of benchmarks/hostile_inputs; and images with deadlines that cannot
+always be met. Memory growth is the slope of a line fitted after the first quarter, which is the
+warm-up.
 Prints Markdown; the exit status is 1 if something grew or a response had an unexpected status.
 """
 
@@ -21,11 +22,12 @@ import numpy as np
 
 from benchmarks.endurance.report import Check, exit_with_checks
 from benchmarks.endurance.service import IMAGES, ProcessState, Service, run_service
+from benchmarks.hostile_inputs.campaign import input_of
+from benchmarks.hostile_inputs.readers import IMAGE_KINDS
 from benchmarks.load import Load, Target, closed_loop, open_loop
-from benchmarks.mutants import mutants, originals
 from evaluation.report import markdown_row, markdown_table
 
-MUTANTS = 2000
+FILES_PER_KIND = 500
 DEADLINE_MS = 150
 SAMPLE_S = 2.0
 EXPECTED_STATUSES = {200, 400, 413, 415, 429, 504}
@@ -34,20 +36,21 @@ SETTLE_S = 20.0
 """Idle keep-alive connections are closed within this time."""
 
 
-def write_mutants(folder: Path) -> list[Path]:
+def write_hostile_files(folder: Path) -> list[Path]:
     paths = []
-    for number, body in enumerate(itertools.islice(mutants(0, originals()), MUTANTS)):
-        paths.append(folder / f"{number}")
-        paths[-1].write_bytes(body)
-    return [path for path in paths if path.stat().st_size]
+    for kind, index in itertools.product(IMAGE_KINDS, range(FILES_PER_KIND)):
+        if body := input_of(kind, 0, index):
+            paths.append(folder / f"{kind}-{index}")
+            paths[-1].write_bytes(body)
+    return paths
 
 
 def streams(
-    service: Service, corrupted: list[Path], rate: float, seconds: float
+    service: Service, hostile: list[Path], rate: float, seconds: float
 ) -> list[Callable[[], Load]]:
     """Return the three streams; ``rate`` is the capacity, in images per second."""
     images = Target(service.port, "/detect", IMAGES)
-    invalid = Target(service.port, "/detect", corrupted, ())
+    invalid = Target(service.port, "/detect", hostile, ())
     deadline = (f"X-Deadline-Ms: {DEADLINE_MS}", "Content-Type: image/jpeg")
     with_deadline = Target(service.port, "/detect", IMAGES, deadline)
     return [
@@ -66,7 +69,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         run_service("--self-test-interval-s", "5") as service,
     ):
-        corrupted = write_mutants(Path(folder))
+        hostile = write_hostile_files(Path(folder))
         target = Target(service.port, "/detect", IMAGES)
         rate = closed_loop(target, 10, 32, warmup_s=2).images_per_second
         time.sleep(SETTLE_S)
@@ -76,7 +79,7 @@ def main() -> None:
         started_at = time.monotonic()
         with ThreadPoolExecutor(3) as threads:
             futures = [
-                threads.submit(stream) for stream in streams(service, corrupted, rate, seconds)
+                threads.submit(stream) for stream in streams(service, hostile, rate, seconds)
             ]
             while not all(future.done() for future in futures):
                 samples.append(((time.monotonic() - started_at) / 3600, service.state()))
@@ -98,7 +101,7 @@ def report(
     after: ProcessState,
     failed_scrapes: int,
 ) -> None:
-    names = ("images, a tenth disconnects", "corrupted files", f"deadline {DEADLINE_MS} ms")
+    names = ("images, a tenth disconnects", "hostile files", f"deadline {DEADLINE_MS} ms")
     print(markdown_table(["stream", "sent", "responses", "disconnected", "no response"]))
     for name, load in zip(names, loads, strict=True):
         statuses = ", ".join(f"{code}: {one.count}" for code, one in sorted(load.statuses.items()))

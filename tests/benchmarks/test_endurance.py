@@ -18,7 +18,7 @@ from support.serving import ColourEngine, one_model, run_server, wait_until
 from benchmarks.endurance.drain import Client, outcomes, summarize, terminate_under_load
 from benchmarks.endurance.report import Check, exit_with_checks
 from benchmarks.endurance.service import Metrics, run_service
-from benchmarks.endurance.soak import EXPECTED_STATUSES, streams, write_mutants
+from benchmarks.endurance.soak import EXPECTED_STATUSES, streams, write_hostile_files
 from benchmarks.load import Target, open_loop
 from service.engines import Images
 from service.settings import Settings
@@ -112,13 +112,13 @@ def test_overload_returns_200_or_429_and_disconnects_cost_no_engine_time(tmp_pat
 @with_compiler
 def test_no_thread_or_socket_leaks_after_valid_and_corrupted_images(tmp_path: Path) -> None:
     with run_service("--self-test-interval-s", "1") as service:
-        images = Target(service.port, "/detect", write_mutants(tmp_path), ())
+        images = Target(service.port, "/detect", write_hostile_files(tmp_path), ())
         open_loop(images, 2, 50)  # starts all threads
         first = service.state()
         with ThreadPoolExecutor(3) as threads:
             futures = [
                 threads.submit(stream)
-                for stream in streams(service, write_mutants(tmp_path), 20, 4)
+                for stream in streams(service, write_hostile_files(tmp_path), 20, 4)
             ]
             loads = [future.result() for future in futures]
         assert {status for load in loads for status in load.statuses} <= EXPECTED_STATUSES

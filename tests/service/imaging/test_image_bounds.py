@@ -144,6 +144,37 @@ def test_fill_bytes_between_segments_are_bounded() -> None:
         opened(body[:2] + (b"\xff" * 1000 + EMPTY_COMMENT) * 5 + body[2:])
 
 
+def test_a_png_chunk_that_states_more_bytes_than_the_file_has_is_rejected() -> None:
+    body = encode(quadrants())
+    longer = body.replace(body[33:41], struct.pack(">I", 1 << 26) + b"IDAT")
+    with pytest.raises(BadImageError, match="a chunk extends beyond its end"):
+        opened(longer)
+
+
+@pytest.mark.parametrize("position_and_value", [(24, 3), (25, 1), (26, 1), (27, 1), (28, 2)])
+def test_a_png_header_with_values_of_no_version_is_rejected(
+    position_and_value: tuple[int, int],
+) -> None:
+    position, value = position_and_value
+    body = bytearray(encode(quadrants()))
+    body[position] = value
+    with pytest.raises(BadImageError, match="which no version of PNG has"):
+        opened(bytes(body))
+
+
+def test_only_the_first_palette_of_a_png_reaches_the_decoder(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    palette = png_chunk(b"PLTE", bytes(range(48)))
+    for image in (quadrants(), Image.fromarray(quadrants()).quantize(16)):
+        body = encode(image)
+        expected = opened(body).decode().pixels
+        end = body.index(b"IDAT") - 4
+        changed = body[:end] + palette * 3000 + body[end:]
+        np.testing.assert_array_equal(opened(changed).decode().pixels, expected)
+    assert capfd.readouterr().err.count("\n") <= 2  # libpng writes to stderr
+
+
 def test_compressed_text_and_profiles_are_not_expanded() -> None:
     """Sixty texts of 1 MB each in 60 kB of file."""
     text = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000)))
@@ -188,9 +219,9 @@ def test_a_webp_with_another_canvas_size_is_refused() -> None:
 
 
 def test_opening_does_not_decode() -> None:
-    """Half of the data suffices in every format that states the size first."""
+    """Half of the data suffices in formats that do not state their length in advance."""
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
-    for image_format in ("JPEG", "PNG", "BMP"):
+    for image_format in ("JPEG", "BMP"):
         body = encode(noise, image_format)
         image = opened(body[: len(body) // 2])
         assert (image.width_px, image.height_px) == (80, 80)

@@ -1,0 +1,219 @@
+"""Bytes that a client sends on one connection: heads, framed bodies and forms."""
+
+import io
+from collections.abc import Callable
+from random import Random
+
+from PIL import Image
+
+from benchmarks.hostile_inputs.mutations import mutate_some
+
+_PATHS = (
+    *(b"/detect", b"/detect", b"/detect", b"/detect/batch", b"/models", b"/livez", b"/metrics"),
+    *(b"/docs", b"/" + b"a" * 5000, b"*", b"//x/../detect", b"/%00%ff", b"http://h/detect", b""),
+)
+_QUERIES = (
+    *(b"", b"", b"", b"?threshold=0.5", b"?threshold=" + b"9" * 5000, b"?model=blood_cells"),
+    *(b"?model=" + b"x" * 1000, b"?a=1" * 500, b"?" + b"&" * 20_000, b"?%", b"?top_k=-1&top_k=2"),
+)
+_FLOODS = (1, 10, 1000, 20_000)
+_MAX_BYTES = 4_000_000
+
+
+def _small_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (90, 120, 30)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+JPEG = _small_jpeg()
+
+
+def http_heads(rng: Random) -> bytes:
+    """Return one or more requests whose heads have any fields, or bytes that are not HTTP."""
+    if rng.random() < 0.05:
+        return rng.choice(
+            (rng.randbytes(2000), b"\x16\x03\x01" * 50, b"\r\n" * 50_000, b"\0" * 90_000)
+        )
+    copies = rng.choice((1,) * 9 + (100,))
+    requests: list[bytes] = []
+    for _ in range(rng.choice((1, 1, 1, 2, 31, 40))):
+        requests.append(_request(rng))
+        if copies * sum(map(len, requests)) > _MAX_BYTES:
+            break
+    return mutate_some(rng, (b"".join(requests) * copies)[:_MAX_BYTES])
+
+
+def http_bodies(rng: Random) -> bytes:
+    """Return a request with a body in one of the framings, true or false."""
+    body = rng.choice((JPEG,) * 5 + (b"", JPEG[:100], bytes(100_000), rng.randbytes(1_000_000)))
+    fields = [b"Content-Type: image/jpeg"] if rng.random() < 0.9 else []
+    if rng.random() < 0.1:
+        fields.append(rng.choice(_UPGRADES))
+    if rng.random() < 0.1:
+        fields.append(b"Expect: " + rng.choice((b"100-continue", b"200-ok")))
+    if rng.random() < 0.05:
+        fields.append(b"Content-Encoding: " + rng.choice((b"gzip", b"identity", b"br, gzip")))
+    if rng.random() < 0.6:
+        fields.append(b"Transfer-Encoding: " + rng.choice((b"chunked",) * 9 + (b"gzip, chunked",)))
+        framed = _chunked(rng, body)
+    else:
+        framed = body
+    if framed is body or rng.random() < 0.1:
+        fields.append(b"Content-Length: " + _content_length(rng, len(framed)))
+    head = _head(rng, b"POST", b"/detect", fields)
+    return mutate_some(rng, head + framed + rng.choice((b"", b"", b"", _request(rng))))
+
+
+def http_forms(rng: Random) -> bytes:
+    """Return a request with a multipart form."""
+    boundary = rng.choice(
+        (b"x",) * 9 + (b"b" * 70, b"-" * 70, b"b" * 5000, b"\r", b"", b"a b", b"\xff")
+    )
+    form = _form(rng, boundary)
+    content_type = b"multipart/form-data; boundary=" + boundary
+    if rng.random() < 0.1:
+        content_type = rng.choice(
+            (
+                *(b"multipart/form-data", b"multipart/form-data; charset=nonsense; boundary=x"),
+                b"multipart/form-data; boundary=x" + b"; a=b" * 5000,
+                b'multipart/form-data; boundary="x\\"' + b"\\" * 1000,
+            )
+        )
+    path = rng.choice((b"/detect", b"/detect/batch"))
+    fields = [b"Content-Type: " + content_type, b"Content-Length: %d" % len(form)]
+    return _head(rng, b"POST", path, fields) + form
+
+
+_UPGRADES = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
+    b"Connection: Upgrade\r\nUpgrade: websocket",
+    b"Upgrade: " + b"h2c, " * 1000,
+)
+
+
+def _head(rng: Random, method: bytes, path: bytes, fields: list[bytes]) -> bytes:
+    version = b"1.1" if rng.random() < 0.9 else rng.choice((b"1.0", b"2.0", b"0.9", b"x"))
+    lines = [b"%s %s HTTP/%s" % (method, path, version), b"Host: localhost", *fields]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _request(rng: Random) -> bytes:
+    method = rng.choice(
+        (b"GET", b"GET", b"POST", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI", b"X" * 999)
+    )
+    path = rng.choice(_PATHS) + rng.choice(_QUERIES)
+    fields = [_field(rng) for _ in range(rng.choice((0, 1, 3, 10)))]
+    return _head(rng, method, path, fields)
+
+
+def _field(rng: Random) -> bytes:
+    size = rng.choice((1, 100, 8000, 60_000, 70_000) if rng.random() < 0.2 else (1, 100))
+    return rng.choice(
+        (
+            b"X: " + b"x" * size,
+            b"x" * size + b": 1",
+            b"\r\n".join([b"X-%d: 1" % index for index in range(rng.choice(_FLOODS[:3]))]),
+            b"Content-Length: " + rng.choice((b"0", b"1", b"-1", b"9" * 40, b"0x1", b"1, 1")),
+            b"Transfer-Encoding: " + rng.choice((b"chunked", b"identity", b"chunked, chunked")),
+            b"Connection: " + rng.choice((b"close", b"keep-alive", b"close, " * 200)),
+            b"Authorization: Bearer " + b"k" * size,
+            b"X-Forwarded-For: " + b"1.2.3.4, " * (size // 9 + 1),
+            b"X-Request-ID: " + rng.choice((b"a", b"\xff\xfe", b"x" * size)),
+            b"X-Request-Timeout: " + rng.choice((b"0", b"nan", b"1e400", b"-1", b"9" * 300)),
+            b"X-Request-Priority: " + rng.choice((b"high", b"x", b"9" * 300)),
+            b"traceparent: "
+            + rng.choice((b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"x" * size)),
+            b"Accept: " + b"*/*;q=0.1, " * (size // 10 + 1),
+            b"Origin: " + b"http://" + b"o" * size,
+            b" folded: " + b"x" * size,
+            b"no colon",
+            b"Cookie: " + b"a=b; " * (size // 6 + 1),
+            rng.choice(_UPGRADES),
+        )
+    )
+
+
+def _content_length(rng: Random, size: int) -> bytes:
+    if rng.random() < 0.7:
+        return b"%d" % size
+    return rng.choice(
+        (
+            b"0",
+            b"%d" % (size // 2),
+            b"%d" % (size + 9),
+            b"99999999999",
+            b"9" * 100,
+            b"-5",
+            b"+5",
+            b"",
+        )
+    )
+
+
+def _chunked(rng: Random, body: bytes) -> bytes:
+    """Return the body in chunks, with extensions and trailers."""
+    size = rng.choice((len(body) or 1, 1000, 7, 1))
+    extension = rng.choice((b"",) * 5 + (b";a=b", b";" + b"e" * 5000, b";" + b"e" * 200_000))
+    zeros = rng.choice((b"",) * 5 + (b"0" * 10, b"0" * 100_000))
+    overhead = len(zeros) + len(extension) + 8
+    body = body[: _MAX_BYTES // (1 + overhead // size)]
+    chunks = [
+        zeros + b"%x" % len(part) + extension + b"\r\n" + part + b"\r\n"
+        for start in range(0, len(body), size)
+        if (part := body[start : start + size])
+    ]
+    last = rng.choice(
+        (b"0\r\n",) * 6 + (b"0;" + b"x" * 100_000 + b"\r\n", b"", b"fffffffff\r\n", b"-1\r\n")
+    )
+    trailers = rng.choice(
+        (b"",) * 5 + (b"a:b\r\n" * rng.choice(_FLOODS), b"T: " + b"t" * 90_000 + b"\r\n")
+    )
+    return b"".join(chunks) + last + trailers + b"\r\n"
+
+
+def _form(rng: Random, boundary: bytes) -> bytes:
+    parts = [_part(rng) for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 2, 17)))]
+    if rng.random() < 0.15:
+        parts = [rng.choice(parts or [b"\r\n"])[:1000]] * rng.choice((100, 5000, 60_000))
+    delimiter = b"--" + boundary + b"\r\n"
+    while parts and sum(map(len, parts)) + len(parts) * len(delimiter) > _MAX_BYTES:
+        parts = parts[: len(parts) // 2]
+    body = b"".join(delimiter + part + b"\r\n" for part in parts)
+    preamble = rng.choice((b"",) * 6 + (b"preamble\r\n" * 5000, b"\r\n" * 100_000, b"--" * 50_000))
+    end = rng.choice(
+        (b"--" + boundary + b"--\r\n",) * 8 + (b"", b"--" + boundary, b"\r\n--" * 50_000)
+    )
+    return mutate_some(rng, preamble + body + end)
+
+
+def _part(rng: Random) -> bytes:
+    name = rng.choice((b"image",) * 6 + (b"file", b"n" * 5000, b"\xff", b'"', b""))
+    filename = rng.choice(
+        (b'; filename="a.jpg"',) * 6 + (b"", b'; filename="' + b"f" * 5000 + b'"')
+    )
+    fields = [b'Content-Disposition: form-data; name="' + name + b'"' + filename]
+    if rng.random() < 0.1:
+        fields = [b"X-%d: a" % index for index in range(rng.choice(_FLOODS))] + fields
+    if rng.random() < 0.05:
+        fields.append(b"X: " + b"x" * 200_000)
+    if rng.random() < 0.1:
+        fields[-1] += b"; a=b" * 2000
+    content = rng.choice(
+        (
+            *(JPEG,) * 9,
+            b"",
+            JPEG[:99],
+            b"\r\n--" * 20_000,
+            b"\r" * 100_000,
+            rng.randbytes(100_000),
+        )
+    )
+    return b"\r\n".join(fields) + b"\r\n\r\n" + content
+
+
+REQUESTS: dict[str, Callable[[Random], bytes]] = {
+    "http_head": http_heads,
+    "http_body": http_bodies,
+    "http_form": http_forms,
+}
