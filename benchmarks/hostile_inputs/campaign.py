@@ -1,5 +1,6 @@
 """Runs of many inputs of one kind."""
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -167,6 +168,7 @@ def _work(kind: str, indices: range, seed: int, results: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, resource.RLIM_INFINITY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libpng writes to it
     generate, read = kind_of(kind)
+    gc.freeze()  # as the service does
     for index in indices:
         body = generate(Random(f"{seed}/{kind}/{index}"))
         try:

@@ -97,7 +97,7 @@ def _check_parts(model: onnx.ModelProto, path: Path) -> None:
         )
     try:
         onnx.checker.check_model(model.SerializeToString(), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except Exception as error:  # also ValueError, UnicodeDecodeError and others of the library
         raise OnnxFileError(f"{path} is not valid: {_shown([str(error)])}.") from error
 
 

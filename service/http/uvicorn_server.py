@@ -42,6 +42,10 @@ MAX_PIPELINED = 32
 """Maximum requests of a connection that wait for the response to an earlier one."""
 
 
+PARSED_AT_ONCE = 32 * 1024
+"""Bytes that are parsed before the limits are checked; each chunk in them takes a call."""
+
+
 class _TooManyPipelinedError(Exception):
     """A connection has ``MAX_PIPELINED`` requests waiting."""
 
@@ -190,6 +194,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_timer(DISCARD_TIMEOUT_S, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
+        """Parse in parts, so that a flood of tiny chunks is noticed before it takes long."""
+        for start in range(0, len(data), PARSED_AT_ONCE):
+            self._parse(data[start : start + PARSED_AT_ONCE])
+
+    def _parse(self, data: bytes) -> None:
         """Parse, then check the number of bytes of an incomplete part."""
         if cast(_Transport, self.transport).is_discarding or self._error is not None:
             return
