@@ -139,6 +139,25 @@ def test_bytes_that_are_neither_head_nor_body_are_bounded(
         assert is_closed_by_server(connection)
 
 
+def test_the_limits_are_checked_after_each_part_of_the_data(
+    start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    feed = server_module.BoundedProtocol._feed
+
+    def recorded(protocol: server_module.BoundedProtocol, data: bytes) -> None:
+        sizes.append(len(data))
+        feed(protocol, data)
+
+    monkeypatch.setattr(server_module.BoundedProtocol, "_feed", recorded)
+    body = bytes(2_000_000)
+    head = f"POST /detect HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    sent = head.encode() + body
+    assert exchange(start_server(ColourEngine()), sent)[0].startswith("HTTP/1.1 415")
+    assert sum(sizes) == len(sent)
+    assert max(sizes) <= server_module.PARSED_AT_ONCE
+
+
 def test_the_number_of_tiny_chunks_is_bounded(server: RunningServer) -> None:
     status, _, body = exchange(server, CHUNKED + b"1\r\nx\r\n" * 20_000)
     assert status == "HTTP/1.1 400 Bad Request"
