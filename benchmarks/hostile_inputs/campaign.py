@@ -103,17 +103,17 @@ class Campaign:
     def _read_files(self, indices: range) -> None:
         """Read files in a process, which is replaced when it ends or is silent."""
         while indices:
-            ours, theirs = _SPAWN.Pipe(duplex=False)
-            arguments = (self.summary.kind, indices, self._seed, theirs)
+            receiver, sender = _SPAWN.Pipe(duplex=False)
+            arguments = (self.summary.kind, indices, self._seed, sender)
             process = _SPAWN.Process(target=_work, args=arguments, daemon=True)
             process.start()
-            theirs.close()
+            sender.close()
             while indices:
-                if not ours.poll(_SILENCE_S):
+                if not receiver.poll(_SILENCE_S):
                     self._fail(indices[0], f"no result within {_SILENCE_S:g} s")
                     break
                 try:
-                    result: Measurement | str = ours.recv()
+                    result: Measurement | str = receiver.recv()
                 except EOFError:
                     process.join()
                     self._fail(indices[0], f"the process ended with status {process.exitcode}")

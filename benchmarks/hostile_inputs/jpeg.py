@@ -46,7 +46,7 @@ def _filler(rng: Random) -> bytes:
 
 def _from_encoder(rng: Random) -> list[_Segment]:
     buffer = io.BytesIO()
-    picture = image(rng).convert(rng.choice(("RGB", "RGB", "RGB", "L", "CMYK")))
+    source = image(rng).convert(rng.choice(("RGB", "RGB", "RGB", "L", "CMYK")))
     options = {
         "quality": rng.choice((1, 30, 75, 100)),
         "progressive": rng.random() < 0.5,
@@ -55,7 +55,7 @@ def _from_encoder(rng: Random) -> list[_Segment]:
     }
     if rng.random() < 0.3:
         options["exif"] = b"Exif\0\0" + exif_block(rng)[:60_000]
-    picture.save(buffer, "JPEG", **options)
+    source.save(buffer, "JPEG", **options)
     return _split(buffer.getvalue())
 
 

@@ -47,9 +47,9 @@ def _chunk(rng: Random, kind: bytes, content: bytes) -> bytes:
 def _encoded(rng: Random) -> bytes:
     """Return the image chunk of an encoder, in some cases with another size in its header."""
     buffer = io.BytesIO()
-    picture = image(rng).convert(rng.choice(("RGB", "RGB", "RGBA")))
+    source = image(rng).convert(rng.choice(("RGB", "RGB", "RGBA")))
     options = {"lossless": rng.random() < 0.5, "quality": rng.choice((0, 75, 100)), "method": 0}
-    picture.save(buffer, "WEBP", **options)
+    source.save(buffer, "WEBP", **options)
     body = buffer.getvalue()
     starts = [position for kind in (b"VP8 ", b"VP8L") if (position := body.find(kind)) > 0]
     chunk = body[min(starts) :]
