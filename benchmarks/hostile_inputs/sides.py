@@ -3,7 +3,9 @@
 from random import Random
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
+
+ImageFile.MAXBLOCK = 1 << 24  # Pillow encodes a progressive JPEG into one block
 
 LARGE_SHARE = 0.004
 _LARGE = ((8192, 6100), (16_384, 3000), (3000, 16_384), (4000, 3000), (16, 16_384), (6000, 6000))
