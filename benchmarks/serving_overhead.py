@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     package = load_package(args.package)
     settings = Settings(models=args.package, max_batch_size=args.max_batch_size)
-    engine = open_model_engine(package, settings)
+    engine, _ = open_model_engine(package, settings)
     manifest = package.manifest
     timings = time_batches(engine, manifest, args.max_batch_size or 8, 1.0)
     fastest = max(timings, key=lambda timing: timing.images_per_s)

@@ -14,15 +14,12 @@ from model_package import (
     load_package,
 )
 from service.async_detector import AsyncDetector
-from service.cpu_cores import available_cores
 from service.detector import DEFAULT_GPU_BATCH_SIZE, open_detector
-from service.engines import Engine, open_engine
 from service.engines.build_engines import build_engines
 from service.errors import UnknownModelError
 from service.image_pool import ImagePool
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
-from service.self_test import SelfTest
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -79,8 +76,7 @@ def load_models(
         if settings.build_engines:
             package = _build_engines(package, settings, metrics, report_step)
         report_step(f"loading {name}")
-        detector = open_detector(package, settings)
-        self_test = _make_self_test(package, detector.engine)
+        detector, self_test = open_detector(package, settings)
         detectors[name] = AsyncDetector(detector, pool, settings, metrics, self_test)
         report_step(f"warming up {name}")
         detectors[name].warm_up()
@@ -123,16 +119,6 @@ def _build_engines(
     package = build_engines(package, settings.backend, max_batch_size, report_progress)
     gauge.set(1)
     return package
-
-
-def _make_self_test(package: ModelPackage, engine: Engine) -> SelfTest:
-    """Create the self-test with the fp32 file on the CPU, which the export has verified."""
-    if engine.is_reference:
-        return SelfTest(package.manifest.input, engine)
-    reference = open_engine(package, "onnxruntime-cpu", available_cores())
-    self_test = SelfTest(package.manifest.input, reference)
-    reference.close()
-    return self_test
 
 
 def _package_directories(models: Path) -> list[Path]:

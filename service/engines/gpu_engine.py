@@ -27,6 +27,7 @@ from model_package.manifest import TensorSpec
 from service.engines.batch_sizes import power_of_two_batch_sizes
 from service.engines.cuda import CudaDevice, HostDeviceBuffer, Stream
 from service.engines.engine import Images
+from service.engines.precision import ComputePrecision
 
 NUM_INSTANCES = 2
 
@@ -70,8 +71,9 @@ class ExecutionInstance:
 class GpuEngine:
     """Runs execution contexts on one GPU; see :class:`service.engines.Engine`.
 
-    ``create_contexts`` returns the contexts of the instance with the given index, by flip.
-    ``min_batch_size`` and ``max_batch_size`` are the limits of these contexts. ``capture_graphs``
+    ``library``: name and version of the runtime. ``create_contexts`` returns the contexts of the
+    instance with the given index, by flip. ``min_batch_size`` and ``max_batch_size`` are the limits
+    of these contexts. ``capture_graphs``
     is false for runtimes that capture CUDA graphs themselves; each batch size is then only run
     once at start, which makes the runtime capture it.
     """
@@ -83,13 +85,15 @@ class GpuEngine:
         self,
         device: CudaDevice,
         manifest: ModelManifest,
-        description: str,
+        library: str,
+        precision: ComputePrecision,
         max_batch_size: int,
         create_contexts: Callable[[int], Mapping[bool, ExecutionContext]],
         capture_graphs: bool,
         min_batch_size: int = 1,
     ) -> None:
-        self.description = f"{description} on {device.gpu.name}"
+        self.description = f"{library}, {precision} on {device.gpu.name}"
+        self.precision = precision
         self.max_batch_size: int | None = max_batch_size
         self._device = device
         self._output_specs = manifest.decoder.outputs()

@@ -1,7 +1,7 @@
 """ONNX Runtime backends: the CPU execution provider and the CUDA execution provider."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib import import_module
@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, OnnxArtifact
-from model_package.manifest import Precision
 from service.engines.cpu_affinity import CPU_AFFINITY
 from service.engines.cuda import CudaDevice, Stream
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
 from service.engines.gpu_engine import NUM_INSTANCES, DeviceTensors, GpuEngine
-from service.engines.precision import CPU_PRECISIONS, GPU_PRECISIONS, select_artifacts
+from service.engines.precision import ComputePrecision, select_onnx_files
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ class OnnxRuntimeEngine:
     in ``threads - 1`` threads of the session's intra-op pool.
     """
 
+    precision: ComputePrecision = "fp32"
     max_batch_size: int | None = None
     is_reference = True
 
@@ -43,7 +43,7 @@ class OnnxRuntimeEngine:
         session_options.intra_op_num_threads = options.threads
         # Idle threads of the pool that spin would occupy the cores that decode the next images.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        artifacts = _select_onnx_files(package.manifest, CPU_PRECISIONS)
+        artifacts = select_onnx_files(package.manifest, options.precisions)
         self._session_by_flip = {
             flip: _create_session(
                 onnxruntime, package, artifact, _CPU_PROVIDER, {}, session_options
@@ -82,7 +82,7 @@ def open_cuda_engine(package: ModelPackage, options: EngineOptions) -> GpuEngine
     onnxruntime = _import_onnxruntime(_CUDA_PROVIDER)
     device = CudaDevice()
     manifest = package.manifest
-    artifacts = _select_onnx_files(manifest, GPU_PRECISIONS)
+    artifacts = select_onnx_files(manifest, options.precisions)
     precision = next(iter(artifacts.values())).precision
     with device.close_on_error():
         compute_stream = Stream(device)
@@ -101,7 +101,8 @@ def open_cuda_engine(package: ModelPackage, options: EngineOptions) -> GpuEngine
         return GpuEngine(
             device,
             manifest,
-            f"onnxruntime {onnxruntime.__version__} {_CUDA_PROVIDER}, {precision}",
+            f"onnxruntime {onnxruntime.__version__} {_CUDA_PROVIDER}",
+            precision,
             options.max_batch_size,
             lambda index: {
                 flip: _SessionContext(onnxruntime, session, manifest, index, compute_stream, thread)
@@ -172,19 +173,6 @@ def _import_onnxruntime(provider: str) -> Any:
             f"{', '.join(available)}; for CUDA install the extra 'gpu' instead of 'serve'."
         )
     return onnxruntime
-
-
-def _select_onnx_files(
-    manifest: ModelManifest, precisions: Sequence[Precision]
-) -> Mapping[bool, OnnxArtifact]:
-    files = [artifact for artifact in manifest.artifacts if isinstance(artifact, OnnxArtifact)]
-    artifacts = select_artifacts(manifest, files, precisions)
-    if not artifacts:
-        raise EngineUnavailableError(
-            f"the package has no ONNX files in {' or '.join(precisions)} for every variant of the "
-            f"graph, only {', '.join(file.file for file in files)}. Export it again."
-        )
-    return artifacts
 
 
 def _session_options(onnxruntime: Any) -> Any:

@@ -18,7 +18,7 @@ from service.engines.cuda import CudaDevice, Stream
 from service.engines.engine import EngineOptions
 from service.engines.errors import EngineUnavailableError
 from service.engines.gpu_engine import DeviceTensors, GpuEngine
-from service.engines.precision import GPU_PRECISIONS, select_artifacts
+from service.engines.precision import ComputePrecision, select_artifacts
 from service.engines.rtx_runtime_cache import RuntimeCache
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def open_tensorrt_engine(
     """
     device = CudaDevice()
     hint = f"Build one: centernet-export build {package.directory} --backend {library.name}"
-    trt, artifacts = _select_engines(package.manifest, device, library, hint)
+    trt, artifacts = _select_engines(package.manifest, device, library, options.precisions, hint)
     min_batch_size = max(artifact.batch.min for artifact in artifacts.values())
     max_batch_size = min(artifact.batch.max for artifact in artifacts.values())
     precision = next(iter(artifacts.values())).precision
@@ -46,7 +46,8 @@ def open_tensorrt_engine(
         engine = GpuEngine(
             device,
             package.manifest,
-            f"{library.title} {trt.__version__}, {precision}",
+            f"{library.title} {trt.__version__}",
+            precision,
             max(min_batch_size, min(max_batch_size, options.max_batch_size)),
             lambda _: {
                 flip: loaded.create_context(device) for flip, loaded in loaded_engines.items()
@@ -132,7 +133,11 @@ class _LoadedEngine:
 
 
 def _select_engines(
-    manifest: ModelManifest, device: CudaDevice, library: TensorRTLibrary, hint: str
+    manifest: ModelManifest,
+    device: CudaDevice,
+    library: TensorRTLibrary,
+    precisions: Sequence[ComputePrecision],
+    hint: str,
 ) -> tuple[Any, Mapping[bool, EngineArtifact]]:
     """Import the library and select the engines for its version and this GPU, by flip."""
     candidates = [
@@ -157,7 +162,7 @@ def _select_engines(
         raise EngineUnavailableError(
             f"none of the package's {library.title} engines runs on this machine: {listed}. {hint}"
         )
-    artifacts = select_artifacts(manifest, compatible, GPU_PRECISIONS)
+    artifacts = select_artifacts(manifest, compatible, precisions)
     if not artifacts:
         listed = ", ".join(artifact.file for artifact in compatible)
         raise EngineUnavailableError(

@@ -45,13 +45,14 @@ def test_serving_opens_no_connection(project: Path, tmp_path: Path) -> None:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_until(lambda: _is_ready(client), seconds=120)
             assert client.post("/detect", content=encode(plain(9, 9))).status_code == 200
+            assert "OpenVINO" in client.get("/models/blood_cells").json()["engine"]
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         subprocess.run(["kill", f"-{signal.SIGTERM.value}", *children], check=True)
         process.wait(60)
     finally:
         process.kill()
     assert outside_calls(output) == []
-    assert not (tmp_path / ".cache" / "Microsoft").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["strace.txt"], "nothing else in HOME"
 
 
 def _is_ready(client: httpx.Client) -> bool:
