@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks.gpu_check.notes import Notes
 from model_package import ModelPackage, load_package
 from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
-from service.engines import BACKENDS, Engine, open_engine
+from service.engines import Engine, open_engine
+from service.engines.backends import CANDIDATES
 
 BUILD_TIMEOUT_S = 3600
 
@@ -66,7 +67,7 @@ def open_precision(
 
 def gpu_backends() -> list[str]:
     """Return every backend that runs on a GPU."""
-    return [name for name in BACKENDS if name != "onnxruntime-cpu"]
+    return list(dict.fromkeys(one.backend for one in CANDIDATES if not one.on_cpu))
 
 
 def reload(package: ModelPackage) -> ModelPackage:

@@ -33,7 +33,7 @@ class OpenVinoEngine:
 
     def __init__(self, package: ModelPackage, options: EngineOptions) -> None:
         (self.precision,) = options.precisions
-        openvino = _import_openvino()
+        openvino = import_openvino()
         if self.precision == "bf16" and (problem := bf16_problem()):
             raise EngineUnavailableError(problem)
         self._create_tensor = openvino.Tensor
@@ -111,7 +111,8 @@ def _first_lines(error: Exception) -> str:
     return " ".join(line for line in lines if line and not line.startswith("Exception from"))[:500]
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
+    """Import the library without its telemetry; raises :class:`EngineUnavailableError`."""
     # `import openvino` sends usage statistics through this package and writes an identifier to the
     # home directory. Without the package it does neither.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

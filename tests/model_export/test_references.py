@@ -54,7 +54,8 @@ def test_references_are_added_to_a_package(
     assert main(["references", str(directory), "--images", str(photos)]) == 0
     package = load_package(directory)
     second = package.manifest.references
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert str(directory / second.file) in capsys.readouterr().out
     assert first.file != second.file
     assert not (directory / first.file).exists()

@@ -10,13 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from support.engines import half_precision_artifact, make_images, make_package
+from support.openvino import compile_model
 
 from model_export.onnx.corner_pool_functions import add_corner_pool_functions
 from model_package import load_package
 from service.engines import EngineUnavailableError, open_engine
 from service.engines.cpu_instructions import bf16_problem
-from service.engines.openvino import _import_openvino
-from service.engines.openvino_operators import operator_extensions
 from service.self_test import make_self_test
 
 needs_bf16 = pytest.mark.skipif(bf16_problem() is not None, reason=f"{bf16_problem()}")
@@ -122,14 +121,7 @@ def test_the_bundled_models_agree_with_onnxruntime(
 
 
 def _run_openvino(model: onnx.ModelProto, side_px: int, *inputs: NDArray[np.float32]) -> object:
-    openvino = _import_openvino()
-    core = openvino.Core()
-    for extension in operator_extensions(openvino, side_px):
-        core.add_extension(extension)
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    return compiled(list(inputs))[0]
+    return compile_model(model.SerializeToString(), side_px)(list(inputs))[0]
 
 
 def _run_onnxruntime(model: onnx.ModelProto, *inputs: NDArray[np.float32]) -> object:
