@@ -2,9 +2,9 @@
 
 import queue
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,16 @@ from service.engines.precision import select_onnx_files
 _DEVICE = "CPU"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 """``INFERENCE_PRECISION_HINT`` by precision. Without the hint OpenVINO chooses bf16 by itself."""
+_BATCH_SIZES = (4, 1)
+"""Batch sizes that models are compiled for, descending. Other batches are divided into these:
+a dynamic batch costs up to a fifth of the throughput (docs/adr/0018-openvino.md)."""
 
 
 class OpenVinoEngine:
     """Runs the fp32 ONNX files of a package on the CPU; see :class:`service.engines.Engine`.
 
-    Each concurrent run has a stream of ``threads`` threads, which belong to OpenVINO, and an infer
-    request. The streams share the weights.
+    Each concurrent run has a stream of ``threads`` threads, which belong to OpenVINO, and infer
+    requests. The streams of a compiled model share its weights.
     """
 
     max_batch_size: int | None = None
@@ -36,10 +39,16 @@ class OpenVinoEngine:
         openvino = import_openvino()
         if self.precision == "bf16" and (problem := bf16_problem()):
             raise EngineUnavailableError(problem)
+        spec = package.manifest.input
         self._create_tensor = openvino.Tensor
-        self._output_names = [output.name for output in package.manifest.decoder.outputs()]
+        self._output_specs = package.manifest.decoder.outputs()
+        # With a free size the only compiled model accepts every shape.
+        self._batch_sizes = _BATCH_SIZES if spec.free_size is None else ()
+        shapes = {size: [size, spec.height_px, spec.width_px, 3] for size in self._batch_sizes}
         self._requests_by_flip = {
-            flip: _create_requests(openvino, package, artifact.file, options, self.precision)
+            flip: _create_requests(
+                openvino, package, artifact.file, options, self.precision, shapes or {None: None}
+            )
             for flip, artifact in select_onnx_files(package.manifest, ["fp32"]).items()
         }
         self.concurrency = options.concurrency
@@ -49,19 +58,39 @@ class OpenVinoEngine:
     def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
         """Run one batch; see :meth:`service.engines.Engine.run`."""
         batch = _as_batch(images)
-        requests = self._requests_by_flip[flip]
-        request = requests.get()
+        outputs = {
+            spec.name: np.empty((len(batch), *spec.shape), spec.dtype)
+            for spec in self._output_specs
+        }
+        pool = self._requests_by_flip[flip]
+        requests = pool.get()
         try:
-            request.set_input_tensor(self._create_tensor(batch, shared_memory=True))
-            request.infer(share_outputs=True)
-            # The tensors belong to the request, whose next run overwrites them.
-            return {name: request.get_tensor(name).data.copy() for name in self._output_names}
+            for start, stop, size in self._parts(len(batch)):
+                request = requests[size]
+                part = self._create_tensor(batch[start:stop], shared_memory=True)
+                request.set_input_tensor(part)
+                request.infer(share_outputs=True)
+                # Copied, because the request overwrites its tensors in its next run.
+                for name, values in outputs.items():
+                    values[start:stop] = request.get_tensor(name).data
         finally:
-            requests.put(request)
+            pool.put(requests)
+        return outputs
 
     def close(self) -> None:
         """Drop the compiled models; see :meth:`service.engines.Engine.close`."""
         self._requests_by_flip.clear()
+
+    def _parts(self, count: int) -> Iterator[tuple[int, int, int | None]]:
+        """Divide a batch: start, stop and key of the request that runs the part."""
+        if not self._batch_sizes:
+            yield 0, count, None
+            return
+        start = 0
+        for size in self._batch_sizes:
+            while count - start >= size:
+                yield start, start + size, size
+                start += size
 
 
 def _as_batch(images: Images) -> NDArray[np.uint8]:
@@ -72,10 +101,21 @@ def _as_batch(images: Images) -> NDArray[np.uint8]:
     return np.require(images, requirements=["C", "W"])
 
 
+_Key = TypeVar("_Key")
+
+
 def _create_requests(
-    openvino: Any, package: ModelPackage, file: str, options: EngineOptions, precision: str
-) -> "queue.SimpleQueue[Any]":
-    """Compile a file and return one infer request per concurrent run."""
+    openvino: Any,
+    package: ModelPackage,
+    file: str,
+    options: EngineOptions,
+    precision: str,
+    shapes: Mapping[_Key, list[int] | None],
+) -> "queue.SimpleQueue[Mapping[_Key, Any]]":
+    """Compile a file for each shape; return the infer requests of each concurrent run.
+
+    The shape None leaves the dynamic dimensions of the file.
+    """
     core = openvino.Core()
     for extension in operator_extensions(openvino, _longest_side_px(package.manifest)):
         core.add_extension(extension)
@@ -87,16 +127,21 @@ def _create_requests(
         # The streams of every model would be pinned to the same first cores.
         "ENABLE_CPU_PINNING": False,
     }
-    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    compiled = {}
     try:
-        compiled = core.compile_model(path, _DEVICE, properties)
-        for _ in range(options.concurrency):
-            requests.put(compiled.create_infer_request())
+        for key, shape in shapes.items():
+            model = core.read_model(path)
+            if shape is not None:
+                model.reshape(shape)
+            compiled[key] = core.compile_model(model, _DEVICE, properties)
     except Exception as error:  # OpenVINO has no exception class of its own
         raise EngineUnavailableError(
             f"OpenVINO {openvino.__version__} cannot load {path}: {_first_lines(error)}"
         ) from error
-    return requests
+    pool: queue.SimpleQueue[Mapping[_Key, Any]] = queue.SimpleQueue()
+    for _ in range(options.concurrency):
+        pool.put({key: model.create_infer_request() for key, model in compiled.items()})
+    return pool
 
 
 def _longest_side_px(manifest: ModelManifest) -> int:

@@ -13,7 +13,7 @@ from support.engines import half_precision_artifact, make_images, make_package
 from support.openvino import compile_model
 
 from model_export.onnx.corner_pool_functions import add_corner_pool_functions
-from model_package import load_package
+from model_package import FreeSize, InputSpec, load_package
 from service.engines import EngineUnavailableError, open_engine
 from service.engines.cpu_instructions import bf16_problem
 from service.self_test import make_self_test
@@ -24,12 +24,30 @@ needs_bf16 = pytest.mark.skipif(bf16_problem() is not None, reason=f"{bf16_probl
 def test_flip_selects_the_other_artifact(tmp_path: Path) -> None:
     package = make_package(tmp_path, flips=(False, True))
     engine = open_engine(package, "openvino", threads=1, precision="fp32")
-    images = make_images(10, 20, height_px=8, width_px=6)
+    images = make_images(10, 20)
     assert engine.run(images)["scores"].tolist() == [[10], [20]]
     assert engine.run(images, flip=True)["scores"].tolist() == [[-10], [-20]]
-    assert engine.run(images[:, :4])["centers"].shape == (2, 1, 2)
     assert engine.run(images)["class_ids"].dtype == np.int32
     engine.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 11])
+def test_batches_of_every_size_are_divided(tmp_path: Path, count: int) -> None:
+    engine = open_engine(make_package(tmp_path), "openvino", threads=1, precision="fp32")
+    values = list(range(count))
+    outputs = engine.run(make_images(*values))
+    assert outputs["scores"].tolist() == [[value] for value in values]
+    assert outputs["centers"].shape == (count, 1, 2)
+
+
+def test_a_package_with_a_free_size_accepts_every_size(tmp_path: Path) -> None:
+    free = FreeSize(multiple_px=32, extra_px=1, max_side_px=256)
+    spec = InputSpec(width_px=64, height_px=64, free_size=free)
+    package = make_package(tmp_path, input_spec=spec)
+    engine = open_engine(package, "openvino", threads=1, precision="fp32")
+    for height_px, width_px in ((64, 64), (32, 96), (256, 64)):
+        images = make_images(10, 20, 30, height_px=height_px, width_px=width_px)
+        assert engine.run(images)["scores"].tolist() == [[10], [20], [30]]
 
 
 def test_accepts_every_kind_of_images(tmp_path: Path) -> None:
