@@ -13,6 +13,7 @@ from model_package import ModelManifest, ModelPackage
 from service.engines.cpu_instructions import bf16_problem
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
+from service.engines.openvino_bf16 import keep_head_outputs_in_float32
 from service.engines.openvino_operators import operator_extensions
 from service.engines.precision import select_onnx_files
 
@@ -133,6 +134,8 @@ def _create_requests(
             model = core.read_model(path)
             if shape is not None:
                 model.reshape(shape)
+            if precision == "bf16":
+                keep_head_outputs_in_float32(openvino, model)
             compiled[key] = core.compile_model(model, _DEVICE, properties)
     except Exception as error:  # OpenVINO has no exception class of its own
         raise EngineUnavailableError(

@@ -199,3 +199,15 @@ def test_deformable_convolution_agrees_with_onnxruntime(optional: int) -> None:
     result, expected = _run_openvino(model, 64, *values), _run_onnxruntime(model, *values)
     assert np.abs(np.subtract(result, expected)).max() < 1e-4
     assert np.std(expected) > 1
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", ["blood_cells", "people", "road_vehicles"])
+def test_bf16_writes_the_outputs_of_the_heads_in_float32(project: Path, name: str) -> None:
+    package = load_package(project / "models" / name)
+    engine = open_engine(package, "openvino", threads=1, precision="bf16")
+    outputs = engine.run(make_self_test(package, engine).pixels[np.newaxis])
+    for output in ("sizes", "depths", "dimensions", "rotations"):
+        if output in outputs:
+            bits = outputs[output].view(np.uint32)
+            assert (bits & 0xFFFF).any(), f"{output} has only values of bf16"
