@@ -2,14 +2,14 @@
 
 import queue
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package import ModelManifest, ModelPackage
+from model_package import ModelManifest, ModelPackage, OnnxArtifact
 from service.engines.cpu_instructions import bf16_problem
 from service.engines.engine import EngineOptions, Images
 from service.engines.errors import EngineUnavailableError
@@ -23,6 +23,9 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _BATCH_SIZES = (4, 1)
 """Batch sizes that models are compiled for, descending. Other batches are divided into these:
 a dynamic batch costs up to a fifth of the throughput (docs/adr/0018-openvino.md)."""
+_LARGE_FILE_BYTES = 32 * 1024 * 1024
+"""Size of the files that are compiled for batches of 1 only. Each compiled model has weights of its
+own, and the fixed cost of a run, which larger batches share, is small for large networks."""
 
 
 class OpenVinoEngine:
@@ -40,17 +43,18 @@ class OpenVinoEngine:
         openvino = import_openvino()
         if self.precision == "bf16" and (problem := bf16_problem()):
             raise EngineUnavailableError(problem)
+        files = select_onnx_files(package.manifest, ["fp32"])
         spec = package.manifest.input
         self._create_tensor = openvino.Tensor
         self._output_specs = package.manifest.decoder.outputs()
         # With a free size the only compiled model accepts every shape.
-        self._batch_sizes = _BATCH_SIZES if spec.free_size is None else ()
+        self._batch_sizes = () if spec.free_size else _batch_sizes(files.values())
         shapes = {size: [size, spec.height_px, spec.width_px, 3] for size in self._batch_sizes}
         self._requests_by_flip = {
             flip: _create_requests(
                 openvino, package, artifact.file, options, self.precision, shapes or {None: None}
             )
-            for flip, artifact in select_onnx_files(package.manifest, ["fp32"]).items()
+            for flip, artifact in files.items()
         }
         self.concurrency = options.concurrency
         version = openvino.__version__.split("-")[0]
@@ -92,6 +96,11 @@ class OpenVinoEngine:
             while count - start >= size:
                 yield start, start + size, size
                 start += size
+
+
+def _batch_sizes(files: Iterable[OnnxArtifact]) -> tuple[int, ...]:
+    is_large = max(file.size_bytes for file in files) > _LARGE_FILE_BYTES
+    return _BATCH_SIZES[-1:] if is_large else _BATCH_SIZES
 
 
 def _as_batch(images: Images) -> NDArray[np.uint8]:

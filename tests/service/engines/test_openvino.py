@@ -40,6 +40,12 @@ def test_batches_of_every_size_are_divided(tmp_path: Path, count: int) -> None:
     assert outputs["centers"].shape == (count, 1, 2)
 
 
+def test_large_networks_run_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engines.openvino._LARGE_FILE_BYTES", 0)
+    engine = open_engine(make_package(tmp_path), "openvino", threads=1, precision="fp32")
+    assert engine.run(make_images(*range(5)))["scores"].tolist() == [[0], [1], [2], [3], [4]]
+
+
 def test_a_package_with_a_free_size_accepts_every_size(tmp_path: Path) -> None:
     free = FreeSize(multiple_px=32, extra_px=1, max_side_px=256)
     spec = InputSpec(width_px=64, height_px=64, free_size=free)
