@@ -33,10 +33,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "keepres_blood_smear_1": {"keep_resolution": True},
     },
     "ctdet_resdcn_18": {"default_blood_smear_1": {}},
-    "ctdet_dla_34": {
-        "default_blood_smear_1": {},
-        "default_blood_smear_1_nms": {"soft_nms": True},
-    },
+    "ctdet_dla_34": {"default_blood_smear_1": {}},
     "ctdet_hourglass": {"default_blood_smear_1": {}},
     "multi_pose_res_50": {"default_blood_smear_3": {}, "default_figures_1": {}},
     "multi_pose_dla_34": {
