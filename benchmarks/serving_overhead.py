@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     package = load_package(args.package)
     settings = Settings(models=args.package, max_batch_size=args.max_batch_size)
-    engine = open_model_engine(package, settings)
+    engine, _ = open_model_engine(package, settings)
     manifest = package.manifest
     timings = time_batches(engine, manifest, args.max_batch_size or 8, 1.0)
     fastest = max(timings, key=lambda timing: timing.images_per_s)
@@ -50,7 +50,7 @@ def main() -> None:
     print(f"{manifest.name}, {engine.description}, batch size {size}, concurrency {concurrency}")
     print("  engine img/s  batcher  of engine  p99 / full run  HTTP  of engine  p50 ms  p99 ms")
     batched, tails, served = [], [], []
-    with run_service("--backend", "onnxruntime-cpu", package=args.package) as service:
+    with run_service(package=args.package) as service:
         target = Target(service.port, "/detect", args.images)
         for _ in range(args.rounds):
             engine_rate = measure_engine(

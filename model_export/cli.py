@@ -1,4 +1,4 @@
-"""Commands ``package``, ``import`` and ``inspect`` of ``centernet-export``."""
+"""Commands ``package``, ``import``, ``inspect`` and ``references`` of ``centernet-export``."""
 
 import argparse
 import re
@@ -15,6 +15,7 @@ from model_export.graph.normalization import Normalization
 from model_export.import_onnx import import_package
 from model_export.inspect_checkpoint import inspect_checkpoint
 from model_export.pipeline import FP16_STEPS, STEPS, export_package
+from model_export.references import add_references
 from model_export.verification.comparison import EXCEPTIONS
 from model_package import ModelPackage, OnnxArtifact, PackageError, Verification
 
@@ -46,7 +47,12 @@ class _Steps:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns 0 on success, 2 on an error, 130 on an interruption."""
-    commands = {"package": _package, "import": _import, "inspect": _inspect}
+    commands = {
+        "package": _package,
+        "import": _import,
+        "inspect": _inspect,
+        "references": _references,
+    }
     args = make_parser().parse_args(arguments)
     steps = _Steps()
     try:
@@ -92,6 +98,13 @@ def _inspect(args: argparse.Namespace, _: _Steps) -> int:
     description, fits = inspect_checkpoint(args.checkpoint)
     print(description)
     return 0 if fits else _EXIT_FAILED
+
+
+def _references(args: argparse.Namespace, _: _Steps) -> int:
+    references = add_references(args.package, args.images).manifest.references
+    assert references is not None
+    print(f"{args.package / references.file}: {references.size_bytes / 1e6:.1f} MB")
+    return 0
 
 
 def _read_config(args: argparse.Namespace) -> ExportConfig:

@@ -8,6 +8,7 @@ from model_export.architectures import ARCHITECTURES
 from model_export.config import ExportConfig
 from model_export.engines.cli import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.references import MAX_IMAGES
 from model_export.tasks import TASKS
 from model_package import Precision, ResizeMode
 
@@ -26,6 +27,16 @@ def make_parser() -> argparse.ArgumentParser:
     _add_import(commands.add_parser("import", help="make a package from an external ONNX file"))
     inspect = commands.add_parser("inspect", help="show the architecture and task of a checkpoint")
     inspect.add_argument("checkpoint", type=Path, metavar="FILE", help="trained weights (.pth)")
+
+    references = commands.add_parser(
+        "references", help="record the outputs that the service checks engines with"
+    )
+    references.add_argument("package", type=Path, metavar="PACKAGE", help="an existing package")
+    references.add_argument(
+        "--images", type=Path, metavar="DIR",
+        help=f"images with objects; the first {MAX_IMAGES} by name are recorded "
+        "(default: synthetic images)",
+    )  # fmt: skip
 
     # Only for the list of commands; `build` has its own parser, which does not import torch.
     commands.add_parser("build", help=SUMMARY)

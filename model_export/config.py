@@ -21,6 +21,7 @@ from model_package import (
     OnnxArtifact,
     Precision,
     Provenance,
+    References,
     ResizeMode,
     Verification,
 )
@@ -100,6 +101,7 @@ class ResolvedExport:
         checkpoint_sha256: str,
         tools: dict[str, str],
         verification: Verification,
+        references: References | None = None,
     ) -> ModelManifest:
         """Build the manifest from the configuration and the results of the export."""
         return ModelManifest(
@@ -119,6 +121,7 @@ class ResolvedExport:
                 tools=tools,
             ),
             verification=verification,
+            references=references,
         )
 
 

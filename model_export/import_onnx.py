@@ -17,10 +17,10 @@ from model_export.graph.normalization import Normalization
 from model_export.onnx.compose import EXAMPLE_BATCH, compose_detector, to_layout
 from model_export.onnx.export import write_onnx
 from model_export.onnx.external_model import ExternalModel, read_external_model
-from model_export.pipeline import ONNX_FILE, collect_images, tool_versions
+from model_export.pipeline import ONNX_FILE, collect_images, draft_references, tool_versions
 from model_export.tasks import TASKS
 from model_export.verification.onnx_vs_torch import verify
-from model_package import ModelPackage, PackageDraft, Verification, draft_package
+from model_package import ModelPackage, PackageDraft, References, Verification, draft_package
 from model_package.directory import sha256_of
 from model_package.onnxruntime import load_onnxruntime
 
@@ -66,11 +66,16 @@ def import_package(
         verification = verify(reference, draft.directory / ONNX_FILE, names, images)
 
         progress(f"Write {output}")
-        return _publish(draft, resolved, onnx_file, verification)
+        references = draft_references(draft, resolved, image_dir)
+        return _publish(draft, resolved, onnx_file, verification, references)
 
 
 def _publish(
-    draft: PackageDraft, resolved: ResolvedExport, onnx_file: Path, verification: Verification
+    draft: PackageDraft,
+    resolved: ResolvedExport,
+    onnx_file: Path,
+    verification: Verification,
+    references: References,
 ) -> ModelPackage:
     manifest = resolved.manifest(
         artifacts=(draft.describe_artifact(ONNX_FILE),),
@@ -79,6 +84,7 @@ def _publish(
         verification=verification.model_copy(
             update={"reference": f"ONNX Runtime {ort.__version__} on the imported file, CPU"}
         ),
+        references=references,
     )
     return draft.publish(manifest)
 

@@ -16,6 +16,7 @@ from model_export.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.networks.fp16 import Fp16Network
 from model_export.onnx.export import export_onnx, max_units
+from model_export.references import record_references, reference_images
 from model_export.verification.detection_agreement import verify_fp16
 from model_export.verification.images import ImageArray, read_images, synthetic_images
 from model_export.verification.onnx_vs_torch import merge_verifications, verify
@@ -23,6 +24,7 @@ from model_package import (
     ModelPackage,
     OnnxArtifact,
     PackageDraft,
+    References,
     Verification,
     draft_package,
 )
@@ -84,6 +86,7 @@ def export_package(
             checkpoint_sha256=sha256_of(checkpoint),
             tools=tool_versions(),
             verification=verification,
+            references=draft_references(draft, resolved, image_dir),
         )
         return draft.publish(manifest)
 
@@ -157,6 +160,18 @@ def _verify(
     return merge_verifications(
         [verify(graph, draft.directory / file, names, images) for file, graph in graphs.items()]
     )
+
+
+def draft_references(
+    draft: PackageDraft, resolved: ResolvedExport, image_dir: Path | None
+) -> References:
+    """Record the references of a draft; see :func:`model_export.references.record_references`."""
+    content = draft.directory / "references"
+    images = reference_images(resolved.input, image_dir)
+    names = resolved.output_names()
+    references = record_references(draft.directory / ONNX_FILE, names, images, content)
+    content.rename(draft.directory / references.file)
+    return references
 
 
 def tool_versions() -> dict[str, str]:

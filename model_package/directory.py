@@ -18,7 +18,13 @@ from model_package.errors import (
     PackageInvalidError,
     PackageNotFoundError,
 )
-from model_package.manifest import Artifact, ModelManifest, OnnxArtifact, Verification
+from model_package.manifest import (
+    Artifact,
+    ModelManifest,
+    OnnxArtifact,
+    References,
+    Verification,
+)
 from model_package.onnx_file import check_self_contained
 
 MANIFEST_FILE = "model.json"
@@ -54,6 +60,8 @@ def check_files(directory: Path, manifest: ModelManifest) -> ModelPackage:
     """Check every artifact of ``manifest``; raises :class:`PackageInvalidError`."""
     for artifact in manifest.artifacts:
         check_artifact(directory / artifact.file, artifact)
+    if manifest.references is not None:
+        _check_content(directory / manifest.references.file, manifest.references)
     return ModelPackage(directory, manifest)
 
 
@@ -113,23 +121,27 @@ def check_artifact(path: Path, artifact: Artifact) -> None:
 
     It must be a regular file of that size and digest; an ONNX file must contain its weights.
     """
+    _check_content(path, artifact)
+    if isinstance(artifact, OnnxArtifact):
+        check_self_contained(path)
+
+
+def _check_content(path: Path, entry: Artifact | References) -> None:
     try:
         size_bytes = _check_regular(path).st_size
-        if size_bytes != artifact.size_bytes:
+        if size_bytes != entry.size_bytes:
             raise PackageInvalidError(
-                f"{path} has {size_bytes} bytes, but the manifest says {artifact.size_bytes}: "
+                f"{path} has {size_bytes} bytes, but the manifest says {entry.size_bytes}: "
                 "the package is damaged or was modified. Copy or export it again."
             )
         digest = sha256_of(path)
     except OSError as error:
         raise PackageInvalidError(f"artifact {path} cannot be read: {error}") from error
-    if digest != artifact.sha256:
+    if digest != entry.sha256:
         raise PackageInvalidError(
-            f"{path} has the SHA-256 {digest}, but the manifest says {artifact.sha256}: "
+            f"{path} has the SHA-256 {digest}, but the manifest says {entry.sha256}: "
             "the package is damaged or was modified. Copy or export it again."
         )
-    if isinstance(artifact, OnnxArtifact):
-        check_self_contained(path)
 
 
 def _check_regular(path: Path) -> os.stat_result:

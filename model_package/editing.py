@@ -1,8 +1,8 @@
-"""Atomic addition of engines to an existing package, by one writer at a time.
+"""Atomic addition of engines and references to an existing package, by one writer at a time.
 
-Concurrent readers see the package either before or after an edit: an engine gets a new file name,
-then ``model.json`` is replaced by a rename, and only then are old engines removed. Not part of the
-public names of :mod:`model_package`, because only the engine builder needs it and ``fcntl`` is not
+Concurrent readers see the package either before or after an edit: a file gets a new name,
+then ``model.json`` is replaced by a rename, and only then are old files removed. Not part of the
+public names of :mod:`model_package`, because only the exporter needs it and ``fcntl`` is not
 available on every platform.
 """
 
@@ -22,11 +22,11 @@ from model_package.directory import (
     write_manifest,
 )
 from model_package.errors import PackageBusyError, PackageError, PackageInvalidError
-from model_package.manifest import Artifact, EngineArtifact, ModelManifest, OnnxArtifact
+from model_package.manifest import EngineArtifact, ModelManifest, OnnxArtifact, References
 
 _LOCK_FILE = ".build.lock"
-_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.partial|.+\.[0-9a-f]{8}\.engine")
-"""Files that a killed build may leave behind; engines only if the manifest does not list them."""
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.partial|.+\.[0-9a-f]{8}\.(engine|npz)")
+"""Files that a killed edit may leave behind; those with a digest only if they are not listed."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class PackageEdit:
     """Listed engines whose files were missing or modified; removed from the manifest."""
 
     def new_file(self) -> Path:
-        """Return a new hidden file path for an engine; removed after the edit unless added."""
+        """Return a new hidden file path; the file is removed after the edit unless added."""
         return self.directory / f".{secrets.token_hex(8)}.partial"
 
     def add_engine(self, engine: EngineArtifact, content: Path) -> None:
@@ -58,12 +58,22 @@ class PackageEdit:
             for artifact in self.manifest.artifacts
             if not (isinstance(artifact, EngineArtifact) and _same_machine(artifact, engine))
         ]
-        self._set_artifacts((*others, engine))
+        self._update(artifacts=(*others, engine))
 
-    def _set_artifacts(self, artifacts: tuple[Artifact, ...]) -> None:
-        """Write ``artifacts`` to ``model.json`` and remove the files of other engines."""
+    def set_references(self, references: References, content: Path) -> None:
+        """Move ``content``, from :meth:`new_file`, into the package as its references.
+
+        The file name must end in eight hexadecimal digits of its digest and ``.npz``.
+        """
+        if not _LEFTOVER.fullmatch(references.file):
+            raise ValueError(f"{references.file} is not a valid name of references")
+        content.replace(self.directory / references.file)
+        self._update(references=references)
+
+    def _update(self, **changes: object) -> None:
+        """Write changed fields to ``model.json`` and remove the files that it no longer lists."""
         fields = {name: getattr(self.manifest, name) for name in ModelManifest.model_fields}
-        manifest = ModelManifest(**fields | {"artifacts": artifacts})
+        manifest = ModelManifest.model_validate(fields | changes)
         partial = self.new_file()
         write_manifest(manifest, partial)
         partial.replace(self.directory / MANIFEST_FILE)
@@ -87,7 +97,7 @@ def edit_package(directory: Path) -> Iterator[PackageEdit]:
         edit = PackageEdit(directory, manifest, damaged)
         _remove_leftovers(directory, manifest)
         if damaged:
-            edit._set_artifacts(tuple(a for a in manifest.artifacts if a not in damaged))
+            edit._update(artifacts=tuple(a for a in manifest.artifacts if a not in damaged))
         try:
             yield edit
         finally:
@@ -116,6 +126,8 @@ def _same_machine(one: EngineArtifact, other: EngineArtifact) -> bool:
 
 def _remove_leftovers(directory: Path, manifest: ModelManifest) -> None:
     listed = {artifact.file for artifact in manifest.artifacts}
+    if manifest.references is not None:
+        listed.add(manifest.references.file)
     for path in directory.iterdir():
         if _LEFTOVER.fullmatch(path.name) and path.name not in listed:
             path.unlink(missing_ok=True)

@@ -302,6 +302,19 @@ class EngineArtifact(_ArtifactFile):
     """Float32 matrix products may use TensorFloat-32."""
 
 
+class References(_StrictModel):
+    """Images and the outputs of the fp32 ONNX file for them, to check engines with.
+
+    A NumPy archive: ``images``, uint8 RGB (n, height, width, 3), and every output by its name.
+    """
+
+    file: FileName
+    sha256: Sha256
+    size_bytes: int = Field(gt=0)
+    engine: str
+    """Runtime that made the outputs."""
+
+
 Artifact = Annotated[OnnxArtifact | EngineArtifact, Field(discriminator="backend")]
 """One file that a backend can run."""
 
@@ -333,6 +346,8 @@ class ModelManifest(_StrictModel):
     provenance: Provenance
     verification: Verification
     """Comparison of the fp32 ONNX files with their network."""
+    references: References | None = None
+    """None in packages of earlier versions."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

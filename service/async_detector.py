@@ -24,7 +24,6 @@ from service.batching.types import (
 from service.cancellation import CancelScope, Timeout
 from service.decoders.types import Detections
 from service.detector import Detector, Image, Prediction, PreprocessedImage
-from service.engines import EngineUnavailableError
 from service.errors import DeadlineExceededError, ServiceError
 from service.image_pool import NO_COST, ImagePool
 from service.imaging.types import DecodingCost
@@ -81,8 +80,7 @@ class AsyncDetector:
     def warm_up(self) -> None:
         """Check and time the engine, and choose the batch size unless one is configured.
 
-        Raises :class:`EngineUnavailableError` if the outputs differ from the manifest or from the
-        reference of the self-test.
+        Raises :class:`EngineUnavailableError` if the outputs differ from the manifest.
         """
         configured_size = self._settings.max_batch_size
         self.timings = time_batches(
@@ -94,13 +92,6 @@ class AsyncDetector:
         )
         if configured_size is None:
             self.max_batch_size = choose_batch_size(self.timings, self._target_s)
-        # The reference engine has just produced the expected scores itself.
-        if self._self_test is not None and not self._engine.is_reference:
-            error = self._self_test.error_of(self._engine.run(self._self_test.pixels[np.newaxis]))
-            if error is not None:
-                raise EngineUnavailableError(
-                    f"{self.manifest.name} on {self.engine_description}: {error}"
-                )
 
     def start(self, tracing: Tracing | None = None) -> None:
         """Start the batcher and the periodic self-test; call it inside the running event loop."""

@@ -26,7 +26,13 @@ from service.batching.types import BatchInput, Trigger
 from service.cpu_cores import available_cores
 from service.decoders import ModelOutput, make_decoder
 from service.decoders.types import DetectionOptions, Detections
-from service.engines import Engine, EngineUnavailableError, open_engine
+from service.engines import (
+    Engine,
+    EngineOptions,
+    EngineUnavailableError,
+    open_candidate,
+    select_engine,
+)
 from service.engines.output_check import check_outputs
 from service.errors import EngineError
 from service.imaging.geometry import ImageTransform
@@ -36,6 +42,7 @@ from service.imaging.types import InputOptions
 from service.imaging.warp import choose_reduction, warp_to_input
 from service.option_rules import OptionRules
 from service.options import DetectParameters, RequestOptions, validate_options
+from service.self_test import SelfTest, make_self_test
 from service.settings import Settings
 
 Image = bytes | NDArray[np.uint8]
@@ -210,49 +217,73 @@ def load_detector(package: Path | str, **settings: Any) -> Detector:
 
     ``settings`` are fields of :class:`service.settings.Settings`, such as ``backend``,
     ``engine_threads``, ``max_batch_size`` and ``max_image_pixels``; the others are read from the
-    environment (``CENTERNET_*``) as the service does. The outputs of the engine are compared with
-    the manifest; engines are not built (``build_engines``), and there is no self-test.
+    environment (``CENTERNET_*``) as the service does. The engine passes the self-test once; engines
+    are not built (``build_engines``).
 
     Raises :class:`model_package.PackageError`, :class:`service.engines.EngineUnavailableError` and,
     for invalid settings, :class:`pydantic.ValidationError`.
     """
-    loaded = load_package(Path(package))
     fields: dict[str, Any] = {"models": Path(package), "default_model": None, **settings}
-    detector = open_detector(loaded, Settings(**fields))
-    try:
-        check_outputs(detector.engine, detector.manifest, 1)
-    except EngineUnavailableError:
-        detector.close()
-        raise
-    return detector
+    return open_detector(load_package(Path(package)), Settings(**fields))[0]
 
 
-def open_detector(package: ModelPackage, settings: Settings) -> Detector:
-    """Open the engine of a loaded package; see :func:`load_detector`."""
-    return Detector(
+def open_detector(package: ModelPackage, settings: Settings) -> tuple[Detector, SelfTest]:
+    """Open the engine of a loaded package; see :func:`open_model_engine`."""
+    engine, self_test = open_model_engine(package, settings)
+    detector = Detector(
         package.manifest,
-        open_model_engine(package, settings),
+        engine,
         max_image_pixels=settings.max_image_pixels,
         scaled_decoding=settings.scaled_decoding,
     )
+    return detector, self_test
 
 
-def open_model_engine(package: ModelPackage, settings: Settings) -> Engine:
-    """Open the engine; on the CPU, choose its number of threads by the duration of one run.
+def open_model_engine(package: ModelPackage, settings: Settings) -> tuple[Engine, SelfTest]:
+    """Open the fastest engine that passes the self-test, and return both.
 
-    Raises :class:`service.engines.EngineUnavailableError`.
+    On the CPU, the number of threads is chosen by the duration of one run. Raises
+    :class:`service.engines.EngineUnavailableError`.
     """
     cores = available_cores()
     threads = settings.engine_threads or 1
-    max_batch_size = settings.max_batch_size or DEFAULT_GPU_BATCH_SIZE
-    concurrency = settings.engine_concurrency or max(1, cores // threads)
-    engine = open_engine(package, settings.backend, threads, concurrency, max_batch_size)
+    options = EngineOptions(
+        threads,
+        settings.engine_concurrency or max(1, cores // threads),
+        settings.max_batch_size or DEFAULT_GPU_BATCH_SIZE,
+    )
+    self_tests: list[SelfTest] = []
+
+    def accept(engine: Engine) -> None:
+        check_outputs(engine, package.manifest, 1)
+        if not self_tests:
+            self_tests.append(make_self_test(package, engine))
+        _accept(engine, self_tests[0], is_chosen=settings.precision == "auto")
+
+    engine, candidate = select_engine(
+        package, settings.backend, settings.precision, options, accept
+    )
     is_chosen = settings.engine_threads is None and settings.engine_concurrency is None
-    if is_chosen and engine.is_reference and cores > 1:
+    if is_chosen and candidate.on_cpu and cores > 1:
         spec = package.manifest.input
         began_at = time.perf_counter()
         engine.run(np.zeros((1, spec.height_px, spec.width_px, 3), np.uint8))
         if time.perf_counter() - began_at > LONG_RUN_S:
             engine.close()
-            return open_engine(package, settings.backend, cores, 1, max_batch_size)
-    return engine
+            options = EngineOptions(cores, 1, options.max_batch_size)
+            engine = open_candidate(candidate, package, options)
+    return engine, self_tests[0]
+
+
+def _accept(engine: Engine, self_test: SelfTest, *, is_chosen: bool) -> None:
+    """Raise :class:`EngineUnavailableError` if the engine does not pass the self-test.
+
+    ``is_chosen``: the service chooses the precision, and not the user.
+    """
+    if is_chosen and engine.precision == "bf16" and not self_test.is_recorded:
+        raise EngineUnavailableError(
+            "the package has no recorded references to check bf16 with. "
+            "Add them with centernet-export references."
+        )
+    if not engine.is_reference:
+        self_test.check(engine)

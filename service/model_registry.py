@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,24 +15,22 @@ from model_package import (
 )
 from model_package.directory import check_files, read_manifest
 from service.async_detector import AsyncDetector
-from service.cpu_cores import available_cores
-from service.detector import DEFAULT_GPU_BATCH_SIZE, Detector, open_detector
-from service.engines import Engine, EngineUnavailableError, open_engine
+from service.detector import DEFAULT_GPU_BATCH_SIZE, open_detector
+from service.engines import EngineUnavailableError
 from service.engines.build_engines import build_engines
 from service.engines.errors import EngineBrokenError
 from service.errors import ModelUnavailableError, UnknownModelError
 from service.image_pool import ImagePool
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
-from service.self_test import SelfTest
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 BAD_MANIFEST = "its model.json is damaged, or of a version that is not supported"
 BAD_FILES = "a file of its package is damaged or missing, or was changed after the export"
-NO_ENGINE = "no engine of this machine can run it"
-BAD_OUTPUTS = "its engine failed in the warm-up, or returned unexpected outputs"
+NO_ENGINE = "no engine of this machine runs it with the expected outputs"
+FAILED_WARM_UP = "its engine failed in the warm-up"
 """Reasons that clients see. The error in the log is for operators: it contains paths."""
 
 _Collect = Callable[[str, str, str], AbstractContextManager[None]]
@@ -133,10 +131,12 @@ def load_models(
             if settings.build_engines:
                 package = _build_engines(package, settings, metrics, report_step)
             report_step(f"loading {name}")
-            detector = open_detector(package, settings)
-            with collect(name, version, BAD_OUTPUTS):
+            detector, self_test = open_detector(package, settings)
+            loaded = AsyncDetector(detector, pool, settings, metrics, self_test)
+            with collect(name, version, FAILED_WARM_UP):
                 report_step(f"warming up {name}")
-                detectors[name] = _warm_up(detector, package, pool, settings, metrics)
+                _warm_up(loaded, package)
+                detectors[name] = loaded
     if failures.first_error is not None and not detectors:
         raise failures.first_error
     return ModelRegistry(detectors, default_name, pool, failures.reasons)
@@ -201,35 +201,18 @@ def _build_engines(
     return package
 
 
-def _warm_up(
-    detector: Detector,
-    package: ModelPackage,
-    pool: ImagePool,
-    settings: Settings,
-    metrics: Metrics,
-) -> AsyncDetector:
-    """Make an asynchronous detector and warm it up; ``detector`` is closed if that fails."""
+def _warm_up(detector: AsyncDetector, package: ModelPackage) -> None:
+    """Warm up the model; it is closed if that fails."""
     try:
-        self_test = _make_self_test(package, detector.engine)
-        loaded = AsyncDetector(detector, pool, settings, metrics, self_test)
-        loaded.warm_up()
+        detector.warm_up()
     except BaseException:
-        detector.close()
+        detector.detector.close()
         raise
     _log.info(
         "%s is ready: %d classes, maximum batch size %d, %s",
-        *(package.manifest.name, len(package.manifest.classes), loaded.max_batch_size),
+        *(package.manifest.name, len(package.manifest.classes), detector.max_batch_size),
         package.directory,
     )
-    return loaded
-
-
-def _make_self_test(package: ModelPackage, engine: Engine) -> SelfTest:
-    """Create the self-test with the fp32 file on the CPU, which the export has verified."""
-    if engine.is_reference:
-        return SelfTest(package.manifest.input, engine)
-    with closing(open_engine(package, "onnxruntime-cpu", available_cores())) as reference:
-        return SelfTest(package.manifest.input, reference)
 
 
 def _package_directories(models: Path) -> list[Path]:

@@ -1,53 +1,155 @@
-"""Self-test: run a synthetic image at intervals to detect an engine that returns wrong outputs.
+"""Self-test: detect an engine that returns wrong outputs, before it is used and at intervals.
+
+The expected outputs are those that the export recorded in the package or, in a package without
+them, those of ONNX Runtime in fp32 on the CPU for a synthetic image.
 
 Scores are compared after sorting: near ties may change their order between backends and
 precisions, while sorted scores hardly change.
 """
 
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package import InputSpec
-from service.engines import Engine
+from model_package import InputSpec, ModelManifest, ModelPackage, PackageInvalidError
+from service.cpu_cores import available_cores
+from service.engines import Engine, EngineUnavailableError, open_engine
+from service.engines.precision import ComputePrecision
+from service.output_agreement import AgreementLimits, Outputs, count_agreeing
 
 TOLERANCE = 0.02
 """Largest accepted difference of a score: twice what fp16 may change it by. The faults to detect
 change scores by far more."""
+
+AGREEMENT_LIMITS: Mapping[ComputePrecision, AgreementLimits] = {
+    "fp32": AgreementLimits(score=0.001, overlap=0.01, value=0.01, min_share=0.95, min_count=0),
+    "bf16": AgreementLimits(score=0.01, overlap=0.03, value=0.05, min_share=0.9, min_count=10),
+}
+"""Limits for the detections in the recorded images. fp16 has none here: its detections were
+compared when the package was made."""
+
+MAX_REFERENCES_BYTES = 256 * 1024 * 1024
+"""Limit on the recorded images and outputs in memory."""
 
 _SEED = 7
 _SHAPE_COUNT = 40
 
 
 class SelfTest:
-    """Self-test image of one model, and the scores that a reference engine gives it."""
+    """Images of one model, and the outputs that a reference engine gives for them.
 
-    def __init__(self, spec: InputSpec, reference: Engine) -> None:
-        self.pixels = draw_test_image(spec.height_px, spec.width_px)
-        self._scores = _sorted_scores(reference.run(self.pixels[np.newaxis]), 0)
+    ``images``: uint8 RGB (n, height, width, 3); ``outputs`` by name, (n, ...). ``is_recorded``:
+    whether they are from the package.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        outputs: Mapping[str, NDArray[Any]],
+        *,
+        is_recorded: bool = False,
+    ) -> None:
+        self.pixels = images[0]
+        """The image of the periodic self-test."""
+        self.is_recorded = is_recorded
+        self._images = images
+        self._rows = [_row(outputs, index) for index in range(len(images))]
+
+    @classmethod
+    def from_engine(cls, spec: InputSpec, reference: Engine) -> "SelfTest":
+        """Run the reference engine on a synthetic image."""
+        images = draw_test_image(spec.height_px, spec.width_px)[np.newaxis]
+        return cls(images, reference.run(images))
 
     def error_of(self, outputs: Mapping[str, NDArray[Any]], row: int = 0) -> str | None:
-        """Compare one row of a batch's outputs for the image with the reference.
+        """Compare one row of a batch's outputs for :attr:`pixels` with the reference.
 
         Returns a description of the error, or None if the scores agree within
         :data:`TOLERANCE`.
         """
-        scores = _sorted_scores(outputs, row)
-        if not np.isfinite(scores).all():
-            return "a score of the self-test image is not a finite number"
-        max_error = float(np.abs(scores - self._scores).max())
-        if max_error > TOLERANCE:
-            return (
-                f"a score of the self-test image differs by {max_error:.3g} from its reference; "
-                f"at most {TOLERANCE} is accepted"
+        return _score_error(self._rows[0], _row(outputs, row))
+
+    def check(self, engine: Engine) -> None:
+        """Run the engine on every image.
+
+        Raises :class:`EngineUnavailableError` if a score differs by more than :data:`TOLERANCE`
+        or, with recorded outputs, if too few detections agree within the limits of the engine's
+        precision.
+        """
+        limits = AGREEMENT_LIMITS.get(engine.precision) if self.is_recorded else None
+        agreeing = counted = 0
+        for image, reference in zip(self._images, self._rows, strict=True):
+            outputs = _row(engine.run(image[np.newaxis]), 0)
+            if error := _score_error(reference, outputs):
+                raise EngineUnavailableError(f"{engine.description}: {error}")
+            if limits is not None:
+                counts = count_agreeing(reference, outputs, limits)
+                agreeing, counted = agreeing + counts[0], counted + counts[1]
+        if limits is not None and agreeing < limits.min_share * max(limits.min_count, counted):
+            raise EngineUnavailableError(
+                f"{engine.description}: {agreeing} of {counted} detections in the recorded images "
+                f"agree with the references of the package; at least {limits.min_share:.0%} of "
+                f"at least {limits.min_count} must."
             )
-        return None
 
 
-def _sorted_scores(outputs: Mapping[str, NDArray[Any]], row: int) -> NDArray[np.float64]:
-    return np.sort(outputs["scores"][row].astype(np.float64))
+def make_self_test(package: ModelPackage, engine: Engine) -> SelfTest:
+    """Create the self-test from the recorded references, or with the fp32 file on the CPU.
+
+    ``engine`` is used if it is the reference engine.
+    """
+    manifest = package.manifest
+    if manifest.references is not None:
+        return _read_references(package.directory / manifest.references.file, manifest)
+    if engine.is_reference:
+        return SelfTest.from_engine(manifest.input, engine)
+    reference = open_engine(package, "onnxruntime-cpu", available_cores())
+    try:
+        return SelfTest.from_engine(manifest.input, reference)
+    finally:
+        reference.close()
+
+
+def _read_references(path: Path, manifest: ModelManifest) -> SelfTest:
+    """Read recorded images and outputs; raises :class:`PackageInvalidError`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            expanded_bytes = sum(member.file_size for member in archive.infolist())
+        if expanded_bytes > MAX_REFERENCES_BYTES:
+            raise ValueError(f"it expands to more than {MAX_REFERENCES_BYTES} bytes")
+        with np.load(path) as file:
+            outputs = {output.name: file[output.name] for output in manifest.decoder.outputs()}
+            return SelfTest(file["images"], outputs, is_recorded=True)
+    except Exception as error:  # NumPy raises any exception for a damaged file
+        raise PackageInvalidError(
+            f"{path} does not contain references of this model: {error}. "
+            "Record them again with centernet-export references."
+        ) from error
+
+
+def _row(outputs: Mapping[str, NDArray[Any]], index: int) -> Outputs:
+    return {name: values[index] for name, values in outputs.items()}
+
+
+def _score_error(reference: Outputs, outputs: Outputs) -> str | None:
+    scores = _sorted_scores(outputs)
+    if not np.isfinite(scores).all():
+        return "a score of the self-test image is not a finite number"
+    max_error = float(np.abs(scores - _sorted_scores(reference)).max())
+    if max_error > TOLERANCE:
+        return (
+            f"a score of the self-test image differs by {max_error:.3g} from its reference; "
+            f"at most {TOLERANCE} is accepted"
+        )
+    return None
+
+
+def _sorted_scores(outputs: Outputs) -> NDArray[np.float64]:
+    return np.sort(outputs["scores"].astype(np.float64))
 
 
 def draw_test_image(height_px: int, width_px: int) -> NDArray[np.uint8]:

@@ -66,11 +66,17 @@ class Settings(BaseSettings):
         description="End the start if any package cannot be loaded. Otherwise the other packages "
         "are served, and requests for that model get 503.",
     )
-    backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"] = (
-        Field(
-            "auto",
-            description="Runtime of the models; auto selects the first that works on this machine.",
-        )
+    backend: Literal[
+        "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"
+    ] = Field(
+        "auto",
+        description="Runtime of the models; auto selects the first that works on this machine and "
+        "passes the self-test.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Precision of the layers of the networks; auto selects the fastest that the "
+        "backend and the processor support and that passes the self-test.",
     )
     build_engines: bool = Field(
         False,

@@ -80,7 +80,7 @@ def tune(settings: TuneSettings, log: Callable[[str], None]) -> list[ModelTuning
     """
     tunings = []
     for package in find_packages(settings):
-        engine = open_model_engine(package, settings)
+        engine, _ = open_model_engine(package, settings)
         try:
             tunings.append(_tune_model(package.manifest, engine, settings, log))
         finally:
@@ -212,6 +212,7 @@ class BorrowedEngine:
         self.concurrency = engine.concurrency
         self.max_batch_size = engine.max_batch_size
         self.is_reference = engine.is_reference
+        self.precision = engine.precision
         self.run = engine.run
 
     def close(self) -> None:

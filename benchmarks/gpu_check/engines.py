@@ -15,7 +15,8 @@ from model_export.engines.libraries import find_target, import_library
 from model_package import ModelPackage, OnnxArtifact
 from model_package.gpu import find_gpu
 from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
-from service.engines import BACKENDS, Engine, EngineOptions, open_engine
+from service.engines import Engine, EngineOptions, open_engine
+from service.engines.backends import CANDIDATES
 from service.engines.onnxruntime import CudaOptions, open_cuda_engine
 
 BUILD_TIMEOUT_S = 3600
@@ -31,9 +32,7 @@ CUDA_VARIANTS = {
 def gpu_backends(notes: Notes) -> list[str]:
     """Return the GPU backends that this machine has everything for; note the others."""
     available = []
-    for backend in BACKENDS:
-        if backend == "onnxruntime-cpu":
-            continue
+    for backend in dict.fromkeys(one.backend for one in CANDIDATES if not one.on_cpu):
         with notes.fail_on_error(backend):
             lacking = _lacking(backend)
             if lacking:
@@ -102,7 +101,7 @@ def open_precision(
 ) -> Iterator[Engine]:
     """Open the package's artifacts of one precision only, and close the engine after the block.
 
-    ``backend`` is a key of ``BACKENDS`` or of :data:`CUDA_VARIANTS`.
+    ``backend`` is one of ``BACKENDS`` or a key of :data:`CUDA_VARIANTS`.
     """
     artifacts = tuple(
         artifact for artifact in package.manifest.artifacts if artifact.precision == precision
@@ -112,7 +111,7 @@ def open_precision(
     )
     engine: Engine
     if backend in CUDA_VARIANTS:
-        options = EngineOptions(threads, max_batch_size=max_batch_size)
+        options = EngineOptions(threads, max_batch_size=max_batch_size, precisions=[precision])
         engine = open_cuda_engine(restricted, options, CUDA_VARIANTS[backend])
     else:
         engine = open_engine(restricted, backend, threads, max_batch_size=max_batch_size)

@@ -1,27 +1,55 @@
 """The available backends and the choice among them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from model_package import ModelPackage
 from model_package.tensorrt_libraries import TENSORRT, TENSORRT_RTX
 from service.engines.engine import Engine, EngineOptions
 from service.engines.errors import EngineUnavailableError
 from service.engines.onnxruntime import OnnxRuntimeEngine, open_cuda_engine
+from service.engines.openvino import OpenVinoEngine
+from service.engines.precision import ComputePrecision
 from service.engines.tensorrt import open_tensorrt_engine
 
 _log = logging.getLogger(__name__)
 
-BACKENDS: Mapping[str, Callable[[ModelPackage, EngineOptions], Engine]] = {
-    "tensorrt": lambda package, options: open_tensorrt_engine(package, options, TENSORRT),
-    "tensorrt-rtx": lambda package, options: open_tensorrt_engine(package, options, TENSORRT_RTX),
-    "onnxruntime-cuda": open_cuda_engine,
-    "onnxruntime-cpu": OnnxRuntimeEngine,
-}
-"""Function that opens a package, by the name of the backend.
 
-Ordered from fastest to slowest: ``auto`` uses the first that this machine can run.
-"""
+@dataclass(frozen=True)
+class Candidate:
+    """A backend with the precisions that it selects from when it opens a package."""
+
+    backend: str
+    precisions: tuple[ComputePrecision, ...]
+    open: Callable[[ModelPackage, EngineOptions], Engine]
+    on_cpu: bool = False
+
+    @property
+    def title(self) -> str:
+        """Backend and precisions, for messages."""
+        return f"{self.backend} ({' or '.join(self.precisions)})"
+
+
+CANDIDATES: Sequence[Candidate] = (
+    Candidate(
+        "tensorrt",
+        ("fp16", "fp32"),
+        lambda package, options: open_tensorrt_engine(package, options, TENSORRT),
+    ),
+    Candidate(
+        "tensorrt-rtx",
+        ("fp16", "fp32"),
+        lambda package, options: open_tensorrt_engine(package, options, TENSORRT_RTX),
+    ),
+    Candidate("onnxruntime-cuda", ("fp16", "fp32"), open_cuda_engine),
+    Candidate("openvino", ("bf16",), OpenVinoEngine, on_cpu=True),
+    Candidate("openvino", ("fp32",), OpenVinoEngine, on_cpu=True),
+    Candidate("onnxruntime-cpu", ("fp32",), OnnxRuntimeEngine, on_cpu=True),
+)
+"""Ordered from fastest to slowest: the first that this machine can run is used."""
+
+BACKENDS: Sequence[str] = tuple(dict.fromkeys(candidate.backend for candidate in CANDIDATES))
 
 
 def open_engine(
@@ -30,29 +58,78 @@ def open_engine(
     threads: int,
     concurrency: int = 1,
     max_batch_size: int = 8,
+    precision: str = "auto",
 ) -> Engine:
-    """Load a model package with a backend.
+    """Load a model package with a backend, without a check of its outputs.
 
-    ``backend`` is a key of :data:`BACKENDS`, or ``auto`` for the first backend that works here. A
-    backend requested by name has no fallback. The other arguments are the fields of
-    :class:`~service.engines.engine.EngineOptions`.
-
-    Raises :class:`~service.engines.errors.EngineUnavailableError` if the backend, or with ``auto``
-    every backend, cannot run the package on this machine, and
-    :class:`~service.engines.errors.EngineBrokenError` if opening leaves the GPU unusable for this
-    process; ``auto`` then tries no other backend.
+    ``backend`` and ``precision``: see :func:`select_engine`. The other arguments are the fields of
+    :class:`~service.engines.engine.EngineOptions`. Raises like :func:`select_engine`.
     """
     options = EngineOptions(threads, concurrency, max_batch_size)
-    if backend != "auto":
-        return BACKENDS[backend](package, options)
+    return select_engine(package, backend, precision, options, lambda _: None)[0]
+
+
+def select_engine(
+    package: ModelPackage,
+    backend: str,
+    precision: str,
+    options: EngineOptions,
+    accept: Callable[[Engine], None],
+) -> tuple[Engine, Candidate]:
+    """Load a model package with the first candidate that works here and is accepted.
+
+    ``backend`` is one of :data:`BACKENDS` and ``precision`` one of its precisions, or ``auto`` for
+    any. ``accept`` raises :class:`~service.engines.errors.EngineUnavailableError` to refuse an
+    engine. Returns the engine and the candidate that it was opened with; ``options.precisions`` is
+    replaced by those of the candidate.
+
+    Raises :class:`~service.engines.errors.EngineUnavailableError` if no candidate can run the
+    package on this machine, and :class:`~service.engines.errors.EngineBrokenError` if opening
+    leaves the GPU unusable for this process; no other candidate is then tried.
+    """
+    candidates = _candidates(backend, precision)
     name, reasons = package.manifest.name, []
-    for candidate, open_backend in BACKENDS.items():
+    for candidate in candidates:
         try:
-            engine = open_backend(package, options)
+            engine = open_candidate(candidate, package, options)
+            _check(engine, accept)
         except EngineUnavailableError as error:
-            _log.info("%s: backend %s is unavailable: %s", name, candidate, error)
-            reasons.append(f"{candidate}: {error}")
+            if candidate is candidates[-1] and backend != "auto":
+                raise
+            _log.info("%s: backend %s is unavailable: %s", name, candidate.title, error)
+            reasons.append(f"{candidate.title}: {error}")
         else:
             _log.info("%s: using %s", name, engine.description)
-            return engine
+            return engine, candidate
     raise EngineUnavailableError(f"no backend can run {name}: {'; '.join(reasons)}")
+
+
+def open_candidate(candidate: Candidate, package: ModelPackage, options: EngineOptions) -> Engine:
+    """Open a package with a candidate; raises like :func:`select_engine`."""
+    return candidate.open(package, replace(options, precisions=candidate.precisions))
+
+
+def _candidates(backend: str, precision: str) -> Sequence[Candidate]:
+    of_backend = [one for one in CANDIDATES if backend in ("auto", one.backend)]
+    if precision == "auto":
+        return of_backend
+    known = dict.fromkeys(name for one in of_backend for name in one.precisions)
+    if precision not in known:
+        raise EngineUnavailableError(
+            f"the backend {backend} does not compute in {precision}, only in {', '.join(known)}. "
+            "Choose another backend or precision."
+        )
+    return [
+        replace(one, precisions=(name,))
+        for one in of_backend
+        for name in one.precisions
+        if name == precision
+    ]
+
+
+def _check(engine: Engine, accept: Callable[[Engine], None]) -> None:
+    try:
+        accept(engine)
+    except BaseException:
+        engine.close()
+        raise

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engines.precision import ComputePrecision
+
 Images = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 """A batch of uint8 RGB images of one size.
 
@@ -21,11 +23,13 @@ class EngineOptions:
     """Settings of the deployment that an engine is opened with."""
 
     threads: int
-    """CPU threads of a run (``intra_op_num_threads`` of ONNX Runtime)."""
+    """CPU threads of a run."""
     concurrency: int = 1
     """Concurrent runs on the CPU. GPU engines set their own :attr:`Engine.concurrency`."""
     max_batch_size: int = 8
     """Largest batch that the service will run; GPU engines allocate their buffers for it."""
+    precisions: Sequence[ComputePrecision] = ("fp32",)
+    """Accepted precisions, in order of preference."""
 
 
 class Engine(Protocol):
@@ -37,6 +41,8 @@ class Engine(Protocol):
 
     description: str
     """Library with its version, precision and device, for logs and responses."""
+    precision: ComputePrecision
+    """Precision of the layers of the network."""
     concurrency: int
     """Number of threads that may call :meth:`run` at the same time.
 

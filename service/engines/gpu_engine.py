@@ -31,6 +31,7 @@ from service.engines.batch_sizes import power_of_two_batch_sizes
 from service.engines.cuda import CudaDevice, HostDeviceBuffer, Stream
 from service.engines.engine import Images
 from service.engines.errors import EngineBrokenError
+from service.engines.precision import ComputePrecision
 
 _log = logging.getLogger(__name__)
 
@@ -92,11 +93,12 @@ class ExecutionInstance:
 class GpuEngine:
     """Runs execution contexts on one GPU; see :class:`service.engines.Engine`.
 
-    ``create_context`` is called once per instance and flip, and once more for every graph that is
-    captured: a runtime may change the state of a context, on which its graph depends, when the
-    context runs another shape. ``min_batch_size`` and ``max_batch_size`` are the limits of these
-    contexts. ``capture_graphs`` is false for runtimes that capture CUDA graphs themselves; each
-    batch size is then only run once at start, which makes the runtime capture it.
+    ``library``: name and version of the runtime. ``create_context`` is called once per instance
+    and flip, and once more for every graph that is captured: a runtime may change the state of a
+    context, on which its graph depends, when the context runs another shape. ``min_batch_size`` and
+    ``max_batch_size`` are the limits of these contexts. ``capture_graphs`` is false for runtimes
+    that capture CUDA graphs themselves; each batch size is then only run once at start, which makes
+    the runtime capture it.
 
     Raises :class:`GraphCaptureError` if ``capture_graphs`` is true and a capture fails.
     """
@@ -108,13 +110,15 @@ class GpuEngine:
         self,
         device: CudaDevice,
         manifest: ModelManifest,
-        description: str,
+        library: str,
+        precision: ComputePrecision,
         max_batch_size: int,
         create_context: ContextFactory,
         capture_graphs: bool,
         min_batch_size: int = 1,
     ) -> None:
-        self.description = f"{description} on {device.gpu.name}"
+        self.description = f"{library}, {precision} on {device.gpu.name}"
+        self.precision = precision
         self.max_batch_size: int | None = max_batch_size
         self._device = device
         self._output_specs = manifest.decoder.outputs()

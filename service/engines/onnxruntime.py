@@ -1,6 +1,6 @@
 """ONNX Runtime backends: the CPU execution provider and the CUDA execution provider."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_package import ModelManifest, ModelPackage, OnnxArtifact
-from model_package.manifest import Precision
 from model_package.onnxruntime import OnnxRuntimeConflictError, load_onnxruntime
 from service.engines.cpu_affinity import CPU_AFFINITY
 from service.engines.cuda import CudaDevice, Stream
@@ -23,7 +22,7 @@ from service.engines.gpu_engine import (
     GraphCaptureError,
     open_with_cuda_graphs,
 )
-from service.engines.precision import CPU_PRECISIONS, GPU_PRECISIONS, select_artifacts
+from service.engines.precision import ComputePrecision, select_onnx_files
 
 _CPU_PROVIDER = "CPUExecutionProvider"
 _CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -38,6 +37,7 @@ class OnnxRuntimeEngine:
     in ``threads - 1`` threads of the session's intra-op pool.
     """
 
+    precision: ComputePrecision = "fp32"
     max_batch_size: int | None = None
     is_reference = True
 
@@ -47,7 +47,7 @@ class OnnxRuntimeEngine:
         session_options.intra_op_num_threads = options.threads
         # Idle threads of the pool that spin would occupy the cores that decode the next images.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        artifacts = _select_onnx_files(package.manifest, CPU_PRECISIONS)
+        artifacts = select_onnx_files(package.manifest, options.precisions)
         self._session_by_flip = {
             flip: _create_session(
                 onnxruntime, package, artifact, _CPU_PROVIDER, {}, session_options
@@ -102,7 +102,7 @@ def open_cuda_engine(
     onnxruntime = _import_onnxruntime(_CUDA_PROVIDER)
     device = CudaDevice()
     manifest = package.manifest
-    artifacts = _select_onnx_files(manifest, GPU_PRECISIONS)
+    artifacts = select_onnx_files(manifest, options.precisions)
     precision = next(iter(artifacts.values())).precision
     with device.close_on_error():
 
@@ -136,7 +136,8 @@ def open_cuda_engine(
             return GpuEngine(
                 device,
                 manifest,
-                f"onnxruntime {onnxruntime.__version__} {_CUDA_PROVIDER}, {precision}",
+                f"onnxruntime {onnxruntime.__version__} {_CUDA_PROVIDER}",
+                precision,
                 options.max_batch_size,
                 lambda index, flip: _SessionContext(
                     onnxruntime,
@@ -230,19 +231,6 @@ def _import_onnxruntime(provider: str) -> Any:
             f"{', '.join(available)}; for CUDA install the extra 'gpu' instead of 'serve'."
         )
     return onnxruntime
-
-
-def _select_onnx_files(
-    manifest: ModelManifest, precisions: Sequence[Precision]
-) -> Mapping[bool, OnnxArtifact]:
-    files = [artifact for artifact in manifest.artifacts if isinstance(artifact, OnnxArtifact)]
-    artifacts = select_artifacts(manifest, files, precisions)
-    if not artifacts:
-        raise EngineUnavailableError(
-            f"the package has no ONNX files in {' or '.join(precisions)} for every variant of the "
-            f"graph, only {', '.join(file.file for file in files)}. Export it again."
-        )
-    return artifacts
 
 
 def _session_options(onnxruntime: Any) -> Any:

@@ -1,21 +1,24 @@
-"""Choice of the artifacts that a backend runs, by precision."""
+"""Precisions, and the artifacts that a backend runs in each of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from model_package import ModelManifest, OnnxArtifact
-from model_package.manifest import EngineArtifact, Precision
+from model_package.manifest import EngineArtifact
+from service.engines.errors import EngineUnavailableError
+
+ComputePrecision = Literal["fp32", "fp16", "bf16"]
+"""Precision of the layers of the network.
+
+``fp16`` runs files of their own, which the package has only if their detections agree with fp32;
+``bf16`` runs the fp32 files.
+"""
 
 _Artifact = TypeVar("_Artifact", OnnxArtifact, EngineArtifact)
 
-GPU_PRECISIONS: Sequence[Precision] = ("fp16", "fp32")
-"""In order of preference. A package has fp16 files only if their detections agree with fp32."""
-CPU_PRECISIONS: Sequence[Precision] = ("fp32",)
-"""CPUs compute in float32 in any case; an fp16 file would only add conversions."""
-
 
 def select_artifacts(
-    manifest: ModelManifest, candidates: Iterable[_Artifact], precisions: Sequence[Precision]
+    manifest: ModelManifest, candidates: Iterable[_Artifact], precisions: Sequence[ComputePrecision]
 ) -> Mapping[bool, _Artifact]:
     """Return the candidates in the first precision that is complete, by flip.
 
@@ -34,3 +37,20 @@ def select_artifacts(
         if set(selected) == flips:
             return selected
     return {}
+
+
+def select_onnx_files(
+    manifest: ModelManifest, precisions: Sequence[ComputePrecision]
+) -> Mapping[bool, OnnxArtifact]:
+    """Return the ONNX files in the first complete precision, by flip.
+
+    Raises :class:`EngineUnavailableError` if no precision is complete.
+    """
+    files = [artifact for artifact in manifest.artifacts if isinstance(artifact, OnnxArtifact)]
+    artifacts = select_artifacts(manifest, files, precisions)
+    if not artifacts:
+        raise EngineUnavailableError(
+            f"the package has no ONNX files in {' or '.join(precisions)} for every variant of the "
+            f"graph, only {', '.join(file.file for file in files)}. Export it again."
+        )
+    return artifacts

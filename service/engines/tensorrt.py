@@ -23,7 +23,7 @@ from service.engines.gpu_engine import (
     GpuEngine,
     open_with_cuda_graphs,
 )
-from service.engines.precision import GPU_PRECISIONS, select_artifacts
+from service.engines.precision import ComputePrecision, select_artifacts
 from service.engines.rtx_runtime_cache import RuntimeCache
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def open_tensorrt_engine(
     """
     device = CudaDevice()
     hint = f"Build one: centernet-export build {package.directory} --backend {library.name}"
-    trt, artifacts = _select_engines(package.manifest, device, library, hint)
+    trt, artifacts = _select_engines(package.manifest, device, library, options.precisions, hint)
     min_batch_size = max(artifact.batch.min for artifact in artifacts.values())
     max_batch_size = min(artifact.batch.max for artifact in artifacts.values())
     precision = next(iter(artifacts.values())).precision
@@ -55,7 +55,8 @@ def open_tensorrt_engine(
             return GpuEngine(
                 device,
                 package.manifest,
-                f"{library.title} {trt.__version__}, {precision}",
+                f"{library.title} {trt.__version__}",
+                precision,
                 max(min_batch_size, min(max_batch_size, options.max_batch_size)),
                 lambda index, flip: loaded_engines[flip].create_context(device, workspaces[index]),
                 capture_graphs=cuda_graphs and not library.compiles_at_run_time,
@@ -164,7 +165,11 @@ class _LoadedEngine:
 
 
 def _select_engines(
-    manifest: ModelManifest, device: CudaDevice, library: TensorRTLibrary, hint: str
+    manifest: ModelManifest,
+    device: CudaDevice,
+    library: TensorRTLibrary,
+    precisions: Sequence[ComputePrecision],
+    hint: str,
 ) -> tuple[Any, Mapping[bool, EngineArtifact]]:
     """Import the library and select the engines for its version and this GPU, by flip."""
     candidates = [
@@ -189,7 +194,7 @@ def _select_engines(
         raise EngineUnavailableError(
             f"none of the package's {library.title} engines runs on this machine: {listed}. {hint}"
         )
-    artifacts = select_artifacts(manifest, compatible, GPU_PRECISIONS)
+    artifacts = select_artifacts(manifest, compatible, precisions)
     if not artifacts:
         listed = ", ".join(artifact.file for artifact in compatible)
         raise EngineUnavailableError(

@@ -50,13 +50,14 @@ def test_serving_opens_no_connection(project: Path, tmp_path: Path) -> None:
             command = [sys.executable, "-c", program, "docs/samples/blood_smear_1.jpg"]
             command += ["--url", str(client.base_url)]
             assert outside_calls_of(command, tmp_path / "client", project) == []
+            assert "OpenVINO" in client.get("/models/blood_cells").json()["engine"]
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         subprocess.run(["kill", f"-{signal.SIGTERM.value}", *children], check=True)
         process.wait(60)
     finally:
         process.kill()
     assert outside_calls(output) == []
-    assert not (tmp_path / ".cache" / "Microsoft").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["strace.txt"], "nothing else in HOME"
 
 
 def _is_ready(client: httpx.Client) -> bool:

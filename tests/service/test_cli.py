@@ -65,7 +65,7 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
     values = {
         **{"host": "0.0.0.0", "models": "here", "default_model": "one"},
         **{"backend": "onnxruntime-cpu", "body_timeout_s": "1.5", "scaled_decoding": "False"},
-        **{"build_engines": "False", "strict_start": "True"},
+        **{"build_engines": "False", "precision": "fp32", "strict_start": "True"},
         **{"trusted_proxies": "10.0.0.1, 10.1.0.0/16", "cors_origins": "https://a.org,http://b:1"},
         **{"log_format": "json", "log_level": "debug", "otlp_endpoint": "http://collector:4318"},
     }
@@ -194,6 +194,6 @@ def test_auto_logs_why_it_skipped_each_other_backend(
     bundled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    engine = open_engine(load_package(bundled), "auto", threads=1)
-    assert "CPUExecutionProvider" in engine.description
-    assert "backend onnxruntime-cuda is unavailable: ONNX Runtime" in caplog.text
+    engine = open_engine(load_package(bundled), "auto", threads=1, precision="fp32")
+    assert engine.description.startswith("OpenVINO")
+    assert "backend onnxruntime-cuda (fp32) is unavailable: ONNX Runtime" in caplog.text

@@ -19,7 +19,7 @@ from service.engines.errors import EngineBrokenError, EngineUnavailableError
 from service.model_registry import (
     BAD_FILES,
     BAD_MANIFEST,
-    BAD_OUTPUTS,
+    FAILED_WARM_UP,
     NO_ENGINE,
     ModelRegistry,
     find_packages,
@@ -83,7 +83,7 @@ DAMAGES = {
     cut_manifest: (BAD_MANIFEST, "", "EOF while parsing"),
     change_file: (BAD_FILES, "1", "has the SHA-256"),
     replace_file: (NO_ENGINE, "1", "cannot be loaded"),
-    change_outputs: (BAD_OUTPUTS, "1", "output scores is"),
+    change_outputs: (NO_ENGINE, "1", "output scores is"),
 }
 
 
@@ -184,6 +184,22 @@ def test_a_directory_name_may_be_any_bytes(models: Path, caplog: pytest.LogCaptu
 def test_an_unexpected_exception_is_logged_with_its_traceback(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    open_detector = load_models.__globals__["open_detector"]
+
+    def fail_for_bad(package: Any, settings: Settings) -> Any:
+        if package.manifest.name == "bad":
+            raise RuntimeError("a bug of a library")
+        return open_detector(package, settings)
+
+    monkeypatch.setattr("service.model_registry.open_detector", fail_for_bad)
+    with serve(models) as server:
+        assert server.client.get("/readyz").json()["failed"][0]["reason"] == NO_ENGINE
+    assert "Traceback" in caplog.text
+
+
+def test_the_engine_of_a_model_that_fails_in_the_warm_up_is_closed(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = []
 
     class Engine(ColourEngine):
@@ -196,16 +212,15 @@ def test_an_unexpected_exception_is_logged_with_its_traceback(
     open_detector = load_models.__globals__["open_detector"]
 
     def replace_engine(package: Any, settings: Settings) -> Any:
-        detector = open_detector(package, settings)
+        detector, self_test = open_detector(package, settings)
         if package.manifest.name == "bad":
             detector.engine = Engine()
-        return detector
+        return detector, self_test
 
     monkeypatch.setattr("service.model_registry.open_detector", replace_engine)
     with serve(models) as server:
-        assert server.client.get("/readyz").json()["failed"][0]["reason"] == BAD_OUTPUTS
-        assert len(closed) == 1, "the engine of a failed model is closed"
-    assert "Traceback" in caplog.text
+        assert server.client.get("/readyz").json()["failed"][0]["reason"] == FAILED_WARM_UP
+    assert len(closed) == 1
 
 
 def test_a_broken_gpu_ends_the_start(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """The self-test detects an engine with wrong outputs, at start-up and later."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,13 @@ from support.serving import (
     wait_until,
 )
 
+from model_package import PackageInvalidError, load_package
 from service.engines import EngineUnavailableError, Images
+from service.engines.precision import ComputePrecision
 from service.image_pool import ImagePool
 from service.model_registry import ModelRegistry
 from service.observability.metrics import Metrics
-from service.self_test import SelfTest, draw_test_image
+from service.self_test import SelfTest, draw_test_image, make_self_test
 from service.settings import Settings
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -38,7 +43,7 @@ class FaultyEngine(ColourEngine):
 
 def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
     manifest, engine = make_manifest(), FaultyEngine()
-    self_test = SelfTest(manifest.input, engine)
+    self_test = SelfTest.from_engine(manifest.input, engine)
     pool = ImagePool(1)
     detector = make_async_detector(manifest, engine, pool, settings, metrics, self_test)
     return ModelRegistry({"painted": detector}, "painted", pool)
@@ -94,33 +99,66 @@ def test_not_ready_while_the_engine_returns_wrong_outputs(
         assert server.metric("centernet_model_ready", model="painted", version="1") == 1
 
 
-@pytest.mark.parametrize(("is_reference", "runs"), [(True, 1), (False, 2)])
-def test_warm_up_does_not_compare_the_reference_with_itself(is_reference: bool, runs: int) -> None:
-    manifest, engine = make_manifest(), FaultyEngine()
-    engine.is_reference = is_reference
-    spec = manifest.input
-    image, is_self_test = draw_test_image(spec.height_px, spec.width_px), []
-    original = engine.run
-
-    def run(images: Images, flip: bool = False) -> Outputs:
-        is_self_test.append(np.array_equal(images[0], image))
-        return original(images, flip)
-
-    engine.run = run  # type: ignore[method-assign]
-    self_test = SelfTest(spec, engine)
-    make_async_detector(manifest, engine, ImagePool(1), Settings(), Metrics(), self_test).warm_up()
-    assert sum(is_self_test) == runs
-
-
-def test_warm_up_raises_when_the_engine_disagrees_with_the_reference() -> None:
-    manifest, engine = make_manifest(), FaultyEngine()
-    engine.is_reference = False
-    self_test = SelfTest(manifest.input, engine)
-    detector = make_async_detector(manifest, engine, ImagePool(1), Settings(), Metrics(), self_test)
-    detector.warm_up()
+def test_the_check_raises_when_an_engine_disagrees_with_the_reference() -> None:
+    engine = FaultyEngine()
+    self_test = SelfTest.from_engine(make_manifest().input, engine)
+    self_test.check(engine)
     engine.fault = zero_scores
-    with pytest.raises(EngineUnavailableError, match=r"painted on colour engine: .* differs by"):
-        detector.warm_up()
+    with pytest.raises(EngineUnavailableError, match=r"colour engine: .* differs by 0.9"):
+        self_test.check(engine)
+
+
+def boxes(*moves: float) -> Outputs:
+    """Return outputs for two images: boxes of 10 cells, moved by ``moves``, with falling scores."""
+    count = len(moves)
+    centers = np.stack([np.arange(count) * 20 + moves, np.zeros(count)], 1)
+    rows = {
+        "scores": np.linspace(0.9, 0.1, count),
+        "class_ids": np.zeros(count, np.int32),
+        "centers": centers,
+        "sizes": np.full((count, 2), 10.0),
+    }
+    return {name: np.stack([values, values]) for name, values in rows.items()}
+
+
+class RecordedEngine(FaultyEngine):
+    """Engine that returns given outputs."""
+
+    def __init__(self, outputs: Outputs, precision: ComputePrecision) -> None:
+        super().__init__()
+        self.precision = precision
+        self.outputs = outputs
+
+    def run(self, images: Images, flip: bool = False) -> Outputs:
+        del flip
+        return {name: values[: len(images)] for name, values in self.outputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("precision", "moves", "agrees"),
+    [
+        ("fp32", [0.0] * 11, True),
+        ("fp32", [0.1] * 11, False),
+        ("bf16", [0.1] * 11, True),
+        ("bf16", [0.0] * 10 + [9.0], True),  # the last row may have replaced another
+        ("bf16", [9.0, *[0.0] * 10], True),  # 9 of 10 detections
+        ("bf16", [9.0, 9.0, *[0.0] * 9], False),
+        ("fp16", [9.0] * 11, True),  # compared when the package was made
+    ],
+)
+def test_recorded_detections_must_agree_within_the_limits_of_the_precision(
+    precision: ComputePrecision, moves: list[float], agrees: bool
+) -> None:
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    self_test = SelfTest(images, boxes(*[0.0] * 11), is_recorded=True)
+    with nullcontext() if agrees else pytest.raises(EngineUnavailableError, match="of 40 detect"):
+        self_test.check(RecordedEngine(boxes(*moves), precision))
+
+
+def test_outputs_without_detections_are_not_accepted_by_a_comparison_of_detections() -> None:
+    images, outputs = np.zeros((2, 64, 64, 3), np.uint8), boxes(0.0)
+    with pytest.raises(EngineUnavailableError, match="0 of 0 detections"):
+        SelfTest(images, outputs, is_recorded=True).check(RecordedEngine(outputs, "bf16"))
 
 
 def test_interval_zero_disables_the_self_test() -> None:
@@ -133,3 +171,18 @@ def test_the_image_is_deterministic_and_not_uniform() -> None:
     assert (image.shape, image.dtype) == ((64, 96, 3), np.uint8)
     assert np.array_equal(image, draw_test_image(64, 96))
     assert image.std(axis=(0, 1)).min() > 20
+
+
+@pytest.mark.parametrize("damage", ["not a zip file", "an output is missing", "expands"])
+def test_damaged_references_are_refused(tmp_path: Path, bundled: Path, damage: str) -> None:
+    package = load_package(bundled)
+    assert package.manifest.references is not None
+    path = tmp_path / package.manifest.references.file
+    if damage == "not a zip file":
+        path.write_bytes(b"damaged")
+    elif damage == "expands":
+        np.savez_compressed(path, images=np.zeros((300, 1024, 1024), np.uint8))
+    else:
+        np.savez(path, images=np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(PackageInvalidError, match="does not contain references of this model"):
+        make_self_test(replace(package, directory=tmp_path), ColourEngine())

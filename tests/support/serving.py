@@ -27,6 +27,7 @@ from service.app import create_app
 from service.async_detector import AsyncDetector
 from service.detector import Detector
 from service.engines import Engine, Images
+from service.engines.precision import ComputePrecision
 from service.http.state import ServiceState, state_of
 from service.http.uvicorn_server import Server
 from service.image_pool import ImagePool
@@ -87,6 +88,7 @@ class ColourEngine:
     description = "colour engine"
     concurrency = 1
     max_batch_size: int | None = None
+    precision: ComputePrecision = "fp32"
     is_reference = True
 
     def __init__(self) -> None:
@@ -131,6 +133,7 @@ class FixedEngine:
     description = "fixed engine"
     concurrency = 1
     max_batch_size: int | None = None
+    precision: ComputePrecision = "fp32"
     is_reference = True
 
     def __init__(self, rows: Mapping[str, NDArray[Any]]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.openvino import openvino_runner
 
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
@@ -60,7 +61,7 @@ CASES = [
 def runners(
     upstream: Path, weights_rule: types.ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, Run]]:
-    """Run one network in PyTorch and ONNX Runtime; it is exported once for every input size."""
+    """Run one network in every runtime; it is exported once for every input size."""
 
     @lru_cache(maxsize=1)  # the large ones do not fit into memory together
     def make(architecture: str) -> dict[str, Run]:
@@ -85,7 +86,11 @@ def runners(
         names = resolved.output_names()
         size = resolved.input.height_px, resolved.input.width_px
         export_onnx(graph, *size, names, path, resolved.input.free_size)
-        return {"PyTorch": torch_runner(graph, names), "ONNX Runtime": onnx_runner(path, names)}
+        return {
+            "PyTorch": torch_runner(graph, names),
+            "ONNX Runtime": onnx_runner(path, names),
+            "OpenVINO": openvino_runner(path, names, resolved.input.free_size.max_side_px),
+        }
 
     return make
 
@@ -108,7 +113,7 @@ def _pairs(detections: Detections) -> tuple[NDArray, NDArray]:
     return positions[possible].astype(np.float64), scores[possible].astype(np.float64)
 
 
-@pytest.mark.parametrize("runtime", ["PyTorch", "ONNX Runtime"])
+@pytest.mark.parametrize("runtime", ["PyTorch", "ONNX Runtime", "OpenVINO"])
 @pytest.mark.parametrize(("architecture", "case"), CASES)
 def test_corner_detections_match_upstream(
     shared: Path,

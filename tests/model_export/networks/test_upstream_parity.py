@@ -1,4 +1,4 @@
-"""Comparison with upstream detections, from the upstream canvas and weights, in both runtimes.
+"""Comparison with upstream detections, from the upstream canvas and weights, in every runtime.
 
 Needs the end-to-end goldens that are too large for the repository; see the fixture ``shared``.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import State, without_counters
+from support.openvino import openvino_runner
 from support.upstream import (
     Column,
     Golden,
@@ -98,6 +99,11 @@ QUICK_CASES = {
         ("ctdet_resdcn_18", "default_land"),
         ("ctdet_resdcn_18", "keepres_land"),
     },
+    "OpenVINO": {
+        ("ctdet_res_18", "default_land"),
+        ("ctdet_res_18", "flip_land"),
+        ("ctdet_resdcn_18", "default_land"),
+    },
 }
 
 
@@ -142,7 +148,7 @@ def runner_of(
     graph_of: Callable[[str, str, bool], DetectionGraph],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str, bool, str], Run]:
-    """Run in PyTorch, or in ONNX Runtime with dynamic height and width, exported once."""
+    """Run in PyTorch, or in ONNX Runtime or OpenVINO with dynamic height and width."""
 
     @lru_cache(maxsize=1)
     def make(network: str, normalization: str, flip: bool, runtime: str) -> Run:
@@ -155,6 +161,8 @@ def runner_of(
         free_size = FREE_SIZE.model_copy(update={"multiple_px": unit})
         export_onnx(graph, 256, 384, names, path, free_size)
         try:
+            if runtime == "OpenVINO":
+                return openvino_runner(path, names, free_size.max_side_px)
             return onnx_runner(path, names)
         finally:
             path.unlink()

@@ -13,7 +13,14 @@ from support.fake_tensorrt import FakeTensorrt
 
 from model_package import FreeSize, InputSpec, ModelPackage
 from model_package.manifest import EngineArtifact
-from service.engines import BACKENDS, EngineUnavailableError, open_engine
+from service.engines import (
+    BACKENDS,
+    Engine,
+    EngineOptions,
+    EngineUnavailableError,
+    open_engine,
+    select_engine,
+)
 from service.settings import Settings
 
 RTX = {"backend": "tensorrt_rtx", "version": "1.7.1.116"}
@@ -69,7 +76,7 @@ def test_auto_uses_the_first_available_backend(
     assert used in engine.description
     assert "on NVIDIA L4" in engine.description
     assert [
-        name for name in BACKENDS if f"painted: backend {name} is unavailable: " in caplog.text
+        name for name in BACKENDS if f"painted: backend {name} (fp16 or fp32) is un" in caplog.text
     ] == unavailable
     engine.close()
 
@@ -79,9 +86,57 @@ def test_auto_falls_back_to_the_cpu(
 ) -> None:
     caplog.set_level("INFO")
     replace_module("cuda.bindings.runtime", None)
+    replace_module("openvino", None)
     engine = open_engine(make_package(tmp_path, [engine_artifact()]), "auto", threads=1)
     assert "CPUExecutionProvider" in engine.description
-    assert "backend tensorrt is unavailable: the CUDA bindings are not installed" in caplog.text
+    for reason in ("tensorrt (fp16 or fp32) is unavailable: the CUDA bindings are not installed",
+                   "openvino (fp32) is unavailable: OpenVINO cannot be imported"):  # fmt: skip
+        assert f"painted: backend {reason}" in caplog.text
+
+
+def test_auto_uses_openvino_on_a_cpu(tmp_path: Path) -> None:
+    engine = open_engine(make_package(tmp_path), "auto", threads=1, precision="fp32")
+    assert engine.description.startswith("OpenVINO 2")
+    assert engine.precision == "fp32"
+
+
+def test_a_backend_rejects_a_precision_that_it_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailableError) as caught:
+        open_engine(make_package(tmp_path), "onnxruntime-cpu", threads=1, precision="bf16")
+    assert str(caught.value) == (
+        "the backend onnxruntime-cpu does not compute in bf16, only in fp32. "
+        "Choose another backend or precision."
+    )
+
+
+@pytest.mark.usefixtures("gpu")
+def test_fp32_excludes_fp16_engines(tmp_path: Path) -> None:
+    engines = [engine_artifact("a.engine", precision="fp16"), engine_artifact("b.engine")]
+    package = make_package(tmp_path, [half_precision_artifact(), *engines])
+    for precision, scores in (("auto", [[20]]), ("fp32", [[10]])):
+        engine = open_engine(package, "tensorrt", threads=1, precision=precision)
+        assert engine.run(make_images(10))["scores"].tolist() == scores
+        engine.close()
+
+
+def test_a_refused_engine_is_closed_and_the_next_one_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    refused: list[Engine] = []
+
+    def accept(engine: Engine) -> None:
+        if not engine.is_reference:
+            refused.append(engine)
+            raise EngineUnavailableError("its scores differ")
+
+    options = EngineOptions(threads=1)
+    engine, candidate = select_engine(make_package(tmp_path), "auto", "fp32", options, accept)
+    assert candidate.backend == "onnxruntime-cpu"
+    assert engine.is_reference
+    assert "painted: backend openvino (fp32) is unavailable: its scores differ" in caplog.text
+    with pytest.raises(KeyError):
+        refused[0].run(make_images(10))
 
 
 def test_auto_lists_every_reason_if_no_backend_is_available(
@@ -89,9 +144,10 @@ def test_auto_lists_every_reason_if_no_backend_is_available(
 ) -> None:
     replace_module("cuda.bindings.runtime", None)
     replace_module("onnxruntime", None)
+    replace_module("openvino", None)
     text = unavailable_message(make_package(tmp_path), "auto")
     for name in BACKENDS:
-        assert f"{name}: " in text
+        assert f"{name} (" in text
 
 
 def test_missing_cuda_bindings_are_reported_with_the_extra(

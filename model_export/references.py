@@ -1,0 +1,76 @@
+"""Recording of references: images and the outputs of the fp32 file, to check engines with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from model_export.verification.images import ImageArray, read_images, synthetic_images
+from model_package import InputSpec, ModelManifest, ModelPackage, References
+from model_package.directory import load_package, sha256_of
+from model_package.editing import edit_package
+
+MAX_IMAGES = 4
+"""Every start of a service runs them."""
+
+
+def reference_images(spec: InputSpec, image_dir: Path | None) -> list[ImageArray]:
+    """Return the first images of ``image_dir``, resized, or synthetic ones without a directory.
+
+    Raises :class:`~model_export.errors.ImagesError`.
+    """
+    if image_dir is not None:
+        return read_images(image_dir, spec.height_px, spec.width_px)[:MAX_IMAGES]
+    *images, _ = synthetic_images(spec.height_px, spec.width_px)  # the last one is black
+    return images
+
+
+def record_references(
+    onnx_file: Path, output_names: Sequence[str], images: Sequence[ImageArray], content: Path
+) -> References:
+    """Run ``onnx_file`` in ONNX Runtime on the CPU, write ``content`` and return its description.
+
+    The file's name in the package contains a digest, so that it never replaces another content.
+    """
+    session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    rows = [session.run(list(output_names), {"images": image[np.newaxis]}) for image in images]
+    arrays: dict[str, Any] = {"images": np.stack(images)}
+    for name, values in zip(output_names, zip(*rows, strict=True), strict=True):
+        arrays[name] = np.concatenate(values)
+    with content.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    digest = sha256_of(content)
+    return References(
+        file=f"references.{digest[:8]}.npz",
+        sha256=digest,
+        size_bytes=content.stat().st_size,
+        engine=f"ONNX Runtime {ort.__version__}, fp32, CPU",
+    )
+
+
+def add_references(directory: Path, image_dir: Path | None) -> ModelPackage:
+    """Record references for the package in ``directory``; they replace those that it has.
+
+    Raises :class:`~model_export.errors.ImagesError` and :class:`~model_package.PackageError`.
+    """
+    with edit_package(directory) as edit:
+        manifest = edit.manifest
+        content = edit.new_file()
+        references = record_references(
+            directory / _fp32_file(manifest),
+            [output.name for output in manifest.decoder.outputs()],
+            reference_images(manifest.input, image_dir),
+            content,
+        )
+        edit.set_references(references, content)
+    return load_package(directory)
+
+
+def _fp32_file(manifest: ModelManifest) -> str:
+    return next(
+        artifact.file
+        for artifact in manifest.artifacts
+        if artifact.backend == "onnxruntime" and artifact.precision == "fp32" and not artifact.flip
+    )

@@ -1,0 +1,88 @@
+"""References of a package: recorded by the export, and later with images of the user."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_export.cli import main
+from model_package import ModelPackage, PackageInvalidError, load_package
+from model_package.directory import sha256_of
+from service.engines import open_engine
+
+
+def read(package: ModelPackage) -> dict[str, np.ndarray]:
+    assert package.manifest.references is not None
+    with np.load(package.directory / package.manifest.references.file) as file:
+        return dict(file)
+
+
+def test_an_export_records_the_outputs_of_its_fp32_file(slim_package: ModelPackage) -> None:
+    recorded = read(slim_package)
+    spec = slim_package.manifest.input
+    images = recorded.pop("images")
+    assert images.shape == (3, spec.height_px, spec.width_px, 3)
+    assert images.std(axis=(1, 2, 3)).min() > 20, "none is black"
+    expected = open_engine(slim_package, "onnxruntime-cpu", threads=1).run(images)
+    assert recorded.keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.allclose(recorded[name], values, atol=1e-4)
+
+
+def test_references_are_added_to_a_package(
+    slim_package: ModelPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = slim_package.manifest
+    directory = tmp_path / "package"
+    directory.mkdir()
+    without = json.loads(manifest.model_dump_json())
+    del without["references"]
+    (directory / "model.json").write_text(json.dumps(without))
+    for artifact in manifest.artifacts:
+        (directory / artifact.file).hardlink_to(slim_package.path_of(artifact))
+    old = load_package(directory)
+    assert old.manifest.references is None
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(5):
+        Image.new("RGB", (90, 60), (40 * index, 99, 3)).save(photos / f"{index}.png")
+    assert main(["references", str(directory)]) == 0
+    first = load_package(directory).manifest.references
+    assert main(["references", str(directory), "--images", str(photos)]) == 0
+    package = load_package(directory)
+    second = package.manifest.references
+    assert first is not None
+    assert second is not None
+    assert str(directory / second.file) in capsys.readouterr().out
+    assert first.file != second.file
+    assert not (directory / first.file).exists()
+    assert read(package)["images"][:, 0, 0, 0].tolist() == [0, 40, 80, 120], "the first four"
+    assert package.manifest.model_copy(update={"references": None}) == old.manifest
+    assert sorted(path.name for path in directory.iterdir()) == sorted(
+        [second.file, "model.json", *(artifact.file for artifact in manifest.artifacts)]
+    )
+
+
+def test_a_directory_without_images_changes_nothing(
+    slim_package: ModelPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: sha256_of(path) for path in slim_package.directory.iterdir()}
+    assert main(["references", str(slim_package.directory), "--images", str(tmp_path)]) == 2
+    assert "holds no images" in capsys.readouterr().err
+    assert {path: sha256_of(path) for path in slim_package.directory.iterdir()} == before
+
+
+def test_modified_references_are_detected(slim_package: ModelPackage, tmp_path: Path) -> None:
+    assert slim_package.manifest.references is not None
+    for path in slim_package.directory.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / slim_package.manifest.references.file
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(PackageInvalidError, match=r"references\.[0-9a-f]{8}\.npz has the SHA-256"):
+        load_package(tmp_path)
+    path.unlink()
+    with pytest.raises(PackageInvalidError, match="cannot be read"):
+        load_package(tmp_path)
