@@ -52,7 +52,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "triplet_centernet52": {"default_figures_1": {}},
     "cornernet_hourglass104": {"default_figures_1": {}},
 }
-QUICK = {"ctdet_res_18", "ctdet_resdcn_18", "ddd_dla_34"}
+QUICK = {"ctdet_res_18", "ctdet_resdcn_18"}
 
 heavy = pytest.mark.skipif(
     not os.environ.get("HEAVY_TESTS"),
