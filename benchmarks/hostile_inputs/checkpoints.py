@@ -98,12 +98,17 @@ def _archive(rng: Random, data: bytes, storages: int = 2) -> bytes:
     """Return a zip file as ``torch.save`` writes it, with the given pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/byteorder", rng.choice((b"little", b"big", b"")))
+        _add(archive, "archive/data.pkl", data)
+        _add(archive, "archive/byteorder", rng.choice((b"little", b"big", b"")))
         for index in range(storages):
-            archive.writestr(f"archive/data/{index}", bytes(rng.choice((0, 4, 4000))))
-        archive.writestr("archive/version", rng.choice((b"3\n", b"3\n", b"99\n", b"x")))
+            _add(archive, f"archive/data/{index}", bytes(rng.choice((0, 4, 4000))))
+        _add(archive, "archive/version", rng.choice((b"3\n", b"3\n", b"99\n", b"x")))
     return buffer.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """Add a member with a fixed date, so that inputs are reproducible."""
+    archive.writestr(zipfile.ZipInfo(name), data, archive.compression)
 
 
 def _changed_archive(rng: Random, body: bytes) -> bytes:
@@ -126,10 +131,10 @@ def _changed_archive(rng: Random, body: bytes) -> bytes:
                 continue
             if change == 0:
                 data += bytes(20_000_000) if "/data/0" in name else b""
-            archive.writestr(name, data)
+            _add(archive, name, data)
         if change == 4:
             for index in range(rng.choice((10, 5000))):
-                archive.writestr(f"archive/data/x{index}", b"")
+                _add(archive, f"archive/data/x{index}", b"")
         if change == 5:
             archive.comment = rng.randbytes(rng.choice((10, 65_000)))
     content = buffer.getvalue()

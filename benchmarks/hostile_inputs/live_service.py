@@ -31,7 +31,7 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 
 PACKAGE = Path(__file__).parents[2] / "models" / "blood_cells"
-_QUIET_S = 0.15
+_QUIET_S = 0.5
 """Time without bytes after which a client that got a response, or will get none, disconnects."""
 _CLIENT_S = 20.0
 _START_S = 120.0
@@ -69,7 +69,8 @@ class LiveService:
     ) -> None:
         self._client.close()
         self._process.kill()
-        self._process.wait()
+        with self._process:  # closes its pipes and waits for its end
+            pass
 
     def send(self, bodies: list[bytes]) -> Measurement:
         """Send all ``bodies``, each on a connection of its own, and an ordinary request after them.

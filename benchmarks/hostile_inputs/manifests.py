@@ -17,12 +17,16 @@ def manifest_file(rng: Random) -> bytes:
     if rng.random() < 0.15:
         return mutate_some(rng, _other_json(rng))
     document = json.loads(rng.choice(_bundled()))
+    if rng.random() < 0.2:
+        document["description"] = "x" * rng.choice((0, 1, 1000, 4000))
+        document["classes"] = [f"{index}" for index in range(rng.choice((1, 80, 80, 80, 10_000)))]
+        return json.dumps(document).encode()
     for _ in range(rng.choice((1, 1, 2, 4))):
         container, key = _random_place(rng, document)
         container[key] = _value(rng)
     if rng.random() < 0.3:
         document.update(
-            {f"unknown{index}": index for index in range(rng.choice((1, 1000, 100_000)))}
+            {f"unknown{index}": index for index in range(rng.choice((1, 1000, 30_000)))}
         )
     return mutate_some(rng, json.dumps(document).encode())[:_MAX_BYTES]
 
@@ -43,7 +47,7 @@ def _random_place(rng: Random, value: Any) -> tuple[Any, Any]:
 
 
 def _value(rng: Random) -> Any:
-    size = rng.choice((0, 1, 100, 5000, 100_000))
+    size = rng.choice((0, 1, 100, 1000, 30_000))
     kind = rng.randrange(10)
     if kind == 0:
         return "x" * size * 10
