@@ -143,7 +143,7 @@ class _Canvas:
         tip = _between(center, _mean(front[:2]), 1.5)
 
         def paint(pen: _Pen) -> None:
-            pen.polygon(front, colour + ("70" if _FRONT in visible else "30"))
+            pen.polygon(front, colour + ("58" if _FRONT in visible else "28"))
             for start, end in sorted(edges - seen):
                 dash_px = 3 * self._line_px
                 pen.dashed(corners[start], corners[end], colour, self._line_px / 2, dash_px)
