@@ -1,6 +1,6 @@
 """Draw the detections of the bundled models on sample images, for the README.
 
-    python -m docs.generate_detections_image docs/detections.png
+python -m docs.generate_detections_image docs/detections.png
 """
 
 import sys
