@@ -22,7 +22,7 @@ from support.fake_service import Reply, detected, fake_service, problem
 from support.images import encode, plain
 from support.processes import free_port
 from support.serving import FixedEngine, RunningServer, make_manifest, wait_until
-from support.tasks import BOXES_3D, BOXES_3D_ROWS, CANVAS_3D, POSE_ROWS, POSES
+from support.tasks import BOX_ROWS, BOXES_3D, BOXES_3D_ROWS, CANVAS_3D, POSE_ROWS, POSES
 
 from client import retries
 from client.command import backends
@@ -318,7 +318,7 @@ def single_response_server(content: bytes) -> Iterator[str]:
         ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "is this a CenterNet service?"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "is this a CenterNet service?"),
-        (b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n{}", "404 No"),
+        (b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\n{}", "404 No: is this"),
     ],
 )
 def test_reports_a_server_that_is_not_a_centernet_service(
@@ -499,9 +499,9 @@ FRAMES = 300
 
 def make_video(path: Path, frames: int) -> None:
     """Write a video in which the brightness of a frame is twice its number modulo 100, plus 20."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (320, 240))
     for number in range(frames):
-        writer.write(np.full((48, 64, 3), 20 + 2 * (number % 100), np.uint8))
+        writer.write(np.full((240, 320, 3), 20 + 2 * (number % 100), np.uint8))
     writer.release()
 
 
@@ -516,8 +516,9 @@ def read_video(path: Path) -> tuple[list[float], float]:
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4"])
 def test_every_frame_of_a_video_is_in_the_annotated_video(
-    suffix: str, server: RunningServer, tmp_path: Path
+    suffix: str, start_server: Callable[..., RunningServer], tmp_path: Path
 ) -> None:
+    server = start_server(FixedEngine(BOX_ROWS))
     video, drawn, output = tmp_path / "v.avi", tmp_path / f"drawn{suffix}", tmp_path / "out.jsonl"
     make_video(video, FRAMES)
     run(video, "--url", server.url, "--draw", drawn, "--output", output, "--top-k", 1)
