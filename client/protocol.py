@@ -78,7 +78,12 @@ def _model_path(name: str) -> str:
 
 
 def http_settings(url: str, api_key: str | None) -> dict[str, Any]:
-    """Return the arguments of ``httpx.Client`` and ``httpx.AsyncClient``."""
+    """Return the arguments of ``httpx.Client`` and ``httpx.AsyncClient``.
+
+    Raises :class:`ClientError` for an API key that cannot be sent; the message does not contain it.
+    """
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise ClientError("The API key has characters other than printable ASCII.")
     return {
         "base_url": url.rstrip("/"),
         "headers": {} if api_key is None else {"Authorization": f"Bearer {api_key}"},

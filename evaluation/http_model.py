@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from client import Client, ClientError
+from client import Client, ClientError, RetryPolicy
 from evaluation.detections import ImageDetections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
@@ -26,7 +26,8 @@ class HttpModel:
         self._url = url
         self._api_key = api_key
         try:
-            with Client(url, api_key=api_key) as client:
+            # An unreachable service is reported at once; later it may be restarting.
+            with Client(url, api_key=api_key, retry=RetryPolicy(retries=0)) as client:
                 model = client.get_model(name)
         except ClientError as error:
             raise EvaluationError(f"{url}: {error}") from error

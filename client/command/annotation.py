@@ -65,7 +65,7 @@ class Annotation:
 
     def plain(self, content: Content) -> Drawing | None:
         """Return what is written for a frame without detections; None for images."""
-        return content if self.is_video else None
+        return content if self.is_video and not isinstance(content, bytes) else None
 
     def _path_of(self, item: Item) -> Path:
         path = self._target if self._is_file else self._target / item.name

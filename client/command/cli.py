@@ -50,13 +50,12 @@ def run(args: argparse.Namespace) -> int:
     sources = find_sources(args.inputs)
     annotation = _annotation(args, sources)
     backend = _open_backend(args)
-    with _running(backend, args.concurrency or backend.concurrency) as threads:
+    limit = args.concurrency or backend.concurrency
+    with _running(backend, limit) as threads:
         done = read_progress(args.output, backend.model) if args.resume else set()
         items = (item for source in sources for item in source.items(done))
-        process = partial(_process, backend, annotation)
-        limit = args.concurrency or backend.concurrency
-        outcomes = ordered_map(threads, process, items, limit)
-        progress = Progress(skipped=len(done))
+        outcomes = ordered_map(threads, partial(_process, backend, annotation), items, limit)
+        progress, is_interrupted = Progress(skipped=len(done)), False
         try:
             with ExitStack() as files:
                 outputs = _open_outputs(args, annotation, backend, files)
@@ -65,11 +64,14 @@ def run(args: argparse.Namespace) -> int:
                         output.write(outcome)
                     progress.add(outcome)
         except KeyboardInterrupt:
-            _report(progress, args)
+            is_interrupted = True
+        finally:
+            if not args.quiet:
+                print(progress.summary(), file=sys.stderr)
+        if is_interrupted:
             # Ends at once, without waiting for requests, and tells the shell the cause.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        _report(progress, args)
     return 1 if progress.failed else 0
 
 
@@ -174,8 +176,3 @@ def _with_progress(
     counts = [source.count() for source in sources]
     total = None if None in counts else sum(count for count in counts if count is not None)
     return with_progress_bar(outcomes, total)
-
-
-def _report(progress: Progress, args: argparse.Namespace) -> None:
-    if not args.quiet:
-        print(progress.summary(), file=sys.stderr)

@@ -88,9 +88,11 @@ class Video:
         fps = capture.get(cv2.CAP_PROP_FPS) or None
         while capture.grab():
             if (self.file, frame) not in skipped:
-                _, pixels = capture.retrieve()
-                rgb = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-                yield Item(self.file, _constant(rgb), self.name / f"{frame:06}.jpg", frame, fps)
+                is_decoded, pixels = capture.retrieve()
+                load = self._fail
+                if is_decoded:
+                    load = _constant(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+                yield Item(self.file, load, self.name / f"{frame:06}.jpg", frame, fps)
             frame += 1
         capture.release()
         if frame == 0:
@@ -102,7 +104,7 @@ class Video:
         return _cv2().VideoCapture(source)
 
     def _fail(self) -> Content:
-        raise ImageInputError(f"{self.file}: OpenCV cannot open it, or it has no frames.")
+        raise ImageInputError(f"{self.file}: OpenCV cannot decode it.")
 
 
 Source = ImageFile | Video

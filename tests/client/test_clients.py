@@ -330,6 +330,13 @@ def test_the_api_key_is_sent_and_models_are_read() -> None:
         assert asyncio.run(names_of_models()) == ["painted", "painted"]
 
 
+@pytest.mark.parametrize("key", ["kéy", "line\nbreak"])
+def test_an_api_key_that_cannot_be_sent_is_refused(key: str) -> None:
+    for client in (Client, AsyncClient):
+        with pytest.raises(ClientError, match="printable ASCII"):
+            client("http://127.0.0.1:1", api_key=key)
+
+
 @pytest.mark.parametrize("body", [{}, {"detections": [{"bbox": [1]}]}])
 def test_a_response_of_another_service_is_an_error(body: Any, detect_all: DetectAll) -> None:
     with fake_service(lambda *_: Reply(200, body)) as (url, service):

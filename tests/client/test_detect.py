@@ -560,5 +560,5 @@ def test_a_video_that_cannot_be_read_is_a_row(
     video.write_bytes(b"no video")
     run(video, image, "--url", server.url, status=1)
     broken, found = rows_of(capsys.readouterr().out)
-    assert "OpenCV cannot open it" in broken["error"]["detail"]
+    assert "OpenCV cannot decode it" in broken["error"]["detail"]
     assert found["file"] == str(image)
