@@ -77,6 +77,8 @@ class Video:
 
     def count(self) -> int | None:
         """Return the number of frames, or None if it is unknown."""
+        if not Path(self.file).is_file():
+            return None
         capture = self._open()
         frames = int(capture.get(_cv2().CAP_PROP_FRAME_COUNT))
         capture.release()
@@ -153,11 +155,11 @@ def _images_in(folder: Path) -> Iterator[Source]:
 
 def _matches(pattern: str) -> Iterator[Source]:
     # Path.glob() accepts no absolute pattern.
-    names = glob.glob(pattern, recursive=True)  # noqa: PTH207
-    files = [path for name in names if (path := Path(name)).is_file()]
+    paths = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
+    files = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
     if not files:
-        raise CommandError(f"{pattern}: no file matches this pattern")
-    yield from map(_file, sorted(files))
+        raise CommandError(f"{pattern}: no image or video matches this pattern")
+    yield from map(_file, files)
 
 
 def _file(path: Path) -> Source:

@@ -176,9 +176,11 @@ def test_standard_input_and_patterns(
     run("-", "--url", server.url, "--quiet")
     (row,) = rows_of(capfd.readouterr().out)
     assert (row["file"], row["detections"][0]["bbox"]) == ("-", [28, 20, 36, 28])
-    run(folder / "**" / "*.png", "--url", server.url, "--quiet")
+    run(folder / "**" / "*", "--url", server.url, "--quiet", "--classes", "red")
     files = [row["file"] for row in rows_of(capfd.readouterr().out)]
-    assert files == [str(folder / name) for name in ("a.png", "b.png", "below/a.png")]
+    assert sorted(files) == sorted(
+        str(folder / name) for name in ("a.png", "b.png", "below/a.png", "below/d.webp", "c.JPG")
+    )
 
 
 def test_a_package_gives_the_detections_of_the_service(
@@ -263,7 +265,7 @@ def test_reports_a_service_that_cannot_be_reached(
         (["--format", "kitti"], "give a folder with --output"),
         (["--package", "p", "--model", "m"], "give one"),
         (["missing.png"], "there is no such file or folder"),
-        (["*.gif"], "no file matches"),
+        (["*.txt"], "no image or video matches"),
         (["empty"], "no image"),
         (["camera:front"], "expected the number"),
         (["folder/image.png", "--draw", "drawn"], "2 inputs would be written to image.png"),
