@@ -87,22 +87,17 @@ def fill_of_face(detection: Detection, face: tuple[int, ...], drawn: NDArray[np.
     return float(np.median(drawn[np.asarray(mask)].sum(axis=1)))
 
 
-FRONT, BACK = (0, 1, 5, 4), (2, 3, 7, 6)
+FRONT = (0, 1, 5, 4)
 
 
-@pytest.mark.parametrize(
-    ("rotation_y", "front_is_near"), [(math.pi / 2, True), (-math.pi / 2, False)]
-)
-def test_the_front_of_a_3d_box_is_filled_stronger_where_it_is_visible(
-    rotation_y: float, front_is_near: bool
-) -> None:
-    detection = car(rotation_y)
-    drawn = pixels(draw_detections(black(400, 200), [detection]))
-    near = fill_of_face(detection, FRONT if front_is_near else BACK, drawn)
-    hidden_front = pixels(draw_detections(black(400, 200), [car(-rotation_y)]))
-    other = fill_of_face(car(-rotation_y), BACK if front_is_near else FRONT, hidden_front)
-    assert (near > other) == front_is_near
-    assert max(near, other) > 0
+def test_the_front_of_a_3d_box_is_filled_stronger_where_it_is_visible() -> None:
+    fills = []
+    for rotation_y in (math.pi / 2, -math.pi / 2):
+        detection = car(rotation_y)
+        drawn = pixels(draw_detections(black(400, 200), [detection]))
+        fills.append(fill_of_face(detection, FRONT, drawn))
+    visible, hidden = fills
+    assert visible > 1.5 * hidden > 0
 
 
 def test_hidden_edges_of_a_3d_box_are_dashed() -> None:
