@@ -50,7 +50,7 @@ class Client:
     ) -> None:
         self._url = url.rstrip("/")
         self._retry = retry or RetryPolicy()
-        self._closing = threading.Event()
+        self._stopping = threading.Event()
         try:
             self._http = httpx.Client(**http_settings(url, api_key))
         except httpx.InvalidURL as error:
@@ -67,9 +67,12 @@ class Client:
     ) -> None:
         self.close()
 
+    def stop_retries(self) -> None:
+        """Let calls in other threads that fail, or wait for a retry, raise their last error."""
+        self._stopping.set()
+
     def close(self) -> None:
-        """Close the connections; calls that wait for a retry raise their last error."""
-        self._closing.set()
+        """Close the connections, after the last call in any thread."""
         self._http.close()
 
     def detect(
@@ -127,7 +130,7 @@ class Client:
                 return self._attempt(call, attempts.timeout_s())
             except ClientError as error:
                 delay_s = attempts.delay_s(error)
-                if self._closing.wait(delay_s):
+                if self._stopping.wait(delay_s):
                     raise
 
     def _attempt(self, call: Call, timeout_s: float) -> dict[str, Any]:

@@ -70,11 +70,12 @@ class ServiceBackend:
         return self._client.detect(image, model=self.model.name, **self._options)
 
     def stop(self) -> None:
-        """Close the connections, and end the waits for retries."""
-        self._client.close()
+        """End the waits for retries."""
+        self._client.stop_retries()
 
     def close(self) -> None:
-        """Do nothing: :meth:`stop` has closed the connections."""
+        """Close the connections."""
+        self._client.close()
 
 
 def concerns_the_image(error: ClientError) -> bool:
