@@ -1,6 +1,7 @@
 """``centernet-eval``: evaluate a package or a running service with the papers' metrics."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--url", help="base URL of a running service")
     parser.add_argument("--model", help="with --url: name of the model (default: the default one)")
     parser.add_argument(
+        *("--api-key",),
+        default=os.environ.get("CENTERNET_API_KEY") or None,
+        help="with --url: API key (default: the environment variable CENTERNET_API_KEY)",
+    )
+    parser.add_argument(
         "--task", choices=("boxes", *TASKS.values()), help="default: the task of the model"
     )
     parser.add_argument(
@@ -77,7 +83,9 @@ def _evaluate(args: argparse.Namespace) -> Report:
     ground_truth = read_ground_truth(args.annotations, args.images)
     check_images(ground_truth)
     source: DetectionSource = (
-        LocalModel(args.package) if args.url is None else HttpModel(args.url, args.model)
+        LocalModel(args.package)
+        if args.url is None
+        else HttpModel(args.url, args.model, args.api_key)
     )
     model = source.model
     if args.ground_truth_centers and model.kind != "corner_triplets":

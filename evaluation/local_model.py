@@ -22,7 +22,7 @@ from service.detector import load_detector
 from service.engines import EngineUnavailableError
 from service.errors import ServiceError
 from service.http.responses import to_json, to_response
-from service.options import DetectParameters, RequestOptions
+from service.options import DetectParameters, RequestOptions, validate_options
 
 ImageOptions = Callable[[LabelledImage, DetectionOptions], DetectionOptions]
 
@@ -70,7 +70,9 @@ class LocalModel:
         return self.model.read_detections(response["detections"]), seconds
 
     def _options(self, image: LabelledImage) -> RequestOptions:
-        options = self._detector.rules.complete(DetectParameters(**self.model.options(image)))
+        options = self._detector.rules.complete(
+            validate_options(DetectParameters, self.model.options(image))
+        )
         if self._image_options is None:
             return options
         return replace(options, detection=self._image_options(image, options.detection))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from client import DetectOptions
 from evaluation.detections import ImageDetections, read_detections
 from evaluation.errors import EvaluationError
 from evaluation.ground_truth import LabelledImage
@@ -48,9 +49,9 @@ class ModelUnderTest:
         is_3d = self.task == "boxes_3d"
         return read_detections(detections, keypoint_count=len(self.keypoints), is_3d=is_3d)
 
-    def options(self, image: LabelledImage) -> dict[str, Any]:
+    def options(self, image: LabelledImage) -> DetectOptions:
         """Return request options for all detections that metrics use, down to score 0."""
-        options: dict[str, Any] = {"score_threshold": 0.0, "top_k": min(TOP_K, self.top_k)}
+        options: DetectOptions = {"score_threshold": 0.0, "top_k": min(TOP_K, self.top_k)}
         if image.projection is not None and self.task == "boxes_3d":
             options["projection"] = list(image.projection)
         return options

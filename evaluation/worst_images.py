@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from client import Detection, Keypoint
 from client.drawing import draw_detections
 from evaluation.detections import ImageDetections
 from evaluation.ground_truth import ImageLabels, LabelledImage
@@ -62,24 +63,27 @@ def _draw(
     )
     sheet = Image.new("RGB", (2 * size[0] + 8, size[1]), "white")
     for left, shown in ((0, labelled), (size[0] + 8, detections)):
-        drawn = draw_detections(small, _as_json(shown, scale, model), model.skeleton)
+        drawn = draw_detections(
+            small,
+            _scaled(shown, scale, model),
+            skeleton=model.skeleton,
+            keypoint_names=model.keypoints,
+        )
         sheet.paste(drawn, (left, 0))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def _as_json(
-    detections: ImageDetections, scale: float, model: ModelUnderTest
-) -> list[dict[str, object]]:
+def _scaled(detections: ImageDetections, scale: float, model: ModelUnderTest) -> list[Detection]:
     return [
-        {
-            "class_id": int(class_id),
-            "class_name": model.classes[class_id],
-            "score": float(score),
-            "bbox": (box * scale).tolist(),
-            "keypoints": (points[:, :2] * scale).tolist(),
-        }
+        Detection(
+            class_id=int(class_id),
+            class_name=model.classes[class_id],
+            score=float(score),
+            bbox=tuple((box * scale).tolist()),
+            keypoints=tuple(Keypoint(*point) for point in (points * [scale, scale, 1]).tolist()),
+        )
         for class_id, score, box, points in zip(
             detections.class_ids,
             detections.scores,

@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.cpu_cores import available_cores
 
 PREFIX = "CENTERNET_"
+CLIENT_VARIABLES = frozenset({"CENTERNET_API_KEY"})
+"""Variables of ``centernet-detect`` and ``centernet-eval``, which also run models in process."""
 # Variables that Kubernetes sets in every pod next to a Service named "centernet".
 _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
 
@@ -283,7 +285,7 @@ class Settings(BaseSettings):
             name
             for name in os.environ
             if name.upper().startswith(PREFIX)
-            and name.upper() not in known
+            and name.upper() not in known | CLIENT_VARIABLES
             and not _SERVICE_LINK.fullmatch(name)
         )
         if unknown:

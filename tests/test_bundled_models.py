@@ -17,7 +17,7 @@ import pytest
 from support.images import encode
 from support.serving import post_concurrently
 
-from client.http_client import ServiceClient
+from client import Client
 from evaluation.detections import ImageDetections, read_detections, to_coco_results
 from evaluation.ground_truth import labels_by_image, map_to_classes
 from evaluation.label_readers import read_ground_truth
@@ -101,10 +101,9 @@ def samples(project: Path) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
 
 def test_the_cells_of_the_sample_images_are_found(url: str, project: Path) -> None:
     matched, labels, correct, predictions = 0, 0, 0, 0
-    with ServiceClient(url) as client:
+    with Client(url) as client:
         responses = [
-            (client.detect(path.read_bytes()), ground_truth)
-            for path, ground_truth in samples(project)
+            (client.detect(path).raw, ground_truth) for path, ground_truth in samples(project)
         ]
     for response, ground_truth in responses:
         detections = response["detections"]

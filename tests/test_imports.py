@@ -48,7 +48,7 @@ def test_export_loads_no_service() -> None:
 
 
 def test_the_client_loads_none_of_the_other_packages() -> None:
-    loaded = modules_after(Path(sys.executable), "import client.detect")
+    loaded = modules_after(Path(sys.executable), "import client.command.cli")
     assert not loaded & {"service", "model_package", "model_export", "evaluation", "numpy", "cv2"}
 
 

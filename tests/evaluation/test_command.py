@@ -276,3 +276,18 @@ def test_a_service_that_is_not_ready_is_reported(
         error = error_of(capsys, *smears, "--url", url, "--output", tmp_path / "report")
         server.shutdown()
     assert "503 blood_cells is being timed" in error
+
+
+def test_a_service_that_needs_an_api_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, keys = "k" * 32, tmp_path / "keys"
+    keys.write_text(key)
+    settings = Settings(api_keys_file=keys)
+    with run_server(one_model(FixedEngine(POSE_ROWS), make_manifest(POSES)), settings) as server:
+        where = [*coco_file(tmp_path, KEYPOINTS), "--task", "boxes", "--url", server.url]
+        error = error_of(capsys, *where, "--output", tmp_path / "report")
+        assert "401 The request has no API key" in error
+        evaluate(*where, "--api-key", key, "--output", tmp_path / "option")
+        monkeypatch.setenv("CENTERNET_API_KEY", key)
+        evaluate(*where, "--output", tmp_path / "variable")

@@ -209,15 +209,28 @@ def serving(environment: Environment, *options: object) -> Iterator[str]:
 def check_client(environment: Environment, server: RunningServer, image: Path) -> None:
     environment.run("centernet-detect", "--help")
     output = environment.directory / "drawn.png"
-    found = environment.run("centernet-detect", image, "--url", server.url, "--output", output)
+    found = environment.run("centernet-detect", image, "--url", server.url, "--draw", output)
     assert "red" in found
     assert output.is_file()
+    program = f"from client import Client; print(Client({server.url!r}).detect({str(image)!r}))"
+    assert "class_name='red'" in environment.run("python", "-c", program)
 
 
 def check_client_alone(environment: Environment, server: RunningServer, image: Path) -> None:
     check_client(environment, server, image)
     output = environment.run("centernet-serve", status=1)
     assert "Install the extra 'serve'" in output
+
+
+def check_video(environment: Environment, server: RunningServer, image: Path) -> None:
+    check_client(environment, server, image)
+    program = (
+        "import cv2, numpy; file = cv2.VideoWriter('v.avi', cv2.VideoWriter.fourcc(*'MJPG'), 9, "
+        "(64, 48)); [file.write(numpy.zeros((48, 64, 3), 'u1')) for _ in range(3)]; file.release()"
+    )
+    environment.run("python", "-c", program)
+    environment.run("centernet-detect", "v.avi", "--url", server.url, "--draw", "drawn.mp4")
+    assert (environment.directory / "drawn.mp4").stat().st_size > 0
 
 
 def check_http(environment: Environment, server: RunningServer, image: Path) -> None:
@@ -305,6 +318,7 @@ def check_train(
 Check = Callable[[Environment, RunningServer, Path], None]
 CHECKS: Mapping[str, Check] = {
     "client": check_client_alone,
+    "video": check_video,
     "http": check_http,
     "serve": check_serve,
     "gpu": partial(check_serve, options=("--backend", "onnxruntime-cpu")),

@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
 from support.images import encode, plain, quadrants
 from support.serving import FixedEngine, GatedEngine, RunningServer, make_manifest
 from support.tasks import (
@@ -23,7 +22,6 @@ from support.tasks import (
     POSES,
 )
 
-from client.drawing import draw_detections
 from model_package import CornerPairsDecoder, CornerTripletsDecoder
 
 Start = Callable[..., RunningServer]
@@ -297,41 +295,3 @@ def test_openapi_describes_the_fields_of_all_tasks(server: RunningServer) -> Non
     }
     assert {"flip", "scales", "keep_resolution", "soft_nms", "fx", "projection"} <= set(parameters)
     assert "keypoints" in schemas["PoseModelDetails"]["properties"]
-
-
-def test_draws_skeletons_and_3d_boxes() -> None:
-    black = Image.new("RGB", (200, 200))
-    person = {
-        "class_id": 1,
-        "class_name": "person",
-        "score": 0.9,
-        "bbox": [20, 60, 180, 190],
-        "keypoints": [[100, 80, 0.9], [100, 180, 0]],
-    }
-    blue = (0x00, 0x72, 0xB2)
-    without_skeleton = np.asarray(draw_detections(black, [person]))
-    with_skeleton = np.asarray(draw_detections(black, [person], [(0, 1), (0, 16)]))
-    assert tuple(with_skeleton[130, 100]) == blue
-    assert tuple(without_skeleton[130, 100]) == (0, 0, 0)
-    assert tuple(without_skeleton[80, 100]) == tuple(without_skeleton[180, 100]) == blue
-    assert tuple(without_skeleton[125, 20]) == blue
-    corners = [
-        [60, 150],
-        [150, 150],
-        [160, 140],
-        [70, 140],
-        [60, 90],
-        [150, 90],
-        [160, 80],
-        [70, 80],
-    ]
-    car = {
-        "class_id": 1,
-        "class_name": "car",
-        "score": 0.9,
-        "bbox": [20, 60, 180, 190],
-        "box3d": {"corners_px": corners},
-    }
-    drawn = np.asarray(draw_detections(black, [car]))
-    assert tuple(drawn[120, 60]) == tuple(drawn[150, 100]) == blue
-    assert tuple(drawn[125, 20]) == (0, 0, 0), "the 3D box replaces the 2D box"
