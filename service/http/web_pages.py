@@ -21,7 +21,17 @@ web_pages = APIRouter(include_in_schema=False)
 _PAGE = files("service.http") / "page"
 _SWAGGER_UI = files("fastapi_swagger") / "resources"
 _NAMES = (
-    *("page.css", "page.js", "api.js", "draw.js", "status.js", "docs.css", "docs.js", "icon.svg"),
+    *(
+        "page.css",
+        "page.js",
+        "api.js",
+        "draw.js",
+        "status.js",
+        "state.js",
+        "options.js",
+        "viewer.js",
+    ),
+    *("panels.js", "docs.css", "docs.js", "icon.svg"),
     *("blood_smear_1.jpg", "blood_smear_4.jpg", "people_1.jpg", "people_2.jpg"),
     *("road_0002.jpg", "road_0004.jpg"),
     *("blood_smear_1.webp", "blood_smear_4.webp", "people_1.webp", "people_2.webp"),
