@@ -419,8 +419,7 @@ IMAGES = {
     **{f"EXIF orientation {value}": with_orientation(value) for value in (1, 2, 3, 5, 6, 8)},
     "16 x 16": encode(plain(90, 90, 90, (16, 16))),
     "16 x 200": encode(plain(90, 90, 90, (200, 16))),
-    "9000 x 5000": encode(plain(90, 90, 90, (5000, 9000)), "JPEG"),
-    "16000 x 40": encode(plain(90, 90, 90, (40, 16000)), "JPEG"),
+    "12000 x 4000": encode(plain(90, 90, 90, (4000, 12000)), "JPEG"),
 }
 
 
@@ -536,7 +535,7 @@ def test_results_can_be_saved_and_repeated_with_curl(
     expected = detections(service, image, "blood_cells", **query)
     assert expected
     with tab.page.expect_download() as download:
-        tab.page.get_by_role("button", name="Download JSON").click()
+        tab.page.get_by_role("button", name="Save JSON").click()
     assert json.loads(Path(download.value.path()).read_text())["detections"] == expected
     (tmp_path / SAMPLES["blood_cells"]).write_bytes(image)
     command = tab.page.locator("#curl").inner_text()
@@ -549,7 +548,7 @@ def test_results_can_be_saved_and_repeated_with_curl(
     )
     assert json.loads(repeated.stdout)["detections"] == expected
     with tab.page.expect_download() as download:
-        tab.page.get_by_role("button", name="Download image").click()
+        tab.page.get_by_role("button", name="Save image").click()
     assert download.value.suggested_filename == "blood_smear_1_detections.png"
     with Image.open(download.value.path()) as annotated:
         assert annotated.size == (640, 480)

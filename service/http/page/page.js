@@ -102,9 +102,10 @@ byId("options").addEventListener("submit", (event) => event.preventDefault());
 
 // --- Pictures -----------------------------------------------------------------------------------
 
+const newItem = (file) => ({ name: file.name, blob: file, result: null, problem: null, run: null });
+
 function addImages(files) {
-  stopCamera();
-  const added = [...files].map((file) => ({ name: file.name, blob: file, result: null, problem: null, run: null }));
+  const added = [...files].map(newItem);
   if (!added.length) return;
   state.pictures.push(...added);
   for (const item of added) item.button = pictureButton(item);
@@ -197,7 +198,7 @@ async function detectOne(item, run) {
 }
 
 function detectAgain() {
-  for (const item of state.pictures) {
+  for (const item of new Set([...state.pictures, state.current].filter(Boolean))) {
     item.run?.controller.abort();
     Object.assign(item, { run: null, result: null, problem: null });
   }
@@ -328,7 +329,7 @@ byId("samples").append(...SAMPLES.map(({ name, model, text }) => {
       state.current = null;
       await chooseModel(model);
     }
-    addImages([file]);
+    show(newItem(file));
   });
   return button;
 }));

@@ -108,8 +108,8 @@ function tipText(one) {
   if (one.box3d) {
     const { depth, dimensions_hwl: [height, width, length], location_xyz, rotation_y } = one.box3d;
     lines.push(
-      `depth ${depth.toFixed(2)} m, at ${location_xyz.map((metres) => metres.toFixed(2)).join(", ")} m`,
-      `height ${height.toFixed(2)}, width ${width.toFixed(2)}, length ${length.toFixed(2)} m`,
+      `depth ${depth.toFixed(2)} m, x y z ${location_xyz.map((metres) => metres.toFixed(2)).join(", ")} m`,
+      `h w l ${height.toFixed(2)}, ${width.toFixed(2)}, ${length.toFixed(2)} m`,
       `rotation ${((rotation_y * 180) / Math.PI).toFixed(0)}°`,
     );
   }
