@@ -150,7 +150,7 @@ function drawLabel(context, view, one, style, placed) {
     (other) => x < other[0] + other[2] && other[0] < x + width && y < other[1] + other[3] && other[1] < y + height);
   let place = places.find(isFree);
   if (!place) {
-    if (one !== style.selected) return; // a label that covers another one helps nobody
+    if (one !== style.selected) return; // a label must not cover another one
     place = [left, Math.max(0, top - height)];
   }
   placed.push([...place, width, height]);

@@ -1,4 +1,4 @@
-// The page: models, pictures and requests, and what happens when someone acts.
+// The page: models, images and requests, and what happens when someone acts.
 
 import { detect, getJson, key, ServiceError } from "./api.js";
 import { drawDetections, fit } from "./draw.js";
@@ -100,22 +100,22 @@ byId("options").addEventListener("change", ({ target }) => {
 });
 byId("options").addEventListener("submit", (event) => event.preventDefault());
 
-// --- Pictures -----------------------------------------------------------------------------------
+// --- Images -------------------------------------------------------------------------------------
 
 const newItem = (file) => ({ name: file.name, blob: file, result: null, problem: null, run: null });
 
 function addImages(files) {
   const added = [...files].map(newItem);
   if (!added.length) return;
-  state.pictures.push(...added);
-  for (const item of added) item.button = pictureButton(item);
-  byId("pictures").append(...added.map((item) => item.button));
-  byId("pictures").hidden = state.pictures.length < 2;
+  state.images.push(...added);
+  for (const item of added) item.button = imageButton(item);
+  byId("opened").append(...added.map((item) => item.button));
+  byId("opened").hidden = state.images.length < 2;
   show(added[0]);
   for (const item of added.slice(1)) enqueue(item);
 }
 
-function pictureButton(item) {
+function imageButton(item) {
   const button = document.createElement("button");
   const canvas = document.createElement("canvas");
   button.type = "button";
@@ -135,7 +135,7 @@ function pictureButton(item) {
 async function show(item) {
   stopCamera();
   Object.assign(state, { current: item, selected: null, zoom: 1, center: [0.5, 0.5] });
-  for (const other of state.pictures) other.button.setAttribute("aria-pressed", other === item);
+  for (const other of state.images) other.button.setAttribute("aria-pressed", other === item);
   setBitmap(null);
   render();
   if (!item.result && !item.run) enqueue(item, true);
@@ -198,7 +198,7 @@ async function detectOne(item, run) {
 }
 
 function detectAgain() {
-  for (const item of new Set([...state.pictures, state.current].filter(Boolean))) {
+  for (const item of new Set([...state.images, state.current].filter(Boolean))) {
     item.run?.controller.abort();
     Object.assign(item, { run: null, result: null, problem: null });
   }

@@ -6,9 +6,9 @@ export const state = {
   models: [],
   failed: [],
   model: null, // of GET /models/{name}
-  pictures: [], // { name, blob, button, result, problem, run }
+  images: [], // { name, blob, button, result, problem, run }
   current: null,
-  bitmap: null, // of the current picture
+  bitmap: null, // of the current image
   threshold: 0.3,
   hiddenClasses: new Set(),
   selected: null, // the detection under the pointer or the keyboard's focus

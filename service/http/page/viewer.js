@@ -4,7 +4,7 @@ import { drawBirdsEye, drawDetections, extent, fit, toCanvas, toImage } from "./
 import { chosenOptions } from "./options.js";
 import { accepted, byId, candidates, imageSize, state, visible } from "./state.js";
 
-const viewer = byId("viewer"), picture = byId("picture"), overlay = byId("overlay");
+const viewer = byId("viewer"), image = byId("image"), overlay = byId("overlay");
 
 /** Functions that are called when another detection is selected. */
 export const selectionListeners = [];
@@ -21,7 +21,7 @@ export function renderImage() {
   const height = size ? Math.max(220, Math.min((width * size[1]) / size[0], tallest)) : 340;
   viewer.style.height = `${Math.round(height)}px`;
   const pixelRatio = window.devicePixelRatio || 1;
-  for (const canvas of [picture, overlay]) {
+  for (const canvas of [image, overlay]) {
     canvas.width = Math.round(width * pixelRatio);
     canvas.height = Math.round(viewer.clientHeight * pixelRatio);
   }
@@ -30,7 +30,7 @@ export function renderImage() {
   viewer.classList.toggle("zoomed", state.zoom > 1);
   if (size && state.bitmap) {
     const view = currentView();
-    const context = picture.getContext("2d");
+    const context = image.getContext("2d");
     context.imageSmoothingEnabled = view.scale < 3; // show the pixels of small images
     context.imageSmoothingQuality = "high";
     context.drawImage(state.bitmap, view.x, view.y, size[0] * view.scale, size[1] * view.scale);
