@@ -3,7 +3,7 @@
 import { send } from "./api.js";
 
 const POLL_MS = 2000;
-const WINDOW_POLLS = 30;
+const WINDOW_MS = 60_000;
 const STAGES = ["decode_queue", "prepare", "queue", "infer", "postprocess"];
 
 /** Return the series of the Prometheus text format: `{ name, labels, value }`. */
@@ -37,7 +37,7 @@ export function quantile(buckets, fraction) {
 
 const name = (suffix) => `centernet_${suffix}`;
 
-/** Reads the metrics in intervals and keeps the last minute of them. */
+/** The values of the metrics in the last minute. */
 class History {
   #samples = [];
 
@@ -48,8 +48,9 @@ class History {
     if (last && [...last.values].some(([id, value]) => id.includes("_total") && value > (values.get(id) ?? 0))) {
       this.#samples = [];
     }
-    this.#samples.push({ at: performance.now(), series, values });
-    if (this.#samples.length > WINDOW_POLLS + 1) this.#samples.shift();
+    const now = performance.now();
+    this.#samples = this.#samples.filter(({ at }) => at > now - WINDOW_MS);
+    this.#samples.push({ at: now, series, values });
   }
 
   get isEmpty() {
@@ -102,22 +103,28 @@ function setRows(table, rows) {
 }
 
 /**
- * Show the status in the elements of the page from now on, while the page is visible.
+ * Show the status in the elements of the page from now on; the metrics are read only while these
+ * are visible.
  *
  * `getModels` returns `{ models, failed, selected }`; `onReadiness` is called with the problem, or
  * null when the service is ready.
  */
 export function showStatus(elements, getModels, onReadiness) {
   const history = new History();
+  let isInView = false;
+
+  async function readMetrics() {
+    try {
+      history.add(parseMetrics(await (await send("metrics")).text()));
+      render();
+    } catch (error) {
+      elements.window.textContent = error.problem?.title ?? String(error);
+    }
+  }
 
   async function poll() {
     if (document.visibilityState === "visible") {
-      try {
-        history.add(parseMetrics(await (await send("metrics")).text()));
-        render();
-      } catch (error) {
-        elements.window.textContent = error.problem?.title ?? String(error);
-      }
+      if (isInView) await readMetrics();
       await send("readyz").then(() => onReadiness(null), (error) => onReadiness(error.problem));
     }
     setTimeout(poll, POLL_MS);
@@ -156,6 +163,10 @@ export function showStatus(elements, getModels, onReadiness) {
     }));
   }
 
+  new IntersectionObserver(([entry]) => {
+    isInView = entry.isIntersecting;
+    if (isInView) readMetrics();
+  }).observe(elements.models);
   poll();
   return () => history.isEmpty || render();
 }
