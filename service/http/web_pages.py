@@ -15,6 +15,8 @@ from pathlib import PurePath
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
+from service.http.compression import accepts_gzip
+
 web_pages = APIRouter(include_in_schema=False)
 """Pages for browsers; open."""
 
@@ -93,7 +95,7 @@ def get_file(request: Request) -> Response:
     content = file.content
     if file.compressed is not None:
         headers["Vary"] = "Accept-Encoding"
-        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+        if accepts_gzip(request.headers):
             headers["Content-Encoding"] = "gzip"
             # Another representation has another strong validator.
             headers["ETag"] = f'{file.etag[:-1]}-gzip"'
@@ -114,12 +116,3 @@ def _read(path: str) -> _File:
         None if suffix in {".jpg", ".webp"} else gzip.compress(content, mtime=0),
         f'"{hashlib.sha256(content).hexdigest()[:32]}"',
     )
-
-
-def _accepts_gzip(accept_encoding: str) -> bool:
-    """Return whether the header names gzip, without the weight 0."""
-    for item in accept_encoding.lower().split(","):
-        coding, _, weight = item.partition(";")
-        if coding.strip() == "gzip":
-            return weight.replace(" ", "").rstrip("0.") != "q="
-    return False
