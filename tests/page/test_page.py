@@ -151,7 +151,12 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
             if message.type == "error" and not message.text.startswith("Failed to load resource"):
                 tab.errors.append(message.text)
 
+        def record_response(response: Any) -> None:
+            if response.status >= 400 and re.search(r"/(page|docs)(/|$)", response.url):
+                tab.errors.append(f"{response.url}: status {response.status}")
+
         tab.page.on("request", record_request)
+        tab.page.on("response", record_response)
         tab.page.on("console", record_console)
         tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
         tab.page.goto(running.url + path)
