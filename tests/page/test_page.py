@@ -246,6 +246,7 @@ def test_class_filters_act_without_asking_the_service(
     assert [row[:2] for row in tab.rows()] == names_and_scores(expected)
     tab.page.locator("#no-classes").click()
     assert tab.rows() == []
+    assert tab.page.locator("#copy-curl").is_disabled()
     tab.page.locator("#all-classes").click()
     assert len(tab.rows()) > len(expected)
     assert len(tab.detections) == 1

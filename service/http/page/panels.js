@@ -202,9 +202,16 @@ export function renderExport() {
   renderSummary();
   const { current } = state;
   for (const id of ["save-json", "save-image", "copy-curl"]) byId(id).disabled = !current?.result;
-  byId("curl").textContent = current && state.model
-    ? curlCommand(state.model.name, current.name, current.blob.type, currentQuery())
-    : "The same request as a curl command appears here.";
+  let text = "The same request as a curl command appears here.";
+  if (current && state.model) {
+    // Without a class the service returns all of them.
+    const isEmpty = state.model.classes.every((name) => state.hiddenClasses.has(name));
+    byId("copy-curl").disabled ||= isEmpty;
+    text = isEmpty
+      ? "Choose a class: a request cannot ask for none."
+      : curlCommand(state.model.name, current.name, current.blob.type, currentQuery());
+  }
+  byId("curl").textContent = text;
 }
 
 selectionListeners.push(renderTable, renderSummary);
