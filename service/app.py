@@ -22,6 +22,7 @@ from service.http.rate_limit import RateLimiter
 from service.http.request_body import BodyBudget
 from service.http.routes import detection, monitoring, probes, router
 from service.http.state import ServiceState
+from service.http.web_pages import web_pages
 from service.model_loader import ModelLoader
 from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
@@ -90,8 +91,8 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
         "3D boxes out.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     state.attach(app)
     install_problem_handlers(app, metrics)
@@ -105,7 +106,7 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    quiet_routes = {route.path for route in _routes_of(probes, monitoring)}
+    quiet_routes = {route.path for route in _routes_of(probes, monitoring, web_pages)}
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     return app
 
@@ -152,6 +153,7 @@ def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_l
     app.include_router(router, **with_key_and_rate)
     app.include_router(probes)
     app.include_router(monitoring, **with_key)
+    app.include_router(web_pages)
 
 
 def _routes_of(*routers: APIRouter) -> list[APIRoute]:

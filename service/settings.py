@@ -199,7 +199,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None,
         description="File with one API key per line; each request must then contain one. "
-        "Probes and the API documentation need no key.",
+        "Probes, the web page and the API documentation need no key.",
     )
     rate_limit_per_s: float | None = Field(
         None,

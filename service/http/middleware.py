@@ -26,17 +26,13 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+]
+# Of responses that have none of their own.
+_DEFAULT_HEADERS = [
     # Detections can be personal data, and probes must not be cached.
     (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
-_NO_CONTENT = b"default-src 'none'; frame-ancestors 'none'"
-_POLICIES = {
-    # FastAPI's page of Swagger UI: assets of a CDN, and one inline script without request data.
-    "/docs": b"default-src 'none'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
-    b"script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    b"style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    b"img-src data: https://fastapi.tiangolo.com",
-}
 
 
 class RequestContext:
@@ -75,12 +71,12 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                policy = _POLICIES.get(scope["path"], _NO_CONTENT)
+                own = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", record.request_id.encode()),
                     *_HEADERS,
-                    (b"content-security-policy", policy),
+                    *(header for header in _DEFAULT_HEADERS if header[0] not in own),
                 ]
                 if state_of(scope["app"]).draining.is_set():
                     # The client must connect again, to another instance.

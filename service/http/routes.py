@@ -1,6 +1,7 @@
 """The endpoints, grouped by the checks that apply to them."""
 
 import asyncio
+import gzip
 import math
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from service import errors
 from service.async_detector import AsyncDetector
 from service.batching.types import PRIORITY_OFFSETS_S, SchedulingOptions
 from service.cancellation import CancelScope
+from service.http.compression import accepts_gzip
 from service.http.image_route import ImageRoute
 from service.http.openapi import DETECT, DETECT_BATCH
 from service.http.problem_details import problem_of, problem_responses
@@ -259,4 +261,8 @@ async def ready(request: Request) -> Readiness:
 async def metrics(request: Request) -> Response:
     """Return the metrics in the Prometheus text format."""
     content = service_state(request).metrics.render()
-    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+    headers = {"Vary": "Accept-Encoding"}
+    if accepts_gzip(request.headers):
+        headers["Content-Encoding"] = "gzip"
+        content = gzip.compress(content, compresslevel=1, mtime=0)
+    return Response(content, 200, headers, "text/plain; version=0.0.4; charset=utf-8")

@@ -247,6 +247,8 @@ def check_serve(
     with serving(environment, "--models", project / "models/blood_cells", *options) as url:
         smear = project / "docs/samples/blood_smear_1.jpg"
         assert "WBC" in environment.run("centernet-detect", smear, "--url", url)
+        for path in ("/", "/page/page.js", "/docs", "/docs/swagger-ui-bundle.js"):
+            assert httpx.get(url + path).status_code == 200
 
 
 def check_eval(environment: Environment, server: RunningServer, image: Path) -> None:

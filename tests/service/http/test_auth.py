@@ -264,7 +264,7 @@ def test_every_response_has_the_security_headers(server: RunningServer) -> None:
     responses = [
         server.client.post("/detect", content=IMAGE),
         server.client.post("/detect"),
-        *(server.client.get(path) for path in ("/livez", "/metrics", "/none", "/docs")),
+        *(server.client.get(path) for path in ("/livez", "/metrics", "/none", "/models")),
     ]
     for response in responses:
         assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -272,17 +272,3 @@ def test_every_response_has_the_security_headers(server: RunningServer) -> None:
         assert response.headers["Cache-Control"] == "no-store"
         assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
         assert "server" not in response.headers
-
-
-def test_the_policy_of_the_docs_page_allows_its_assets(server: RunningServer) -> None:
-    page = server.client.get("/docs")
-    policy = page.headers["Content-Security-Policy"]
-    sources = dict(part.strip().partition(" ")[::2] for part in policy.split(";"))
-    for needed, directive in (
-        ('<script src="https://cdn.jsdelivr.net/', "script-src"),
-        ('href="https://cdn.jsdelivr.net/', "style-src"),
-        ('href="https://fastapi.tiangolo.com/', "img-src"),
-    ):
-        assert needed in page.text
-        assert needed.partition('"')[2].rstrip("/") in sources[directive].split()
-    assert sources["connect-src"] == "'self'"
