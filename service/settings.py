@@ -57,6 +57,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Processes that share the port. Each has its share of the cores, engines of "
+        "its own, and every limit below for itself.",
+    )
     models: Path = Field(Path("models"), description="A model package, or a directory of packages.")
     default_model: str | None = Field(
         None, description="The model of POST /detect; may be omitted if there is only one model."
