@@ -275,6 +275,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"build_engines needs the backend tensorrt or tensorrt-rtx, received {self.backend}"
             )
+        if self.build_engines and self.workers > 1:
+            raise ValueError(
+                f"build_engines works with one worker, received {self.workers} workers: each would "
+                "build the same engines; run centernet-export build before the start"
+            )
         return self
 
     @model_validator(mode="after")

@@ -73,7 +73,14 @@ def supervise(settings: Settings) -> int:
     """
     config = uvicorn.Config("", host=settings.host, port=settings.port, log_config=None)
     with config.bind_socket() as listener, TemporaryDirectory(prefix="centernet-") as folder:
-        return _Supervisor(settings, listener, folder).run()
+        status = _Supervisor(settings, listener, folder).run()
+    if status == -signal.SIGTERM:
+        # End by the signal, as a service of one process does. The first process of a container
+        # ignores it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+    return status
 
 
 class _Supervisor:
@@ -91,6 +98,7 @@ class _Supervisor:
         self._signals: list[int] = []
 
     def run(self) -> int:
+        """Return the exit status, negative for a signal."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         status = None
@@ -101,12 +109,7 @@ class _Supervisor:
         self._end_workers()
         if status is not None:
             return status
-        if self._signals[0] == signal.SIGINT:
-            return _EXIT_INTERRUPTED
-        # End by the signal, as a service of one process does.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
-        return 0  # the first process of a container ignores the signal
+        return _EXIT_INTERRUPTED if self._signals[0] == signal.SIGINT else -signal.SIGTERM
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame

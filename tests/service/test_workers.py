@@ -40,6 +40,14 @@ def gated(gate: Path) -> str:
     )
 
 
+def state_of(pid: int) -> str | None:
+    """Return the state of a process, such as T (stopped) or Z (ended); None if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return None
+
+
 class Workers:
     """A service of two workers."""
 
@@ -83,6 +91,7 @@ class Workers:
         """Stop the other worker, so that this one accepts the connections of the block."""
         other = self.pids()[1 - index]
         os.kill(other, signal.SIGSTOP)
+        wait_until(lambda: state_of(other) == "T")
         try:
             yield
         finally:
@@ -157,7 +166,10 @@ def test_a_killed_worker_loses_its_own_requests_only_and_is_replaced(tmp_path: P
             assert workers.post().status_code == 200
 
 
-def test_sigterm_loses_no_request_and_ends_all_workers(tmp_path: Path) -> None:
+def test_sigterm_loses_no_request_and_ends_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     gate = tmp_path / "gate"
     with two_workers(gated(gate)) as workers, ThreadPoolExecutor(8) as clients:
         sent = workers.post_to_each(clients, 4)
@@ -169,6 +181,7 @@ def test_sigterm_loses_no_request_and_ends_all_workers(tmp_path: Path) -> None:
         assert [response.status_code for response in responses] == [200] * 8
         assert workers.process.wait(30) == -signal.SIGTERM
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert not list(tmp_path.glob("centernet-*")), "the directory of the sockets remains"
 
 
 def is_refused(workers: Workers) -> bool:
@@ -196,14 +209,7 @@ def test_workers_end_with_their_supervisor() -> None:
     with two_workers(COLOUR) as workers:
         pids = workers.pids().values()
         workers.process.kill()
-        wait_until(lambda: not any(is_running(pid) for pid in pids))
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
+        wait_until(lambda: {state_of(pid) for pid in pids} <= {"Z", None})
 
 
 def test_a_worker_that_cannot_start_ends_the_service() -> None:
