@@ -37,6 +37,7 @@ def main() -> None:
         services = []
         for workers in variants:
             options = ("--workers", str(workers), "--backend", args.backend)
+            options += ("--max-batch-size", "8")  # that of the warm-up differs from start to start
             services.append(stack.enter_context(run_service(*options, package=package)))
             _wait_for_workers(services[-1], workers)
         rounds = [[_measure(service, args) for service in services] for _ in range(args.rounds)]
