@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -23,6 +24,17 @@ pytestmark = pytest.mark.skipif(available_cores() < 2, reason="each worker needs
 IMAGE, RED = encode(plain(200, 40)), encode(plain(255, 0))
 
 COLOUR = serving("    return one_model(ColourEngine())(settings, metrics)")
+
+
+@pytest.fixture(autouse=True)
+def temporary_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Directory for temporary files, which a supervisor that is killed cannot remove.
+
+    Not ``tmp_path``, because paths of Unix sockets are limited to 108 bytes.
+    """
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 def gated(gate: Path) -> str:
@@ -167,9 +179,8 @@ def test_a_killed_worker_loses_its_own_requests_only_and_is_replaced(tmp_path: P
 
 
 def test_sigterm_loses_no_request_and_ends_all_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, temporary_directory: Path
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     gate = tmp_path / "gate"
     with two_workers(gated(gate)) as workers, ThreadPoolExecutor(8) as clients:
         sent = workers.post_to_each(clients, 4)
@@ -181,7 +192,7 @@ def test_sigterm_loses_no_request_and_ends_all_workers(
         assert [response.status_code for response in responses] == [200] * 8
         assert workers.process.wait(30) == -signal.SIGTERM
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-        assert not list(tmp_path.glob("centernet-*")), "the directory of the sockets remains"
+        assert not list(temporary_directory.iterdir()), "the directory of the sockets remains"
 
 
 def is_refused(workers: Workers) -> bool:
