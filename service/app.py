@@ -17,6 +17,7 @@ from service.cancellation import CancelSignal
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
 from service.http.auth import KEY_HEADER, Access, ApiKeys
 from service.http.middleware import RequestContext
+from service.http.peers import METRICS, READINESS, Peers
 from service.http.problem_details import install_problem_handlers, problem_responses
 from service.http.rate_limit import RateLimiter
 from service.http.request_body import BodyBudget
@@ -41,7 +42,9 @@ LAST_RUN_S = 2.0
 _LAG_SAMPLES, _LAG_SAMPLE_S = 10, 0.1
 
 
-def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> FastAPI:
+def create_app(
+    loader: ModelLoader, settings: Settings, metrics: Metrics, peers: Peers | None = None
+) -> FastAPI:
     """Create the application; its lifespan loads the models and drains them at shutdown.
 
     The server sets ``draining`` and ``stopping`` of its :class:`service.http.state.ServiceState`
@@ -59,15 +62,19 @@ def create_app(loader: ModelLoader, settings: Settings, metrics: Metrics) -> Fas
         access=Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None),
         draining=asyncio.Event(),
         stopping=CancelSignal(_stopping_error),
+        peers=peers,
     )
     metrics.body_bytes.set_function(lambda: state.bodies.held_bytes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(loader.run(tracing), name="model loader")
         tasks = [
-            asyncio.create_task(loader.run(tracing), name="model loader"),
+            loading,
             asyncio.create_task(_measure_event_loop_lag(metrics), name="event loop lag"),
         ]
+        if peers is not None:
+            tasks.append(asyncio.create_task(_answer_peers(peers, state, loading), name="peers"))
         try:
             yield
         finally:
@@ -133,6 +140,17 @@ async def _measure_event_loop_lag(metrics: Metrics) -> None:
             await asyncio.sleep(_LAG_SAMPLE_S)
             worst_s = max(worst_s, loop.time() - began_at - _LAG_SAMPLE_S)
         metrics.event_loop_lag.set(worst_s)
+
+
+async def _answer_peers(peers: Peers, state: ServiceState, loading: "asyncio.Task[None]") -> None:
+    """Answer the other worker processes once the models are loaded."""
+    await loading
+    if not state.loader.is_done:
+        return
+    models = state.loader.models
+    await peers.serve(
+        {METRICS: state.metrics.render, READINESS: lambda: (models.problem or "").encode()}
+    )
 
 
 def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_limit: bool) -> None:

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
@@ -12,9 +13,11 @@ from pydantic_settings import CliApp, SettingsError
 
 from model_package import PackageError
 from service.app import create_app
+from service.cpu_cores import available_cores, share_quota
 from service.engines import EngineUnavailableError
 from service.http.auth import KeyFileError
-from service.http.uvicorn_server import Server
+from service.http.peers import Peers
+from service.http.uvicorn_server import Server, WorkerServer
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry, load_models
 from service.observability.logs import set_up_logging
@@ -22,9 +25,11 @@ from service.observability.metrics import Metrics
 from service.observability.tracing import TracingUnavailableError
 from service.settings import Settings
 from service.tune import TuneSettings, tune
+from service.workers import Worker, supervise
 
 _Settings = TypeVar("_Settings", bound=Settings)
 
+_START_ERRORS = (PackageError, EngineUnavailableError, KeyFileError, TracingUnavailableError)
 _EXIT_INTERRUPTED = 130
 _SWITCH_INTERVAL_S = 0.0001
 """GIL switch interval: how long an engine thread waits for the GIL after a run. Python's default of
@@ -42,8 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(arguments: list[str]) -> None:
-    settings = _read_settings(Settings, arguments)
-    metrics = Metrics()
+    worker = Worker.from_environment()
+    if worker is not None:
+        share_quota(worker.count)
+    settings = _read_settings(Settings, arguments, worker)
+    if worker is None and settings.workers > 1:
+        cores = available_cores()
+        if settings.workers > cores:
+            _fail(f"workers: received {settings.workers}, but the process may use {cores} cores")
+        sys.exit(supervise(settings))
+    metrics = Metrics(None if worker is None else worker.index)
 
     def load(report_step: Callable[[str], None]) -> ModelRegistry:
         models = load_models(settings, metrics, report_step)
@@ -54,17 +67,25 @@ def _serve(arguments: list[str]) -> None:
 
     loader = ModelLoader(load)
     try:
-        app = create_app(loader, settings, metrics)
-    except (KeyFileError, TracingUnavailableError) as error:
+        app = create_app(
+            loader, settings, metrics, None if worker is None else Peers(worker.socket_path)
+        )
+        if worker is not None and not worker.listens_first:
+            loader.load()
+    except _START_ERRORS as error:
         _fail(str(error))
     try:
-        Server(app, settings).run()
+        if worker is None:
+            Server(app, settings).run()
+        else:
+            listener = socket.socket(fileno=worker.listener)
+            WorkerServer(app, settings, worker.supervisor_pid).run([listener])
     except KeyboardInterrupt:
         # Exit at once, as run() does after SIGTERM: a hanging thread must not keep the process
         # alive.
         logging.shutdown()
         os._exit(_EXIT_INTERRUPTED)
-    if isinstance(loader.error, PackageError | EngineUnavailableError):
+    if isinstance(loader.error, _START_ERRORS):
         _fail(str(loader.error))
     if loader.error is not None:
         raise loader.error
@@ -78,7 +99,9 @@ def _tune(arguments: list[str]) -> None:
         _fail(str(error))
 
 
-def _read_settings(settings_type: type[_Settings], arguments: list[str]) -> _Settings:
+def _read_settings(
+    settings_type: type[_Settings], arguments: list[str], worker: Worker | None = None
+) -> _Settings:
     try:
         settings = CliApp.run(settings_type, cli_args=arguments)
     except ValidationError as error:
@@ -89,7 +112,8 @@ def _read_settings(settings_type: type[_Settings], arguments: list[str]) -> _Set
         _fail(problems)
     except SettingsError as error:
         _fail(str(error))
-    set_up_logging(settings.log_format, settings.log_level)
+    index = None if worker is None else worker.index
+    set_up_logging(settings.log_format, settings.log_level, index)
     return settings
 
 

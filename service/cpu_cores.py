@@ -4,6 +4,14 @@ import math
 import os
 from pathlib import Path
 
+_processes = 1
+
+
+def share_quota(processes: int) -> None:
+    """Divide the CPU quota by the number of worker processes; each has an affinity of its own."""
+    global _processes
+    _processes = processes
+
 
 def available_cores(root: Path = Path("/")) -> int:
     """Return the number of cores: those of the CPU affinity, limited by the CPU quota.
@@ -11,7 +19,7 @@ def available_cores(root: Path = Path("/")) -> int:
     A quota of 1.5 cores counts as 2: threads that exceed it are throttled, but fewer threads could
     not use it. ``root``: directory that contains ``proc`` and ``sys``.
     """
-    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _cpu_quota(root))))
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _cpu_quota(root) / _processes)))
 
 
 def _cpu_quota(root: Path) -> float:

@@ -122,7 +122,9 @@ class ImagePool:
         with self._changed:
             if self._closed:
                 raise StoppingError("The service is shutting down. Send the request again.")
-            wait_s, left_s = self._wait_s(task), max(0.0, scheduling.deadline_at - now)
+            left_s = max(0.0, scheduling.deadline_at - now)
+            # The simulation takes time in proportion to the length of the queue.
+            wait_s = self._wait_s(task) if self._longest_wait_s() > left_s else 0.0
             if wait_s > left_s:
                 raise DeadlineUnreachableError(
                     f"The images before this one would take about {1000 * wait_s:.0f} ms to "
@@ -143,13 +145,23 @@ class ImagePool:
         for task in list(self._queue):
             task.future.cancel()
 
+    def _longest_wait_s(self) -> float:
+        """Return an upper bound of :meth:`_wait_s`: all tasks run one after the other."""
+        running_s = sum(cost.cpu_s for _, cost in self._running.values())
+        return self._ratio * (running_s + sum(task.cost.cpu_s for task in self._queue))
+
+    @property
+    def _ratio(self) -> float:
+        """Measured ratio of the elapsed to the stated time of the tasks."""
+        return self._measured_s / self._stated_s if self._stated_s else 0.0
+
     def _wait_s(self, new: _Task) -> float:
         """Return the expected seconds until the task begins.
 
         Each task is expected to take its stated CPU time, scaled by the measured ratio of elapsed
         to stated time. Expensive tasks do not delay cheap ones, nor do those that will be late.
         """
-        ratio = self._measured_s / self._stated_s if self._stated_s else 0.0
+        ratio = self._ratio
         running = sorted(
             (
                 (max(0.0, started_at + ratio * cost.cpu_s - new.arrived_at), cost)

@@ -20,13 +20,30 @@ class ModelLoader:
 
     def __init__(self, load: Callable[[Callable[[str], None]], ModelRegistry]) -> None:
         self._load = load
+        self._loaded: ModelRegistry | None = None
         self._models: ModelRegistry | None = None
         self._step = "starting"
         self.error: BaseException | None = None
         """The exception of ``load``, if it raised one."""
 
+    def load(self) -> None:
+        """Load the models in the calling thread, before :meth:`run`; raises what that raises."""
+        self._loaded = self._load(self._report_step)
+
     async def run(self, tracing: Tracing | None) -> None:
-        """Load the models and start them; sets :attr:`error` if that fails."""
+        """Load the models, unless they are loaded, and start them.
+
+        Sets :attr:`error` if that fails.
+        """
+        try:
+            models = self._loaded or await self._load_in_thread()
+        except Exception as error:
+            self.error = error
+            return
+        models.start(tracing)
+        self._models = models
+
+    async def _load_in_thread(self) -> ModelRegistry:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[ModelRegistry] = loop.create_future()
 
@@ -49,13 +66,7 @@ class ModelLoader:
 
         # A daemon thread, so that SIGTERM does not wait for a large model.
         threading.Thread(target=load, name="model-loader", daemon=True).start()
-        try:
-            models = await done
-        except Exception as error:
-            self.error = error
-            return
-        models.start(tracing)
-        self._models = models
+        return await done
 
     def _report_step(self, step: str) -> None:
         self._step = step

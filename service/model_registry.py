@@ -66,6 +66,23 @@ class ModelRegistry:
             )
         raise UnknownModelError(f"There is no model {name[:100]!r}. The loaded models are {known}.")
 
+    @property
+    def problem(self) -> str | None:
+        """Reason a model is not ready; None if all are ready."""
+        return self._first_problem(lambda detector: detector.problem)
+
+    @property
+    def fatal_problem(self) -> str | None:
+        """Reason the process must be restarted; None if it need not be."""
+        return self._first_problem(lambda detector: detector.fatal_problem)
+
+    def _first_problem(self, problem_of: Callable[[AsyncDetector], str | None]) -> str | None:
+        for name, detector in self.detectors.items():
+            problem = problem_of(detector)
+            if problem is not None:
+                return f"Model {name}: {problem}."
+        return None
+
     def start(self, tracing: Tracing | None) -> None:
         """Start every model; call it inside the running event loop."""
         for detector in self.detectors.values():

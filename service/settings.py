@@ -59,6 +59,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Processes that share the port. Each has its share of the cores, engines of "
+        "its own, and every limit below for itself.",
+    )
     models: Path = Field(Path("models"), description="A model package, or a directory of packages.")
     default_model: str | None = Field(
         None, description="The model of POST /detect; may be omitted if there is only one model."
@@ -275,6 +282,11 @@ class Settings(BaseSettings):
         if self.build_engines and not self.backend.startswith("tensorrt"):
             raise ValueError(
                 f"build_engines needs the backend tensorrt or tensorrt-rtx, received {self.backend}"
+            )
+        if self.build_engines and self.workers > 1:
+            raise ValueError(
+                f"build_engines works with one worker, received {self.workers} workers: each would "
+                "build the same engines; run centernet-export build before the start"
             )
         return self
 

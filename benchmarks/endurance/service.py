@@ -104,17 +104,28 @@ def _samples(text: str) -> list[tuple[str, str, str]]:
 
 
 @contextmanager
-def run_service(*options: str, package: Path = BUNDLED) -> Iterator[Service]:
-    """Start the service on a free port, wait until it is ready, and kill it after the block."""
+def run_service(
+    *options: str, package: Path = BUNDLED, project: Path = PROJECT
+) -> Iterator[Service]:
+    """Start the service of a checkout, wait until it is ready, and kill it after the block."""
     with tempfile.TemporaryDirectory() as folder:
         log, port = Path(folder) / "log", _free_port()
         command = [
             *(sys.executable, "-c", "from service.cli import main; main()"),
-            *("--models", str(package), "--port", str(port), "--log-level", "warning", *options),
+            *(
+                "--models",
+                str(package.resolve()),
+                "--port",
+                str(port),
+                "--log-level",
+                "warning",
+                *options,
+            ),
         ]
-        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+        environment = os.environ | {"PYTHONPATH": str(project.resolve())}
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stderr=output, env=environment)
+            # Python imports from the working directory first.
+            process = subprocess.Popen(command, stderr=output, env=environment, cwd=project)
         try:
             _wait_until_ready(process, port, log)
             yield Service(process, port, log)

@@ -18,6 +18,7 @@ from service.cancellation import CancelScope
 from service.http.compression import accepts_gzip
 from service.http.image_route import ImageRoute
 from service.http.openapi import DETECT, DETECT_BATCH
+from service.http.peers import METRICS, READINESS
 from service.http.problem_details import problem_of, problem_responses
 from service.http.query_parameters import read_parameters, read_scheduling_headers
 from service.http.request_body import read_images
@@ -35,6 +36,7 @@ from service.http.schemas import (
 )
 from service.http.state import service_state
 from service.model_loader import RETRY_AFTER_S
+from service.observability.metrics import merge_metrics
 from service.options import RequestOptions
 
 detection = APIRouter(route_class=ImageRoute)
@@ -210,12 +212,9 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
 async def live(request: Request) -> Health:
     """Report whether the process can serve, or must be restarted. Uses no queue and no engine."""
     loader = service_state(request).loader
-    if loader.is_done:
-        for name, detector in loader.models.detectors.items():
-            if detector.fatal_problem is not None:
-                raise errors.RestartRequiredError(
-                    f"Model {name}: {detector.fatal_problem}. Restart the service."
-                )
+    problem = loader.models.fatal_problem if loader.is_done else None
+    if problem is not None:
+        raise errors.RestartRequiredError(f"{problem} Restart the service.")
     return Health(status="live")
 
 
@@ -242,17 +241,18 @@ async def started(request: Request) -> Health:
 async def ready(request: Request) -> Readiness:
     """Report whether requests are served: models loaded, self-tests passed, not shutting down.
 
-    A model that could not be loaded does not affect the status; it is listed in `failed`.
+    A model that could not be loaded does not affect the status; it is listed in `failed`. With
+    several worker processes, all that have loaded their models must be ready.
     """
     state = service_state(request)
     if state.draining.is_set():
         raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
     models = state.loader.models
-    for name, detector in models.detectors.items():
-        if detector.problem is not None:
-            raise errors.NotReadyError(
-                f"Model {name}: {detector.problem}.", retry_after_s=RETRY_AFTER_S
-            )
+    problems = [models.problem or ""]
+    if state.peers is not None:
+        problems += [answer.decode() for answer in await state.peers.ask(READINESS)]
+    for problem in filter(None, problems):
+        raise errors.NotReadyError(problem, retry_after_s=RETRY_AFTER_S)
     return Readiness(status="ready", failed=failed_models(models))
 
 
@@ -260,7 +260,10 @@ async def ready(request: Request) -> Readiness:
 @monitoring.get("/metrics", operation_id="metrics", tags=["health"], response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return the metrics in the Prometheus text format."""
-    content = service_state(request).metrics.render()
+    state = service_state(request)
+    content = state.metrics.render()
+    if state.peers is not None:
+        content = merge_metrics([content, *await state.peers.ask(METRICS)])
     headers = {"Vary": "Accept-Encoding"}
     if accepts_gzip(request.headers):
         headers["Content-Encoding"] = "gzip"

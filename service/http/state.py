@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from service.cancellation import CancelSignal
 from service.http.auth import Access
+from service.http.peers import Peers
 from service.http.request_body import BodyBudget
 from service.model_loader import ModelLoader
 from service.observability.metrics import Metrics
@@ -19,7 +20,7 @@ class ServiceState:
     """State shared by all requests of one application.
 
     ``draining``: set when no further requests should be sent to the service; ``stopping``: set when
-    bodies are no longer read.
+    bodies are no longer read. ``peers``: the other worker processes, if there are several.
     """
 
     loader: ModelLoader
@@ -29,6 +30,7 @@ class ServiceState:
     access: Access
     draining: asyncio.Event
     stopping: CancelSignal
+    peers: Peers | None
 
     def attach(self, app: FastAPI) -> None:
         """Set this as the state of ``app``."""

@@ -1,7 +1,10 @@
 """uvicorn with limits on every part of a request and with graceful shutdown."""
 
 import asyncio
+import logging
+import os
 import select
+import signal
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
@@ -22,6 +25,8 @@ from service.http.responses import to_json
 from service.http.state import state_of
 from service.observability.request_record import new_request_id
 from service.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 """Maximum bytes of the request line and headers, and of trailers, chunk extensions and chunk sizes;
@@ -375,3 +380,23 @@ class Server(uvicorn.Server):
     def _stop(self, sig: int, frame: FrameType | None) -> None:
         state_of(self.app).stopping.set()
         super().handle_exit(sig, frame)
+
+
+class WorkerServer(Server):
+    """Server of a worker process; stops if only a restart helps, or if its supervisor has ended."""
+
+    def __init__(self, app: FastAPI, settings: Settings, supervisor_pid: int) -> None:
+        super().__init__(app, settings)
+        self._supervisor_pid = supervisor_pid
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return True to exit; called ten times a second."""
+        is_draining = state_of(self.app).draining.is_set()
+        if os.getppid() != self._supervisor_pid and not is_draining:
+            self.handle_exit(signal.SIGTERM, None)
+        loader = state_of(self.app).loader
+        # A liveness probe would reach this worker only now and then.
+        if counter % 10 == 0 and loader.is_done and loader.models.fatal_problem is not None:
+            _log.error("%s The worker ends.", loader.models.fatal_problem)
+            return True
+        return await super().on_tick(counter)

@@ -16,12 +16,29 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """Printable ASCII without spaces, quotes and equals signs: needs no quoting."""
 
 
-def set_up_logging(log_format: Literal["text", "json"], level: str) -> None:
-    """Send all log records of this process, including those of uvicorn, to stderr."""
+def set_up_logging(
+    log_format: Literal["text", "json"], level: str, worker: int | None = None
+) -> None:
+    """Send all log records of this process, including those of uvicorn, to stderr.
+
+    ``worker``: index of a worker process, a field of each of its records.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    if worker is not None:
+        handler.addFilter(_WorkerField(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+
+
+class _WorkerField(logging.Filter):
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.fields = {"worker": self._worker, **_fields_of(record)}
+        return True
 
 
 class TextFormatter(logging.Formatter):

@@ -1,6 +1,6 @@
 """Prometheus metrics; names follow its conventions (base units, ``_total`` for counters)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Literal
 
@@ -12,6 +12,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import Metric
 
 _SECONDS = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075),
@@ -21,10 +22,14 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The metrics of one service, in a registry of their own."""
+    """The metrics of one process, in a registry of their own.
 
-    def __init__(self) -> None:
+    ``worker``: index of a worker process, a label of each of its series.
+    """
+
+    def __init__(self, worker: int | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._worker = worker
         # Looking up a series by its labels costs several microseconds each time.
         self._request_series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         ProcessCollector(registry=self.registry)
@@ -143,7 +148,42 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
-        return generate_latest(self.registry)
+        if self._worker is None:
+            return generate_latest(self.registry)
+        return generate_latest(_LabelledMetrics(self.registry, self._worker))
+
+
+class _LabelledMetrics(CollectorRegistry):
+    """The metrics of a registry, with the label ``worker``."""
+
+    def __init__(self, registry: CollectorRegistry, worker: int) -> None:
+        super().__init__()
+        self._registry = registry
+        self._label = {"worker": str(worker)}
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample._replace(labels={**self._label, **sample.labels})
+                for sample in metric.samples
+            ]
+            yield metric
+
+
+def merge_metrics(texts: Sequence[bytes]) -> bytes:
+    """Merge the metrics of several processes, whose series have different labels.
+
+    The text format requires that all series of a metric are together.
+    """
+    series: dict[tuple[bytes, ...], list[bytes]] = {}
+    for text in texts:
+        for metric in text.removesuffix(b"\n").split(b"\n# HELP "):
+            description, kind, *samples = metric.removeprefix(b"# HELP ").split(b"\n")
+            series.setdefault((description, kind), []).extend(samples)
+    lines = []
+    for (description, kind), samples in series.items():
+        lines += [b"# HELP " + description, kind, *samples]
+    return b"\n".join(lines) + b"\n"
 
 
 class ModelMetrics:

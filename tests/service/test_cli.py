@@ -176,6 +176,19 @@ def test_rejects_outputs_that_differ_from_the_manifest(bundled: Path, tmp_path: 
         load_models(Settings(models=package), Metrics(), print)
 
 
+def test_rejects_more_workers_than_cores(
+    bundled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.available_cores", lambda: 4)
+    error = start_error(capsys, "--models", str(bundled), "--workers", "5")
+    assert "workers: received 5, but the process may use 4 cores" in error
+
+
+def test_several_workers_do_not_build_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--backend", "tensorrt", "--build-engines", "true", "--workers", "2")
+    assert "build_engines works with one worker" in start_error(capsys, *options)
+
+
 without_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
     reason="needs an ONNX Runtime without CUDA",

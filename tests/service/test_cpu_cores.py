@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cpu_cores import available_cores
+from service.cpu_cores import available_cores, share_quota
 
 
 @pytest.fixture(autouse=True)
@@ -58,4 +58,16 @@ def test_quotas_limit_the_cores(tmp_path: Path, files: dict[str, str], cores: in
         path = tmp_path / (f"sys/fs/cgroup/{name}" if name else "proc/self/cgroup")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+    assert available_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("400000", 2), ("300000", 2), ("6400000", 16)])
+def test_workers_share_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr("service.cpu_cores._processes", 1)
+    share_quota(2)
+    for name, content in (("proc/self/cgroup", "0::/"), ("sys/fs/cgroup/cpu.max", quota)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}{' 100000' * (name[0] == 's')}\n")
     assert available_cores(tmp_path) == cores

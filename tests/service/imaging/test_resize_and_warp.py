@@ -5,6 +5,7 @@ Golden files are outputs of the reference implementation; *upstream* stands for 
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from support.serving import make_manifest
 
 from model_package import FreeSize, InputSpec
 from service.errors import ImageSizeError
-from service.imaging.geometry import AffineTransform
+from service.imaging.geometry import AffineTransform, ImageTransform
 from service.imaging.image_decoding import DecodedImage
 from service.imaging.resize import InputPlanner
 from service.imaging.types import InputOptions
@@ -180,6 +181,18 @@ def test_an_image_larger_than_the_input_is_center_cropped() -> None:
     assert np.array_equal(warped[2:62], pixels[:, 34:66])
     assert not warped[:2].any()
     assert not warped[62:].any()
+
+
+def test_a_warp_equals_that_of_opencv_bit_for_bit() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        height, width, input_height, input_width = map(int, random.integers(1, 100, 4))
+        pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+        scale, shift_x, shift_y = random.uniform(0.2, 4), *random.uniform(-20, 20, 2)
+        to_input = AffineTransform(scale, shift_x, shift_y)
+        transform = ImageTransform(width, height, input_width, input_height, to_input)
+        expected = cv2.warpAffine(pixels, to_input.matrix(), (input_width, input_height))
+        assert np.array_equal(warp_to_input(DecodedImage(pixels), transform), expected)
 
 
 @pytest.mark.parametrize(

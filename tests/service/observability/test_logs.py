@@ -169,3 +169,19 @@ def test_all_loggers_use_the_configured_format() -> None:
     assert (first["logger"], first["message"]) == ("uvicorn.error", "from uvicorn")
     assert second["logger"] == "py.warnings"
     assert "from a library" in second["message"]
+
+
+@pytest.mark.parametrize(
+    ("log_format", "expected"), [("json", '"worker": 3'), ("text", "worker=3")]
+)
+def test_each_line_names_the_worker(log_format: str, expected: str) -> None:
+    program = (
+        "import logging\n"
+        "from service.observability.logs import set_up_logging\n"
+        f"set_up_logging({log_format!r}, 'info', 3)\n"
+        "logging.getLogger('other').info('one')\n"
+        "logging.getLogger('other').info('two', extra={'fields': {'a': 1}})\n"
+    )
+    command = [sys.executable, "-c", program]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    assert [expected in line for line in lines] == [True, True]
