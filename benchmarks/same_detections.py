@@ -140,7 +140,8 @@ def _single_file_package(file: Path, rounded: bool) -> Iterator[Path]:
             content = with_explicit_rounding(onnx.load(file)).SerializeToString()
         target.write_bytes(content)
         artifact = draft.describe_artifact(file.name)
-        yield draft.publish(manifest.model_copy(update={"artifacts": (artifact,)})).directory
+        changes = {"artifacts": (artifact,), "references": None}
+        yield draft.publish(manifest.model_copy(update=changes)).directory
 
 
 def find_file(path: Path) -> tuple[Path, OnnxArtifact]:

@@ -58,7 +58,7 @@ def server_of(
                 normalization="coco-demo",
             )
             package = export_package(config, checkpoint, directory / "package", lambda _: None)
-            settings = Settings(models=package.directory, max_batch_size=2)
+            settings = Settings(models=package.directory, max_batch_size=2, precision="fp32")
             return stack.enter_context(
                 run_server(partial(load_models, report_step=print), settings)
             )

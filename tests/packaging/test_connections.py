@@ -57,7 +57,8 @@ def test_serving_opens_no_connection(project: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert outside_calls(output) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["strace.txt"], "nothing else in HOME"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"strace.txt", "client"}, "nothing else in HOME"
 
 
 def _is_ready(client: httpx.Client) -> bool:

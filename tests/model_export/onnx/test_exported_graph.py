@@ -69,5 +69,7 @@ def test_the_file_contains_no_local_paths(onnx_file: Path) -> None:
 
 def test_the_file_is_self_contained(slim_package: ModelPackage, onnx_file: Path) -> None:
     names = {path.name for path in slim_package.directory.iterdir()}
-    assert names == {"model.json", onnx_file.name}  # no external data
+    references = slim_package.manifest.references
+    assert references is not None
+    assert names == {"model.json", onnx_file.name, references.file}  # no external data
     onnx.checker.check_model(onnx_file, full_check=True)
