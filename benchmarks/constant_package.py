@@ -41,4 +41,5 @@ def constant_package(package: Path, image: Path) -> Iterator[Path]:
     with TemporaryDirectory() as folder, draft_package(Path(folder, "constant")) as draft:
         (draft.directory / ONNX_FILE).write_bytes(model.SerializeToString())
         artifact = draft.describe_artifact(ONNX_FILE)
-        yield draft.publish(manifest.model_copy(update={"artifacts": (artifact,)})).directory
+        changes = {"artifacts": (artifact,), "references": None}
+        yield draft.publish(manifest.model_copy(update=changes)).directory

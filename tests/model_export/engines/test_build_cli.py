@@ -222,8 +222,9 @@ def test_further_signals_do_not_interrupt_the_clean_up(slow: Path, number: signa
     while (slow / ".build.lock").exists():
         os.killpg(process.pid, number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
-    assert err == ""
+    # A signal that arrives after the clean-up, while Python exits, ends the process itself.
+    assert process.returncode in (128 + number, -number)
+    assert err == "" or process.returncode == -number
     _check_package(slow, hidden=0)
 
 
