@@ -3,6 +3,7 @@
 import queue
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -145,7 +146,7 @@ def _create_requests(
                 model.reshape(shape)
             if precision == "bf16":
                 keep_head_outputs_in_float32(openvino, model)
-            compiled[key] = core.compile_model(model, _DEVICE, properties)
+            compiled[key] = compile_model(core, model, properties)
     except Exception as error:  # OpenVINO has no exception class of its own
         raise EngineUnavailableError(
             f"OpenVINO {openvino.__version__} cannot load {path}: {_first_lines(error)}"
@@ -154,6 +155,17 @@ def _create_requests(
     for _ in range(options.concurrency):
         pool.put({key: model.create_infer_request() for key, model in compiled.items()})
     return pool
+
+
+def compile_model(core: Any, model: Any, properties: Mapping[str, Any]) -> Any:
+    """Compile a model for the CPU, in a thread that ends.
+
+    OpenVINO gives the thread that compiles a model a stack for signal handlers, and frees it with
+    the model. If models are not freed in reverse order, the thread is left with a stack that is
+    freed, and its next signal is a segmentation fault.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(core.compile_model, model, _DEVICE, properties).result()
 
 
 def _longest_side_px(manifest: ModelManifest) -> int:

@@ -73,21 +73,3 @@ def test_evaluation_opens_no_connection(project: Path, tmp_path: Path) -> None:
     command += ["--annotations", "docs/samples/blood_smears.json", "--images", "docs/samples"]
     command += ["--output", str(tmp_path / "report")]
     assert outside_calls_of(command, tmp_path, project) == []
-
-
-_TRAIN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-from support.configs import write_config
-from training.trainer import Trainer
-directory = Path(sys.argv[1])
-config = write_config(directory, "res_18_slim", "boxes")
-Trainer(config, directory / "run").run()
-"""
-
-
-def test_training_opens_no_connection(project: Path, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    command = [sys.executable, "-c", _TRAIN, str(tmp_path / "data")]
-    assert outside_calls_of(command, tmp_path, project) == []

@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engines.openvino import import_openvino
+from service.engines.openvino import compile_model, import_openvino
 from service.engines.openvino_operators import operator_extensions
 
 
-def compile_model(model: Path | bytes, longest_side_px: int) -> Any:
+def compile_file(model: Path | bytes, longest_side_px: int) -> Any:
     """Compile a file, or a serialized model, in float32."""
     core = import_openvino().Core()
     for extension in operator_extensions(import_openvino(), longest_side_px):
         core.add_extension(extension)
-    return core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compile_model(core, core.read_model(model), {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def openvino_runner(
     file: Path, output_names: Sequence[str], longest_side_px: int
 ) -> Callable[[NDArray[np.uint8]], list[dict[str, NDArray[Any]]]]:
     """Return a function from a batch of images to the detections of each."""
-    compiled = compile_model(file, longest_side_px)
+    compiled = compile_file(file, longest_side_px)
 
     def run(images: NDArray[np.uint8]) -> list[dict[str, NDArray[Any]]]:
         outputs = compiled([np.ascontiguousarray(images)])

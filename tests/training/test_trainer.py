@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.configs import assert_refused
+from support.connections import outside_calls_of
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
 from model_export.graph.normalization import NORMALIZATIONS
@@ -190,6 +191,12 @@ SMEARS = 'classes = ["RBC", "WBC", "Platelets"]'
 )
 def test_an_inconsistent_config_is_refused(config_file, old: str, new: str, message: str) -> None:
     assert_refused(config_file(), old, new, message)
+
+
+def test_training_opens_no_connection(config_file, tmp_path, project) -> None:
+    command = [sys.executable, "-m", "training", str(config_file(epochs=1))]
+    command += ["--output", str(tmp_path / "run"), "--tensorboard"]
+    assert outside_calls_of(command, tmp_path, project) == []
 
 
 def test_tensorboard_holds_the_numbers_of_the_log(config_file, tmp_path) -> None:

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: small graphs, the bundled models and the project's custom operators."""
 
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from support.engines import half_precision_artifact, make_images, make_package
-from support.openvino import compile_model
+from support.openvino import compile_file
 
 from model_export.onnx.corner_pool_functions import add_corner_pool_functions
 from model_package import FreeSize, InputSpec, load_package
@@ -145,7 +146,7 @@ def test_the_bundled_models_agree_with_onnxruntime(
 
 
 def _run_openvino(model: onnx.ModelProto, side_px: int, *inputs: NDArray[np.float32]) -> object:
-    return compile_model(model.SerializeToString(), side_px)(list(inputs))[0]
+    return compile_file(model.SerializeToString(), side_px)(list(inputs))[0]
 
 
 def _run_onnxruntime(model: onnx.ModelProto, *inputs: NDArray[np.float32]) -> object:
@@ -217,3 +218,24 @@ def test_bf16_writes_the_outputs_of_the_heads_in_float32(project: Path, name: st
         if output in outputs:
             bits = outputs[output].view(np.uint32)
             assert (bits & 0xFFFF).any(), f"{output} has only values of bf16"
+
+
+_SIGNAL_AFTER_CLOSE = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from support.engines import make_package
+from service.engines import open_engine
+engine = open_engine(make_package(Path(sys.argv[1]), flips=(False, True)), "openvino", threads=1)
+engine.close()
+received = []
+signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+os.kill(os.getpid(), signal.SIGINT)
+assert received == [signal.SIGINT]
+"""
+
+
+def test_signals_are_handled_after_an_engine_is_closed(project: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SIGNAL_AFTER_CLOSE, str(tmp_path)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
