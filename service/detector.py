@@ -30,7 +30,6 @@ from service.engines import (
     Engine,
     EngineOptions,
     EngineUnavailableError,
-    open_candidate,
     select_engine,
 )
 from service.engines.output_check import check_outputs
@@ -271,7 +270,7 @@ def open_model_engine(package: ModelPackage, settings: Settings) -> tuple[Engine
         if time.perf_counter() - began_at > LONG_RUN_S:
             engine.close()
             options = EngineOptions(cores, 1, options.max_batch_size)
-            engine = open_candidate(candidate, package, options)
+            engine, _ = select_engine(package, candidate.backend, engine.precision, options, accept)
     return engine, self_tests[0]
 
 

@@ -1,6 +1,6 @@
 """Inference backends: load the artifacts of a model package and run batches of images."""
 
-from service.engines.backends import BACKENDS, open_candidate, open_engine, select_engine
+from service.engines.backends import BACKENDS, open_engine, select_engine
 from service.engines.engine import Engine, EngineOptions, Images
 from service.engines.errors import EngineBrokenError, EngineUnavailableError
 
@@ -11,7 +11,6 @@ __all__ = [
     "EngineOptions",
     "EngineUnavailableError",
     "Images",
-    "open_candidate",
     "open_engine",
     "select_engine",
 ]

@@ -91,7 +91,7 @@ def select_engine(
     name, reasons = package.manifest.name, []
     for candidate in candidates:
         try:
-            engine = open_candidate(candidate, package, options)
+            engine = candidate.open(package, replace(options, precisions=candidate.precisions))
             _check(engine, accept)
         except EngineUnavailableError as error:
             if candidate is candidates[-1] and backend != "auto":
@@ -102,11 +102,6 @@ def select_engine(
             _log.info("%s: using %s", name, engine.description)
             return engine, candidate
     raise EngineUnavailableError(f"no backend can run {name}: {'; '.join(reasons)}")
-
-
-def open_candidate(candidate: Candidate, package: ModelPackage, options: EngineOptions) -> Engine:
-    """Open a package with a candidate; raises like :func:`select_engine`."""
-    return candidate.open(package, replace(options, precisions=candidate.precisions))
 
 
 def _candidates(backend: str, precision: str) -> Sequence[Candidate]:

@@ -9,9 +9,10 @@ import pytest
 
 from model_package import load_package
 from service.detector import open_model_engine
-from service.engines import EngineUnavailableError
+from service.engines import Engine, EngineUnavailableError
 from service.engines.cpu_instructions import bf16_problem
 from service.engines.openvino import OpenVinoEngine
+from service.self_test import SelfTest
 from service.settings import Settings
 
 needs_bf16 = pytest.mark.skipif(bf16_problem() is not None, reason=f"{bf16_problem()}")
@@ -116,3 +117,20 @@ def test_slow_models_get_all_cores_for_each_run(
         engine, _ = open_model_engine(load_package(bundled), settings)
         assert engine.concurrency == (3 if long_run_s else 1)
         engine.close()
+
+
+def test_the_engine_with_all_cores_passes_the_self_test_too(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.detector.LONG_RUN_S", 0.0)
+    monkeypatch.setattr("service.detector.available_cores", lambda: 3)
+    checked: list[int] = []
+    check = SelfTest.check
+
+    def record(self: SelfTest, engine: Engine) -> None:
+        checked.append(engine.concurrency)
+        check(self, engine)
+
+    monkeypatch.setattr(SelfTest, "check", record)
+    engine_of(bundled, backend="openvino", precision="fp32")
+    assert checked == [3, 1]
