@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from model_export.verification.images import ImageArray, read_images, synthetic_images
+from model_export.verification.onnx_vs_torch import onnx_runner
 from model_package import InputSpec, ModelManifest, ModelPackage, References
 from model_package.directory import load_package, sha256_of
 from model_package.editing import edit_package
+from model_package.onnxruntime import load_onnxruntime
 
 MAX_IMAGES = 4
 """Every start of a service runs them."""
@@ -34,19 +35,17 @@ def record_references(
 
     The file's name in the package contains a digest, so that it never replaces another content.
     """
-    session = ort.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
-    rows = [session.run(list(output_names), {"images": image[np.newaxis]}) for image in images]
-    arrays: dict[str, Any] = {"images": np.stack(images)}
-    for name, values in zip(output_names, zip(*rows, strict=True), strict=True):
-        arrays[name] = np.concatenate(values)
+    run = onnx_runner(onnx_file, output_names)
+    rows = [run(image[np.newaxis])[0] for image in images]
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in output_names}
     with content.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, images=np.stack(images), **arrays)
     digest = sha256_of(content)
     return References(
         file=f"references.{digest[:8]}.npz",
         sha256=digest,
         size_bytes=content.stat().st_size,
-        engine=f"ONNX Runtime {ort.__version__}, fp32, CPU",
+        engine=f"ONNX Runtime {load_onnxruntime().__version__}, fp32, CPU",
     )
 
 
