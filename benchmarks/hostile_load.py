@@ -8,11 +8,9 @@ Retry-After. Exits 1 if a bound of ``checks`` does not hold.
 """
 
 import argparse
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +26,7 @@ from benchmarks.decoding_cost import (
     uniform_webp,
 )
 from benchmarks.endurance.report import Check, exit_with_checks
-from benchmarks.endurance.service import IMAGES, Service, run_service
+from benchmarks.endurance.service import IMAGES, Service, run_service, sample
 from benchmarks.load import Latency, Load, LoadError, Target, build, closed_loop, open_loop
 from evaluation.report import markdown_row, markdown_table
 from service.imaging.jpeg_header import scan_limit
@@ -41,7 +39,6 @@ MAX_OTHER_BYTES = 256 << 20
 """Memory over idle beside ``max_decoding_bytes``: request bodies, network inputs, responses."""
 _SIZE = (8192, 6100)
 _MANY_SCANS_SIZE = (3000, 2000)
-_SAMPLE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -112,28 +109,10 @@ def run(name: str, content: bytes, decode_s: float, seconds: float, rate: float)
 
 def measure_ordinary(service: Service, seconds: float, rate: float) -> Phase:
     """Send ordinary requests and sample the delay of the event loop."""
-    with sample_lag(service) as lags_s:
+    # The maximum of each second.
+    with sample(lambda: service.metrics().total("centernet_event_loop_lag_seconds")) as lags_s:
         load = open_loop(Target(service.port, "/detect", IMAGES), seconds, rate)
     return Phase(load, max(lags_s))
-
-
-@contextmanager
-def sample_lag(service: Service) -> Iterator[list[float]]:
-    """Read the event-loop lag, the maximum of each second, until the block ends."""
-    lags_s: list[float] = []
-    ended = threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(_SAMPLE_S):
-            lags_s.append(service.metrics().total("centernet_event_loop_lag_seconds"))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield lags_s
-    finally:
-        ended.set()
-        thread.join()
 
 
 def print_row(measured: Measured) -> None:

@@ -58,14 +58,7 @@ def _serve(arguments: list[str]) -> None:
         sys.exit(supervise(settings))
     metrics = Metrics(None if worker is None else worker.index)
 
-    def load(report_step: Callable[[str], None]) -> ModelRegistry:
-        models = load_models(settings, metrics, report_step)
-        # The objects created so far live as long as the process: exclude them from collection.
-        gc.collect()
-        gc.freeze()
-        return models
-
-    loader = ModelLoader(load)
+    loader = make_loader(settings, metrics)
     try:
         app = create_app(
             loader, settings, metrics, None if worker is None else Peers(worker.socket_path)
@@ -89,6 +82,19 @@ def _serve(arguments: list[str]) -> None:
         _fail(str(loader.error))
     if loader.error is not None:
         raise loader.error
+
+
+def make_loader(settings: Settings, metrics: Metrics) -> ModelLoader:
+    """Return the loader of a process that serves these models until it ends."""
+
+    def load(report_step: Callable[[str], None]) -> ModelRegistry:
+        models = load_models(settings, metrics, report_step)
+        # The objects created so far live as long as the process: exclude them from collection.
+        gc.collect()
+        gc.freeze()
+        return models
+
+    return ModelLoader(load)
 
 
 def _tune(arguments: list[str]) -> None:

@@ -13,39 +13,17 @@ docs/measurements/endurance.md is exceeded.
 
 import argparse
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.endurance.report import Check, exit_with_checks
-from benchmarks.endurance.service import BUNDLED, IMAGES, Service, run_service
+from benchmarks.endurance.service import BUNDLED, IMAGES, run_service, sample
 from benchmarks.load import Load, Target, closed_loop, open_loop
 from evaluation.report import markdown_row, markdown_table
 
 CONNECTIONS = 8
 """Enough to keep the engine busy, few enough to avoid rejections, which are retried immediately."""
 TARGET_TIMES_P99, TIMES_CAPACITY, BASELINE_LOAD = 1.6, 3.0, 0.8
-
-
-@contextmanager
-def sample_memory(service: Service) -> Iterator[list[float]]:
-    """Sample the resident memory in MiB every 0.5 s during the block."""
-    samples: list[float] = []
-    stop = threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(0.5):
-            samples.append(service.state().memory_mib)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stop.set()
-        thread.join()
 
 
 def capacity(target: Target, seconds: float) -> Load:
@@ -99,7 +77,7 @@ def main() -> None:
     with run_service(*options, package=args.package) as service:
         target = Target(service.port, "/detect", args.images)
         before = capacity(target, args.baseline_seconds)
-        with sample_memory(service) as memory_mib:
+        with sample(lambda: service.state().memory_mib) as memory_mib:
             overload = open_loop(target, args.seconds, TIMES_CAPACITY * rate, seed=1, warmup_s=5)
         print_row("overload", overload)
         time.sleep(2)

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ BUNDLED = PROJECT / "models" / "blood_cells"
 IMAGES = sorted((PROJECT / "docs" / "samples").glob("*.jpg"))
 
 _READY_S = 120.0
+_SAMPLE_S = 0.5
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -148,3 +150,22 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) 
             return
         time.sleep(0.05)
     raise RuntimeError(f"the service did not become ready:\n{log.read_text()[-2000:]}")
+
+
+@contextmanager
+def sample(read: Callable[[], float]) -> Iterator[list[float]]:
+    """Call ``read`` every 0.5 s during the block; yields the list of its results."""
+    samples: list[float] = []
+    ended = threading.Event()
+
+    def collect() -> None:
+        while not ended.wait(_SAMPLE_S):
+            samples.append(read())
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()

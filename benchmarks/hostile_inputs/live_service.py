@@ -4,7 +4,6 @@ python -m benchmarks.hostile_inputs.live_service  # started by LiveService
 """
 
 import asyncio
-import gc
 import json
 import os
 import resource
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -24,9 +22,8 @@ import httpx
 from benchmarks.hostile_inputs.bounds import Measurement, memory_bytes
 from benchmarks.hostile_inputs.http_requests import JPEG
 from service.app import create_app
+from service.cli import make_loader
 from service.http.uvicorn_server import Server
-from service.model_loader import ModelLoader
-from service.model_registry import ModelRegistry, load_models
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -162,14 +159,7 @@ def main() -> None:
     """Serve, and write a line of JSON for each line on standard input."""
     settings = Settings(models=PACKAGE, port=0, log_level="error")
     metrics = Metrics()
-
-    def load(report_step: Callable[[str], None]) -> ModelRegistry:
-        models = load_models(settings, metrics, report_step)
-        gc.collect()
-        gc.freeze()  # as centernet-serve does
-        return models
-
-    server = _Observed(create_app(ModelLoader(load), settings, metrics), settings)
+    server = _Observed(create_app(make_loader(settings, metrics), settings, metrics), settings)
 
     def report() -> None:
         for _ in sys.stdin:

@@ -68,14 +68,8 @@ def read_image(body: bytes) -> Reading:
     return Reading(outcome, memory_bytes, cpu_s, event_loop_s)
 
 
-def _read_manifest(body: bytes) -> Reading:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, MANIFEST_FILE).write_bytes(body)
-        try:
-            read_manifest(Path(folder))
-        except PackageError as error:
-            return _refusal(error)
-    return Reading(ACCEPTED)
+def _read_manifest(path: Path) -> None:
+    read_manifest(path.parent)
 
 
 def _checkpoint_reader() -> Reader:
@@ -83,46 +77,47 @@ def _checkpoint_reader() -> Reader:
     from model_export.errors import CheckpointError
     from model_export.inspect_checkpoint import inspect_checkpoint
 
-    def read(body: bytes) -> Reading:
-        stated_bytes = safe_load.MEMORY_MARGIN_BYTES + len(body) * (
-            safe_load.MEMORY_PER_BYTE + safe_load.MAX_FLOAT32_PER_BYTE
-        )
-        with tempfile.NamedTemporaryFile(suffix=".pth") as file:
-            file.write(body)
-            file.flush()
-            try:
-                inspect_checkpoint(Path(file.name))
-            except CheckpointError as error:
-                return _refusal(error, stated_bytes)
-        return Reading(ACCEPTED, stated_bytes)
-
-    return read
+    bytes_per_byte = safe_load.MEMORY_PER_BYTE + safe_load.MAX_FLOAT32_PER_BYTE
+    return file_reader(
+        inspect_checkpoint,
+        CheckpointError,
+        lambda size: safe_load.MEMORY_MARGIN_BYTES + size * bytes_per_byte,
+    )
 
 
 def _onnx_reader() -> Reader:
     from model_export.errors import ExportError
     from model_export.onnx.external_model import read_external_model
 
-    def read(body: bytes) -> Reading:
-        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-            file.write(body)
-            file.flush()
-            try:
-                read_external_model(Path(file.name))
-            except ExportError as error:
-                return _refusal(error)
-        return Reading(ACCEPTED)
-
-    return read
+    return file_reader(read_external_model, ExportError)
 
 
 MAX_MESSAGE_CHARACTERS = 3000
 
 
-def _refusal(error: Exception, stated_bytes: float = 0) -> Reading:
-    message = str(error)
-    assert len(message) <= MAX_MESSAGE_CHARACTERS, f"a message of {len(message)} characters"
-    return Reading(type(error).__name__, stated_bytes)
+def file_reader(
+    read_file: Callable[[Path], object],
+    refusal: type[Exception],
+    stated_bytes: Callable[[int], int] = lambda _: 0,
+) -> Reader:
+    """Return a reader that writes the input to a file, and expects errors of type ``refusal``.
+
+    ``stated_bytes``: the stated memory for a file of that size.
+    """
+
+    def read(body: bytes) -> Reading:
+        outcome = ACCEPTED
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, MANIFEST_FILE)
+            path.write_bytes(body)
+            try:
+                read_file(path)
+            except refusal as error:
+                outcome, length = type(error).__name__, len(str(error))
+                assert length <= MAX_MESSAGE_CHARACTERS, f"a message of {length} characters"
+        return Reading(outcome, stated_bytes(len(body)))
+
+    return read
 
 
 _KINDS = {
@@ -130,7 +125,7 @@ _KINDS = {
     "png": Kind(png_file, read_image),
     "webp": Kind(webp_file, read_image),
     "bmp": Kind(bmp_file, read_image),
-    "manifest": Kind(manifest_file, _read_manifest),
+    "manifest": Kind(manifest_file, file_reader(_read_manifest, PackageError)),
 }
 IMAGE_KINDS = ("jpeg", "png", "webp", "bmp")
 FILE_KINDS = (*_KINDS, "checkpoint", "onnx")

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -155,7 +155,7 @@ def _open_outputs(
     args: argparse.Namespace, annotation: Annotation | None, backend: Backend, files: ExitStack
 ) -> list[Output]:
     """Open the outputs; drawings first, so that a row in the file means that they are complete."""
-    outputs = [] if annotation is None else [files.enter_context(annotation.open())]
+    outputs = [] if annotation is None else [files.enter_context(closing(annotation.open()))]
     if args.format == "kitti":
         return [*outputs, KittiOutput(args.output)]
     if args.output is None:
@@ -163,7 +163,7 @@ def _open_outputs(
         files.callback(sys.stdout.flush)
     else:
         file = files.enter_context(args.output.open("a" if args.resume else "w", newline=""))
-    return [*outputs, files.enter_context(FORMATS[args.format](file, backend.model))]
+    return [*outputs, files.enter_context(closing(FORMATS[args.format](file, backend.model)))]
 
 
 def _with_progress(

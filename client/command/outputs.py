@@ -3,10 +3,8 @@
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Union
 
 from client.command.backends import ModelDescription
@@ -33,8 +31,8 @@ class Outcome:
     drawing: Drawing | None = None
 
 
-class Output(AbstractContextManager["Output"]):
-    """Receives the outcomes in the order of the images; complete when the block ends."""
+class Output:
+    """Receives the outcomes in the order of the images; complete when it is closed."""
 
     def write(self, outcome: Outcome) -> None:
         """Add one outcome."""
@@ -42,14 +40,6 @@ class Output(AbstractContextManager["Output"]):
 
     def close(self) -> None:
         """Complete the output."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class JsonLinesOutput(Output):

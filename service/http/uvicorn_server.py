@@ -46,7 +46,6 @@ at once, the connection would be reset, and the client could lose the response (
 MAX_PIPELINED = 32
 """Maximum requests of a connection that wait for the response to an earlier one."""
 
-
 PARSED_AT_ONCE = 32 * 1024
 """Bytes that are parsed before the limits are checked; each chunk in them takes a call."""
 

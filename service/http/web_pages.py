@@ -22,28 +22,11 @@ web_pages = APIRouter(include_in_schema=False)
 
 _PAGE = files("service.http") / "page"
 _SWAGGER_UI = files("fastapi_swagger") / "resources"
-_NAMES = (
-    *(
-        "page.css",
-        "page.js",
-        "api.js",
-        "draw.js",
-        "status.js",
-        "state.js",
-        "options.js",
-        "viewer.js",
-    ),
-    *("panels.js", "docs.css", "docs.js", "icon.svg"),
-    *("blood_smear_1.jpg", "blood_smear_4.jpg", "people_1.jpg", "people_2.jpg"),
-    *("road_0002.jpg", "road_0004.jpg"),
-    *("blood_smear_1.webp", "blood_smear_4.webp", "people_1.webp", "people_2.webp"),
-    *("road_0002.webp", "road_0004.webp"),
-)
 # The files that are served, by URL path: nothing of a request becomes a file name.
 _FILES: Mapping[str, Traversable] = {
     "/": _PAGE / "index.html",
     "/docs": _PAGE / "docs.html",
-    **{f"/page/{name}": _PAGE / name for name in _NAMES},
+    **{f"/page/{file.name}": file for file in _PAGE.iterdir() if not file.name.endswith(".html")},
     **{f"/docs/{name}": _SWAGGER_UI / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")},
 }
 _MEDIA_TYPES = {

@@ -1,5 +1,6 @@
 """Packages for all backends whose outputs are the mean of the image times a factor."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from model_package import (
     Verification,
 )
 from model_package.manifest import BatchProfile, EngineArtifact, EngineRequirements
+from service.engines import Engine
 from support.fake_tensorrt import serialized_plan
 from support.serving import make_manifest
 
@@ -117,3 +119,19 @@ def make_package(
 def make_images(*values: int, height_px: int = 64, width_px: int = 64) -> NDArray[np.uint8]:
     """Return one image per value, filled with that value."""
     return np.stack([np.full((height_px, width_px, 3), value, np.uint8) for value in values])
+
+
+def check_concurrent_runs(engine: Engine) -> None:
+    """Run the engine in three threads; each must get the rows of its own images."""
+    results: dict[int, list[list[float]]] = {}
+
+    def run(first: int) -> None:
+        for _ in range(20):
+            results[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
+
+    threads = [threading.Thread(target=run, args=(10 * index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {first: [[first], [first + 1]] for first in (0, 10, 20)}

@@ -1,11 +1,15 @@
 """ONNX Runtime on the CPU, with graphs small enough to calculate every output."""
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.engines import half_precision_artifact, make_images, make_package
+from support.engines import (
+    check_concurrent_runs,
+    half_precision_artifact,
+    make_images,
+    make_package,
+)
 
 from service.engines import EngineUnavailableError, open_engine
 
@@ -37,18 +41,7 @@ def test_does_not_run_fp16_files(tmp_path: Path) -> None:
 def test_concurrent_runs_return_their_own_rows(tmp_path: Path) -> None:
     engine = open_engine(make_package(tmp_path), "onnxruntime-cpu", threads=1, concurrency=3)
     assert engine.concurrency == 3
-    results: dict[int, list[list[float]]] = {}
-
-    def run(first: int) -> None:
-        for _ in range(20):
-            results[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
-
-    threads = [threading.Thread(target=run, args=(10 * index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {first: [[first], [first + 1]] for first in (0, 10, 20)}
+    check_concurrent_runs(engine)
 
 
 def test_reports_a_file_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from support.engines import half_precision_artifact, make_images, make_package
+from support.engines import (
+    check_concurrent_runs,
+    half_precision_artifact,
+    make_images,
+    make_package,
+)
 from support.openvino import compile_file
 
 from model_export.onnx.corner_pool_functions import add_corner_pool_functions
@@ -87,18 +91,7 @@ def test_concurrent_runs_return_their_own_rows(tmp_path: Path) -> None:
         make_package(tmp_path), "openvino", threads=1, concurrency=3, precision="fp32"
     )
     assert engine.concurrency == 3
-    results: dict[int, list[list[float]]] = {}
-
-    def run(first: int) -> None:
-        for _ in range(20):
-            results[first] = engine.run(make_images(first, first + 1))["scores"].tolist()
-
-    threads = [threading.Thread(target=run, args=(10 * index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {first: [[first], [first + 1]] for first in (0, 10, 20)}
+    check_concurrent_runs(engine)
 
 
 def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
