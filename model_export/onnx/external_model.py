@@ -73,7 +73,8 @@ def _load(path: Path) -> onnx.ModelProto:
         raise OnnxFileError(f"{path} has {size_bytes} bytes; 1 to {MAX_FILE_BYTES} are accepted.")
     try:
         check_self_contained(path)
-        return onnx.load(path, load_external_data=False)
+        # By default the file extension selects the parser: JSON and text formats have others.
+        return onnx.load(path, format="protobuf", load_external_data=False)
     except PackageInvalidError as error:
         raise OnnxFileError(str(error)) from None
     except DecodeError as error:

@@ -170,6 +170,13 @@ def test_invalid_onnx_files_are_rejected(
         read_external_model(path)
 
 
+@pytest.mark.parametrize("name", ["external.json", "external.textproto"])
+def test_the_parser_does_not_depend_on_the_file_extension(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(_model().SerializeToString())
+    assert read_external_model(path).layout == "nchw"
+
+
 def test_a_fixed_batch_size_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one.onnx"
     path.write_bytes(_model().SerializeToString())  # heads of one image for any batch size
