@@ -226,6 +226,12 @@ class Settings(BaseSettings):
         description="Addresses or networks of proxies whose X-Forwarded-For is trusted; separated "
         "by commas.",
     )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[\w.~-]+)*$",
+        description="Path prefix under which a proxy publishes the service and which it removes, "
+        "such as /vision.",
+    )
     cors_origins: _Names = Field(
         (),
         description="Origins of web pages that may call the API, such as https://example.org; "

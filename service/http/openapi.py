@@ -12,12 +12,9 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image: JPEG, PNG, WebP or BMP.",
+        "description": "One image: JPEG, PNG, WebP or BMP. The types image/* are accepted too.",
+        # Client generators ignore image types, or make a method for each.
         "content": {
-            "image/jpeg": _BINARY,
-            "image/png": _BINARY,
-            "image/webp": _BINARY,
-            "image/bmp": _BINARY,
             "application/octet-stream": _BINARY,
             "multipart/form-data": {
                 "schema": {

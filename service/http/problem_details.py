@@ -5,7 +5,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -58,7 +57,7 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
                     **REQUEST_ID_FIELD,
                     **(_RETRY_AFTER_FIELD if error.status in _WITH_RETRY_AFTER else {}),
                 },
-                "content": {PROBLEM_JSON: {"schema": TypeAdapter(Problem).json_schema()}},
+                "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
             },
         )
         separator = "; " if entry["description"] else ""

@@ -75,9 +75,19 @@ def describe_parameters() -> list[dict[str, Any]]:
             "name": name,
             "in": place,
             "required": False,
-            "description": schema.pop("description"),
-            "schema": {key: value for key, value in schema.items() if key != "title"},
+            "description": schema["description"],
+            "schema": _without_null(schema),
         }
         for place, model in (("query", DetectParameters), ("header", SchedulingHeaders))
         for name, schema in model.model_json_schema()["properties"].items()
     ]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a given parameter: None stands for one that is absent."""
+    moved = {"title", "description", "anyOf"}
+    kept = {key: value for key, value in schema.items() if key not in moved and value is not None}
+    for variant in schema.get("anyOf", []):
+        if variant != {"type": "null"}:
+            kept |= variant
+    return kept

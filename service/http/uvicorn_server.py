@@ -316,6 +316,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
+                root_path=settings.root_path,
                 http=BoundedProtocol,
                 access_log=False,  # the middleware logs requests
                 log_config=None,

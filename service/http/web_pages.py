@@ -67,7 +67,7 @@ class _File:
 @web_pages.get("/docs/{name}")
 def get_file(request: Request) -> Response:
     """Return a file, compressed if the client accepts gzip, or 304 if the client has it."""
-    path = request.scope["path"]
+    path = request.scope["path"].removeprefix(request.scope["root_path"])
     if path not in _FILES:
         raise HTTPException(404)
     file = _read(path)

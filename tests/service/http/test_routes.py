@@ -82,8 +82,7 @@ def test_metrics_count_requests_errors_stages_and_batches(server: RunningServer)
 def test_openapi_describes_requests_responses_and_problems(server: RunningServer) -> None:
     document = server.client.get("/openapi.json").json()
     detect = document["paths"]["/detect"]["post"]
-    assert set(detect["requestBody"]["content"]) >= {
-        "image/jpeg",
+    assert set(detect["requestBody"]["content"]) == {
         "application/octet-stream",
         "multipart/form-data",
     }
@@ -95,7 +94,9 @@ def test_openapi_describes_requests_responses_and_problems(server: RunningServer
         assert ("Retry-After" in response["headers"]) == (status in {"429", "503"})
     assert "rate_limited" in detect["responses"]["429"]["description"]
     problem = detect["responses"]["415"]["content"]["application/problem+json"]["schema"]
-    assert {"type", "detail", "code", "request_id", "retryable"} <= set(problem["properties"])
+    assert problem == {"$ref": "#/components/schemas/Problem"}
+    fields = document["components"]["schemas"]["Problem"]["properties"]
+    assert {"type", "detail", "code", "request_id", "retryable"} <= set(fields)
     operations = [
         operation["operationId"]
         for path in document["paths"].values()
@@ -182,3 +183,12 @@ def test_the_schema_check_finds_violations(server: RunningServer) -> None:
         ".bbox has 3 items",
         ".bbox[2] is '3', not number",
     ]
+
+
+def test_a_path_prefix_that_a_proxy_removes(start_server: Callable[..., RunningServer]) -> None:
+    running = start_server(ColourEngine(), root_path="/vision")
+    assert running.client.get("/openapi.json").json()["servers"] == [{"url": "/vision"}]
+    assert running.client.post("/detect", content=encode(plain(1, 2))).status_code == 200
+    assert running.client.get("/models/none").json()["instance"] == "/vision/models/none"
+    for page in ("/", "/docs", "/page/page.css"):
+        assert running.client.get(page).status_code == 200
