@@ -1,7 +1,7 @@
 """Errors of requests, by the stage that raises them; each class has a stable ``code``.
 
 head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError, RateLimitedError
-body     -> EmptyBodyError, BodyTooLargeError, BadFormError, SlowBodyError,
+body     -> EmptyBodyError, BodyTooLargeError, BadFormError, BadJsonError, SlowBodyError,
             UnsupportedMediaTypeError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError
 request  -> InvalidOptionError, UnknownModelError, ModelUnavailableError
@@ -83,9 +83,15 @@ class BodyTooLargeError(ServiceError):
 
 
 class BadFormError(ServiceError):
-    """The multipart form is invalid or contains other fields than images."""
+    """The multipart form is invalid or has too many fields."""
 
     status, code, title = 400, "bad_form", "The multipart form cannot be used"
+
+
+class BadJsonError(ServiceError):
+    """The JSON body is invalid, or an image in it is not base64."""
+
+    status, code, title = 400, "bad_json", "The JSON body cannot be used"
 
 
 class SlowBodyError(ServiceError):
@@ -96,7 +102,7 @@ class SlowBodyError(ServiceError):
 
 
 class UnsupportedMediaTypeError(ServiceError):
-    """The Content-Type is not that of an image or a form."""
+    """The body is neither an image nor of a Content-Type that can contain images."""
 
     status, code, title = 415, "unsupported_media_type", "The content type is not supported"
 

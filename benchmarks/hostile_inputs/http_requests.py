@@ -1,6 +1,8 @@
-"""Bytes that a client sends on one connection: heads, framed bodies and forms."""
+"""Bytes that a client sends on one connection: heads, framed bodies, forms and JSON."""
 
+import base64
 import io
+import json
 from collections.abc import Callable
 from random import Random
 
@@ -13,8 +15,8 @@ _PATHS = (
     *(b"/docs", b"/" + b"a" * 5000, b"*", b"//x/../detect", b"/%00%ff", b"http://h/detect", b""),
 )
 _QUERIES = (
-    *(b"", b"", b"", b"?threshold=0.5", b"?threshold=" + b"9" * 5000, b"?model=blood_cells"),
-    *(b"?model=" + b"x" * 1000, b"?a=1" * 500, b"?" + b"&" * 20_000, b"?%", b"?top_k=-1&top_k=2"),
+    *(b"", b"", b"", b"?top_k=5", b"?score_threshold=" + b"9" * 5000, b"?flip=true"),
+    *(b"?classes=" + b"x" * 1000, b"?a=1" * 500, b"?" + b"&" * 20_000, b"?%", b"?top_k=-1&top_k=2"),
 )
 _FLOODS = (1, 10, 1000, 20_000)
 _MAX_BYTES = 4_000_000
@@ -85,6 +87,57 @@ def http_forms(rng: Random) -> bytes:
     return _head(rng, b"POST", path, fields) + form
 
 
+def http_json(rng: Random) -> bytes:
+    """Return a request with a JSON body."""
+    fields = {_json_name(rng): _json_value(rng) for _ in range(rng.choice((0, 0, 0, 1, 2, 5)))}
+    if rng.random() < 0.9:
+        fields[b'"image"'] = _json_image(rng)
+    parts = [name + b": " + value for name, value in fields.items()]
+    body = mutate_some(rng, (b"{" + b", ".join(parts) + b"}")[:_MAX_BYTES])
+    if rng.random() < 0.1:
+        body = rng.choice((*_JSON_FLOODS, rng.randbytes(1000), b""))
+    path = rng.choice((b"/detect", b"/detect/batch"))
+    head = [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
+    return _head(rng, b"POST", path, head) + body
+
+
+_OPTIONS = ("top_k", "score_threshold", "classes", "scales", "flip", "projection", "soft_nms", "fx")
+_JSON_FLOODS = (
+    b"[" * 2_000_000,
+    b'{"a":' * 500_000,
+    b"[" + b"1," * 1_000_000 + b"1]",
+    b"[" + b"{}," * 1_000_000 + b"{}]",
+    b'{"image": "' + b"\\u00e4" * 500_000 + b'"}',
+    b'{"image": ' + b"9" * 3_000_000 + b"}",
+    b"{" + b",".join(b'"%d": 0' % index for index in range(200_000)) + b"}",
+)
+
+
+def _json_name(rng: Random) -> bytes:
+    return json.dumps(rng.choice((*_OPTIONS, *_OPTIONS, "\0", "n" * 5000))).encode()
+
+
+def _json_value(rng: Random) -> bytes:
+    plain: tuple[object, ...] = (
+        *(1, 0.5, True, None, "red", "0.5,1", [0.5, 1], ["RBC"], [1] * 12, {}, {"a": [1]}),
+        *(-1, 10**400, "1" * 5000, [[]] * 300, ["x" * 300] * 300),
+    )
+    special = (b"NaN", b"-Infinity", b"1e999", b"1" * 100_000, b"[" * 150 + b"]" * 150)
+    return rng.choice((*(json.dumps(value).encode() for value in plain), *special))
+
+
+def _json_image(rng: Random) -> bytes:
+    text = base64.b64encode(rng.choice((*(JPEG,) * 6, b"", bytes(2_000_000), JPEG[:99])))
+    uri = rng.choice((b"",) * 8 + (b"data:image/jpeg;base64,", b"data:", b"data:" + b";a" * 9000))
+    separators = rng.choice((b"",) * 12 + (b"\\r\\n", b" ", b"=", b"\\u0000"))
+    step = rng.choice((76, 76, 76, 4, 1_000_000))
+    text = separators.join(text[i : i + step] for i in range(0, len(text), step))
+    image = b'"' + uri + text[:_MAX_BYTES] + b'"'
+    copies = rng.choice((0, 2, 17, 900))
+    several = b"[" + b", ".join([image] * min(copies, _MAX_BYTES // len(image))) + b"]"
+    return rng.choice((image, image, image, several, b"7", b"{}"))
+
+
 _UPGRADES = (
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
     b"Connection: Upgrade\r\nUpgrade: websocket",
@@ -120,8 +173,8 @@ def _field(rng: Random) -> bytes:
             b"Authorization: Bearer " + b"k" * size,
             b"X-Forwarded-For: " + b"1.2.3.4, " * (size // 9 + 1),
             b"X-Request-ID: " + rng.choice((b"a", b"\xff\xfe", b"x" * size)),
-            b"X-Request-Timeout: " + rng.choice((b"0", b"nan", b"1e400", b"-1", b"9" * 300)),
-            b"X-Request-Priority: " + rng.choice((b"high", b"x", b"9" * 300)),
+            b"X-Deadline-Ms: " + rng.choice((b"0", b"nan", b"1e400", b"-1", b"9" * 300)),
+            b"X-Priority: " + rng.choice((b"high", b"x", b"9" * 300)),
             b"traceparent: "
             + rng.choice((b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"x" * size)),
             b"Accept: " + b"*/*;q=0.1, " * (size // 10 + 1),
@@ -216,4 +269,5 @@ REQUESTS: dict[str, Callable[[Random], bytes]] = {
     "http_head": http_heads,
     "http_body": http_bodies,
     "http_form": http_forms,
+    "http_json": http_json,
 }

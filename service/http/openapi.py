@@ -4,31 +4,51 @@ from typing import Any
 
 from service import errors
 from service.http.problem_details import REQUEST_ID_FIELD, problem_responses
-from service.http.query_parameters import describe_parameters
+from service.http.query_parameters import describe_options, describe_parameters
 from service.http.request_body import IMAGE_FIELD
 from service.http.schemas import BatchResponse, DetectResponse
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+_BASE64: dict[str, Any] = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "The file in base64, or as a data URI.",
+}
+
+
+def _with_options(image: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a form or a JSON object with the image and options."""
+    properties = {IMAGE_FIELD: image, **describe_options()}
+    schema = {"type": "object", "required": [IMAGE_FIELD], "properties": properties}
+    return {"schema": schema}
+
+
+def _several(image: dict[str, Any]) -> dict[str, Any]:
+    return _with_options({"type": "array", "minItems": 1, "items": image})
+
+
 _REQUEST_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "One image: JPEG, PNG, WebP or BMP. The types image/* are accepted too.",
-        # Client generators ignore image types, or make a method for each.
-        "content": {
-            "application/octet-stream": _BINARY,
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [IMAGE_FIELD],
-                    "properties": {IMAGE_FIELD: _BINARY["schema"]},
-                }
-            },
-        },
-    }
+    "required": True,
+    "description": "One image: JPEG, PNG, WebP or BMP. The types image/* are accepted too.",
+    # Client generators ignore image types, or make a method for each.
+    "content": {
+        "application/octet-stream": {"schema": _BINARY},
+        "multipart/form-data": _with_options(_BINARY),
+        "application/json": _with_options(_BASE64),
+    },
+}
+_BATCH_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "A form with one file field per image, or JSON with a list of images.",
+    "content": {
+        "multipart/form-data": _several(_BINARY),
+        "application/json": _several(_BASE64),
+    },
 }
 _DETECT_ERRORS = problem_responses(
     errors.EmptyBodyError,
     errors.BadFormError,
+    errors.BadJsonError,
     errors.BadImageError,
     errors.UnknownModelError,
     errors.SlowBodyError,
@@ -61,7 +81,7 @@ _RESPONSE_HEADERS = {
 DETECT: dict[str, Any] = {
     "response_model": DetectResponse,
     "responses": {200: {"headers": _RESPONSE_HEADERS}, **_DETECT_ERRORS},
-    "openapi_extra": {**_REQUEST_BODY, "parameters": describe_parameters()},
+    "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": describe_parameters()},
     "tags": ["detection"],
 }
 """Arguments for the decorator of an endpoint that takes one image."""
@@ -70,27 +90,6 @@ DETECT_BATCH: dict[str, Any] = {
     **DETECT,
     "response_model": BatchResponse,
     "responses": _DETECT_ERRORS,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "description": "A form with one file field per image.",
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": [IMAGE_FIELD],
-                        "properties": {
-                            IMAGE_FIELD: {
-                                "type": "array",
-                                "minItems": 1,
-                                "items": _BINARY["schema"],
-                            }
-                        },
-                    }
-                }
-            },
-        },
-        "parameters": describe_parameters(),
-    },
+    "openapi_extra": {"requestBody": _BATCH_BODY, "parameters": describe_parameters()},
 }
 """Arguments for the decorator of an endpoint that takes several images."""

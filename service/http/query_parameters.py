@@ -1,5 +1,6 @@
-"""The query string and the scheduling headers of a detection request."""
+"""The options and the scheduling headers of a detection request."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -34,18 +35,23 @@ class SchedulingHeaders(BaseModel):
 _LISTS = frozenset({"classes", "scales", "projection"})
 
 
-def read_parameters(request: Request) -> DetectParameters:
-    """Read the options in the query string.
+_NO_OPTIONS: Mapping[str, list[Any]] = {}
+
+
+def read_parameters(
+    request: Request, body_options: Mapping[str, list[Any]] = _NO_OPTIONS
+) -> DetectParameters:
+    """Read the options in the query string and those of the body, given by name.
 
     Not a FastAPI dependency: that takes half a millisecond of the event loop per request, and
     silently uses the last value of a repeated option. Raises :class:`InvalidOptionError`.
     """
-    if not request.scope["query_string"]:
+    if not request.scope["query_string"] and not body_options:
         return _DEFAULT_PARAMETERS
     query = request.query_params
     options: dict[str, Any] = {}
-    for name in query:
-        values = query.getlist(name)
+    for name in (*query, *(body_options.keys() - query.keys())):
+        values = [*query.getlist(name), *body_options.get(name, ())]
         if name in DetectParameters.model_fields and name not in _LISTS and len(values) > 1:
             raise InvalidOptionError(
                 f"{name}: received {len(values)} values, {values!r:.200}. Give it once."
@@ -66,6 +72,15 @@ def read_scheduling_headers(headers: Headers) -> SchedulingHeaders:
 
 _DEFAULT_PARAMETERS = DetectParameters.model_validate({})
 _DEFAULT_SCHEDULING = SchedulingHeaders.model_validate({})
+
+
+def describe_options() -> dict[str, Any]:
+    """Return the JSON schemas of the options by name, for the OpenAPI document."""
+    schemas = DetectParameters.model_json_schema()["properties"]
+    return {
+        name: {"description": schema["description"], **_without_null(schema)}
+        for name, schema in schemas.items()
+    }
 
 
 def describe_parameters() -> list[dict[str, Any]]:

@@ -1,8 +1,13 @@
-"""Request bodies: raw or multipart images, with limits on bytes and time."""
+"""Request bodies: images, multipart forms and JSON, with limits on bytes and time."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+import asyncio
+import binascii
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
+from pydantic_core import from_json
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -10,15 +15,23 @@ from starlette.requests import Request
 from service.cancellation import CancelScope, Timeout
 from service.errors import (
     BadFormError,
+    BadJsonError,
     BodyTooLargeError,
     EmptyBodyError,
     QueueFullError,
     SlowBodyError,
     UnsupportedMediaTypeError,
 )
+from service.imaging.image_decoding import is_image
 
 IMAGE_FIELD = "image"
-_MULTIPART = "multipart/form-data"
+_FILE_FIELDS = (IMAGE_FIELD, "file")
+_MULTIPART, _JSON = "multipart/form-data", "application/json"
+_MAX_OPTIONS, _MAX_OPTION_BYTES = 32, 4096
+_MAX_JSON_VALUES = 1000
+_DECODED_AT_ONCE = 1 << 20
+"""Characters of base64 that are decoded without a turn of the event loop: about 2 ms. A multiple
+of 4."""
 
 
 class BodyBudget:
@@ -58,31 +71,51 @@ class BodyBudget:
             self._held_bytes -= claimed
 
 
-async def read_images(
+@dataclass(frozen=True)
+class RequestBody:
+    """The encoded images of a request, and its options by name."""
+
+    images: list[bytes]
+    options: Mapping[str, list[Any]] = field(default_factory=dict)
+
+
+async def read_body(
     request: Request,
     max_bytes: int,
     timeout_s: float,
     claim: Callable[[int], None],
     max_images: int,
-) -> list[bytes]:
-    """Return the encoded images of a request; ``claim`` is called with the size of each chunk.
+) -> RequestBody:
+    """Read a body with at most ``max_images`` images; ``claim`` is called with sizes in bytes.
 
-    A multipart form has one image in each file field ``image``, at most ``max_images``. If that is
-    1, the body may also be the image itself (``image/*``, ``application/octet-stream`` or no
-    Content-Type). Raises the body errors of :mod:`service.errors`.
+    A multipart form has one image in each file field ``image`` or ``file``, a JSON object one
+    base64 string, or a list of them, as ``image``; the other fields are options. If ``max_images``
+    is 1, the body may also be the image itself, whatever its Content-Type. Raises the body errors
+    of :mod:`service.errors`.
     """
-    media_type = _check_media_type(request.headers)
-    if max_images > 1 and media_type != _MULTIPART:
-        raise UnsupportedMediaTypeError(
-            f"Content-Type: received {media_type[:100]!r}. Send several images as "
-            f"multipart/form-data with a file field named {IMAGE_FIELD!r} for each; "
-            "with curl: -F 'image=@one.jpg' -F 'image=@two.jpg'."
-        )
+    media_type = _media_type(request.headers)
     body = _BoundedBody(request, max_bytes, claim)
     with CancelScope(Timeout(timeout_s, lambda: _too_slow(timeout_s))):
         if media_type == _MULTIPART:
             return await _read_form(request.headers, body, max_images)
-        return [await body.read()]
+        if media_type == _JSON:
+            return await _read_json(body, max_images)
+        if max_images > 1:
+            raise UnsupportedMediaTypeError(
+                f"Content-Type: received {media_type[:100]!r}. Send several images as "
+                f"{_MULTIPART} with a file field named {IMAGE_FIELD!r} for each; "
+                "with curl: -F 'image=@one.jpg' -F 'image=@two.jpg'."
+            )
+        image = await body.read()
+        # Clients such as curl send a Content-Type of their own unless they are given one.
+        if not _is_image_type(media_type) and not is_image(image):
+            raise UnsupportedMediaTypeError(
+                f"Content-Type: received {media_type[:100]!r}, and {len(image)} bytes which start "
+                f"with {image[:12]!r}. Send a JPEG, PNG, WebP or BMP file itself, a {_MULTIPART} "
+                f"body with a file field named {IMAGE_FIELD!r}, or {_JSON} with the file in "
+                f"base64 as {IMAGE_FIELD!r}."
+            )
+        return RequestBody([image])
 
 
 class _BoundedBody:
@@ -95,7 +128,7 @@ class _BoundedBody:
     def __init__(self, request: Request, max_bytes: int, claim: Callable[[int], None]) -> None:
         self._request = request
         self.max_bytes = max_bytes
-        self._claim = claim
+        self.claim = claim
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the chunks as they arrive."""
@@ -107,12 +140,12 @@ class _BoundedBody:
             size += len(chunk)
             if size > self.max_bytes:
                 raise _too_large(f"more than {self.max_bytes} bytes were received", self.max_bytes)
-            self._claim(len(chunk))
+            self.claim(len(chunk))
             yield chunk
         if not size:
             raise EmptyBodyError(
                 "The request body is empty. Send the bytes of an image, for example with "
-                "curl --data-binary @image.jpg -H 'Content-Type: image/jpeg'."
+                "curl --data-binary @image.jpg."
             )
 
     async def read(self) -> bytes:
@@ -126,7 +159,7 @@ def _too_slow(timeout_s: float) -> SlowBodyError:
     )
 
 
-def _check_media_type(headers: Headers) -> str:
+def _media_type(headers: Headers) -> str:
     encoding = headers.get("content-encoding", "identity").lower()[:100]
     if encoding != "identity":
         raise UnsupportedMediaTypeError(
@@ -134,15 +167,11 @@ def _check_media_type(headers: Headers) -> str:
             "send the file as it is."
         )
     content_type = headers.get("content-type", "application/octet-stream")
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type.startswith("image/") or media_type in {"application/octet-stream", _MULTIPART}:
-        return media_type
-    raise UnsupportedMediaTypeError(
-        f"Content-Type: received {media_type[:100]!r}. Send the image itself as image/jpeg, "
-        "image/png, image/webp, image/bmp or application/octet-stream, or a "
-        f"multipart/form-data body with a file field named {IMAGE_FIELD!r}. "
-        "With curl --data-binary, add -H 'Content-Type: image/jpeg'."
-    )
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _is_image_type(media_type: str) -> bool:
+    return media_type.startswith("image/") or media_type == "application/octet-stream"
 
 
 def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
@@ -152,10 +181,15 @@ def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> list[bytes]:
+async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> RequestBody:
     """Parse a form while it arrives, so that a large one does not block the event loop."""
-    # Options belong to the query string, so the form has files and no other fields.
-    parser = MultiPartParser(headers, body.chunks(), max_files=max_images, max_fields=0)
+    parser = MultiPartParser(
+        headers,
+        body.chunks(),
+        max_files=max_images,
+        max_fields=_MAX_OPTIONS,
+        max_part_size=_MAX_OPTION_BYTES,
+    )
     parser.spool_max_size = body.max_bytes  # in memory: no temporary file
     try:
         form = await parser.parse()
@@ -164,18 +198,95 @@ async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> l
         text = "the boundary is missing" if isinstance(error, KeyError) else _text_of(error)
         raise BadFormError(
             f"The multipart form cannot be used: {text}. Send {_up_to(max_images)} named "
-            f"{IMAGE_FIELD!r}; options belong in the query string."
+            f"{IMAGE_FIELD!r} and at most {_MAX_OPTIONS} options of at most {_MAX_OPTION_BYTES} "
+            "bytes."
         ) from None
     try:
-        files = [file for file in form.getlist(IMAGE_FIELD) if isinstance(file, UploadFile)]
+        files: list[UploadFile] = []
+        options: dict[str, list[Any]] = {}
+        for name, value in form.multi_items():
+            if name in _FILE_FIELDS and isinstance(value, UploadFile):
+                files.append(value)
+            elif isinstance(value, str):
+                options.setdefault(name, []).append(value)
         if not files:
             raise EmptyBodyError(
                 f"The form has no file field named {IMAGE_FIELD!r}, only {sorted(form)!r:.200}. "
                 "With curl: -F 'image=@image.jpg'."
             )
-        return [await file.read() for file in files]
+        return RequestBody([await file.read() for file in files], options)
     finally:
         await form.close()
+
+
+async def _read_json(body: _BoundedBody, max_images: int) -> RequestBody:
+    """Read images in base64, or data URIs, and options."""
+    try:
+        document = from_json(await _read_json_text(body))
+    except ValueError as error:
+        raise BadJsonError(f"The body is not valid JSON: {_text_of(error)}.") from None
+    if not isinstance(document, dict):
+        raise BadJsonError(
+            f"The JSON body is a value of type {type(document).__name__}. Send an object with "
+            f"the image in base64 as {IMAGE_FIELD!r}."
+        )
+    texts = _as_list(document.pop(IMAGE_FIELD, None))
+    if not texts:
+        raise EmptyBodyError(
+            f"The JSON object has no {IMAGE_FIELD!r}, only {sorted(document)!r:.200}. Send the "
+            "image in base64."
+        )
+    if len(texts) > max_images:
+        raise BadJsonError(f"{IMAGE_FIELD}: received {len(texts)} images, accepted {max_images}.")
+    options = {name: _as_list(value) for name, value in document.items() if value is not None}
+    texts.reverse()
+    # Each text is released once it is decoded.
+    return RequestBody(
+        [await _decode_base64(texts.pop(), body) for _ in range(len(texts))], options
+    )
+
+
+async def _read_json_text(body: _BoundedBody) -> bytes:
+    """Return the body; refuses one of more values than requests have, before it is parsed."""
+    chunks: list[bytes] = []
+    marks = 0
+    async for chunk in body.chunks():
+        marks += sum(chunk.count(mark) for mark in (b",", b"[", b"{"))
+        if marks > _MAX_JSON_VALUES:
+            raise BadJsonError(
+                f"The JSON body has more than {_MAX_JSON_VALUES} values. Send the image in "
+                f"base64 as {IMAGE_FIELD!r}, and options beside it."
+            )
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+async def _decode_base64(text: Any, body: _BoundedBody) -> bytes:
+    """Decode a string of base64, with white space or not, or a data URI."""
+    try:
+        if not isinstance(text, str):
+            raise ValueError(f"it is of type {type(text).__name__}, not a string")
+        if text.startswith("data:"):
+            head, _, text = text.partition(",")
+            if not head.endswith(";base64"):
+                raise ValueError(f"the data URI begins with {head[:60]!r}, not data:...;base64,")
+        data = text.encode("ascii").translate(None, b" \t\r\n")
+        del text
+        body.claim(len(data) * 3 // 4)
+        parts: list[bytes] = []
+        for start in range(0, len(data), _DECODED_AT_ONCE):
+            part = data[start : start + _DECODED_AT_ONCE]
+            parts.append(binascii.a2b_base64(part, strict_mode=True))
+            await asyncio.sleep(0)  # other requests of the event loop
+    except ValueError as error:  # binascii.Error and UnicodeEncodeError too
+        raise BadJsonError(f"{IMAGE_FIELD} cannot be decoded: {_text_of(error)}.") from None
+    return b"".join(parts)
 
 
 def _up_to(max_images: int) -> str:

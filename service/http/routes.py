@@ -21,7 +21,7 @@ from service.http.openapi import DETECT, DETECT_BATCH
 from service.http.peers import METRICS, READINESS
 from service.http.problem_details import problem_of, problem_responses
 from service.http.query_parameters import read_parameters, read_scheduling_headers
-from service.http.request_body import read_images
+from service.http.request_body import read_body
 from service.http.request_scope import disconnect_signal, request_record
 from service.http.responses import failed_models, model_details, model_summary, to_json, to_response
 from service.http.schemas import (
@@ -65,8 +65,9 @@ async def accept_request(
 ) -> AsyncIterator[AcceptedRequest]:
     """Read a detection request and admit it until the block ends.
 
-    Order: model, options, admission check without the body, body, admission. A request occupies
-    places in the queue only once its whole body has arrived, so that slow uploads occupy none.
+    Order: model, options of the query string, admission check without the body, body with its
+    options, admission. A request occupies places in the queue only once its whole body has
+    arrived, so that slow uploads occupy none.
 
     Raises the errors of :mod:`service.errors` for head, body, options and queue.
     """
@@ -83,12 +84,15 @@ async def accept_request(
     # Under overload most requests are rejected here, before their bodies cost anything.
     detector.admission.check(options.inputs.count, deadline_at)
     with state.bodies.hold() as claim:
-        reading = read_images(
+        reading = read_body(
             request, settings.max_body_bytes, settings.body_timeout_s, claim, max_images
         )
         with CancelScope(state.stopping):
-            images = await reading
+            body = await reading
+        images = body.images
         record.record_body(sum(len(image) for image in images))
+        if body.options:
+            options = detector.rules.complete(read_parameters(request, body.options))
         deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
         scheduling = SchedulingOptions(deadline_at, PRIORITY_OFFSETS_S[headers.priority])
         with detector.admission.admit(options.inputs.count * len(images), deadline_at):

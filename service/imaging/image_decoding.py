@@ -174,6 +174,11 @@ def open_image(body: bytes, max_pixels: int) -> OpenedImage:
     return OpenedImage(header, body)
 
 
+def is_image(body: bytes) -> bool:
+    """Return whether the bytes begin as an image in a supported format does."""
+    return _header_reader(body) is not None
+
+
 def _header_reader(body: bytes) -> HeaderReader | None:
     if body.startswith(b"\xff\xd8\xff"):
         return read_jpeg_header

@@ -176,6 +176,17 @@ class RunningServer:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
+    """Check an error response, and return its problem document."""
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, object] = response.json()
+    assert (response.status_code, problem["status"], problem["code"]) == (status, status, code)
+    assert problem["type"] == f"urn:centernet-serving:problem:{code}"
+    assert problem["request_id"] == response.headers["X-Request-ID"]
+    assert len(str(problem["detail"])) > 30
+    return problem
+
+
 def make_async_detector(
     manifest: ModelManifest,
     engine: Engine,

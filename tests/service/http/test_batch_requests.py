@@ -63,7 +63,7 @@ def test_each_image_takes_a_queue_slot(start_server: Callable[..., RunningServer
     [
         ({"content": b"x", "headers": {"Content-Type": "image/png"}}, 415, "multipart/form-data"),
         ({"files": form(*[b"x"] * 17)}, 400, "up to 16 file fields"),
-        ({"files": [("file", ("a", b"x"))]}, 400, "no file field named 'image'"),
+        ({"files": [("a", ("a", b"x"))]}, 400, "no file field named 'image'"),
     ],
 )
 def test_rejects_invalid_batch_requests(

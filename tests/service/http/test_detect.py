@@ -16,6 +16,7 @@ from support.serving import (
     ColourEngine,
     GatedEngine,
     RunningServer,
+    assert_problem,
     post_concurrently,
     wait_until,
 )
@@ -136,16 +137,6 @@ def test_returns_422_for_invalid_options(
     assert accepted in problem["detail"]
 
 
-def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
-    assert response.headers["Content-Type"] == "application/problem+json"
-    problem: dict[str, object] = response.json()
-    assert (response.status_code, problem["status"], problem["code"]) == (status, status, code)
-    assert problem["type"] == f"urn:centernet-serving:problem:{code}"
-    assert problem["request_id"] == response.headers["X-Request-ID"]
-    assert len(str(problem["detail"])) > 30
-    return problem
-
-
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 INVALID_BODIES = {
     "empty": (b"", 400, "empty_body", "is empty"),
@@ -240,39 +231,9 @@ def test_detects_in_a_chunked_body_within_the_limit(server: RunningServer) -> No
     assert response.json()["detections"] == post(server).json()["detections"]
 
 
-@pytest.mark.parametrize(
-    "content_type", ["application/json", "text/html", "application/x-www-form-urlencoded", "x"]
-)
-def test_returns_415_for_other_content_types(server: RunningServer, content_type: str) -> None:
-    response = post(server, Content_Type=content_type)
-    problem = assert_problem(response, 415, "unsupported_media_type")
-    assert repr(content_type) in str(problem["detail"])
-    assert "-H 'Content-Type: image/jpeg'" in str(problem["detail"])
-
-
 def test_returns_415_for_compressed_bodies(server: RunningServer) -> None:
     problem = assert_problem(post(server, Content_Encoding="gzip"), 415, "unsupported_media_type")
     assert "'gzip'" in str(problem["detail"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "text"),
-    [
-        ({"files": {"file": RED}}, "empty_body", "no file field named 'image', only ['file']"),
-        ({"files": [("image", RED), ("image", RED)]}, "bad_form", "Maximum number of files is 1"),
-        ({"files": {"image": RED}, "data": {"top_k": "1"}}, "bad_form", "in the query string"),
-        (
-            {"content": RED, "headers": {"Content-Type": "multipart/form-data"}},
-            "bad_form",
-            "boundary",
-        ),
-    ],
-)
-def test_returns_400_for_invalid_forms(
-    server: RunningServer, arguments: dict[str, object], code: str, text: str
-) -> None:
-    problem = assert_problem(server.client.post("/detect", **arguments), 400, code)  # type: ignore[arg-type]
-    assert text in str(problem["detail"])
 
 
 def test_unknown_models_routes_and_methods_return_problem_details(server: RunningServer) -> None:

@@ -85,6 +85,7 @@ def test_openapi_describes_requests_responses_and_problems(server: RunningServer
     assert set(detect["requestBody"]["content"]) == {
         "application/octet-stream",
         "multipart/form-data",
+        "application/json",
     }
     assert set(detect["responses"]) == {
         *("200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504")
