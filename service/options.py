@@ -15,15 +15,20 @@ MAX_SCALES = 8
 
 
 _Scale = Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)]
+# Without fail_fast, each of thousands of invalid values has an error.
 _Scales = Annotated[
-    list[_Scale], BeforeValidator(split_commas), Field(min_length=1, max_length=MAX_SCALES)
+    list[_Scale],
+    Field(min_length=1, max_length=MAX_SCALES, fail_fast=True),
+    BeforeValidator(split_commas),
 ]
 # Wider than any camera, and narrow enough that no result overflows.
 MIN_FOCAL_PX, MAX_CAMERA_PX = 1.0, 1e6
 _Number = Annotated[float, Field(ge=-MAX_CAMERA_PX, le=MAX_CAMERA_PX, allow_inf_nan=False)]
 _Focal = Annotated[float, Field(ge=MIN_FOCAL_PX, le=MAX_CAMERA_PX, allow_inf_nan=False)]
 _Matrix = Annotated[
-    list[_Number], BeforeValidator(split_commas), Field(min_length=12, max_length=12)
+    list[_Number],
+    Field(min_length=12, max_length=12, fail_fast=True),
+    BeforeValidator(split_commas),
 ]
 
 

@@ -9,14 +9,16 @@ from random import Random
 from PIL import Image
 
 from benchmarks.hostile_inputs.mutations import mutate_some
+from service.options import DetectParameters
 
 _PATHS = (
     *(b"/detect", b"/detect", b"/detect", b"/detect/batch", b"/models", b"/livez", b"/metrics"),
     *(b"/docs", b"/" + b"a" * 5000, b"*", b"//x/../detect", b"/%00%ff", b"http://h/detect", b""),
 )
-_QUERIES = (
-    *(b"", b"", b"", b"?top_k=5", b"?score_threshold=" + b"9" * 5000, b"?flip=true"),
-    *(b"?classes=" + b"x" * 1000, b"?a=1" * 500, b"?" + b"&" * 20_000, b"?%", b"?top_k=-1&top_k=2"),
+_OPTIONS = tuple(name.encode() for name in DetectParameters.model_fields)
+_VALUES = (
+    *(b"0.5", b"1", b"-1", b"true", b"nan", b"1e400", b"0.25,0.5,1", b"", b"%", b"%ff"),
+    *(b"9" * 5000, b"x" * 1000, b"," * 20_000, b"1," * 20_000),
 )
 _FLOODS = (1, 10, 1000, 20_000)
 _MAX_BYTES = 4_000_000
@@ -63,7 +65,8 @@ def http_bodies(rng: Random) -> bytes:
         framed = body
     if framed is body or rng.random() < 0.1:
         fields.append(b"Content-Length: " + _content_length(rng, len(framed)))
-    head = _head(rng, b"POST", b"/detect", fields)
+    path = b"/detect" + (_query(rng) if rng.random() < 0.5 else b"")
+    head = _head(rng, b"POST", path, fields)
     return mutate_some(rng, head + framed + rng.choice((b"", b"", b"", _request(rng))))
 
 
@@ -101,7 +104,6 @@ def http_json(rng: Random) -> bytes:
     return _head(rng, b"POST", path, head) + body
 
 
-_OPTIONS = ("top_k", "score_threshold", "classes", "scales", "flip", "projection", "soft_nms", "fx")
 _JSON_FLOODS = (
     b"[" * 2_000_000,
     b'{"a":' * 500_000,
@@ -114,7 +116,7 @@ _JSON_FLOODS = (
 
 
 def _json_name(rng: Random) -> bytes:
-    return json.dumps(rng.choice((*_OPTIONS, *_OPTIONS, "\0", "n" * 5000))).encode()
+    return b'"' + rng.choice((*_OPTIONS, *_OPTIONS, b"\\u0000", b"n" * 5000)) + b'"'
 
 
 def _json_value(rng: Random) -> bytes:
@@ -155,9 +157,23 @@ def _request(rng: Random) -> bytes:
     method = rng.choice(
         (b"GET", b"GET", b"POST", b"HEAD", b"OPTIONS", b"CONNECT", b"PRI", b"X" * 999)
     )
-    path = rng.choice(_PATHS) + rng.choice(_QUERIES)
+    path = rng.choice(_PATHS) + _query(rng)
     fields = [_field(rng) for _ in range(rng.choice((0, 1, 3, 10)))]
     return _head(rng, method, path, fields)
+
+
+def _query(rng: Random) -> bytes:
+    """Return a query string with options, repeated ones or many different names; mostly none."""
+    if rng.random() < 0.6:
+        return b""
+    count = rng.choice((1, 1, 2, 300, 12_000))
+    kind = rng.randrange(4)
+    if kind == 0:
+        return b"?" + b"&".join(b"%x" % index for index in range(count))
+    if kind == 1:
+        return b"?" + rng.choice((b"&", b"a=1&", b"classes=a&", b"scales=1&")) * min(count, 5000)
+    options = [rng.choice(_OPTIONS) + b"=" + rng.choice(_VALUES) for _ in range(min(count, 3))]
+    return b"?" + b"&".join(options)
 
 
 def _field(rng: Random) -> bytes:
@@ -173,7 +189,7 @@ def _field(rng: Random) -> bytes:
             b"Authorization: Bearer " + b"k" * size,
             b"X-Forwarded-For: " + b"1.2.3.4, " * (size // 9 + 1),
             b"X-Request-ID: " + rng.choice((b"a", b"\xff\xfe", b"x" * size)),
-            b"X-Deadline-Ms: " + rng.choice((b"0", b"nan", b"1e400", b"-1", b"9" * 300)),
+            b"X-Deadline-Ms: " + rng.choice((b"0", b"1", b"nan", b"1e400", b"-1", b"9" * 9000)),
             b"X-Priority: " + rng.choice((b"high", b"x", b"9" * 300)),
             b"traceparent: "
             + rng.choice((b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"x" * size)),
@@ -200,6 +216,7 @@ def _content_length(rng: Random, size: int) -> bytes:
             b"-5",
             b"+5",
             b"",
+            b"0" * 5000 + b"3",
         )
     )
 

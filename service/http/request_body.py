@@ -132,7 +132,8 @@ class _BoundedBody:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the chunks as they arrive."""
-        declared = self._request.headers.get("content-length", "0")
+        # Leading zeros are valid, but int() refuses more than 4,300 digits.
+        declared = self._request.headers.get("content-length", "0").lstrip("0")[:20]
         if declared.isdecimal() and int(declared) > self.max_bytes:
             raise _too_large(f"{declared} bytes were announced", self.max_bytes)
         size = 0

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer
+
+from service.options import DetectParameters
 
 
 def test_health_probes(server: RunningServer) -> None:
@@ -30,15 +33,23 @@ def test_probes_and_metrics_support_head(start_server: Callable[..., RunningServ
         ("top_k=1&top_k=2", "top_k: received 2 values, ['1', '2']"),
         ("flip=false&score_threshold=0.1&flip=false", "flip: received 2 values"),
         ("fx=1&fx=2&fx=3", "fx: received 3 values"),
+        ("&".join(f"{index}" for index in range(2_001)), "2001 parameters; at most 2000"),
     ],
 )
-def test_rejects_repeated_single_value_options(
+def test_rejects_repeated_and_too_many_options(
     server: RunningServer, query: str, message: str
 ) -> None:
     response = server.client.post(f"/detect?{query}", content=encode(plain(1, 2)))
     assert response.status_code == 422
     assert response.json()["code"] == "invalid_option"
     assert message in response.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["scales", "projection"])
+def test_a_list_of_many_invalid_values_has_one_error(name: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        DetectParameters.model_validate({name: [","] * 1000})
+    assert caught.value.error_count() == 1
 
 
 def test_accepts_repeated_list_options(server: RunningServer) -> None:
