@@ -43,6 +43,9 @@ DISCARD_TIMEOUT_S = 10.0
 """Seconds in which the rest of a request is read and discarded after its response was sent. Closed
 at once, the connection would be reset, and the client could lose the response (RFC 9112, 9.6)."""
 
+SEND_TIMEOUT_S = 60.0
+"""Seconds in which a client must read so much of a response that the next one can be sent."""
+
 MAX_PIPELINED = 32
 """Maximum requests of a connection that wait for the response to an earlier one."""
 
@@ -61,7 +64,8 @@ class _Transport:
     twice, which on a busy machine preempts an engine thread twice.
 
     If ``is_receiving`` returns True when it is closed, the transport sends the end of the stream
-    and stays open for reading until the client closes it or ``DISCARD_TIMEOUT_S`` is over.
+    and stays open for reading until the client closes it or ``DISCARD_TIMEOUT_S`` is over. What the
+    client has not read ``SEND_TIMEOUT_S`` after the closing is dropped.
     """
 
     def __init__(
@@ -94,17 +98,22 @@ class _Transport:
         """Send the pending writes and close the connection; a second call closes it at once."""
         self._send()
         if self.is_discarding or self._transport.is_closing() or not self._is_receiving():
-            self._transport.close()
+            self._close()
             return
         self.is_discarding = True
         self._transport.write_eof()
         self._transport.resume_reading()
-        self._loop.call_later(DISCARD_TIMEOUT_S, self._transport.close)
+        self._loop.call_later(DISCARD_TIMEOUT_S, self._close)
+
+    def _close(self) -> None:
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(SEND_TIMEOUT_S, self._transport.abort)
 
     def _send(self) -> None:
         written, self._written = self._written, []
         if written and not self._transport.is_closing():  # the client may have disconnected
-            self._transport.write(b"".join(written))
+            self._transport.writelines(written)  # without a copy of a large body
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -121,6 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _overhead_bytes = 0
     """Bytes since the last message, less those of the head and nine eighths of the body."""
     _timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
     _ignores_upgrade = False
     _error: ServiceError | None = None
     """Error of a pipelined request whose turn to be answered has not come."""
@@ -135,7 +145,20 @@ class BoundedProtocol(HttpToolsProtocol):
         """Cancel the work for the requests of this connection."""
         self._stop_timer()
         super().connection_lost(exc)
+        self.resume_writing()
         self._disconnected.set()
+
+    def pause_writing(self) -> None:
+        """Start the timer for the client to read; called when unsent data accumulate."""
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(SEND_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the timer."""
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def on_message_begin(self) -> None:
         """Start counting the bytes of a head, and its timer."""

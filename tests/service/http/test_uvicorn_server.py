@@ -5,7 +5,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import pytest
@@ -53,6 +53,12 @@ def test_a_head_that_is_too_long_gets_a_problem_document(server: RunningServer) 
     status, _, body = exchange(server, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 70_000)
     assert status == "HTTP/1.1 400 Bad Request"
     assert "65536 bytes" in json.loads(body)["detail"]
+
+
+def test_a_content_length_with_thousands_of_zeros_is_read(server: RunningServer) -> None:
+    head = b"POST /detect HTTP/1.1\r\nConnection: close\r\nContent-Length: " + b"0" * 5000
+    assert exchange(server, head + b"3\r\n\r\nabc")[0].startswith("HTTP/1.1 415")
+    assert exchange(server, head + b"99999999\r\n\r\n")[0].startswith("HTTP/1.1 413")
 
 
 def test_a_second_head_on_a_connection_is_counted_alone(server: RunningServer) -> None:
@@ -243,6 +249,46 @@ def test_empty_lines_do_not_keep_an_idle_connection_open(
         assert is_closed_by_server(connection)
 
 
+LARGE_RESPONSES = 8 * b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+"""More than 10 MB, which the buffers of the kernel do not hold."""
+
+
+def test_a_client_that_does_not_read_is_disconnected(
+    start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "SEND_TIMEOUT_S", 0.3)
+    with connect(start_server(ColourEngine())) as connection:
+        connection.sendall(LARGE_RESPONSES)
+        time.sleep(2)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))  # of the kernel's buffers
+    assert 1 <= received.count(b"200 OK") < 8
+
+
+def test_a_client_that_pauses_gets_the_whole_responses(server: RunningServer) -> None:
+    with connect(server) as connection:
+        connection.sendall(LARGE_RESPONSES + b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
+        time.sleep(0.5)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    bundle = server.client.get("/docs/swagger-ui-bundle.js").content
+    assert received.count(b"200 OK") == 9
+    assert received.count(bundle) == 8
+
+
+def test_a_response_that_is_not_read_does_not_keep_a_closing_connection_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "SEND_TIMEOUT_S", 0.3)
+    transport = RecordingTransport(unsent_bytes=1)
+
+    async def close() -> None:
+        loop = asyncio.get_running_loop()
+        server_module._Transport(transport, loop, lambda: False).close()  # type: ignore[arg-type]
+        await asyncio.sleep(0.5)
+
+    asyncio.run(close())
+    assert transport.calls == ["closed", "aborted"]
+
+
 def test_the_connection_can_be_used_after_an_early_response(server: RunningServer) -> None:
     with connect(server) as connection:
         connection.sendall(UNKNOWN_OPTION + b"Content-Length: 500000\r\n\r\n")
@@ -304,11 +350,18 @@ def test_an_offer_to_upgrade_is_ignored(server: RunningServer, offer: bytes, pie
 class RecordingTransport:
     """Transport that records writes and closing."""
 
-    def __init__(self) -> None:
+    def __init__(self, unsent_bytes: int = 0) -> None:
         self.calls: list[bytes | str] = []
+        self._unsent_bytes = unsent_bytes
 
-    def write(self, data: bytes) -> None:
-        self.calls.append(data)
+    def writelines(self, parts: Sequence[bytes]) -> None:
+        self.calls.append(b"".join(parts))
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent_bytes
+
+    def abort(self) -> None:
+        self.calls.append("aborted")
 
     def close(self) -> None:
         self.calls.append("closed")
