@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.cancellation import CancelSignal
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
 from service.http.auth import KEY_HEADER, Access, ApiKeys
+from service.http.deepstack import deepstack
 from service.http.middleware import RequestContext
 from service.http.peers import METRICS, READINESS, Peers
 from service.http.problem_details import install_problem_handlers, problem_responses
@@ -168,6 +169,7 @@ def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_l
         with_key_and_rate["responses"] = problem_responses(*access_errors)
     # The detection endpoints first: routes are matched in order.
     app.include_router(detection, **with_key_and_rate)
+    app.include_router(deepstack)
     app.include_router(router, **with_key_and_rate)
     app.include_router(probes)
     app.include_router(monitoring, **with_key)

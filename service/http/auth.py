@@ -59,9 +59,11 @@ class ApiKeys:
     def name_of(self, headers: Headers) -> str | None:
         """Return ``key_LINE`` for a valid key in the headers, None otherwise."""
         key = _received_key(headers)
-        if key is None:
-            return None
-        digest = hashlib.sha256(key.encode("latin-1")).digest()
+        return None if key is None else self.name_of_key(key)
+
+    def name_of_key(self, key: str) -> str | None:
+        """Return ``key_LINE`` for a valid key, None otherwise."""
+        digest = hashlib.sha256(key.encode(errors="surrogatepass")).digest()
         # Compare with every key in constant time, so that the duration reveals nothing.
         names = [
             name for name, known in self._digests.items() if hmac.compare_digest(known, digest)
@@ -92,11 +94,22 @@ class Access:
         self.check_rate_limit(request)
 
     def check_rate_limit(self, request: Request) -> None:
-        """Check the rate limit, then the API key as :meth:`require_key` does.
+        """Check the rate limit as :meth:`limit_rate` does, then the API key as :meth:`require_key`.
+
+        Raises :class:`RateLimitedError` and :class:`UnauthorizedError`.
+        """
+        self._check_key(request, self.limit_rate(request))
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether API keys are configured."""
+        return self._keys is not None
+
+    def limit_rate(self, request: Request) -> str | None:
+        """Check the rate limit and return the name of the key, None without a valid one.
 
         The limit applies per key, or per address for requests without a valid key, so that
-        guessing keys is limited as well. Raises :class:`RateLimitedError` and
-        :class:`UnauthorizedError`.
+        guessing keys is limited as well. Raises :class:`RateLimitedError`.
         """
         key_name = self._authenticate(request)
         if self._limiter is not None:
@@ -107,7 +120,15 @@ class Access:
                     "Retry-After.",
                     retry_after_s=math.ceil(wait_s),
                 )
-        self._check_key(request, key_name)
+        return key_name
+
+    def check_body_key(self, request: Request, key: str) -> None:
+        """Check a key that is a field of the body; raises :class:`UnauthorizedError`."""
+        if self._keys is not None:
+            key_name = self._keys.name_of_key(key)
+            if key_name is None:
+                raise _unauthorized("an unknown API key" if key else "no API key")
+            request_record(request).client = key_name
 
     def _authenticate(self, request: Request) -> str | None:
         key_name = self._keys.name_of(request.headers) if self._keys else None
@@ -119,7 +140,11 @@ class Access:
         if self._keys is None or key_name is not None:
             return
         received = "no API key" if _received_key(request.headers) is None else "an unknown API key"
-        raise UnauthorizedError(
-            f"The request has {received}. Send one as 'Authorization: Bearer KEY' or as "
-            f"'{KEY_HEADER}: KEY'."
-        )
+        raise _unauthorized(received)
+
+
+def _unauthorized(received: str) -> UnauthorizedError:
+    return UnauthorizedError(
+        f"The request has {received}. Send one as 'Authorization: Bearer KEY' or as "
+        f"'{KEY_HEADER}: KEY'."
+    )

@@ -71,12 +71,16 @@ class BodyBudget:
             self._held_bytes -= claimed
 
 
+BodyFields = Mapping[str, list[Any]]
+"""The values of each field of a form or a JSON object."""
+
+
 @dataclass(frozen=True)
 class RequestBody:
-    """The encoded images of a request, and its options by name."""
+    """The encoded images of a request, and its other fields, which are options."""
 
     images: list[bytes]
-    options: Mapping[str, list[Any]] = field(default_factory=dict)
+    options: BodyFields = field(default_factory=dict)
 
 
 async def read_body(

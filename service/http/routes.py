@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,7 +21,7 @@ from service.http.openapi import DETECT, DETECT_BATCH
 from service.http.peers import METRICS, READINESS
 from service.http.problem_details import problem_of, problem_responses
 from service.http.query_parameters import read_parameters, read_scheduling_headers
-from service.http.request_body import read_body
+from service.http.request_body import BodyFields, read_body
 from service.http.request_scope import disconnect_signal, request_record
 from service.http.responses import failed_models, model_details, model_summary, to_json, to_response
 from service.http.schemas import (
@@ -61,9 +61,15 @@ class AcceptedRequest:
 
 @asynccontextmanager
 async def accept_request(
-    request: Request, model: str | None, max_images: int
+    request: Request,
+    model: str | None,
+    max_images: int,
+    to_options: Callable[[BodyFields], BodyFields] = dict,
 ) -> AsyncIterator[AcceptedRequest]:
     """Read a detection request and admit it until the block ends.
+
+    ``to_options`` converts the fields of the body to options, which is where a protocol whose
+    fields have other names differs.
 
     Order: model, options of the query string, admission check without the body, body with its
     options, admission. A request occupies places in the queue only once its whole body has
@@ -91,8 +97,8 @@ async def accept_request(
             body = await reading
         images = body.images
         record.record_body(sum(len(image) for image in images))
-        if body.options:
-            options = detector.rules.complete(read_parameters(request, body.options))
+        if body_options := to_options(body.options):
+            options = detector.rules.complete(read_parameters(request, body_options))
         deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
         scheduling = SchedulingOptions(deadline_at, PRIORITY_OFFSETS_S[headers.priority])
         with detector.admission.admit(options.inputs.count * len(images), deadline_at):
