@@ -161,6 +161,8 @@ def _legacy(rng: Random) -> bytes:
 def _pickle_of(rng: Random) -> bytes:
     """Return a pickle of generated opcodes; the stack is mostly deep enough for them."""
     opcodes = b"".join(rng.choice(_OPCODES)(rng) for _ in range(rng.choice((3, 20, 100))))
+    if rng.random() < 0.03:
+        opcodes = _equal_hashes(rng) + opcodes
     copies = 1 if rng.random() < 0.8 else rng.choice((10, 1000))
     return b"\x80\x02" + (opcodes * copies)[:_MAX_PICKLE_BYTES] + b"."
 
@@ -211,6 +213,20 @@ def _doubled(rng: Random) -> bytes:
     return b"]q\x01" + b"](h\x01h\x01eq\x01" * rng.choice((3, 40))
 
 
+def _doubled_key(rng: Random) -> bytes:
+    """Put a tuple into a tuple twice, again and again, and use it as a key."""
+    doubled = b")q\x01" + b"h\x01h\x01\x86q\x01" * rng.choice((3, 40))
+    return doubled + b"}h\x01Ns" + rng.choice((b"", b"]h\x01aR", b"h\x01Q"))
+
+
+def _equal_hashes(rng: Random) -> bytes:
+    """Return a dict whose keys, multiples of the modulus of integer hashes, have one hash."""
+    modulus = (1 << 61) - 1
+    keys = [modulus * index for index in range(1, rng.choice((3, 30_000)))]
+    items = [b"\x8a\x0b" + key.to_bytes(11, "little") + b"N" for key in keys]
+    return b"}(" + b"".join(items) + b"u"
+
+
 def _memo(rng: Random) -> bytes:
     index = rng.choice((b"\x00", b"\x01", b"\xff"))
     return rng.choice((b"q" + index, b"h" + index, b"r" + index * 4, b"j" + index * 4))
@@ -230,5 +246,5 @@ def _stack(rng: Random) -> bytes:
 
 _OPCODES: tuple[Callable[[Random], bytes], ...] = (
     *(_integer, _string, _global, _call, _huge_bytearray, _storage, _rebuilt_tensor),
-    *(_rebuilt_tensor, _doubled, _memo, _simple, _simple, _simple, _stack),
+    *(_rebuilt_tensor, _doubled, _doubled_key, _memo, _simple, _simple, _simple, _stack),
 )

@@ -1,5 +1,6 @@
 """Loading of untrusted checkpoints: no code in the file is run and every tensor is checked."""
 
+import io
 import re
 import warnings
 import zipfile
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model_export.checkpoints.pickle_limits import PickleLimitError, check_pickles
 from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
 
 MAX_FILE_BYTES = 4 * 1024**3
@@ -24,6 +26,8 @@ MAX_FLOAT32_PER_BYTE = 4
 """Bytes of float32 weights per byte of the file; a file of float16 weights needs 2."""
 
 _ZIP_SIGNATURE = b"PK\x03\x04"
+_PICKLES = 5
+"""Pickles in a file of PyTorch before 1.6: magic number, version, platform, content, storages."""
 _FOUND_CHARACTERS = 300  # names in the file can be of any length
 _COUNTER = ".num_batches_tracked"
 _DATA_PARALLEL_PREFIX = "module."
@@ -41,7 +45,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     size_bytes = _check_file(path)
     with _memory_limit(MEMORY_PER_BYTE * size_bytes + MEMORY_MARGIN_BYTES):
-        _check_archive(path, size_bytes)
+        _check_content(path, size_bytes)
         loaded = _load(path)
     state = _find_state(loaded, path)
     weights = {}
@@ -105,11 +109,29 @@ def _memory_limit(size_bytes: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _check_content(path: Path, size_bytes: int) -> None:
+    """Check the archive, in the format since PyTorch 1.6, and the pickles."""
+    try:
+        with path.open("rb") as file:
+            if not file.read(len(_ZIP_SIGNATURE)).startswith(_ZIP_SIGNATURE):
+                file.seek(0)
+                check_pickles(file, _PICKLES)
+                return
+        _check_archive(path, size_bytes)
+        # With the reader of torch.load: another one could find another record of that name.
+        record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+        check_pickles(io.BytesIO(record), 1)
+    except PickleLimitError as error:
+        raise CheckpointUnreadableError(
+            f"{path} is not a checkpoint that can be read: {error}. "
+            "Save only the state dict, with torch.save."
+        ) from None
+    except (RuntimeError, MemoryError) as error:  # of the reader
+        raise _unreadable(path, error) from error
+
+
 def _check_archive(path: Path, size_bytes: int) -> None:
     """Reject a zip file that expands to more than its own size; ``torch.save`` only stores."""
-    with path.open("rb") as file:
-        if file.read(len(_ZIP_SIGNATURE)) != _ZIP_SIGNATURE:
-            return  # the format of PyTorch before 1.6
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

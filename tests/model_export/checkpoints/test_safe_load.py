@@ -236,6 +236,57 @@ def test_a_small_file_cannot_take_much_memory(
     assert int(run.stdout) < 256
 
 
+def _long(value: int) -> bytes:
+    return b"\x8a\x0b" + value.to_bytes(11, "little")
+
+
+_DOUBLED_TUPLE = b")q\x01" + b"h\x01h\x01\x86q\x01" * 24
+_DOUBLED_LIST = b"]q\x01" + b"](h\x01h\x01eq\x01" * 24
+_MODULUS = (1 << 61) - 1  # of the hashes of integers
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("opcodes", "text"),
+    [
+        (_DOUBLED_TUPLE + b"}h\x01Ns.", "a tuple of more than 10000 items"),
+        (_DOUBLED_TUPLE + b"cbuiltins\nset\n]h\x01a\x85R.", "a tuple of more than 10000 items"),
+        (_DOUBLED_LIST + b")R.", "calls something that is not a function"),
+        (_DOUBLED_LIST + b")\x81.", "calls something that is not a function"),
+        (
+            b"}(" + b"".join(_long(_MODULUS * i) + b"N" for i in range(5, 9000)) + b"u.",
+            "an integer of more than 64 bits",
+        ),
+        (b"N" * 600_000 + b".", "more than 500000 opcodes"),
+    ],
+    ids=["key", "set", "function", "class", "equal hashes", "opcodes"],
+)
+def test_a_small_pickle_cannot_take_much_time(
+    tmp_path: Path, opcodes: bytes, text: str, zipped: bool
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({}, path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as source:
+            members = {name: source.read(name) for name in source.namelist()}
+        with zipfile.ZipFile(path, "w") as target:
+            for name, data in members.items():
+                target.writestr(name, b"\x80\x02" + opcodes if name.endswith(".pkl") else data)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"\x80\x02}q\x00.", b"\x80\x02" + opcodes))
+    with pytest.raises(CheckpointUnreadableError, match=text):
+        read_state(path)
+
+
+def test_tuples_that_an_optimizer_shares_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    betas = (0.9, 0.999)
+    groups = [{"betas": betas, "all": (betas, betas)} for _ in range(1000)]
+    torch.save({"state_dict": WEIGHTS, "optimizer": {"param_groups": groups}}, path)
+    _assert_same(read_state(path), WEIGHTS)
+
+
 def test_a_damaged_zip_file_is_rejected_before_torch_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(WEIGHTS, path)
