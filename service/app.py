@@ -22,7 +22,7 @@ from service.http.peers import METRICS, READINESS, Peers
 from service.http.problem_details import install_problem_handlers, problem_responses
 from service.http.rate_limit import RateLimiter
 from service.http.request_body import BodyBudget
-from service.http.routes import detection, monitoring, probes, router
+from service.http.routes import detection_routes, monitoring, probes, router
 from service.http.state import ServiceState
 from service.http.web_pages import web_pages
 from service.model_loader import ModelLoader
@@ -168,7 +168,7 @@ def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_l
         access_errors = [UnauthorizedError] * has_keys + [RateLimitedError] * has_rate_limit
         with_key_and_rate["responses"] = problem_responses(*access_errors)
     # The detection endpoints first: routes are matched in order.
-    app.include_router(detection, **with_key_and_rate)
+    app.router.routes += detection_routes(**with_key_and_rate)
     app.include_router(deepstack)
     app.include_router(router, **with_key_and_rate)
     app.include_router(probes)

@@ -1,11 +1,9 @@
 """The route class of the detection endpoints."""
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.http.state import service_state
 
@@ -18,13 +16,12 @@ class ImageRoute(APIRoute):
     everything else (docs/adr/0013-image-route.md). The rate limit and the API key are checked here.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return a handler that calls the endpoint directly."""
-        endpoint = self.endpoint
-
-        async def handle(request: Request) -> Response:
-            service_state(request).access.check_rate_limit(request)
-            response: Response = await endpoint(request, **request.path_params)
-            return response
-
-        return handle
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the endpoint and send its response; the application handles exceptions."""
+        if scope["method"] != "POST":
+            await super().handle(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        service_state(request).access.check_rate_limit(request)
+        response: Response = await self.endpoint(request, **request.path_params)
+        await response(scope, receive, send)

@@ -7,9 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
+from starlette.routing import BaseRoute
 
 from service import errors
 from service.async_detector import AsyncDetector
@@ -39,8 +40,6 @@ from service.model_loader import RETRY_AFTER_S
 from service.observability.metrics import merge_metrics
 from service.options import RequestOptions
 
-detection = APIRouter(route_class=ImageRoute)
-"""Endpoints that receive images; API key and rate limit apply."""
 router = APIRouter()
 """Other endpoints for clients; API key and rate limit apply."""
 probes = APIRouter()
@@ -105,13 +104,11 @@ async def accept_request(
             yield AcceptedRequest(detector, options, scheduling, images)
 
 
-@detection.post("/detect", operation_id="detect", **DETECT)
 async def detect(request: Request) -> Response:
     """Detect objects with the default model."""
     return await _detect(request, None)
 
 
-@detection.post("/models/{name}/detect", operation_id="detect_with_model", **DETECT)
 async def detect_with_model(
     request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
 ) -> Response:
@@ -135,15 +132,11 @@ async def _detect(request: Request, name: str | None) -> Response:
     return Response(to_json(response), 200, headers, "application/json")
 
 
-@detection.post("/detect/batch", operation_id="detect_batch", **DETECT_BATCH)
 async def detect_batch(request: Request) -> Response:
     """Detect objects in several images with the default model."""
     return await _detect_batch(request, None)
 
 
-@detection.post(
-    "/models/{name}/detect/batch", operation_id="detect_batch_with_model", **DETECT_BATCH
-)
 async def detect_batch_with_model(
     request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
 ) -> Response:
@@ -179,6 +172,23 @@ async def _detect_all(
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(detect_one(image)) for image in accepted.images]
     return [task.result() for task in tasks]
+
+
+def detection_routes(**options: Any) -> list[BaseRoute]:
+    """Return the routes of the endpoints that receive images; API key and rate limit apply.
+
+    ``options`` are arguments of :class:`fastapi.APIRouter`. Added to the routes of the application,
+    they are matched once; FastAPI matches those of an included router once per level.
+    """
+    routes = APIRouter(route_class=ImageRoute, **options)
+    for path, endpoint, document in (
+        ("/detect", detect, DETECT),
+        ("/models/{name}/detect", detect_with_model, DETECT),
+        ("/detect/batch", detect_batch, DETECT_BATCH),
+        ("/models/{name}/detect/batch", detect_batch_with_model, DETECT_BATCH),
+    ):
+        routes.post(path, operation_id=endpoint.__name__, **document)(endpoint)
+    return routes.routes
 
 
 @router.get("/models", operation_id="list_models", tags=["models"])
