@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class Pipeline:
         )
 
     def _engine_s(self, bodies: Sequence[bytes], size: int, seconds: float) -> float:
-        inputs = np.stack([self.prepare(body)[0] for body in bodies[:size]])
+        inputs = np.stack([self.prepare(body)[0] for body in islice(cycle(bodies), size)])
         return statistics.median(_cpu_seconds(self.run, [inputs], seconds)) / size
 
     def _no_server_rate(
