@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.cpu import CPU_ENGINES, describe_cpu
+from benchmarks.quartiles import format_quartiles
 from model_package import ModelPackage, load_package
 from service.cpu_cores import available_cores
 from service.engines import Engine, EngineUnavailableError, open_engine
 from service.self_test import draw_test_image
-
-REFERENCE = "onnxruntime-cpu"
-OTHERS = (("openvino", "fp32"), ("openvino", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="per engine and round")
     args = parser.parse_args()
     cores = available_cores()
-    print(f"{_cpu_name()}, {cores} cores, bf16 instructions: {_bf16_flags() or 'none'}, ")
+    print(f"{describe_cpu()}, ")
     print(f"ONEDNN_MAX_CPU_ISA: {os.environ.get('ONEDNN_MAX_CPU_ISA', 'not set')}, "
           f"batch size {args.batch_size}, {args.rounds} rounds of {args.seconds:g} s")  # fmt: skip
     print("| model | input | engine | images/s | of the reference | images per CPU second "
@@ -59,9 +58,9 @@ def main() -> None:
 
 
 def _open_engines(package: ModelPackage, cores: int) -> list[Engine]:
-    """Open the reference and every other engine, with one single-threaded run per core."""
-    engines = [open_engine(package, REFERENCE, 1, cores)]
-    for backend, precision in OTHERS:
+    """Open every engine, ONNX Runtime first, with one single-threaded run per core."""
+    engines = []
+    for backend, precision in CPU_ENGINES.values():
         try:
             engines.append(open_engine(package, backend, 1, cores, precision=precision))
         except EngineUnavailableError as error:
@@ -118,32 +117,11 @@ def _print_rows(
             f"{spec.width_px}x{spec.height_px}",
             engine.description,
             f"{np.median([rate.images_per_s for rate in own]):.1f}",
-            _quartiles(wall),
+            format_quartiles(wall),
             f"{np.median([rate.images_per_cpu_s for rate in own]):.1f}",
-            _quartiles(cpu),
+            format_quartiles(cpu),
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def _quartiles(ratios: Sequence[float]) -> str:
-    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    return f"{median:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _cpu_name() -> str:
-    return _cpu_info("model name")
-
-
-def _bf16_flags() -> str:
-    flags = set(_cpu_info("flags").split())
-    return ", ".join(sorted(flags & {"avx512_bf16", "amx_bf16"}))
-
-
-def _cpu_info(field: str) -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith(field):
-            return line.split(":", 1)[1].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":

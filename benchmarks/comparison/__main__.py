@@ -2,28 +2,26 @@
 
     python -m benchmarks.comparison --environments DIR --output DIR [--only NAME,NAME] [--rounds 5]
 
-All servers use the same ONNX file and the same JPEGs. First, each configuration of each server is
+All servers use the same ONNX file, engine and JPEGs. First, each configuration of each server is
 measured and the fastest is kept. Then all servers run at the same time and all but one are paused:
 they are measured in short alternating turns, so that a drifting CPU speed affects all of them.
 Throughput is also reported as a fraction of the throughput ceiling (``ceiling.py``). Writes
-results.json, results.md and results.svg after each case.
+results.json, results.md and results.svg after each case. With the results of an earlier run in the
+output directory, the configurations that it kept are used and its rounds are continued.
 """
 
 import argparse
 import json
-import math
 import signal
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.comparison.ceiling import Ceiling, Pipeline, matched_fraction
-from benchmarks.comparison.report import write_report
+from benchmarks.comparison.report import fraction_of, p99_ms, write_report
 from benchmarks.comparison.servers import (
     MINIMAL,
     SERVERS,
@@ -37,16 +35,17 @@ from benchmarks.comparison.servers import (
     write_bodies,
 )
 from benchmarks.comparison.workload import CASES, Case, make_images, make_package
+from benchmarks.cpu import CPU_ENGINES, describe_cpu
 from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop
 from model_package import load_package
 
 CONNECTIONS = 32
 """Connections of the closed loop: two batches of 8 in the engines and two being collected."""
 LOAD = 0.8
-"""Rate of the open loop as a fraction of the server's throughput."""
+"""Rate of the open loop as a fraction of the throughput of the third fastest server."""
 CEILING_S = 2.0
 """Duration of each ceiling measurement; the throughput is divided by the mean of the one before
-and the one after the closed loop."""
+and the one after the turn."""
 START_S = 3.0
 WARMUP_S = 1.0
 """Excluded from each measurement: after a pause, caches are cold and estimates outdated."""
@@ -60,7 +59,7 @@ class Comparison:
         self.case = case
         self.package = make_package(case.side_px, args.work)
         self.images = make_images(case, args.work)
-        self._pipeline = Pipeline(self.package)
+        self._pipeline = Pipeline(self.package, CPU_ENGINES[args.engine])
         bodies = [image.read_bytes() for image in self.images]
         self._bodies = bodies
         self._expected = [self._pipeline.detect(body) for body in bodies]
@@ -80,7 +79,9 @@ class Comparison:
         bodies = write_bodies(server, self.images, folder)
         python = prepare_environment(server, self._args.environments)
         logs = self._args.work / "logs"
-        with run_server(server, configuration, python, self.package, bodies, logs) as running:
+        with run_server(
+            server, configuration, self._args.engine, python, self.package, bodies, logs
+        ) as running:
             self._verify_detections(server, running.target)
             closed_loop(running.target, START_S, CONNECTIONS)
             yield running
@@ -102,7 +103,13 @@ class Comparison:
                 f"{min(shares):.0%} of those of one image match."
             )
 
-    def tune(self, server: Server) -> None:
+    def tune_all(self, servers: Sequence[Server]) -> None:
+        """Keep the fastest configuration of each server, and choose the rate for all of them."""
+        for server in servers:
+            self._tune(server)
+        self.common_rate = LOAD * self._third_rate()
+
+    def _tune(self, server: Server) -> None:
         """Keep the configuration with the highest throughput; exclude the server if none works."""
         rates = {}
         problems = []
@@ -123,7 +130,6 @@ class Comparison:
 
     def compare(self) -> None:
         """Start all servers, pause them, and measure them in alternating turns."""
-        self.common_rate = LOAD * self._third_rate()
         with ExitStack() as stack:
             running = {}
             for name, configuration in list(self.best.items()):
@@ -133,7 +139,8 @@ class Comparison:
                     self._exclude(SERVERS[name], str(error))
                 else:
                     running[name].pause()
-            for number in range(self._args.rounds):
+            first = len(self.rounds)
+            for number in range(first, first + self._args.rounds):
                 self._measure_round(number, running)
 
     def _third_rate(self) -> float:
@@ -150,11 +157,20 @@ class Comparison:
         # A different server starts each round.
         names = list(self.best)
         first = number % max(1, len(names))
+        ceiling = self._ceiling()
         for name in names[first:] + names[:first]:
             try:
-                results[name] = self._measure(SERVERS[name], running[name], number)
+                loads = self._measure(SERVERS[name], running[name], number)
             except (ServerError, LoadError) as error:  # continue without this server
                 self._exclude(SERVERS[name], str(error))
+                continue
+            before, ceiling = ceiling, self._ceiling()
+            results[name] = turn = {**loads, "ceilings": [before.as_json(), ceiling.as_json()]}
+            _log(
+                f"  {name}: {turn['images_per_second']:.1f}/s, "
+                f"{fraction_of(turn, 'images_per_second'):.3f} of the ceiling; p99 "
+                f"{p99_ms([turn])} ms at {self.common_rate:.1f}/s"
+            )
         self.rounds.append(results)
 
     def _exclude(self, server: Server, reason: str) -> None:
@@ -165,88 +181,49 @@ class Comparison:
 
     def _measure(self, server: Server, running: RunningServer, seed: int) -> dict[str, Any]:
         seconds = self._args.seconds
-        ceilings = [self._ceiling()]
         with running.resumed() as target:
             loop = closed_loop(target, seconds, CONNECTIONS, warmup_s=WARMUP_S)
-        ceilings.append(self._ceiling())
-        rate = _require_success(server, loop).images_per_second
-        own_rate = LOAD * rate
-        with running.resumed() as target:
-            own = self._open_loop(target, own_rate, seed)
-            common = self._open_loop(target, self.common_rate, seed)
-        fraction = rate / statistics.mean(one.images_per_second for one in ceilings)
-        of_pillow = rate / statistics.mean(one.pillow_images_per_second for one in ceilings)
-        of_no_server = rate / statistics.mean(one.no_server_images_per_second for one in ceilings)
-        _log(
-            f"  {server.name}: {rate:.1f}/s, {fraction:.3f} of the ceiling, {of_pillow:.3f} with "
-            f"Pillow, {of_no_server:.3f} of no server; p99 {_p99([own])} ms at {own_rate:.1f}/s, "
-            f"{_p99([common])} ms at {self.common_rate:.1f}/s"
-        )
-        return {
-            "fraction_of_ceiling": fraction,
-            "fraction_of_pillow_ceiling": of_pillow,
-            "fraction_of_no_server": of_no_server,
-            "images_per_second": rate,
-            "ceilings": [one.as_json() for one in ceilings],
-            "closed": asdict(loop),
-            "own_load": own,
-            "common_load": common,
-        }
+            _require_success(server, loop)
+            return {
+                "images_per_second": loop.images_per_second,
+                "generator_cpu_share": loop.cpu_share,
+                **self._open_loop(target, seed),
+            }
 
-    def _open_loop(self, target: Target, rate: float, seed: int) -> dict[str, Any]:
-        seconds = self._args.seconds
+    def _open_loop(self, target: Target, seed: int) -> dict[str, Any]:
+        seconds, rate = self._args.seconds, self.common_rate
         with TemporaryDirectory() as folder:
             records = Path(folder) / "records"
             load = open_loop(target, seconds, rate, seed=seed, warmup_s=WARMUP_S, records=records)
             lines = [line.split(",") for line in records.read_text().splitlines()]
         latencies_ms = [round(float(ms), 1) for _, ms, status in lines if status == "200"]
-        return {"rate": rate, **asdict(load), "latencies_ms": latencies_ms}
+        return {"all_ok": load.all_ok, "latencies_ms": latencies_ms}
 
     def _ceiling(self) -> Ceiling:
         return self._pipeline.ceiling(self._bodies, self._batch_size, CEILING_S)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all measurements and their medians over the rounds."""
-        names = list(self.best)
+        """Return the kept configurations and all measurements."""
         return {
             "common_rate": self.common_rate,
             "configurations": {name: str(best) for name, best in self.best.items()},
             "throughputs": self.throughputs,
             "min_matched_fraction": self.matched_fractions,
             "excluded": self.excluded,
-            "medians": {name: self._medians(name) for name in names},
             "rounds": self.rounds,
         }
 
-    def _medians(self, name: str) -> dict[str, float | None]:
-        rows = [results[name] for results in self.rounds]
-        return {
-            **{
-                key: statistics.median(row[key] for row in rows)
-                for key in (
-                    "fraction_of_ceiling",
-                    "fraction_of_pillow_ceiling",
-                    "fraction_of_no_server",
-                    "images_per_second",
-                )
-            },
-            "p99_own_ms": _p99([row["own_load"] for row in rows]),
-            "p99_common_ms": _p99([row["common_load"] for row in rows]),
-            "generator_cpu_share": max(row["closed"]["cpu_share"] for row in rows),
+    def restore(self, results: dict[str, Any]) -> None:
+        """Continue from what :meth:`as_json` returned in an earlier run."""
+        self.best = {
+            name: next(one for one in SERVERS[name].configurations if str(one) == kept)
+            for name, kept in results["configurations"].items()
         }
-
-
-def _p99(loads: Sequence[dict[str, Any]]) -> float | None:
-    """Return the p99 of the responses of all turns in milliseconds, by nearest rank.
-
-    None if a request failed: the percentile of the remaining ones would be too low.
-    """
-    if any(
-        set(load["statuses"]) != {200} or load["timeouts"] or load["failures"] for load in loads
-    ):
-        return None
-    latencies_ms = sorted(ms for load in loads for ms in load["latencies_ms"])
-    return latencies_ms[math.ceil(0.99 * len(latencies_ms)) - 1]
+        self.common_rate = results["common_rate"]
+        self.throughputs = results["throughputs"]
+        self.matched_fractions = results["min_matched_fraction"]
+        self.excluded = results["excluded"]
+        self.rounds = results["rounds"]
 
 
 def _require_success(server: Server, load: Load) -> Load:
@@ -269,22 +246,40 @@ def main() -> None:
     for server in servers:
         prepare_environment(server, args.environments)
     args.output.mkdir(parents=True, exist_ok=True)
-    cases: dict[str, Any] = {}
-    results = {
-        "seconds": args.seconds,
-        "connections": CONNECTIONS,
-        "load": LOAD,
-        "cases": cases,
-    }
+    results = _earlier_results(args)
+    cases = results["cases"]
     for case in args.cases:
         comparison = Comparison(CASES[case], args)
-        for server in servers:
-            comparison.tune(server)
+        if case in cases:
+            comparison.restore(cases[case])
+        else:
+            comparison.tune_all(servers)
         comparison.compare()
         cases[case] = comparison.as_json()
         (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        report = write_report(cases, args.output)
+        report = write_report(results, args.output)
     print(report)
+
+
+def _earlier_results(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the results in the output directory, or empty ones."""
+    settings = {
+        "cpu": describe_cpu(),
+        "engine": args.engine,
+        "servers": args.only,
+        "seconds": args.seconds,
+        "connections": CONNECTIONS,
+        "load": LOAD,
+    }
+    file = args.output / "results.json"
+    if not file.exists():
+        return {**settings, "cases": {}}
+    results: dict[str, Any] = json.loads(file.read_text())
+    if different := [name for name, value in settings.items() if results.get(name) != value]:
+        raise SystemExit(
+            f"{file} was measured with another {', '.join(different)}: name another --output."
+        )
+    return results
 
 
 def _parse() -> argparse.Namespace:
@@ -313,9 +308,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, help="networks, images and logs (default: OUTPUT/work)"
     )
+    parser.add_argument(
+        "--engine", choices=CPU_ENGINES, default="openvino-bf16", help="engine of all servers"
+    )
     parser.add_argument("--only", type=names(servers), default=servers)
     parser.add_argument("--cases", type=names(cases), default=cases)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="0: only choose configurations")
     parser.add_argument("--seconds", type=float, default=4.0, help="per turn")
     parser.add_argument("--tune-seconds", type=float, default=4.0, help="per configuration")
     args = parser.parse_args()

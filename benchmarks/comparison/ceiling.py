@@ -1,8 +1,8 @@
 """Upper bound of the throughput that the CPU allows, and the expected detections of an image.
 
 The throughput ceiling is cores / (decode + warp + engine CPU seconds per image), each measured on
-one thread with the code of the service and the best batch size. A server at the ceiling spends no
-time on HTTP, queues, copies between processes or idle cores.
+one thread with the code of the service, the engine that all servers run, and the best batch size.
+A server at the ceiling spends no time on HTTP, queues, copies between processes or idle cores.
 
 Cores that are busy at the same time may be slower than one alone, because they share caches and
 memory; the ceiling does not account for that. The *no server* throughput does: it is measured with
@@ -10,10 +10,9 @@ one thread per core that runs the same steps and nothing else. A faster image de
 ceiling, so a second ceiling uses Pillow, the decoder of the other servers.
 """
 
-import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
@@ -21,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.comparison.shared.detector import Preparer
+from benchmarks.comparison.shared.preparer import Preparer
+from benchmarks.cpu import CpuEngine
 from model_package import load_package
+from service.cpu_cores import available_cores
 from service.decoders import ModelOutput, make_decoder
+from service.engines import open_engine
 from service.imaging.geometry import ImageTransform
 from service.imaging.image_decoding import open_image
 from service.imaging.resize import InputPlanner
@@ -74,20 +75,21 @@ class Ceiling:
 
 
 class Pipeline:
-    """Decode, warp, inference and decoding of detections, in one thread and without a server."""
+    """Decode, warp, inference and decoding of detections, without a server.
 
-    def __init__(self, package: Path) -> None:
+    Runs compute in one thread each; as many threads as there are cores may call the methods.
+    """
+
+    def __init__(self, package: Path, engine: CpuEngine) -> None:
         self._pillow = Preparer(package)
         loaded = load_package(package)
         manifest = loaded.manifest
         self._options = OptionRules(manifest).complete(DetectParameters())
         self._planner = InputPlanner(manifest, _MAX_PIXELS)
         self._decoder = make_decoder(manifest)
-        self._names = [output.name for output in manifest.decoder.outputs()]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            loaded.path_of(manifest.artifacts[0]), options, providers=["CPUExecutionProvider"]
+        self.cores = available_cores()
+        self._engine = open_engine(
+            loaded, engine.backend, 1, self.cores, precision=engine.precision
         )
 
     def prepare(self, body: bytes) -> tuple[NDArray[np.uint8], ImageTransform]:
@@ -98,10 +100,9 @@ class Pipeline:
         )[0]
         return warp_to_input(image.decode(), transform), transform
 
-    def run(self, inputs: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
         """Run the engine on uint8 (n, height, width, 3)."""
-        values = self._session.run(self._names, {"images": inputs})
-        return dict(zip(self._names, values, strict=True))
+        return self._engine.run(inputs)
 
     def detect(self, body: bytes) -> list[dict[str, Any]]:
         """Return the expected response: class id, score and box in image pixels."""
@@ -136,23 +137,20 @@ class Pipeline:
             statistics.median(_cpu_seconds(prepare, bodies, share / len(bodies)))
             for prepare in (self.prepare, self._pillow.prepare)
         )
-        cores = len(os.sched_getaffinity(0))
         return Ceiling(
             1000 * prepare_s,
             1000 * pillow_prepare_s,
             1000 * self._engine_s(bodies, batch_size, share),
             batch_size,
-            cores,
-            self._no_server_rate(bodies, batch_size, cores, share),
+            self.cores,
+            self._no_server_rate(bodies, batch_size, share),
         )
 
     def _engine_s(self, bodies: Sequence[bytes], size: int, seconds: float) -> float:
         inputs = np.stack([self.prepare(body)[0] for body in islice(cycle(bodies), size)])
         return statistics.median(_cpu_seconds(self.run, [inputs], seconds)) / size
 
-    def _no_server_rate(
-        self, bodies: Sequence[bytes], size: int, threads: int, seconds: float
-    ) -> float:
+    def _no_server_rate(self, bodies: Sequence[bytes], size: int, seconds: float) -> float:
         def work(first: int) -> float:
             done, started_at = 0, time.perf_counter()
             while time.perf_counter() < started_at + seconds:
@@ -161,21 +159,24 @@ class Pipeline:
                 done += size
             return done / (time.perf_counter() - started_at)
 
-        with ThreadPoolExecutor(threads) as pool:
-            return sum(pool.map(work, range(threads)))
+        with ThreadPoolExecutor(self.cores) as pool:
+            return sum(pool.map(work, range(self.cores)))
 
 
 def _cpu_seconds(work: Any, inputs: Sequence[Any], seconds: float) -> list[float]:
-    """Return per input the median thread CPU time of at least three calls, after a warm-up."""
+    """Return per input the median CPU time of at least three calls, after a warm-up.
+
+    It is that of the process: OpenVINO computes in threads of its own.
+    """
     medians = []
     for value in inputs:
         work(value)
         samples: list[float] = []
         until = time.perf_counter() + seconds
         while time.perf_counter() < until or len(samples) < 3:
-            started_at = time.thread_time()
+            started_at = time.process_time()
             work(value)
-            samples.append(time.thread_time() - started_at)
+            samples.append(time.process_time() - started_at)
         medians.append(statistics.median(samples))
     return medians
 

@@ -1,9 +1,9 @@
 """The smallest possible single-process server, as a reference point for real servers.
 
-    python -m benchmarks.comparison.minimal_server PACKAGE --port 8001 --batch-size 8
+    python -m benchmarks.comparison.minimal_server PACKAGE --port 8001 --engine openvino-bf16
 
 It consists of an event loop, a thread pool for image decoding, one queue, and per core one thread
-with a single-threaded ONNX Runtime session; decoding and warp are those of the service. It has no
+that runs batches on one core; decoding, warp and engine are those of the service. It has no
 limits, deadlines, metrics or error handling: a request with an invalid image gets no response. The
 fraction of the throughput ceiling that it reaches shows what the machine, Python and a load
 generator on the same cores allow.
@@ -12,10 +12,9 @@ generator on the same cores allow.
 import argparse
 import asyncio
 import json
-import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ import uvloop
 from numpy.typing import NDArray
 
 from benchmarks.comparison.ceiling import Pipeline
+from benchmarks.cpu import CPU_ENGINES, CpuEngine
 from service.imaging.geometry import ImageTransform
 
 
@@ -40,19 +40,18 @@ class QueuedImage(NamedTuple):
 class MinimalServer:
     """The queue, the thread pool and the inference threads."""
 
-    def __init__(self, package: Path, batch_size: int) -> None:
-        cores = len(os.sched_getaffinity(0))
-        self._pipelines = [Pipeline(package) for _ in range(cores)]
+    def __init__(self, package: Path, engine: CpuEngine, batch_size: int) -> None:
+        self._pipeline = Pipeline(package, engine)
         self._batch_size = batch_size
-        self._pool = ThreadPoolExecutor(cores)
+        self._pool = ThreadPoolExecutor(self._pipeline.cores)
         self._queue: list[QueuedImage] = []
         self._changed = threading.Condition()
 
     async def serve(self, port: int) -> None:
         """Serve until the process is terminated."""
         loop = asyncio.get_running_loop()
-        for pipeline in self._pipelines:
-            threading.Thread(target=self._run_batches, args=(loop, pipeline), daemon=True).start()
+        for _ in range(self._pipeline.cores):
+            threading.Thread(target=self._run_batches, args=(loop,), daemon=True).start()
         server = await loop.create_server(lambda: Connection(self), "127.0.0.1", port)
         await server.serve_forever()
 
@@ -61,12 +60,12 @@ class MinimalServer:
         self._pool.submit(self._prepare, connection, body)
 
     def _prepare(self, connection: "Connection", body: bytes) -> None:
-        image = QueuedImage(connection, *self._pipelines[0].prepare(body))
+        image = QueuedImage(connection, *self._pipeline.prepare(body))
         with self._changed:
             self._queue.append(image)
             self._changed.notify()
 
-    def _run_batches(self, loop: asyncio.AbstractEventLoop, pipeline: Pipeline) -> None:
+    def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
             with self._changed:
                 while not self._queue:
@@ -75,15 +74,13 @@ class MinimalServer:
                 del self._queue[: self._batch_size]
                 if self._queue:
                     self._changed.notify()
-            outputs = pipeline.run(np.stack([image.pixels for image in batch]))
-            loop.call_soon_threadsafe(self._respond, pipeline, batch, outputs)
+            outputs = self._pipeline.run(np.stack([image.pixels for image in batch]))
+            loop.call_soon_threadsafe(self._respond, batch, outputs)
 
-    def _respond(
-        self, pipeline: Pipeline, batch: Sequence[QueuedImage], outputs: dict[str, NDArray[Any]]
-    ) -> None:
+    def _respond(self, batch: Sequence[QueuedImage], outputs: Mapping[str, NDArray[Any]]) -> None:
         for index, image in enumerate(batch):
             rows = {name: values[index] for name, values in outputs.items()}
-            image.connection.respond({"detections": pipeline.decode(rows, image.transform)})
+            image.connection.respond({"detections": self._pipeline.decode(rows, image.transform)})
 
 
 class Connection(asyncio.Protocol):
@@ -128,11 +125,14 @@ def main() -> None:
     )
     parser.add_argument("package", type=Path)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--engine", choices=CPU_ENGINES, required=True)
     parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args()
     # As in the service: by default a thread waits 5 ms before it requests the GIL.
     sys.setswitchinterval(0.0001)
-    uvloop.run(MinimalServer(args.package, args.batch_size).serve(args.port))
+    uvloop.run(
+        MinimalServer(args.package, CPU_ENGINES[args.engine], args.batch_size).serve(args.port)
+    )
 
 
 if __name__ == "__main__":

@@ -1,121 +1,155 @@
-"""Reports of the comparison: a Markdown table and an SVG bar chart."""
+"""Reports of the comparison: a Markdown table and a bar chart as SVG."""
 
-from html import escape
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
+from matplotlib.axes import Axes
+
+from benchmarks.comparison.servers import DEFAULT, FULL_DECODE
+from benchmarks.figures import COLOURS, svg_figure
+from benchmarks.quartiles import format_quartiles, quartiles
 from evaluation.report import markdown_row, markdown_table
 
-_BAR, _GAP, _GROUP, _HEIGHT, _LEFT, _TOP = 26, 4, 40, 220, 50, 40
-_COLOURS = (
-    *("#0b6e4f", "#4caf8a", "#7a869a", "#5b7db1", "#b08a3e"),
-    *("#8b5a8c", "#a44a3f", "#4f8a8b", "#3b3b58"),
-)
-_PANELS = (
-    ("fraction_of_ceiling", "images/s as a fraction of the throughput ceiling"),
-    ("p99_own_ms", "p99 in ms at 80 % of each server's own throughput"),
-    ("p99_common_ms", "p99 in ms at the same rate for all servers"),
-)
+Turn = dict[str, Any]
+"""The measurements of one server in one round."""
+
+_OTHER_COLOUR = "#8c8c8c"
 
 
-def write_report(cases: dict[str, Any], output: Path) -> str:
-    """Write ``results.md`` and ``results.svg``; return the Markdown text."""
-    text = "\n".join(_case(name, case) for name, case in cases.items())
+def fraction_of(turn: Turn, ceiling: str) -> float:
+    """Return the throughput as a fraction of the mean of the ceilings around the turn.
+
+    ``ceiling``: a key of :meth:`benchmarks.comparison.ceiling.Ceiling.as_json`.
+    """
+    return float(turn["images_per_second"] / mean(one[ceiling] for one in turn["ceilings"]))
+
+
+def p99_ms(turns: Sequence[Turn]) -> float | None:
+    """Return the p99 of the responses of all turns at the common rate, by nearest rank.
+
+    None if a request failed: the percentile of the remaining ones would be too low.
+    """
+    if not all(turn["all_ok"] for turn in turns):
+        return None
+    latencies_ms = sorted(ms for turn in turns for ms in turn["latencies_ms"])
+    return float(latencies_ms[math.ceil(0.99 * len(latencies_ms)) - 1])
+
+
+def write_report(results: dict[str, Any], output: Path) -> str:
+    """Write ``results.md`` and, if there are rounds, ``results.svg``; return the Markdown text."""
+    cases = {name: case for name, case in results["cases"].items() if case["rounds"]}
+    head = f"{results['cpu']}; {results['engine']}; {results['seconds']:g} s per turn.\n"
+    text = "\n".join([head, *(_case(name, case) for name, case in cases.items())])
     (output / "results.md").write_text(text)
-    (output / "results.svg").write_text(_plot(cases))
+    if cases:
+        _draw(cases, output / "results.svg")
     return text
 
 
 def _case(name: str, case: dict[str, Any]) -> str:
-    ceilings = [
-        ceiling
-        for results in case["rounds"]
-        for turn in results.values()
-        for ceiling in turn["ceilings"]
-    ]
-    no_server = median(one["no_server_images_per_second"] for one in ceilings)
-    ceiling = sorted(ceilings, key=lambda one: one["images_per_second"])[len(ceilings) // 2]
+    rounds = case["rounds"]
+    ceilings = [one for turns in rounds for turn in turns.values() for one in turn["ceilings"]]
+    middle = {key: median(one[key] for one in ceilings) for key in ceilings[0]}
     lines = [
         f"### {name}",
         "",
-        f"Ceiling {ceiling['images_per_second']:.1f} images/s: {ceiling['cores']} cores / "
-        f"({ceiling['prepare_ms']:.2f} ms decode and warp + {ceiling['engine_ms']:.2f} ms engine "
-        f"at batch {ceiling['batch_size']}), {ceiling['pillow_images_per_second']:.1f} with Pillow "
-        f"({ceiling['pillow_prepare_ms']:.2f} ms); one thread per core without a server reaches "
-        f"{no_server:.1f}; medians of {len(case['rounds'])} rounds.",
+        f"Ceiling {middle['images_per_second']:.1f} images/s: {middle['cores']:g} cores / "
+        f"({middle['prepare_ms']:.2f} ms decode and warp + {middle['engine_ms']:.2f} ms engine "
+        f"at batch {middle['batch_size']:g}), {middle['pillow_images_per_second']:.1f} with Pillow "
+        f"({middle['pillow_prepare_ms']:.2f} ms); one thread per core without a server reaches "
+        f"{middle['no_server_images_per_second']:.1f}. Medians and quartiles of {len(rounds)} "
+        "rounds; p99 of the responses of all rounds.",
         "",
         markdown_table(
             [
                 *("server", "images/s", "of the ceiling", "of the ceiling with Pillow"),
-                *("of no server", "p99 at 80 % of its own throughput"),
-                *(f"p99 at {case['common_rate']:.1f}/s", "configuration"),
+                *("of no server", f"of {DEFAULT}", f"p99 at {case['common_rate']:.1f}/s"),
+                "configuration",
             ]
         ),
     ]
-    by_rate = sorted(
-        case["medians"].items(), key=lambda item: item[1]["fraction_of_ceiling"], reverse=True
-    )
-    for server, row in by_rate:
+    for server in _by_throughput(case):
+        turns = _turns(case, server)
+        rates = [turn["images_per_second"] for turn in turns]
+        of_default = [
+            turns[server]["images_per_second"] / turns[DEFAULT]["images_per_second"]
+            for turns in rounds
+            if DEFAULT in turns and server in turns
+        ]
+        p99 = p99_ms(turns)
         lines.append(
             markdown_row(
                 [
                     server,
-                    f"{row['images_per_second']:.1f}",
-                    f"{row['fraction_of_ceiling']:.3f}",
-                    f"{row['fraction_of_pillow_ceiling']:.3f}",
-                    f"{row['fraction_of_no_server']:.3f}",
-                    _ms(row["p99_own_ms"]),
-                    _ms(row["p99_common_ms"]),
+                    f"{median(rates):.1f}",
+                    format_quartiles([fraction_of(turn, "images_per_second") for turn in turns]),
+                    f"{median(fraction_of(one, 'pillow_images_per_second') for one in turns):.2f}",
+                    format_quartiles(
+                        [fraction_of(turn, "no_server_images_per_second") for turn in turns]
+                    ),
+                    format_quartiles(of_default) if of_default else "",
+                    "requests failed" if p99 is None else f"{p99:.0f} ms",
                     case["configurations"][server],
                 ]
             )
         )
-    share = max(row["generator_cpu_share"] for row in case["medians"].values())
+    share = max(turn["generator_cpu_share"] for turns in rounds for turn in turns.values())
     lines += ["", f"The load generator used at most {share:.1%} of one core.", ""]
     for server, reason in case["excluded"].items():
         lines += [f"Excluded: {server}: {reason}", ""]
     return "\n".join(lines)
 
 
-def _ms(value: float | None) -> str:
-    return "requests failed" if value is None else f"{value:.0f} ms"
+def _turns(case: dict[str, Any], server: str) -> list[Turn]:
+    return [turns[server] for turns in case["rounds"]]
 
 
-def _plot(cases: dict[str, Any]) -> str:
-    """Draw a bar chart with three panels as SVG, without a plotting library."""
-    servers = list(dict.fromkeys(name for case in cases.values() for name in case["medians"]))
-    group = len(servers) * (_BAR + _GAP) + _GROUP
-    width = _LEFT + group * len(cases) + 130
-    panel_height = _TOP + _HEIGHT + 40
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" '
-        f'height="{panel_height * len(_PANELS)}" font-family="sans-serif" font-size="11">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for number, (key, title) in enumerate(_PANELS):
-        top = number * panel_height + _TOP
-        values = [row[key] or 0 for case in cases.values() for row in case["medians"].values()]
-        highest = max([*values, 1e-9]) if number else 1.0
-        parts.append(f'<text x="{_LEFT}" y="{top - 16}" font-size="13">{escape(title)}</text>')
-        for index, (name, case) in enumerate(cases.items()):
-            left = _LEFT + index * group
-            parts.append(f'<text x="{left}" y="{top + _HEIGHT + 18}">{escape(name)}</text>')
-            for position, server in enumerate(servers):
-                value = case["medians"].get(server, {}).get(key)
-                height = _HEIGHT * min((value or 0) / highest, 1.1)
-                x, y = left + position * (_BAR + _GAP), top + _HEIGHT - height
-                colour = _COLOURS[position % len(_COLOURS)]
-                label = "-" if value is None else f"{value:.2f}" if not number else f"{value:.0f}"
-                parts.append(
-                    f'<rect x="{x}" y="{y:.1f}" width="{_BAR}" height="{height:.1f}" '
-                    f'fill="{colour}"/><text x="{x}" y="{y - 3:.1f}" font-size="9">{label}</text>'
-                )
-    for position, server in enumerate(servers):
-        y = _TOP + position * 18
-        colour = _COLOURS[position % len(_COLOURS)]
-        parts.append(
-            f'<rect x="{width - 115}" y="{y - 9}" width="10" height="10" fill="{colour}"/>'
-            f'<text x="{width - 100}" y="{y}">{escape(server)}</text>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
+def _by_throughput(case: dict[str, Any]) -> list[str]:
+    """Return the servers that took part in all rounds, the fastest first."""
+    return sorted(
+        case["configurations"],
+        key=lambda server: -median(turn["images_per_second"] for turn in _turns(case, server)),
+    )
+
+
+def _draw(cases: dict[str, Any], path: Path) -> None:
+    """Draw a row per case: fractions of the ceiling, and p99."""
+    servers = max(len(case["configurations"]) for case in cases.values())
+    with svg_figure(path, 10, len(cases) * (1 + 0.3 * servers)) as figure:
+        for row, (name, case) in zip(
+            figure.subplots(len(cases), 2, squeeze=False), cases.items(), strict=True
+        ):
+            _bars(
+                row[0],
+                case,
+                f"{name}: images/s as a fraction of the throughput ceiling",
+                lambda turns: [fraction_of(turn, "images_per_second") for turn in turns],
+            )
+            _bars(
+                row[1],
+                case,
+                f"{name}: p99 at {case['common_rate']:.1f} images/s, in ms",
+                lambda turns: [p99 for turn in turns if (p99 := p99_ms([turn])) is not None],
+            )
+
+
+def _bars(
+    axes: Axes, case: dict[str, Any], title: str, measure: Callable[[Sequence[Turn]], list[float]]
+) -> None:
+    """Draw the median over the rounds of each server, with the quartiles as error bars."""
+    servers = _by_throughput(case)
+    for row, server in enumerate(servers):
+        if not (values := measure(_turns(case, server))):
+            continue
+        low, middle, high = quartiles(values)
+        colour = COLOURS[0] if server in (DEFAULT, FULL_DECODE) else _OTHER_COLOUR
+        axes.barh(row, middle, color=colour, xerr=[[middle - low], [high - middle]])
+        axes.annotate(f" {middle:.3g}", (high, row), va="center")
+    axes.set_yticks(range(len(servers)), servers)
+    axes.invert_yaxis()
+    axes.set_title(title, fontsize="medium")
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.15)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison.ceiling import SCORE_TOLERANCE
+from benchmarks.cpu import CPU_ENGINES
 from benchmarks.load import Target
 
 HERE = Path(__file__).parent
@@ -290,6 +291,7 @@ class RunningServer:
 def run_server(
     server: Server,
     configuration: Configuration,
+    engine: str,
     python: Path,
     model: Path,
     bodies: Sequence[Path],
@@ -297,13 +299,15 @@ def run_server(
 ) -> Iterator[RunningServer]:
     """Start ``server``, yield it once it responds, and stop it at the end.
 
+    ``engine``: one of :data:`benchmarks.cpu.CPU_ENGINES`.
+
     Raises :class:`ServerError` if it does not start.
     """
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{server.name}.log"
     for attempt in range(1, _STARTS + 1):
         port = _free_port()
-        process = _launch(server, configuration, python, model, port, log)
+        process = _launch(server, configuration, engine, python, model, port, log)
         form = f"Content-Type: multipart/form-data; boundary={_BOUNDARY}"
         headers = server.headers if server.form_field is None else (form,)
         target = Target(port, server.path, bodies, headers)
@@ -321,23 +325,32 @@ def run_server(
 
 
 def _launch(
-    server: Server, configuration: Configuration, python: Path, model: Path, port: int, log: Path
+    server: Server,
+    configuration: Configuration,
+    engine: str,
+    python: Path,
+    model: Path,
+    port: int,
+    log: Path,
 ) -> "subprocess.Popen[bytes]":
     # Programs of the virtual environment come first; files written to $HOME stay with the logs.
     environment = dict(os.environ)
     environment["PATH"] = f"{python.parent}:{environment['PATH']}"
     with log.open("ab") as output:
         if server.name in LOCAL:
-            command = [str(python), *_local_command(server, configuration, model, port)]
+            command = [str(python), *_local_command(server, configuration, engine, model, port)]
             environment["PYTHONPATH"] = str(HERE.parents[1])
             return subprocess.Popen(
                 command, env=environment, stdout=output, stderr=output, start_new_session=True
             )
+        backend, precision = CPU_ENGINES[engine]
         environment["HOME"] = str(log.parent.absolute())
         environment["PYTHONPATH"] = str(HERE / "shared")
         environment |= {
             "SERVER_MODEL": str(model.absolute()),
             "SERVER_PORT": str(port),
+            "SERVER_BACKEND": backend,
+            "SERVER_PRECISION": precision,
             "SERVER_WORKERS": str(configuration.workers),
             "SERVER_THREADS": str(configuration.threads),
             "SERVER_BATCH_SIZE": str(configuration.batch_size),
@@ -356,17 +369,20 @@ def _launch(
 
 
 def _local_command(
-    server: Server, configuration: Configuration, model: Path, port: int
+    server: Server, configuration: Configuration, engine: str, model: Path, port: int
 ) -> list[str]:
     """Return the arguments of Python that start a server of this checkout."""
     if server.name == MINIMAL:
         return [
             *("-m", "benchmarks.comparison.minimal_server", str(model)),
             *("--port", str(port), "--batch-size", str(configuration.batch_size)),
+            *("--engine", engine),
         ]
+    backend, precision = CPU_ENGINES[engine]
     return [
         *("-c", "from service.cli import main; main()", "--models", str(model)),
         *("--port", str(port), "--scaled-decoding", str(server.name == DEFAULT).lower()),
+        *("--backend", backend, "--precision", precision),
         # No access log, as with the other servers.
         *("--log-level", "warning"),
     ]

@@ -18,7 +18,7 @@ batched = bentoml.api(
 @bentoml.service(workers=settings.workers, traffic={"timeout": 60})
 class Detect:
     def __init__(self) -> None:
-        self.detector = Detector(settings.model, settings.threads)
+        self.detector = Detector(settings)
 
     @batched
     def detect(self, images: list[Image.Image]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ settings = read_settings()
 class DetectApi(litserve.LitAPI):
     def setup(self, device: str) -> None:
         del device
-        self.detector = Detector(settings.model, settings.threads)
+        self.detector = Detector(settings)
 
     def decode_request(self, request: Request) -> Prepared:
         return self.detector.prepare(request["image"].file.read())

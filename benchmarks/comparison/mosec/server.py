@@ -27,7 +27,7 @@ class Prepare(Worker):
 class Detect(Worker):
     def __init__(self) -> None:
         super().__init__()
-        self.detector = Detector(settings.model, settings.threads)
+        self.detector = Detector(settings)
 
     def forward(self, data: list[Prepared]) -> list[dict[str, Any]]:
         return self.detector.run(data)

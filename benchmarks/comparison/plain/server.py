@@ -1,8 +1,9 @@
 """Plain FastAPI: one inference run per request, without batching.
 
-Inference runs in FastAPI's thread pool with one shared session; workers are those of uvicorn.
+Inference runs in FastAPI's thread pool with one shared engine; workers are those of uvicorn.
 """
 
+import os
 from typing import Any
 
 from detector import Detector, read_settings
@@ -10,7 +11,8 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 
 settings = read_settings()
-detector = Detector(settings.model, settings.threads)
+runs = settings.workers * settings.threads
+detector = Detector(settings, concurrency=max(1, len(os.sched_getaffinity(0)) // runs))
 app = FastAPI()
 
 

@@ -18,7 +18,7 @@ settings = read_settings()
 )
 class Detect:
     def __init__(self) -> None:
-        self.detector = Detector(settings.model, settings.threads)
+        self.detector = Detector(settings)
 
     @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.wait_ms / 1000)
     async def detect(self, batch: list[Prepared]) -> list[dict[str, Any]]:

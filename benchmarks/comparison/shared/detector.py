@@ -1,22 +1,20 @@
 """The detector that all third-party servers use; only the server around it differs.
 
-It depends on Pillow, OpenCV, NumPy and ONNX Runtime and on nothing of this project. The steps are
+It depends on Pillow, OpenCV, NumPy and the runtimes and on nothing of this project. The steps are
 those of the service: decode, warp (letterbox, as the package specifies), inference, and decoding of
 peaks to boxes in image pixels.
 """
 
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
-import onnxruntime
-from PIL import Image
+from engines import BATCH_SIZES, Engine, OnnxRuntimeEngine, OpenVinoEngine
+from preparer import Prepared, Preparer
 
-cv2.setNumThreads(1)
+_OUTPUTS = ("scores", "class_ids", "centers", "sizes")
 
 
 class Settings(NamedTuple):
@@ -24,10 +22,14 @@ class Settings(NamedTuple):
 
     model: Path
     port: int
+    backend: str
+    """``onnxruntime-cpu`` or ``openvino``."""
+    precision: str
+    """``fp32`` or, with OpenVINO, ``bf16``."""
     workers: int
     """Processes, replicas or instances of the model."""
     threads: int
-    """Intra-op threads of each ONNX Runtime session."""
+    """Threads of each engine run."""
     batch_size: int
     wait_ms: float
     """Maximum delay of a batch that is not full."""
@@ -41,6 +43,8 @@ def read_settings() -> Settings:
     return Settings(
         Path(values["model"]),
         int(values["port"]),
+        values["backend"],
+        values["precision"],
         int(values["workers"]),
         int(values["threads"]),
         int(values["batch_size"]),
@@ -49,66 +53,37 @@ def read_settings() -> Settings:
     )
 
 
-class Prepared(NamedTuple):
-    """A network input.
+class Detector(Preparer):
+    """Preprocessing, inference and decoding of boxes.
 
-    ``pixels`` is uint8 (height, width, 3); ``scale`` and shift map image to input coordinates.
+    ``concurrency``: number of threads that may call :meth:`run` at the same time.
     """
 
-    pixels: np.ndarray
-    scale: float
-    shift_x: float
-    shift_y: float
-
-
-class Preparer:
-    """Preprocessing: encoded images to network inputs."""
-
-    def __init__(self, model: Path) -> None:
-        manifest = json.loads((model / "model.json").read_text())
-        self.width = manifest["input"]["width_px"]
-        self.height = manifest["input"]["height_px"]
-
-    def prepare(self, body: bytes) -> Prepared:
-        """Decode and warp one image."""
-        return self.warp(Image.open(io.BytesIO(body)))
-
-    def warp(self, image: Image.Image) -> Prepared:
-        """Decode and warp an opened image."""
-        pixels = np.asarray(image.convert("RGB"))
-        height, width = pixels.shape[:2]
-        scale = self.width / max(width, height)
-        shift_x, shift_y = self.width / 2 - scale * width / 2, self.height / 2 - scale * height / 2
-        matrix = np.array([[scale, 0, shift_x], [0, scale, shift_y]])
-        canvas = cv2.warpAffine(pixels, matrix, (self.width, self.height), flags=cv2.INTER_LINEAR)
-        return Prepared(canvas, scale, shift_x, shift_y)
-
-
-class Detector(Preparer):
-    """Preprocessing, inference and decoding of boxes."""
-
-    def __init__(self, model: Path, threads: int) -> None:
-        super().__init__(model)
-        manifest = json.loads((model / "model.json").read_text())
+    def __init__(self, settings: Settings, concurrency: int = 1) -> None:
+        super().__init__(settings.model)
+        manifest = json.loads((settings.model / "model.json").read_text())
         self.classes = manifest["classes"]
         self.stride = manifest["decoder"]["output_stride"]
         self.threshold = manifest["decoder"]["score_threshold"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = str(model / manifest["artifacts"][0]["file"])
-        self.session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        for size in (1, 8):  # warm-up: lets the memory arena grow
-            images = np.zeros((size, self.height, self.width, 3), np.uint8)
-            self.session.run(None, {"images": images})
+        model = settings.model / manifest["artifacts"][0]["file"]
+        shape = (self.height, self.width, 3)
+        self.engine = self._open_engine(model, shape, settings, concurrency)
+        for size in (*BATCH_SIZES, 8):  # warm-up: lets the memory arena grow
+            self.engine.run(np.zeros((size, *shape), np.uint8))
+
+    def _open_engine(
+        self, model: Path, shape: tuple[int, int, int], settings: Settings, concurrency: int
+    ) -> Engine:
+        if settings.backend == "openvino":
+            return OpenVinoEngine(
+                model, _OUTPUTS, shape, settings.precision, settings.threads, concurrency
+            )
+        return OnnxRuntimeEngine(model, _OUTPUTS, settings.threads)
 
     def run(self, batch: list[Prepared]) -> list[dict[str, Any]]:
         """Run one batch; return one response document per image."""
         pixels = np.stack([prepared.pixels for prepared in batch])
-        names = ["scores", "class_ids", "centers", "sizes"]
-        rows = self.session.run(names, {"images": pixels})
+        rows = self.engine.run(pixels)
         return [
             self._document(prepared, *(values[index] for values in rows))
             for index, prepared in enumerate(batch)

@@ -19,7 +19,7 @@ os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
 
 
 def make_infer() -> Callable[..., dict[str, np.ndarray]]:
-    detector = Detector(settings.model, settings.threads)
+    detector = Detector(settings)
     pool = ThreadPoolExecutor(2)
 
     @batch
