@@ -36,7 +36,7 @@ from benchmarks.comparison.servers import (
 )
 from benchmarks.comparison.workload import CASES, Case, make_images, make_package
 from benchmarks.cpu import CPU_ENGINES, describe_cpu
-from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop
+from benchmarks.load import Load, LoadError, Target, closed_loop, open_loop, read_records
 from model_package import load_package
 
 CONNECTIONS = 32
@@ -58,7 +58,7 @@ class Comparison:
         self._args = args
         self.case = case
         self.package = make_package(case.side_px, args.work)
-        self.images = make_images(case, args.work)
+        self.images = make_images(case.width_px, case.height_px, args.work)
         self._pipeline = Pipeline(self.package, CPU_ENGINES[args.engine])
         bodies = [image.read_bytes() for image in self.images]
         self._bodies = bodies
@@ -92,7 +92,7 @@ class Comparison:
                 expected,
                 server.detections(send_request(target, body)),
                 self._threshold,
-                server.score_tolerance,
+                server.score_tolerances[CPU_ENGINES[self._args.engine].precision],
             )
             for expected, body in zip(self._expected, target.bodies, strict=True)
         ]
@@ -195,8 +195,11 @@ class Comparison:
         with TemporaryDirectory() as folder:
             records = Path(folder) / "records"
             load = open_loop(target, seconds, rate, seed=seed, warmup_s=WARMUP_S, records=records)
-            lines = [line.split(",") for line in records.read_text().splitlines()]
-        latencies_ms = [round(float(ms), 1) for _, ms, status in lines if status == "200"]
+            latencies_ms = [
+                round(record.latency_ms, 1)
+                for record in read_records(records)
+                if record.status == 200
+            ]
         return {"all_ok": load.all_ok, "latencies_ms": latencies_ms}
 
     def _ceiling(self) -> Ceiling:

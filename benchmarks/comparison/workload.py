@@ -138,14 +138,14 @@ def _set_heads(graph: DetectionGraph, side_px: int) -> None:
         heatmap.bias += math.log(_THRESHOLD / (1 - _THRESHOLD)) - at_rank
 
 
-def make_images(case: Case, directory: Path) -> list[Path]:
-    """Render JPEG files of the image size of ``case`` unless they exist."""
-    folder = directory / f"{case.width_px}x{case.height_px}"
+def make_images(width_px: int, height_px: int, directory: Path) -> list[Path]:
+    """Render ``IMAGES`` JPEG files of one size unless they exist."""
+    folder = directory / f"{width_px}x{height_px}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index}.jpg" for index in range(IMAGES)]
     for index, path in enumerate(paths):
         if not path.exists():
-            pixels = _photograph(index, case.width_px, case.height_px)
+            pixels = _photograph(index, width_px, height_px)
             options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
             path.write_bytes(cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes())
     return paths

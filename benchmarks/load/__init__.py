@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SOURCE = Path(__file__).with_name("generator.cpp")
 BUILD = Path(__file__).parents[2] / "build" / "load"
@@ -100,12 +100,26 @@ class Load:
 
 @dataclass(frozen=True)
 class Target:
-    """Port, path, headers and bodies of the requests; bodies are files that are sent in turn."""
+    """Port, path, headers and bodies of the requests; bodies are files that are sent in turn.
+
+    ``path`` and ``other_paths`` are requested in turn, each with every body.
+    """
 
     port: int
     path: str
     bodies: Sequence[Path]
     headers: Sequence[str] = ("Content-Type: image/jpeg",)
+    other_paths: Sequence[str] = ()
+
+
+class Record(NamedTuple):
+    """One request of a run."""
+
+    scheduled_s: float
+    """Seconds since the start of the run."""
+    latency_ms: float
+    status: int
+    """HTTP status; 0: failed, -1: timed out, -2: cancelled."""
 
 
 def closed_loop(
@@ -139,9 +153,8 @@ def open_loop(
 
     ``connections`` limits the number of connections (0: unlimited); the time that a request waits
     for one counts as latency. ``disconnect_fraction`` of the requests are cancelled
-    ``disconnect_after_s`` after sending began. ``records`` is a file for one line per request: its
-    scheduled time in seconds since the start, its latency in milliseconds, and its status (0:
-    failed, -1: timed out, -2: cancelled).
+    ``disconnect_after_s`` after sending began. ``records`` is a file for :func:`read_records`, with
+    one line per request.
     """
     options = {
         "rate": rate,
@@ -186,7 +199,8 @@ def build() -> Path:
 
 
 def _run(target: Target, seconds: float, options: dict[str, Any], records: Path | None) -> Load:
-    command = [str(build()), "--port", str(target.port), "--path", target.path]
+    command = [str(build()), "--port", str(target.port)]
+    command += [part for path in (target.path, *target.other_paths) for part in ("--path", path)]
     command += [part for header in target.headers for part in ("--header", header)]
     for name, value in {"seconds": seconds, **options}.items():
         command += [f"--{name}", str(value)]
@@ -204,6 +218,12 @@ def _run(target: Target, seconds: float, options: dict[str, Any], records: Path 
         message = f"the load generator exited with status {result.returncode}."
         raise LoadError(result.stderr.strip() or message)
     return parse_report(result.stdout)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read the requests of a run, those of the warm-up excluded, in the order of completion."""
+    rows = (line.split(",") for line in path.read_text().splitlines())
+    return [Record(float(at), float(latency), int(status)) for at, latency, status in rows]
 
 
 def parse_report(line: str) -> Load:

@@ -3,6 +3,8 @@
 //   generator --port 8000 --path /detect --connections 16 --seconds 20 a.jpg b.jpg     (closed loop)
 //   generator --port 8000 --path /detect --rate 50 --seconds 20 a.jpg b.jpg            (open loop)
 //
+// --path may be repeated: the paths are requested in turn, each with every body.
+//
 // Closed loop: each connection sends its next request after the response to the previous one.
 // Open loop: requests are scheduled at Poisson-distributed times, independent of the server.
 // Latency is measured from the scheduled time, so results are free of coordinated omission.
@@ -72,7 +74,7 @@ double cpu_seconds() {
 
 struct Options {
   int port = 0;
-  std::string path = "/";
+  std::vector<std::string> paths;
   std::vector<std::string> headers;
   std::vector<std::string> files;
   std::string records;           // file for one line per request; empty: none
@@ -176,14 +178,15 @@ class Generator {
  public:
   explicit Generator(const Options& options)
       : options_(options), random_(options.seed), choices_(options.seed + 1) {
-    std::string head = "POST " + options.path + " HTTP/1.1\r\nHost: 127.0.0.1\r\n";
+    std::string head = " HTTP/1.1\r\nHost: 127.0.0.1\r\n";
     for (const auto& header : options.headers) head += header + "\r\n";
     for (const auto& file : options.files) {
       std::ifstream stream(file, std::ios::binary);
       if (!stream) fail("cannot read " + file);
       const std::string body{std::istreambuf_iterator<char>(stream), {}};
-      messages_.push_back(head + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" +
-                          body);
+      for (const auto& path : options.paths)
+        messages_.push_back("POST " + path + head +
+                            "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
     }
     epoll_ = epoll_create1(EPOLL_CLOEXEC);
     timer_ = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
@@ -557,7 +560,7 @@ Options parse(int count, char** values) {
     if (++index == count) fail(name + " requires a value");
     const std::string value = values[index];
     if (name == "--port") options.port = static_cast<int>(number(name, value, 1));
-    else if (name == "--path") options.path = value;
+    else if (name == "--path") options.paths.push_back(value);
     else if (name == "--header") options.headers.push_back(value);
     else if (name == "--connections") options.connections = number(name, value, 0);
     else if (name == "--seconds") options.seconds = number(name, value, 0.001);
@@ -570,7 +573,8 @@ Options parse(int count, char** values) {
     else if (name == "--records") options.records = value;
     else fail("unknown option " + name);
   }
-  if (!options.port || options.files.empty()) fail("--port and at least one file are required");
+  if (!options.port || options.paths.empty() || options.files.empty())
+    fail("--port, --path and at least one file are required");
   if (options.rate <= 0 && !options.connections)
     fail("a closed loop requires --connections, an open loop --rate");
   return options;

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_closed_loop_sends_the_bodies_in_turn_and_counts_the_responses(tmp_path:
     assert received.total() - 3 <= load.completed <= received.total()
     assert load.images_per_second == pytest.approx(load.completed / 0.5)
     assert len(records.read_text().splitlines()) == load.completed
+
+
+def test_several_paths_are_requested_in_turn_with_every_body(tmp_path: Path) -> None:
+    requests: Counter[tuple[str, int]] = Counter()
+
+    def respond(handler: Handler, _: int) -> None:
+        requests[handler.path, int(handler.headers["Content-Length"])] += 1
+        handler.reply(200)
+
+    with serve(respond, tmp_path) as (target, _):
+        load = closed_loop(replace(target, path="/a", other_paths=["/b"]), 0.5, 1)
+    assert load.all_ok
+    assert {path for path, _ in requests} == {"/a", "/b"}
+    assert len(requests) == 2 * len(BODIES)
+    assert max(requests.values()) - min(requests.values()) <= 1
 
 
 def test_percentiles_match_the_records(tmp_path: Path) -> None:
