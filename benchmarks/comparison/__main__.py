@@ -6,8 +6,8 @@ All servers use the same ONNX file, engine and JPEGs. First, each configuration 
 measured and the fastest is kept. Then all servers run at the same time and all but one are paused:
 they are measured in short alternating turns, so that a drifting CPU speed affects all of them.
 Throughput is also reported as a fraction of the throughput ceiling (``ceiling.py``). Writes
-results.json, results.md and results.svg after each case. With the results of an earlier run in the
-output directory, the configurations that it kept are used and its rounds are continued.
+results.json after each server and each round, and results.md and results.svg after each case. A
+run that finds the results of an earlier one in the output directory, complete or not, continues it.
 """
 
 import argparse
@@ -103,11 +103,19 @@ class Comparison:
                 f"{min(shares):.0%} of those of one image match."
             )
 
-    def tune_all(self, servers: Sequence[Server]) -> None:
-        """Keep the fastest configuration of each server, and choose the rate for all of them."""
+    def run(self, servers: Sequence[Server], rounds: int) -> Iterator[None]:
+        """Choose configurations, unless an earlier run did, and measure further rounds.
+
+        Yields after each server and each round.
+        """
         for server in servers:
-            self._tune(server)
-        self.common_rate = LOAD * self._third_rate()
+            if server.name not in {**self.best, **self.excluded}:
+                self._tune(server)
+                yield
+        if not self.rounds:
+            self.common_rate = LOAD * self._third_rate()
+        if rounds:
+            yield from self._compare(rounds)
 
     def _tune(self, server: Server) -> None:
         """Keep the configuration with the highest throughput; exclude the server if none works."""
@@ -128,7 +136,7 @@ class Comparison:
         else:
             self._exclude(server, "; ".join(problems))
 
-    def compare(self) -> None:
+    def _compare(self, rounds: int) -> Iterator[None]:
         """Start all servers, pause them, and measure them in alternating turns."""
         with ExitStack() as stack:
             running = {}
@@ -140,8 +148,9 @@ class Comparison:
                 else:
                     running[name].pause()
             first = len(self.rounds)
-            for number in range(first, first + self._args.rounds):
+            for number in range(first, first + rounds):
                 self._measure_round(number, running)
+                yield
 
     def _third_rate(self) -> float:
         """Return the throughput of the third fastest server, so that three can sustain the rate."""
@@ -255,11 +264,9 @@ def main() -> None:
         comparison = Comparison(CASES[case], args)
         if case in cases:
             comparison.restore(cases[case])
-        else:
-            comparison.tune_all(servers)
-        comparison.compare()
-        cases[case] = comparison.as_json()
-        (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        for _ in comparison.run(servers, args.rounds):
+            cases[case] = comparison.as_json()
+            (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         report = write_report(results, args.output)
     print(report)
 

@@ -1,17 +1,21 @@
 """The arithmetic, the report and the engines of the comparison with other servers."""
 
+import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.comparison import __main__ as command
 from benchmarks.comparison.ceiling import Ceiling, Pipeline, matched_fraction
 from benchmarks.comparison.report import fraction_of, p99_ms, write_report
-from benchmarks.comparison.servers import DEFAULT, HERE
+from benchmarks.comparison.servers import DEFAULT, HERE, Server
+from benchmarks.comparison.workload import Case
 from benchmarks.cpu import CPU_ENGINES
 from benchmarks.endurance.service import BUNDLED, IMAGES
 
@@ -93,6 +97,44 @@ def test_the_figure_of_the_same_results_has_the_same_bytes(tmp_path: Path) -> No
 def test_results_without_rounds_have_no_figure(tmp_path: Path) -> None:
     write_report(results([]), tmp_path)
     assert not (tmp_path / "results.svg").exists()
+
+
+class FakeComparison:
+    """Measures nothing; records what it was restored from."""
+
+    def __init__(self, case: Case, _: argparse.Namespace) -> None:
+        self.case = case
+        self.rounds: list[dict[str, Any]] = []
+
+    def restore(self, earlier: dict[str, Any]) -> None:
+        self.rounds = earlier["rounds"]
+
+    def run(self, _: Sequence[Server], rounds: int) -> Iterator[None]:
+        for _ in range(rounds):
+            self.rounds.append({DEFAULT: turn(9.0, [1.0]), "other": turn(8.0, [2.0])})
+            yield
+
+    def as_json(self) -> dict[str, Any]:
+        return {**results([])["cases"]["256"], "rounds": self.rounds}
+
+
+def test_a_further_run_continues_and_one_with_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*options: str) -> None:
+        paths = ["--environments", str(tmp_path), "--output", str(tmp_path)]
+        selection = ["--only", DEFAULT, "--cases", "256-640x480"]
+        monkeypatch.setattr("sys.argv", ["comparison", *paths, *selection, *options])
+        command.main()
+
+    monkeypatch.setattr(command, "Comparison", FakeComparison)
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    run("--rounds", "2")
+    run("--rounds", "1")
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert len(stored["cases"]["256-640x480"]["rounds"]) == 3
+    with pytest.raises(SystemExit, match="measured with another engine, seconds"):
+        run("--engine", "onnxruntime-fp32", "--seconds", "1")
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32"])
