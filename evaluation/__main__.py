@@ -3,9 +3,13 @@
 import sys
 from collections.abc import Sequence
 
+from command_line.version import exit_with_version
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run with ``arguments``, by default those of the process."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_version("centernet-eval", args)
     try:
         from evaluation import cli
     except ModuleNotFoundError as error:
@@ -15,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    cli.main(arguments)
+    cli.main(args)
 
 
 if __name__ == "__main__":

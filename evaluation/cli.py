@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from command_line.progress import COUNT, Steps, add_quiet_option
+from command_line.version import add_version_option
 from evaluation.errors import EvaluationError
 from evaluation.evaluate import evaluate
 from evaluation.ground_truth import GroundTruth, check_images, map_to_classes
@@ -25,10 +26,14 @@ from evaluation.report import Report, Table, check_output, write_report
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate and write the report; exit with status 1 on an error."""
     args = _parser().parse_args(arguments)
+    steps = Steps(7 if args.ground_truth_centers else 5, quiet=args.quiet)
     try:
-        report = _evaluate(args)
+        report = _evaluate(args, steps)
+        steps.begin(f"Write {args.output}")
         write_report(report, args.output)
+        steps.end()
     except (EvaluationError, OSError) as error:
+        steps.end("failed")
         print(f"centernet-eval: error: {error}", file=sys.stderr)
         sys.exit(1)
     tables = [section for section in report.sections if isinstance(section, Table)]
@@ -71,17 +76,21 @@ def _parser() -> argparse.ArgumentParser:
         help="for triplets, with --package: run again with the centers of the labels and compare",
     )
     parser.add_argument("--output", type=Path, required=True, help="new directory for the report")
+    add_quiet_option(parser)
+    add_version_option(parser)
     return parser
 
 
-def _evaluate(args: argparse.Namespace) -> Report:
+def _evaluate(args: argparse.Namespace, steps: Steps) -> Report:
     if args.model is not None and args.url is None:
         raise EvaluationError("--model names a model of a service: give --url, too.")
     if args.ground_truth_centers and args.package is None:
         raise EvaluationError("--ground-truth-centers needs the raw outputs: give --package.")
     check_output(args.output)
+    steps.begin(f"Read the labels of {args.images}")
     ground_truth = read_ground_truth(args.annotations, args.images)
     check_images(ground_truth)
+    steps.begin(f"Load {args.package}" if args.url is None else f"Connect to {args.url}")
     source: DetectionSource = (
         LocalModel(args.package)
         if args.url is None
@@ -96,10 +105,14 @@ def _evaluate(args: argparse.Namespace) -> Report:
     task = check_task(args.task or model.task, model, ground_truth)
     ground_truth = map_to_classes(ground_truth, model.classes)
     sigmas = choose_sigmas(args.sigmas, model, ground_truth) if task == "poses" else None
-    report = evaluate(model, ground_truth, _run(source, ground_truth), task, sigmas)
+    run = _run(source, ground_truth, steps)
+    steps.begin("Compute the metrics")
+    report = evaluate(model, ground_truth, run, task, sigmas)
     if args.ground_truth_centers:
         source = with_ground_truth_centers(args.package, ground_truth)
-        with_centers = evaluate(model, ground_truth, _run(source, ground_truth), task, sigmas)
+        run = _run(source, ground_truth, steps)
+        steps.begin("Compute the metrics")
+        with_centers = evaluate(model, ground_truth, run, task, sigmas)
         _add_center_analysis(report, with_centers)
     return report
 
@@ -154,9 +167,11 @@ def choose_sigmas(
     return values
 
 
-def _run(source: DetectionSource, ground_truth: GroundTruth) -> DetectionRun:
-    with tqdm(total=len(ground_truth.images), unit="image", desc=source.model.reached) as progress:
-        return source.detect(ground_truth.images, lambda: progress.update())
+def _run(source: DetectionSource, ground_truth: GroundTruth, steps: Steps) -> DetectionRun:
+    steps.begin(
+        f"Detect with {source.model.name}, {source.model.reached}", COUNT, len(ground_truth.images)
+    )
+    return source.detect(ground_truth.images, steps.advance)
 
 
 def _add_center_analysis(report: Report, with_centers: Report) -> None:

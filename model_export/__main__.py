@@ -7,6 +7,7 @@ where a dependency of the command is missing.
 import sys
 from collections.abc import Sequence
 
+from command_line.version import exit_with_version
 from model_export.engines.libraries import install_commands
 from model_package.onnxruntime import OnnxRuntimeConflictError
 
@@ -17,6 +18,7 @@ _EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with ``arguments``, by default those of the process."""
     args = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_version("centernet-export", args)
     install = "pip install 'centernet-serving[export]'"
     try:
         if args[:1] == ["build"]:

@@ -4,9 +4,9 @@ import argparse
 import re
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 
+from command_line.progress import Steps
 from model_export.class_names import read_classes, read_keypoints
 from model_export.cli_options import make_parser
 from model_export.config import ExportConfig
@@ -23,28 +23,6 @@ _EXIT_FAILED = 2
 _EXIT_INTERRUPTED = 130
 
 
-class _Steps:
-    """Progress on standard error: numbered steps with their durations."""
-
-    def __init__(self) -> None:
-        self.total = STEPS
-        self._number = 0
-        self._started_s = 0.0
-
-    def begin(self, step: str) -> None:
-        self.end()
-        self._number += 1
-        self._started_s = time.perf_counter()
-        print(f"[{self._number}/{self.total}] {step} ...", end="", file=sys.stderr, flush=True)
-
-    def end(self, outcome: str = "") -> None:
-        """Finish the line of the current step, if there is one."""
-        if self._started_s:
-            seconds = time.perf_counter() - self._started_s
-            print(f" {outcome or f'{seconds:.1f} s'}", file=sys.stderr)
-            self._started_s = 0.0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns 0 on success, 2 on an error, 130 on an interruption."""
     commands = {
@@ -54,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "references": _references,
     }
     args = make_parser().parse_args(arguments)
-    steps = _Steps()
+    steps = Steps(STEPS, quiet=args.quiet)
     try:
         return commands[args.command](args, steps)
     except (ExportError, PackageError, OSError) as error:
@@ -66,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_INTERRUPTED
 
 
-def _package(args: argparse.Namespace, steps: _Steps) -> int:
+def _package(args: argparse.Namespace, steps: Steps) -> int:
     steps.total += FP16_STEPS if args.precision == "fp16" else 0
     package = export_package(
         _read_config(args),
@@ -80,7 +58,7 @@ def _package(args: argparse.Namespace, steps: _Steps) -> int:
     return 0
 
 
-def _import(args: argparse.Namespace, steps: _Steps) -> int:
+def _import(args: argparse.Namespace, steps: Steps) -> int:
     package = import_package(
         _read_config(args),
         args.onnx,
@@ -94,14 +72,20 @@ def _import(args: argparse.Namespace, steps: _Steps) -> int:
     return 0
 
 
-def _inspect(args: argparse.Namespace, _: _Steps) -> int:
+def _inspect(args: argparse.Namespace, steps: Steps) -> int:
+    steps.total = 1
+    steps.begin(f"Read {args.checkpoint}")
     description, fits = inspect_checkpoint(args.checkpoint)
+    steps.end()
     print(description)
     return 0 if fits else _EXIT_FAILED
 
 
-def _references(args: argparse.Namespace, _: _Steps) -> int:
+def _references(args: argparse.Namespace, steps: Steps) -> int:
+    steps.total = 1
+    steps.begin(f"Record the outputs of {args.package} in ONNX Runtime")
     references = add_references(args.package, args.images).manifest.references
+    steps.end()
     assert references is not None
     print(f"{args.package / references.file}: {references.size_bytes / 1e6:.1f} MB")
     return 0

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from command_line.progress import add_quiet_option
+from command_line.version import add_version_option
 from model_export.architectures import ARCHITECTURES
 from model_export.config import ExportConfig
 from model_export.engines.cli import SUMMARY
@@ -21,6 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="centernet-export", description="Turn trained checkpoints into model packages."
     )
+    add_version_option(parser)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
 
     _add_package(commands.add_parser("package", help="export a checkpoint to a verified package"))
@@ -37,6 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"images with objects; the first {MAX_IMAGES} by name are recorded "
         "(default: synthetic images)",
     )  # fmt: skip
+    for command in commands.choices.values():
+        add_quiet_option(command)
 
     # Only for the list of commands; `build` has its own parser, which does not import torch.
     commands.add_parser("build", help=SUMMARY)

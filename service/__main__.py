@@ -2,9 +2,12 @@
 
 import sys
 
+from command_line.version import exit_with_version
+
 
 def main() -> None:
     """Run the program with the arguments of the process."""
+    exit_with_version("centernet-serve", sys.argv[1:])
     try:
         from service import cli
     except ModuleNotFoundError as error:

@@ -52,7 +52,6 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
-        cli_prog_name="centernet-serve",
         cli_kebab_case=True,
         cli_hide_none_type=True,
     )

@@ -7,16 +7,21 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
+from pydantic_settings import CliImplicitFlag
+from tqdm import tqdm
 
+from command_line.progress import progress_bar
 from model_package import ModelManifest
 from service.batching.batcher import RUN_OVERHEAD_S, Batcher
 from service.batching.latency_model import LatencyModel
 from service.batching.types import BatchInput, BatchLimits, BatchRun
 from service.detector import open_model_engine
 from service.engines import Engine
+from service.engines.batch_sizes import power_of_two_batch_sizes
 from service.model_registry import find_packages
 from service.self_test import draw_test_image
 from service.settings import Settings
@@ -41,6 +46,7 @@ class TuneSettings(Settings):
     )
     seconds: float = Field(5.0, gt=0, le=600, description="Duration of each trial in seconds.")
     output: Path | None = Field(None, description="JSON file for all measurements.")
+    quiet: CliImplicitFlag[bool] = Field(False, description="Print no progress.")
 
 
 @dataclass(frozen=True)
@@ -99,25 +105,43 @@ def _tune_model(
         settings.max_batch_size or MAX_BATCH_SIZE, engine.max_batch_size or MAX_BATCH_SIZE
     )
     max_run_s = settings.p99_ms / 1000
-    timings = time_batches(engine, manifest, largest, settings.seconds / 4, max_run_s)
     log("  batch size  run ms  images/s")
-    for timing in timings:
-        log(f"  {timing.batch_size:10}  {1000 * timing.run_s:6.1f}  {timing.images_per_s:8.1f}")
+    sizes = len(power_of_two_batch_sizes(largest))
+    with _bar(manifest, settings, sizes, "sizes") as bar:
+
+        def on_timing(timing: BatchTiming) -> None:
+            log(f"  {timing.batch_size:10}  {1000 * timing.run_s:6.1f}  {timing.images_per_s:8.1f}")
+            bar.update()
+
+        timings = time_batches(
+            engine, manifest, largest, settings.seconds / 4, max_run_s, on_timing
+        )
     rate = LOAD * max(timing.images_per_s for timing in timings)
     log(f"  at {rate:.1f} images/s, {100 * LOAD:.0f} % of the best rate, arriving at random:")
     log("  batch size  delay ms  p50 ms  p99 ms  mean batch")
     trials = []
-    for limits in _candidates(timings):
-        trial = asyncio.run(_run_trial(engine, manifest, limits, timings, rate, settings.seconds))
-        trials.append(trial)
-        log(
-            f"  {trial.max_batch_size:10}  {trial.max_queue_delay_ms:8.1f}  {trial.p50_ms:6.1f}"
-            f"  {trial.p99_ms:6.1f}  {trial.mean_batch_size:10.2f}"
-            + ("" if trial.kept_up else "  (could not keep up)")
-        )
+    candidates = list(_candidates(timings))
+    with _bar(manifest, settings, len(candidates), "trials") as bar:
+        for limits in candidates:
+            trial = asyncio.run(
+                _run_trial(engine, manifest, limits, timings, rate, settings.seconds)
+            )
+            trials.append(trial)
+            log(
+                f"  {trial.max_batch_size:10}  {trial.max_queue_delay_ms:8.1f}  {trial.p50_ms:6.1f}"
+                f"  {trial.p99_ms:6.1f}  {trial.mean_batch_size:10.2f}"
+                + ("" if trial.kept_up else "  (could not keep up)")
+            )
+            bar.update()
     chosen = min((trial for trial in trials if trial.kept_up), key=_p99_ms, default=None)
     _log_advice(chosen, settings, log)
     return ModelTuning(manifest.name, engine.description, timings, trials, chosen)
+
+
+def _bar(manifest: ModelManifest, settings: TuneSettings, total: int, unit: str) -> "tqdm[Any]":
+    return progress_bar(
+        quiet=settings.quiet, desc=manifest.name, total=total, unit=f" {unit}", leave=False
+    )
 
 
 def _p99_ms(trial: Trial) -> float:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -41,12 +41,13 @@ def time_batches(
     largest: int,
     seconds_per_size: float,
     max_run_s: float = math.inf,
+    on_timing: Callable[[BatchTiming], object] = lambda _: None,
 ) -> list[BatchTiming]:
     """Check the outputs of every artifact variant and time every size up to ``largest``.
 
     Larger sizes are left out after a run that took more than ``max_run_s``; the smallest size is
-    always timed. Raises :class:`EngineUnavailableError` if the outputs are not those of the
-    manifest.
+    always timed. ``on_timing`` receives each result. Raises :class:`EngineUnavailableError` if the
+    outputs are not those of the manifest.
     """
     shape = (manifest.input.height_px, manifest.input.width_px, 3)
     timings: list[BatchTiming] = []
@@ -58,6 +59,7 @@ def time_batches(
             if timings and timing.run_s > max_run_s:
                 break
             timings.append(timing)
+            on_timing(timing)
     return timings
 
 

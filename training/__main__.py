@@ -1,34 +1,25 @@
-"""Command line: ``python -m training CONFIG --output DIR``, see ``--help``."""
+"""Entry point of ``centernet-train``; names the extra to install if a dependency is missing."""
 
-import argparse
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-
-from training.config import read_config
-from training.tensorboard import TensorBoardLogger
-from training.trainer import Trainer
+from command_line.version import exit_with_version
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train a configuration and write checkpoints and the log to the output directory."""
-    parser = argparse.ArgumentParser(prog="python -m training", description="Train a detector.")
-    parser.add_argument("config", type=Path, help="TOML file, see training/configs")
-    parser.add_argument("--output", type=Path, required=True, help="directory for checkpoints")
-    parser.add_argument("--resume", action="store_true", help="continue from last.pth in --output")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (%(default)s); on GPUs in mixed precision",
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="write event files to --output")
-    args = parser.parse_args(argv)
-    config = read_config(args.config)
-    tensorboard = TensorBoardLogger(args.output / "tensorboard") if args.tensorboard else None
-    Trainer(
-        config, args.output, device=args.device, tensorboard=tensorboard, resume=args.resume
-    ).run()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run with ``arguments``, by default those of the process."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_version("centernet-train", args)
+    try:
+        from training import cli
+    except ModuleNotFoundError as error:
+        print(
+            f"centernet-train: error: {error.name} is not installed. Install the package with its "
+            "extra: centernet-serving[train]",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    cli.main(args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """COCO average precision (AP) of a network on labelled images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,11 +85,18 @@ def evaluate(
     input_size: tuple[int, int],
     normalization: Normalization,
     device: torch.device | str = "cpu",
+    on_image: Callable[[], object] = lambda: None,
 ) -> AveragePrecision:
-    """Detect on all images and compute AP; the network is left in the mode that it had."""
+    """Detect on all images and compute AP; the network is left in the mode that it had.
+
+    ``on_image`` is called after each image.
+    """
     was_training = network.training
     network.eval()
-    detections = [detect(network, image, input_size, normalization, device) for image in images]
+    detections = []
+    for image in images:
+        detections.append(detect(network, image, input_size, normalization, device))
+        on_image()
     network.train(was_training)
     return average_precision(images, detections, class_names)
 

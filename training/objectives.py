@@ -6,6 +6,9 @@ unweighted terms of one stack.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -22,6 +25,7 @@ from training.losses import (
 )
 
 Tensors = Mapping[str, Tensor]
+_Value = TypeVar("_Value", Tensor, float)
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,9 @@ class Objective:
     terms: Callable[[Tensors, Tensors], dict[str, Tensor]]
     weights: Mapping[str, float]
 
-    def total(self, terms: Tensors) -> Tensor:
+    def total(self, terms: Mapping[str, _Value]) -> _Value:
         """Return the weighted sum of all terms, a scalar."""
-        first, *others = (weight * terms[name] for name, weight in self.weights.items())
-        return sum(others, start=first)
+        return reduce(add, (weight * terms[name] for name, weight in self.weights.items()))
 
     def reweighted(self, weights: Mapping[str, float]) -> "Objective":
         """Return the objective with some of the weights replaced."""

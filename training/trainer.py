@@ -3,17 +3,16 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from model_export.checkpoints.safe_load import read_state
 from model_export.errors import CheckpointUnreadableError
@@ -33,6 +32,7 @@ from training.ema import ExponentialMovingAverage
 from training.initialization import initialize
 from training.load_images import read_images
 from training.objectives import OBJECTIVES
+from training.progress import TrainingProgress
 from training.tensorboard import TensorBoardLogger
 
 LAST_CHECKPOINT, BEST_CHECKPOINT, LOG_FILE = "last.pth", "best.pth", "epochs.jsonl"
@@ -60,6 +60,7 @@ class Trainer:
         device: str = "cpu",
         tensorboard: TensorBoardLogger | None = None,
         resume: bool = False,
+        quiet: bool = False,
     ) -> None:
         # DataLoader workers are forked; they would hang if OpenCV had started its threads before.
         cv2.setNumThreads(0)
@@ -85,6 +86,7 @@ class Trainer:
         self._best_score = -math.inf
         if resume:
             self._resume()
+        self._progress = TrainingProgress(config.schedule.epochs, self._epoch, quiet=quiet)
         self._scheduler = self._build_scheduler()
 
     def _build_network(self, *, load_start: bool) -> nn.Module:
@@ -136,22 +138,26 @@ class Trainer:
                 log.write(json.dumps(entry) + "\n")
             if self._tensorboard is not None:
                 self._tensorboard.log(self._epoch, entry)
+            self._progress.end_epoch(self._objective.total(entry), entry)
 
     def _train_epoch(self) -> dict[str, float]:
         """Train on the epoch's samples; return mean losses and the last learning rate."""
         self.network.train()
         loader = self._loader()
         sums = dict.fromkeys(self._objective.weights, 0.0)
-        progress = tqdm(loader, desc=f"epoch {self._epoch + 1}", mininterval=5.0)
-        displayed = next(iter(sums))
-        for index, batch in enumerate(progress):
-            losses = self._step(batch)
-            (rate,) = self._scheduler.get_last_lr()
-            self._scheduler.step()
-            for name in sums:
-                sums[name] += losses[name]
-            progress.set_postfix({displayed: f"{sums[displayed] / (index + 1):.3f}"}, refresh=False)
-        means = {name: total / len(loader) for name, total in sums.items()}
+        steps, batch_size = len(loader), self._config.schedule.batch_size
+        images = min(steps * batch_size, len(cast(Sized, loader.dataset)))
+        with self._progress.training_bar(images) as bar:
+            for count, batch in enumerate(loader, start=1):
+                losses = self._step(batch)
+                (rate,) = self._scheduler.get_last_lr()
+                self._scheduler.step()
+                for name in sums:
+                    sums[name] += losses[name]
+                loss = self._objective.total(sums) / count
+                bar.set_postfix_str(self._progress.describe(loss, count / steps), refresh=False)
+                bar.update(len(batch["image"]))
+        means = {name: total / steps for name, total in sums.items()}
         return {**means, "learning_rate": float(rate)}
 
     def _step(self, batch: Batch) -> dict[str, float]:
@@ -223,14 +229,16 @@ class Trainer:
 
     def _average_precision(self) -> dict[str, Any]:
         config = self._config
-        result = evaluate(
-            self.average.module,
-            self._validation,
-            config.classes,
-            (config.input_width, config.input_height),
-            NORMALIZATIONS[config.normalization],
-            self._device,
-        )
+        with self._progress.validation_bar(len(self._validation)) as bar:
+            result = evaluate(
+                self.average.module,
+                self._validation,
+                config.classes,
+                (config.input_width, config.input_height),
+                NORMALIZATIONS[config.normalization],
+                self._device,
+                bar.update,
+            )
         per_class = {"ap50_per_class": dict(result.ap50_per_class)}
         return {"ap": result.ap, "ap50": result.ap50, **per_class}
 
@@ -241,10 +249,12 @@ class Trainer:
             self._validation, SampleSettings.for_evaluation(self._config)
         )
         loader = DataLoader(dataset, batch_size=self._config.schedule.batch_size)
-        totals = [
-            float(self._objective.total(self._terms(self.average.module, batch)))
-            for batch in loader
-        ]
+        totals = []
+        with self._progress.validation_bar(len(self._validation)) as bar:
+            for batch in loader:
+                terms = self._terms(self.average.module, batch)
+                totals.append(float(self._objective.total(terms)))
+                bar.update(len(batch["image"]))
         return {"validation_loss": sum(totals) / len(totals)}
 
     def _save(self, path: Path, *, with_optimizer: bool) -> None:

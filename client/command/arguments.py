@@ -7,11 +7,11 @@ completed.
 
 import argparse
 import os
-from importlib.metadata import version
 from pathlib import Path
 
 from client.command.outputs import FORMATS
 from client.protocol import DetectOptions
+from command_line.version import add_version_option
 
 DETECTION_OPTIONS = tuple(DetectOptions.__annotations__)
 """Command-line options that are request options of the same name."""
@@ -69,9 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quiet", action="store_true", help="print neither progress nor the summary"
     )
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {version('centernet-serving')}"
-    )
+    add_version_option(parser)
     _add_detection_options(parser)
     return parser
 

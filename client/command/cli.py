@@ -22,10 +22,11 @@ from client.command.outputs import (
     Output,
     read_progress,
 )
-from client.command.progress import Progress, with_progress_bar
+from client.command.progress import Progress
 from client.command.sources import IMAGE_SUFFIXES, Content, Item, Source, find_sources
 from client.errors import ClientError
 from client.ordered_map import ordered_map
+from command_line.progress import progress_bar
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,10 +170,10 @@ def _open_outputs(
 def _with_progress(
     outcomes: Iterator[Outcome], args: argparse.Namespace, sources: Sequence[Source]
 ) -> Iterator[Outcome]:
-    """Show a progress bar unless rows appear on the same terminal."""
+    """Show the progress unless rows appear on the same terminal."""
     is_mixed = args.output is None and sys.stdout.isatty()
-    if args.quiet or is_mixed or not sys.stderr.isatty():
+    if args.quiet or is_mixed:
         return outcomes
     counts = [source.count() for source in sources]
     total = None if None in counts else sum(count for count in counts if count is not None)
-    return with_progress_bar(outcomes, total)
+    return iter(progress_bar(iterable=outcomes, total=total, unit=" images", desc="detect"))

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from client.command.outputs import Outcome
@@ -39,10 +38,3 @@ class Progress:
             line += f", {self.skipped} skipped as they were done before"
         lines = [f"  {count} x {message}" for message, count in self.errors.most_common(3)]
         return "\n".join([line, *lines])
-
-
-def with_progress_bar(outcomes: Iterable[Outcome], total: int | None) -> Iterator[Outcome]:
-    """Show a progress bar with images per second on standard error; needs tqdm."""
-    from tqdm import tqdm
-
-    yield from tqdm(outcomes, total=total, unit="image", desc="detect")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line.progress import PERCENTAGE, Steps, add_quiet_option
+from command_line.version import add_version_option
 from model_export.engines.build import BuiltEngine, EngineRequest, build_engines
 from model_export.engines.interruption import Interruption
 from model_export.errors import ExportError
@@ -16,37 +18,34 @@ SUMMARY = "build TensorRT engines from a package's ONNX files ahead of time"
 
 _EXIT_FAILED = 2
 _EXIT_INTERRUPTED = 130
-_PRINTED_INCREMENT = 0.1
 
 
 class _TextReporter:
-    """One line per engine: its progress on standard error, the result on standard output."""
+    """Progress of each engine on standard error, the results on standard output."""
 
-    def __init__(self) -> None:
-        self._printed = 0.0
-        self._line_is_open = False
+    def __init__(self, *, quiet: bool) -> None:
+        self._steps = Steps(1, quiet=quiet)
+        self._fraction = 0.0
 
     def removed(self, engine: EngineArtifact) -> None:
         print(f"Remove {engine.file}: it is missing or was changed", file=sys.stderr)
 
-    def started(self, number: int, count: int, step: str) -> None:
-        print(f"[{number}/{count}] {step} ...", end="", file=sys.stderr, flush=True)
-        self._printed, self._line_is_open = 0.0, True
+    def started(self, number: int, count: int, step: str) -> None:  # noqa: ARG002
+        self._steps.total = count
+        self._steps.begin(step, PERCENTAGE, 1)
+        self._fraction = 0.0
 
     def progress(self, fraction: float, phase: str) -> None:  # noqa: ARG002
-        if fraction >= self._printed + _PRINTED_INCREMENT:
-            self._printed = fraction
-            print(f" {fraction:.0%}", end="", file=sys.stderr, flush=True)
+        self._steps.advance(fraction - self._fraction)
+        self._fraction = fraction
 
     def finished(self, engine: BuiltEngine) -> None:
         self.close("already built" if engine.cost is None else f"{engine.cost.seconds:.1f} s")
         print(_describe(engine))
 
     def close(self, outcome: str) -> None:
-        """End the line of the current engine, if there is one."""
-        if self._line_is_open:
-            print(f" {outcome}", file=sys.stderr)
-        self._line_is_open = False
+        """End the step of the current engine, if there is one."""
+        self._steps.end(outcome)
 
 
 class _JsonReporter:
@@ -110,6 +109,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--progress", choices=["text", "json"], default="text",
         help="json: one line on stdout per step, with progress 0 to 1 (default: %(default)s)",
     )  # fmt: skip
+    add_quiet_option(parser)
+    add_version_option(parser)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         tf32=args.tf32,
         timing_cache=args.timing_cache,
     )
-    reporter = _TextReporter() if args.progress == "text" else _JsonReporter()
+    reporter = _TextReporter(quiet=args.quiet) if args.progress == "text" else _JsonReporter()
     try:
         interruption = Interruption()
         with interruption.handle_signals():

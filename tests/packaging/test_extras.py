@@ -29,7 +29,8 @@ from support.checkpoints import save_slim_checkpoint
 from support.images import encode, plain
 from support.serving import RunningServer
 
-SOURCES = ("client", "evaluation", "labels", "model_export", "model_package", "service", "training")
+SOURCES = ("client", "command_line", "evaluation", "labels", "model_export", "model_package")
+SOURCES += ("service", "training")
 NOT_INSTALLED = {
     "dev": "it is the environment that runs the tests",
     "tensorrt": "its libraries are not on PyPI but on https://pypi.nvidia.com",

@@ -1,0 +1,1 @@
+"""What the commands of all packages share: progress on standard error, and ``--version``."""
