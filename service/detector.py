@@ -9,6 +9,7 @@
 :class:`service.async_detector.AsyncDetector` is the asynchronous counterpart, with batching.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ from service.option_rules import OptionRules
 from service.options import DetectParameters, RequestOptions, validate_options
 from service.self_test import SelfTest, make_self_test
 from service.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 Image = bytes | NDArray[np.uint8]
 """One encoded image (JPEG, PNG, WebP or BMP), or uint8 RGB pixels (height, width, 3)."""
@@ -259,9 +262,9 @@ def open_model_engine(package: ModelPackage, settings: Settings) -> tuple[Engine
             self_tests.append(make_self_test(package, engine))
         _accept(engine, self_tests[0], is_chosen=settings.precision == "auto")
 
-    engine, candidate = select_engine(
-        package, settings.backend, settings.precision, options, accept
-    )
+    selection = select_engine(package, settings.backend, settings.precision, options, accept)
+    _log.info("%s: %s", package.manifest.name, selection)
+    engine, candidate = selection.engine, selection.candidate
     is_chosen = settings.engine_threads is None and settings.engine_concurrency is None
     if is_chosen and candidate.on_cpu and cores > 1:
         spec = package.manifest.input
@@ -270,7 +273,9 @@ def open_model_engine(package: ModelPackage, settings: Settings) -> tuple[Engine
         if time.perf_counter() - began_at > LONG_RUN_S:
             engine.close()
             options = EngineOptions(cores, 1, options.max_batch_size)
-            engine, _ = select_engine(package, candidate.backend, engine.precision, options, accept)
+            engine = select_engine(
+                package, candidate.backend, engine.precision, options, accept
+            ).engine
     return engine, self_tests[0]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ BAD_FILES = "a file of its package is damaged or missing, or was changed after t
 NO_ENGINE = "no engine of this machine runs it with the expected outputs"
 FAILED_WARM_UP = "its engine failed in the warm-up"
 """Reasons that clients see. The error in the log is for operators: it contains paths."""
+
+BUILD_LOG_INTERVAL_S = 10.0
+"""Seconds between lines of the log while an engine is built, which takes minutes."""
 
 _Collect = Callable[[str, str, str], AbstractContextManager[None]]
 """Context manager for the loading of a package: its name, its version, and the reason to give to
@@ -65,6 +69,14 @@ class ModelRegistry:
                 f"log of the service. The loaded models are {known}."
             )
         raise UnknownModelError(f"There is no model {name[:100]!r}. The loaded models are {known}.")
+
+    @property
+    def summary(self) -> str:
+        """The names of the models, the default model marked, and of those that failed."""
+        names = [
+            f"{name} (default)" if name == self.default_name else name for name in self.detectors
+        ]
+        return ", ".join([*names, *(f"{name} (failed)" for name in self.failed)])
 
     @property
     def problem(self) -> str | None:
@@ -137,21 +149,22 @@ def load_models(
     """
     failures = _Failures(metrics)
     collect: _Collect = _raise_all if settings.strict_start else failures.collect
+    report_step(f"checking the files in {settings.models}")
     packages = list(_read_packages(settings.models, collect))
     names = [*(package.manifest.name for package in packages), *failures.reasons]
     default_name = _default_name(settings, names)
     pool = open_image_pool(settings, metrics)
     detectors: dict[str, AsyncDetector] = {}
-    for package in packages:
+    for number, package in enumerate(packages, start=1):
         name, version = package.manifest.name, package.manifest.version
         with collect(name, version, NO_ENGINE):
             if settings.build_engines:
                 package = _build_engines(package, settings, metrics, report_step)
-            report_step(f"loading {name}")
+            report_step(f"loading {name}, {number} of {len(packages)}")
             detector, self_test = open_detector(package, settings)
             loaded = AsyncDetector(detector, pool, settings, metrics, self_test)
             with collect(name, version, FAILED_WARM_UP):
-                report_step(f"warming up {name}")
+                report_step(f"warming up {name}, {number} of {len(packages)}")
                 _warm_up(loaded, package)
                 detectors[name] = loaded
     if failures.first_error is not None and not detectors:
@@ -207,10 +220,16 @@ def _build_engines(
 ) -> ModelPackage:
     name = package.manifest.name
     gauge = metrics.build_progress.labels(name)
+    logged_at = time.monotonic()
 
     def report_progress(share: float, step: str) -> None:
+        nonlocal logged_at
+        text = f"building an engine of {name}, {100 * share:.0f} % done: {step}"
         gauge.set(share)
-        report_step(f"building an engine of {name}, {100 * share:.0f} % done: {step}")
+        report_step(text)
+        if time.monotonic() > logged_at + BUILD_LOG_INTERVAL_S:
+            logged_at = time.monotonic()
+            _log.info(text)
 
     max_batch_size = settings.max_batch_size or DEFAULT_GPU_BATCH_SIZE
     package = build_engines(package, settings.backend, max_batch_size, report_progress)
@@ -225,7 +244,7 @@ def _warm_up(detector: AsyncDetector, package: ModelPackage) -> None:
     except BaseException:
         detector.detector.close()
         raise
-    _log.info(
+    _log.debug(
         "%s is ready: %d classes, maximum batch size %d, %s",
         *(package.manifest.name, len(package.manifest.classes), detector.max_batch_size),
         package.directory,

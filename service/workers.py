@@ -18,6 +18,7 @@ from typing import Self
 
 import uvicorn
 
+from service.http.uvicorn_server import url_of
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def supervise(settings: Settings) -> int:
 class _Supervisor:
     def __init__(self, settings: Settings, listener: socket.socket, folder: str) -> None:
         self._listener = listener
+        self._url = url_of(settings.host, listener)
         self._end_s = settings.drain_delay_s + settings.shutdown_timeout_s + _EXIT_S
         cores, count = sorted(os.sched_getaffinity(0)), settings.workers
         self._slots = [
@@ -102,8 +104,12 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         status = None
+        is_ready = False
         while status is None and not self._signals:
             status = self._replace_ended()
+            if not is_ready and all(slot.has_been_ready for slot in self._slots):
+                is_ready = True
+                _log.info("all %d workers are ready: %s", len(self._slots), self._url)
             time.sleep(_POLL_S)
         self._listener.close()
         self._end_workers()
@@ -149,7 +155,7 @@ class _Slot:
         self._start_at: float | None = 0.0
         """Time of the next start; None while the process runs."""
         self._failures = 0
-        self._has_been_ready = False
+        self.has_been_ready = False
 
     @property
     def is_running(self) -> bool:
@@ -165,12 +171,12 @@ class _Slot:
             if now >= self._start_at:
                 self._start(now)
             return None
-        self._has_been_ready = self._has_been_ready or self._worker.socket_path.exists()
+        self.has_been_ready = self.has_been_ready or self._worker.socket_path.exists()
         status = self.process.poll()
         if status is None:
             return None
         index = self._worker.index
-        if not self._has_been_ready:
+        if not self.has_been_ready:
             _log.error("worker %d could not start (%s); the service ends", index, _reason(status))
             return status if status > 0 else 1
         self._failures = 0 if now - self._started_at > _STABLE_S else self._failures + 1
@@ -181,7 +187,7 @@ class _Slot:
 
     def _start(self, now: float) -> None:
         worker = self._worker
-        if self._has_been_ready:  # the other workers answer probes while it loads
+        if self.has_been_ready:  # the other workers answer probes while it loads
             worker = Worker(**{**asdict(worker), "listens_first": False})
         worker.socket_path.unlink(missing_ok=True)
         with _affinity(self._cores):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,15 +53,12 @@ def service(project: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     log = []
     for line in process.stderr:
         log.append(line)
-        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+        if found := re.search(r"ready after .* (http://127\.0\.0\.1:\d+)", line):
             break
     else:
         pytest.fail(f"the service did not start: {''.join(log)}")
     reader = threading.Thread(target=process.stderr.read, daemon=True)
     reader.start()
-    while httpx.get(f"{found[1]}/readyz").status_code != 200:
-        assert process.poll() is None, "the service ended before it was ready"
-        time.sleep(0.1)
     yield found[1], process
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) in (0, -signal.SIGTERM), "SIGTERM must end it cleanly"

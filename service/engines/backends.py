@@ -1,10 +1,11 @@
 """The available backends and the choice among them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from model_package import ModelPackage
+from model_package.gpu import find_gpu
 from model_package.tensorrt_libraries import TENSORRT, TENSORRT_RTX
 from service.engines.engine import Engine, EngineOptions
 from service.engines.errors import EngineUnavailableError
@@ -49,6 +50,31 @@ CANDIDATES: Sequence[Candidate] = (
 )
 """Ordered from fastest to slowest: the first that this machine can run is used."""
 
+
+@dataclass(frozen=True)
+class Selection:
+    """A loaded engine, the candidate that it was opened with, and why it was selected.
+
+    ``skipped``: the reasons of the candidates before it that cannot be used.
+    """
+
+    engine: Engine
+    candidate: Candidate
+    skipped: Mapping[Candidate, str]
+
+    def __str__(self) -> str:
+        """Describe the engine and the reasons, without those of GPU backends if there is no GPU."""
+        titles: dict[str, list[str]] = {}
+        has_gpu = all(candidate.on_cpu for candidate in self.skipped) or find_gpu() is not None
+        for candidate, reason in self.skipped.items():
+            if candidate.on_cpu or has_gpu:
+                titles.setdefault(reason.rstrip("."), []).append(candidate.title)
+            else:
+                titles.setdefault("no NVIDIA GPU was found", []).append(candidate.backend)
+        skipped = (f"; not {', '.join(names)}: {reason}" for reason, names in titles.items())
+        return f"{self.engine.description}{''.join(skipped)}"
+
+
 BACKENDS: Sequence[str] = tuple(dict.fromkeys(candidate.backend for candidate in CANDIDATES))
 
 
@@ -66,7 +92,7 @@ def open_engine(
     :class:`~service.engines.engine.EngineOptions`. Raises like :func:`select_engine`.
     """
     options = EngineOptions(threads, concurrency, max_batch_size)
-    return select_engine(package, backend, precision, options, lambda _: None)[0]
+    return select_engine(package, backend, precision, options, lambda _: None).engine
 
 
 def select_engine(
@@ -75,20 +101,19 @@ def select_engine(
     precision: str,
     options: EngineOptions,
     accept: Callable[[Engine], None],
-) -> tuple[Engine, Candidate]:
+) -> Selection:
     """Load a model package with the first candidate that works here and is accepted.
 
     ``backend`` is one of :data:`BACKENDS` and ``precision`` one of its precisions, or ``auto`` for
     any. ``accept`` raises :class:`~service.engines.errors.EngineUnavailableError` to refuse an
-    engine. Returns the engine and the candidate that it was opened with; ``options.precisions`` is
-    replaced by those of the candidate.
+    engine. ``options.precisions`` is replaced by those of the candidate.
 
     Raises :class:`~service.engines.errors.EngineUnavailableError` if no candidate can run the
     package on this machine, and :class:`~service.engines.errors.EngineBrokenError` if opening
     leaves the GPU unusable for this process; no other candidate is then tried.
     """
     candidates = _candidates(backend, precision)
-    name, reasons = package.manifest.name, []
+    name, skipped = package.manifest.name, {}
     for candidate in candidates:
         try:
             engine = candidate.open(package, replace(options, precisions=candidate.precisions))
@@ -96,12 +121,12 @@ def select_engine(
         except EngineUnavailableError as error:
             if candidate is candidates[-1] and backend != "auto":
                 raise
-            _log.info("%s: backend %s is unavailable: %s", name, candidate.title, error)
-            reasons.append(f"{candidate.title}: {error}")
+            _log.debug("%s: backend %s is unavailable: %s", name, candidate.title, error)
+            skipped[candidate] = str(error)
         else:
-            _log.info("%s: using %s", name, engine.description)
-            return engine, candidate
-    raise EngineUnavailableError(f"no backend can run {name}: {'; '.join(reasons)}")
+            return Selection(engine, candidate, skipped)
+    reasons = "; ".join(f"{candidate.title}: {error}" for candidate, error in skipped.items())
+    raise EngineUnavailableError(f"no backend can run {name}: {reasons}")
 
 
 def _candidates(backend: str, precision: str) -> Sequence[Candidate]:

@@ -109,7 +109,16 @@ class RequestContext:
         seconds = time.perf_counter() - record.started_at
         self._metrics.record_request(route, method, str(status or "none"), seconds)
         quiet = route in self._quiet_routes
-        log_request(record, method, route, scope["path"], status, seconds, quiet=quiet)
+        log_request(
+            record,
+            method,
+            route,
+            scope["path"],
+            status,
+            seconds,
+            quiet=quiet,
+            starting=not state_of(scope["app"]).loader.is_done,
+        )
         if self._tracing and not quiet:
             self._tracing.end(record, method, route, status)
 

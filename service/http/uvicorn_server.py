@@ -6,8 +6,10 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from http import HTTPStatus
+from importlib.metadata import version
 from types import FrameType
 from typing import Any, cast
 
@@ -330,6 +332,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+def url_of(host: str, listener: socket.socket) -> str:
+    """Return the URL at which a browser on this machine reaches the listening socket."""
+    name = "localhost" if host in ("0.0.0.0", "::", "") else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
+
+
 class Server(uvicorn.Server):
     """Server that shuts down in steps: not ready, no new requests, exit within a bounded time."""
 
@@ -353,17 +361,34 @@ class Server(uvicorn.Server):
             )
         )
         self.app = app
-        self._drain_delay_s = settings.drain_delay_s
+        self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._created_at = time.monotonic()
+        self._is_ready = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; the lifespan loads the models meanwhile."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        _log.info(
+            "CenterNet Serving %s listens on %s and loads the models in %s",
+            *(version("centernet-serving"), self._url, self._settings.models),
+        )
 
     async def on_tick(self, counter: int) -> bool:
         """Return True to exit; called ten times a second. Exits if loading the models failed."""
-        return await super().on_tick(counter) or state_of(self.app).loader.error is not None
+        loader = state_of(self.app).loader
+        if loader.is_done and not self._is_ready:
+            self._is_ready = True
+            _log.info(
+                "ready after %.1f s, with the models %s: %s",
+                *(time.monotonic() - self._created_at, loader.models.summary, self._url),
+            )
+        return await super().on_tick(counter) or loader.error is not None
+
+    @property
+    def _url(self) -> str:
+        return url_of(self._settings.host, self.servers[0].sockets[0])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM or SIGINT: stop after the drain delay, not ready meanwhile.
@@ -372,14 +397,15 @@ class Server(uvicorn.Server):
         """
         is_first = not state_of(self.app).draining.is_set()
         state_of(self.app).draining.set()
-        if is_first and self._drain_delay_s and self._loop is not None:
-            delay_s, loop = self._drain_delay_s, self._loop
+        delay_s, loop = self._settings.drain_delay_s, self._loop
+        if is_first and delay_s and loop is not None:
             loop.call_soon_threadsafe(loop.call_later, delay_s, self._stop, sig, frame)
         else:
             self._stop(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, read the requests that have arrived, then shut down as uvicorn does."""
+        _log.info("stopping; requests that were admitted are finished")
         await self._accept_backlog()
         for server in self.servers:
             server.close()

@@ -19,8 +19,10 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 def set_up_logging(
     log_format: Literal["text", "json"], level: str, worker: int | None = None
 ) -> None:
-    """Send all log records of this process, including those of uvicorn, to stderr.
+    """Send all log records of this process to stderr.
 
+    Those of uvicorn about the start and the end of its server are left out, unless the level is
+    debug: :mod:`service.http.uvicorn_server` logs when the service listens, is ready and stops.
     ``worker``: index of a worker process, a field of each of its records.
     """
     handler = logging.StreamHandler(sys.stderr)
@@ -29,6 +31,9 @@ def set_up_logging(
         handler.addFilter(_WorkerField(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    if level != "debug":
+        minimum = max(logging.WARNING, logging.getLogger().level)
+        logging.getLogger("uvicorn.error").setLevel(minimum)
 
 
 class _WorkerField(logging.Filter):
@@ -82,9 +87,13 @@ def log_request(
     seconds: float,
     *,
     quiet: bool,
+    starting: bool,
 ) -> None:
-    """Log a finished request; ``quiet`` ones at debug level unless they failed."""
-    failed = status is None or status >= 500
+    """Log a finished request; ``quiet`` ones at debug level unless they failed.
+
+    ``starting``: the models are being loaded, so that status 503 is no failure.
+    """
+    failed = status is None or (status >= 500 and not (starting and status == 503))
     level = logging.WARNING if failed else logging.DEBUG if quiet else logging.INFO
     if not _access_log.isEnabledFor(level):
         return

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -189,17 +188,11 @@ def serving(environment: Environment, *options: object) -> Iterator[str]:
     try:
         for line in process.stderr:
             log.append(line)
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+            if found := re.search(r"ready after .* (http://127\.0\.0\.1:\d+)", line):
                 break
         else:
             pytest.fail(f"centernet-serve did not start: {''.join(log)}")
         url: str = found[1]
-        for _ in range(600):
-            if httpx.get(f"{url}/readyz").is_success:
-                break
-            time.sleep(0.1)
-        else:
-            pytest.fail("centernet-serve is not ready after a minute")
         yield url
     finally:
         process.terminate()

@@ -422,7 +422,8 @@ def test_asks_for_an_api_key(open_page: OpenPage, tmp_path: Path) -> None:
 def test_shows_that_models_are_being_loaded_and_which_have_failed(open_page: OpenPage) -> None:
     gate = threading.Event()
 
-    def load(_: object) -> ModelRegistry:
+    def load(report_step: Callable[[str], None]) -> ModelRegistry:
+        report_step("loading painted, 1 of 2")
         assert gate.wait(60)
         models = one_model(ColourEngine())(settings, metrics)
         return replace(models, failed={"broken": "model.json is not valid"})
@@ -432,12 +433,13 @@ def test_shows_that_models_are_being_loaded_and_which_have_failed(open_page: Ope
         try:
             tab = open_page(running)
             expect(tab.page.locator("#state")).to_have_text("Loading models")
-            problem = running.client.get("/models").json()
-            expect(tab.page.locator("#problem")).to_contain_text(problem["detail"])
+            starting = tab.page.locator("#starting")
+            expect(starting).to_contain_text("loading painted, 1 of 2")
+            expect(tab.page.locator("#problem")).to_be_hidden()
         finally:
             gate.set()
         expect(tab.page.locator("#state")).to_have_text("Ready", timeout=15_000)
-        expect(tab.page.locator("#problem")).to_be_hidden()
+        expect(starting).to_be_hidden()
         tab.page.locator("#status").scroll_into_view_if_needed()
         broken = tab.page.locator("#models tbody tr", has_text="broken")
         expect(broken).to_contain_text("model.json is not valid")

@@ -206,7 +206,7 @@ def test_a_named_backend_never_falls_back(bundled: Path) -> None:
 def test_auto_logs_why_it_skipped_each_other_backend(
     bundled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "service")
     engine = open_engine(load_package(bundled), "auto", threads=1, precision="fp32")
     assert engine.description.startswith("OpenVINO")
     assert "backend onnxruntime-cuda (fp32) is unavailable: ONNX Runtime" in caplog.text

@@ -1,9 +1,12 @@
 """Requests, probes and signals while models are being loaded, and errors of loading."""
 
+import re
+import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support.images import encode, plain
@@ -52,6 +55,32 @@ def test_probes_report_the_current_step_until_the_models_are_loaded() -> None:
         wait_until(lambda: running.client.get("/startupz").status_code == 200)
         assert running.client.get("/readyz").status_code == 200
         assert running.client.post("/detect", content=image).status_code == 200
+
+
+def test_the_log_of_a_start_is_a_line_per_model_and_the_address_last(
+    bundled: Path, tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(bundled, tmp_path / name)
+        manifest = tmp_path / name / "model.json"
+        manifest.write_text(manifest.read_text().replace('"blood_cells"', f'"{name}"'))
+    options = ("--models", str(tmp_path), "--default-model", "second", "--max-batch-size", "1")
+    with serve_process(SERVE, *options, stderr=subprocess.PIPE) as service:
+        service.wait_for("/livez")
+        service.wait_for("/readyz")  # asks while the models are loaded
+        service.process.send_signal(signal.SIGTERM)
+        _, text = service.process.communicate(timeout=60)
+    pattern = r"[-\d]+ [:,\d]+ (\w+) [\w.]+: (.*)"
+    levels, messages = zip(*re.findall(pattern, text.decode()), strict=True)
+    assert set(levels) == {"INFO"}
+    start, first, second, ready, stop = messages
+    url = str(service.client.base_url).rstrip("/")
+    assert re.fullmatch(rf"CenterNet Serving \S+ listens on {url} and loads .*{tmp_path}", start)
+    for name, line in (("first", first), ("second", second)):
+        assert re.match(rf"{name}: .* (fp32|bf16)", line)
+        assert "onnxruntime-cuda" in line, "a backend that was skipped"
+    assert re.fullmatch(rf"ready after .* the models first, second \(default\): {url}", ready)
+    assert stop.startswith("stopping")
 
 
 def test_a_load_error_ends_the_process_with_its_message(tmp_path: object) -> None:

@@ -146,6 +146,16 @@ def test_one_process_has_no_supervisor_and_no_label() -> None:
         assert 'worker="' not in workers.get("/metrics").text
 
 
+def test_the_address_is_logged_when_all_workers_are_ready() -> None:
+    with two_workers(COLOUR) as workers:
+        workers.process.send_signal(signal.SIGTERM)
+        _, log = workers.process.communicate(timeout=60)
+        lines = log.decode().splitlines()
+    assert sum("CenterNet Serving" in line for line in lines) == 2, "of each worker"
+    (line,) = [line for line in lines if "all 2 workers are ready" in line]
+    assert line.endswith(str(workers.url).rstrip("/"))
+
+
 def test_each_worker_serves_and_their_metrics_add_up() -> None:
     with two_workers(COLOUR) as workers:
         for index, count in ((0, 3), (1, 2)):

@@ -1,6 +1,6 @@
 // The page: models, images and requests, and what happens when someone acts.
 
-import { detect, getJson, key, ServiceError } from "./api.js";
+import { detect, getJson, key, send, ServiceError } from "./api.js";
 import { drawDetections, fit } from "./draw.js";
 import { buildOptions, chosenOptions } from "./options.js";
 import { renderExport, renderSelection, renderSide, renderWaterfall, showProblem } from "./panels.js";
@@ -12,6 +12,7 @@ const viewer = byId("viewer");
 
 const PARALLEL_REQUESTS = 4; // enough for the service to run images in batches
 const RETRY_MS = 2000;
+const START_POLL_MS = 500;
 const SAMPLES = [
   { name: "blood_smear_1.jpg", model: "blood_cells", text: "Blood smear with a white cell" },
   { name: "blood_smear_4.jpg", model: "blood_cells", text: "Blood smear" },
@@ -23,7 +24,22 @@ const SAMPLES = [
 
 // --- Models -------------------------------------------------------------------------------------
 
+/** Show what the service is doing until its models are loaded. */
+async function waitForModels() {
+  for (;;) {
+    const problem = await send("startupz").then(() => null, problemOf);
+    const isStarting = problem?.code === "not_ready";
+    byId("starting").hidden = !isStarting;
+    byId("starting").textContent = isStarting ? problem.detail : "";
+    showProblem(isStarting ? null : problem);
+    if (!problem) return;
+    setState(isStarting ? "Loading models" : "Not ready", isStarting ? "" : "bad");
+    await new Promise((done) => setTimeout(done, START_POLL_MS));
+  }
+}
+
 async function loadModels() {
+  await waitForModels();
   try {
     const { models, failed } = await getJson("models");
     Object.assign(state, { models, failed });
@@ -36,7 +52,7 @@ async function loadModels() {
       if (key.get()) byId("key-text").textContent = problem.detail;
       return;
     }
-    setState(problem.code === "not_ready" ? "Loading models" : "Not ready", "bad");
+    setState("Not ready", "bad");
     showProblem(problem);
     setTimeout(loadModels, RETRY_MS);
     return;

@@ -12,6 +12,7 @@ from support.fake_onnxruntime import FakeOnnxRuntime
 from support.fake_tensorrt import FakeTensorrt
 
 from model_package import FreeSize, InputSpec, ModelPackage
+from model_package.gpu import Gpu
 from model_package.manifest import EngineArtifact
 from service.engines import (
     BACKENDS,
@@ -71,7 +72,7 @@ def test_auto_uses_the_first_available_backend(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "service")
     engine = open_engine(make_package(tmp_path, engines), "auto", threads=1)
     assert used in engine.description
     assert "on NVIDIA L4" in engine.description
@@ -84,7 +85,7 @@ def test_auto_uses_the_first_available_backend(
 def test_auto_falls_back_to_the_cpu(
     tmp_path: Path, replace_module: ReplaceModule, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "service")
     replace_module("cuda.bindings.runtime", None)
     replace_module("openvino", None)
     engine = open_engine(make_package(tmp_path, [engine_artifact()]), "auto", threads=1)
@@ -92,6 +93,32 @@ def test_auto_falls_back_to_the_cpu(
     for reason in ("tensorrt (fp16 or fp32) is unavailable: the CUDA bindings are not installed",
                    "openvino (fp32) is unavailable: OpenVINO cannot be imported"):  # fmt: skip
         assert f"painted: backend {reason}" in caplog.text
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_a_selection_names_the_engine_and_why_others_were_skipped(
+    tmp_path: Path,
+    replace_module: ReplaceModule,
+    monkeypatch: pytest.MonkeyPatch,
+    has_gpu: bool,
+) -> None:
+    replace_module("cuda.bindings.runtime", None)
+    replace_module("openvino", None)
+    gpu = Gpu("NVIDIA L4", "8.9") if has_gpu else None
+    monkeypatch.setattr("service.engines.backends.find_gpu", lambda: gpu)
+    package, options = make_package(tmp_path), EngineOptions(threads=1)
+    selection = select_engine(package, "auto", "fp32", options, lambda _: None)
+    engine, *skipped = str(selection).split("; not ")
+    assert engine == selection.engine.description
+    assert skipped[-1].startswith("openvino (fp32): OpenVINO cannot be imported")
+    if has_gpu:
+        assert skipped[0].startswith("tensorrt (fp32), tensorrt-rtx (fp32): the CUDA bindings are ")
+        assert skipped[1].startswith("onnxruntime-cuda (fp32): ONNX Runtime ")
+    else:
+        reason = "no NVIDIA GPU was found"
+        assert skipped[:-1] == [f"tensorrt, tensorrt-rtx, onnxruntime-cuda: {reason}"]
+    only = select_engine(package, "onnxruntime-cpu", "auto", options, lambda _: None)
+    assert str(only) == only.engine.description
 
 
 def test_auto_uses_openvino_on_a_cpu(tmp_path: Path) -> None:
@@ -122,7 +149,7 @@ def test_fp32_excludes_fp16_engines(tmp_path: Path) -> None:
 def test_a_refused_engine_is_closed_and_the_next_one_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "service")
     refused: list[Engine] = []
 
     def accept(engine: Engine) -> None:
@@ -131,9 +158,10 @@ def test_a_refused_engine_is_closed_and_the_next_one_used(
             raise EngineUnavailableError("its scores differ")
 
     options = EngineOptions(threads=1)
-    engine, candidate = select_engine(make_package(tmp_path), "auto", "fp32", options, accept)
-    assert candidate.backend == "onnxruntime-cpu"
-    assert engine.is_reference
+    selection = select_engine(make_package(tmp_path), "auto", "fp32", options, accept)
+    assert selection.candidate.backend == "onnxruntime-cpu"
+    assert selection.engine.is_reference
+    assert str(selection).endswith("; not openvino (fp32): its scores differ")
     assert "painted: backend openvino (fp32) is unavailable: its scores differ" in caplog.text
     with pytest.raises(KeyError):
         refused[0].run(make_images(10))

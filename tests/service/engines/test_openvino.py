@@ -110,7 +110,7 @@ def test_a_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
 def test_bf16_is_refused_without_its_instructions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "service")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
     package = make_package(tmp_path)
     for backend in ("openvino", "auto"):

@@ -15,6 +15,15 @@ from support.serving import ColourEngine, GatedEngine, RunningServer
 from service.http import uvicorn_server as server_module
 
 
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost"), ("::", "localhost"), ("::1", "[::1]")],
+)
+def test_the_url_can_be_opened_on_this_machine(host: str, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert server_module.url_of(host, listener) == f"http://{name}:{listener.getsockname()[1]}"
+
+
 def exchange(running: RunningServer, sent: bytes) -> tuple[str, dict[str, str], bytes]:
     """Send bytes; return status line, headers and body received until the server disconnects."""
     url = running.client.base_url

@@ -5,14 +5,25 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from support.images import encode, plain
-from support.serving import ColourEngine, RunningServer, wait_until
+from support.serving import (
+    ColourEngine,
+    RunningServer,
+    one_model,
+    run_server_with_loader,
+    wait_until,
+)
 
+from service.model_loader import ModelLoader
+from service.model_registry import ModelRegistry
 from service.observability.logs import JsonFormatter, TextFormatter
+from service.observability.metrics import Metrics
+from service.settings import Settings
 
 IMAGE = encode(plain(1, 2))
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -121,6 +132,21 @@ def test_probes_are_logged_only_when_they_fail(
     assert (line["level"], line["route"], line["code"]) == ("warning", "/readyz", "stopping")
 
 
+def test_requests_before_the_models_are_loaded_are_no_warnings(json_lines: LogLines) -> None:
+    settings, metrics, loaded = Settings(), Metrics(), threading.Event()
+
+    def load(_: object) -> ModelRegistry:
+        assert loaded.wait(20)
+        return one_model(ColourEngine())(settings, metrics)
+
+    with run_server_with_loader(ModelLoader(load), settings, metrics) as running:
+        for path in ("/startupz", "/readyz", "/models"):
+            assert running.client.get(path).status_code == 503
+        (line,) = json_lines.requests()
+        assert (line["level"], line["route"], line["code"]) == ("info", "/models", "not_ready")
+        loaded.set()
+
+
 def test_an_unexpected_exception_is_logged_with_its_traceback(
     start_server: Callable[..., RunningServer],
     json_lines: LogLines,
@@ -151,6 +177,24 @@ def test_api_keys_are_logged_by_line_number_only(
     running.client.get("/models", headers={"Authorization": f"Bearer {key}x"})
     assert [line["client"] for line in json_lines.requests(2)] == ["key_2", "127.0.0.1"]
     assert key not in json_lines.stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [("debug", ["info", "error"]), ("info", ["error"]), ("error", ["error"])],
+)
+def test_messages_of_uvicorn_are_logged_from_warning_on(level: str, logged: list[str]) -> None:
+    code = (
+        "import logging\n"
+        "from service.observability.logs import set_up_logging\n"
+        f"set_up_logging('json', '{level}')\n"
+        "logging.getLogger('uvicorn.error').info('Waiting for application startup.')\n"
+        "logging.getLogger('uvicorn.error').error('the address is in use')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert [json.loads(line)["level"] for line in result.stderr.splitlines()] == logged
 
 
 def test_all_loggers_use_the_configured_format() -> None:
