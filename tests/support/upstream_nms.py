@@ -95,3 +95,17 @@ def suppress_like_upstream(
 def best_first(rows: NDArray[np.floating]) -> NDArray[np.floating]:
     """Sort x1, y1, x2, y2, score, ... by descending score."""
     return rows[np.argsort(-rows[:, 4], kind="stable")]
+
+
+def assert_same_rows(
+    actual: NDArray[np.floating],
+    expected: NDArray[np.floating],
+    tolerance: float,
+    score_tolerance: float = 1e-6,
+) -> None:
+    """Assert equal rows in any order: each row has a counterpart. Column 4 is the score."""
+    assert actual.shape == expected.shape
+    distances = np.abs(actual[:, None] - expected[None])
+    fits = (distances <= tolerance).all(axis=2) & (distances[..., 4] <= score_tolerance)
+    assert fits.any(axis=0).all(), distances.max(axis=2).min(axis=0).max()
+    assert fits.any(axis=1).all()

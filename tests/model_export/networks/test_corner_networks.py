@@ -17,6 +17,8 @@ NETWORKS = {
     "cornernet_hourglass104": PAIR_HEADS,
     "triplet_centernet52": TRIPLET_HEADS,
     "triplet_centernet104": TRIPLET_HEADS,
+    "cornernet_slim": PAIR_HEADS,
+    "triplet_slim": TRIPLET_HEADS,
 }
 UPSTREAM_NETWORKS = [name for name in NETWORKS if name != "cornernet_hourglass52"]
 

@@ -58,13 +58,13 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def runners(
+def runner_of(
     upstream: Path, weights_rule: types.ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], dict[str, Run]]:
-    """Run one network in every runtime; it is exported once for every input size."""
+) -> Callable[[str, str, int, int], Run]:
+    """Return a function that makes the runner of a network in a runtime, for one input size."""
 
     @lru_cache(maxsize=1)  # the large ones do not fit into memory together
-    def make(architecture: str) -> dict[str, Run]:
+    def graph_of(architecture: str) -> tuple[DetectionGraph, list[str]]:
         shapes = json.loads((upstream / "manifests" / f"{architecture}.json").read_text())
         state = {
             key: torch.from_numpy(array)
@@ -81,16 +81,25 @@ def runners(
             NORMALIZATIONS[resolved.normalization],
             TASKS[checkpoint_info.task].corner_peaks,
             resolved.task,
-        ).eval()
+        )
+        return graph.eval(), resolved.output_names()
+
+    @lru_cache(maxsize=1)
+    def file_of(architecture: str, height_px: int, width_px: int) -> Path:
+        graph, names = graph_of(architecture)
         path = tmp_path_factory.mktemp("parity") / "model.onnx"
-        names = resolved.output_names()
-        size = resolved.input.height_px, resolved.input.width_px
-        export_onnx(graph, *size, names, path, resolved.input.free_size)
-        return {
-            "PyTorch": torch_runner(graph, names),
-            "ONNX Runtime": onnx_runner(path, names),
-            "OpenVINO": openvino_runner(path, names, resolved.input.free_size.max_side_px),
-        }
+        # A dynamic size, as in packages, takes twice as long to trace.
+        export_onnx(graph, height_px, width_px, names, path)
+        return path
+
+    def make(architecture: str, runtime: str, height_px: int, width_px: int) -> Run:
+        graph, names = graph_of(architecture)
+        if runtime == "PyTorch":
+            return torch_runner(graph, names)
+        path = file_of(architecture, height_px, width_px)
+        if runtime == "OpenVINO":
+            return openvino_runner(path, names, max(height_px, width_px))
+        return onnx_runner(path, names)
 
     return make
 
@@ -117,7 +126,7 @@ def _pairs(detections: Detections) -> tuple[NDArray, NDArray]:
 @pytest.mark.parametrize(("architecture", "case"), CASES)
 def test_corner_detections_match_upstream(
     shared: Path,
-    runners: Callable[[str], dict[str, Run]],
+    runner_of: Callable[[str, str, int, int], Run],
     architecture: str,
     case: str,
     runtime: str,
@@ -126,7 +135,8 @@ def test_corner_detections_match_upstream(
         canvas = golden["s0_crop_u8"][..., ::-1]
         upstream_pairs = golden["s0_dets"].astype(np.float64)
         upstream_centers = golden["s0_center"].astype(np.float64) if "s0_center" in golden else None
-    outputs = runners(architecture)[runtime](np.stack((canvas, canvas[:, ::-1])))
+    run = runner_of(architecture, runtime, *canvas.shape[:2])
+    outputs = run(np.stack((canvas, canvas[:, ::-1])))
     for row, detections in enumerate(outputs):
         upstream = upstream_pairs[row][upstream_pairs[row][:, 4] > -1]
         label = f"{architecture} | {case} | row {row} | {runtime}"

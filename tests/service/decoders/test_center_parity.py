@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.serving import make_manifest
-from support.upstream_nms import soft_nms_like_upstream
+from support.upstream_nms import assert_same_rows, soft_nms_like_upstream
 
 from model_package import (
     CenterBoxes3DDecoder,
@@ -122,17 +122,6 @@ def as_rows(detections: Detections) -> NDArray[np.float64]:
     return np.column_stack([*columns, detections.class_ids + 1])
 
 
-def assert_same(
-    actual: NDArray[np.floating], expected: NDArray[np.floating], tolerance: float
-) -> None:
-    """Assert equal rows in any order: each row has a counterpart."""
-    assert actual.shape == expected.shape
-    distances = np.abs(actual[:, None] - expected[None])
-    fits = (distances <= tolerance).all(axis=2) & (distances[..., 4] <= 1e-6)
-    assert fits.any(axis=0).all(), distances.max(axis=2).min(axis=0).max()
-    assert fits.any(axis=1).all()
-
-
 def test_single_input_equals_upstream(shared: Path) -> None:
     compared = 0
     for name in names(shared):
@@ -140,7 +129,7 @@ def test_single_input_equals_upstream(shared: Path) -> None:
         if name.startswith("ddd") or "nms" in name or "s1_dets" in golden:
             continue
         detections = decode(name, golden, DetectionOptions(0.0, K))
-        assert_same(as_rows(detections), golden["final"], 2e-4)
+        assert_same_rows(as_rows(detections), golden["final"], 2e-4)
         compared += 1
     assert compared == 29
 
@@ -172,14 +161,14 @@ def test_soft_nms_and_multi_scale_equal_upstream_except_for_stale_copies(shared:
         top_k = None if name.startswith("multi_pose") else K
         upstream, corrected = soft_nms_results(candidates, top_k)
         # Stale copies of people have the box of one person and the keypoints of another.
-        assert_same(upstream[:, :5], golden["final"][:, :5], 2e-4)
+        assert_same_rows(upstream[:, :5], golden["final"][:, :5], 2e-4)
         if top_k is None:
-            assert_same(corrected, golden["final"][: len(corrected)], 2e-4)
+            assert_same_rows(corrected, golden["final"][: len(corrected)], 2e-4)
         else:
-            assert_same(upstream, golden["final"], 2e-4)
+            assert_same_rows(upstream, golden["final"], 2e-4)
         detections = decode(name, golden, DetectionOptions(0.0, K, soft_nms=True))
         assert np.all(np.diff(detections.scores) <= 0)
-        assert_same(as_rows(detections), corrected, 2e-4)
+        assert_same_rows(as_rows(detections), corrected, 2e-4)
         compared += 1
     assert compared == 6
 

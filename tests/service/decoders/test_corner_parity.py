@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.upstream_nms import suppress_like_upstream
+from support.upstream_nms import assert_same_rows, suppress_like_upstream
 
 from model_package import CornerPairsDecoder, CornerTripletsDecoder
 from service.decoders.corner_pairs import CandidateBoxes, CornerPairs, decode_candidates
@@ -26,6 +26,7 @@ CASES = (
     "triplet_centernet52_default_odd",
     "triplet_centernet104_default_land",
 )
+SCORE_TOLERANCE = 2e-6
 Golden = dict[str, NDArray[Any]]
 
 
@@ -80,18 +81,6 @@ def decode(name: str, golden: Golden, options: DetectionOptions = ALL_DETECTIONS
     return decoder.decode(outputs_of(golden), options)
 
 
-def assert_same(
-    actual: NDArray[np.floating], expected: NDArray[np.floating], tolerance_px: float
-) -> None:
-    """Assert equal rows x1, y1, x2, y2, score, class id in any order: each has a counterpart."""
-    assert len(actual) == len(expected)
-    distances = np.abs(actual[:, None] - expected[None])
-    fits = (distances[..., :4].max(axis=2) <= tolerance_px) & (distances[..., 4] <= 2e-6)
-    fits &= distances[..., 5] == 0
-    assert fits.any(axis=0).all()
-    assert fits.any(axis=1).all()
-
-
 def test_candidates_equal_upstream_before_soft_nms(case: tuple[str, Golden]) -> None:
     name, golden = case
     margin_px = 5.0 if name.startswith("triplet") else np.inf
@@ -121,14 +110,15 @@ def test_detections_equal_upstream_except_for_its_mistakes(case: tuple[str, Gold
         weight_exp=10 if multi_scale else None,
     )
     # The restatement with its mistakes equals upstream; without them it equals the decoder.
-    assert_same(upstream, golden["final"], 5e-4)
+    assert_same_rows(upstream, golden["final"], 5e-4, SCORE_TOLERANCE)
     detections = decode(name, golden)
     assert np.all(np.diff(detections.scores) <= 0)
     # Upstream counts class ids from 1.
-    assert_same(
+    assert_same_rows(
         np.column_stack([detections.boxes_xyxy, detections.scores, detections.class_ids + 1]),
         corrected,
         5e-4,
+        SCORE_TOLERANCE,
     )
 
 
