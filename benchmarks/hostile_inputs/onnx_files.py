@@ -79,6 +79,20 @@ def _shape_chain(rng: Random, model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("ConstantOfShape", [name], ["filled"]))
 
 
+def _dimensions(rng: Random, model: onnx.ModelProto) -> None:
+    """Add operators whose outputs have very many dimensions."""
+    if rng.random() < 0.5:
+        name = _constant(model, "ones", [1] * rng.choice((10, 1000, 300_000)))
+        model.graph.node.append(helper.make_node("Expand", ["image", name], ["many0"]))
+        operator = "Add"
+    else:  # each step doubles the number of dimensions
+        model.graph.node.append(helper.make_node("ArgMax", ["image"], ["many0"]))
+        operator = "Gather"
+    for index in range(rng.choice((10, 100))):
+        inputs, output = [f"many{index}"] * 2, f"many{index + 1}"
+        model.graph.node.append(helper.make_node(operator, inputs, [output]))
+
+
 def _nested(rng: Random, model: onnx.ModelProto) -> None:
     """Add conditions within conditions."""
     output = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
@@ -203,5 +217,6 @@ def _varint(value: int) -> bytes:
 
 
 _CHANGES: tuple[Callable[[Random, onnx.ModelProto], None], ...] = (
-    *(_expand, _expand, _shape_chain, _nested, _many, _false_tensor, _text, _function),
+    *(_expand, _expand, _shape_chain, _dimensions, _nested, _many, _false_tensor, _text),
+    _function,
 )

@@ -1,5 +1,6 @@
 """Import of external ONNX files of undecoded head maps, and rejection of others."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.checkpoints import State, without_counters
 from torch import Tensor, nn
 
+from benchmarks.hostile_inputs.bounds import Reading, measure
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.cli import main
@@ -129,9 +131,36 @@ def _external() -> onnx.ModelProto:
     return model
 
 
+def _loop() -> onnx.NodeProto:
+    """Return a loop that does not end."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["still"])],
+        "body",
+        [
+            helper.make_tensor_value_info("index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("still", TensorProto.BOOL, [])],
+    )
+    return helper.make_node("Loop", ["", "condition"], ["end"], body=body)
+
+
+def _nested_loop() -> onnx.NodeProto:
+    output = helper.make_tensor_value_info("end", TensorProto.BOOL, [])
+    other = helper.make_node("Identity", ["condition"], ["end"])
+    branches = {
+        f"{name}_branch": helper.make_graph([node], name, [], [output])
+        for name, node in (("then", _loop()), ("else", other))
+    }
+    return helper.make_node("If", ["condition"], ["unused"], **branches)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (_model(_loop()), "has Loop operators"),
+        (_model(_nested_loop()), "has Loop operators"),
+        (_model(*[_nested_loop()] * 7000), "more than the 20000 nodes"),
         (
             _model(outputs=("boxes", "scores")),
             "has the outputs boxes, scores; accepted are undecoded head maps",
@@ -175,6 +204,20 @@ def test_the_parser_does_not_depend_on_the_file_extension(name: str, tmp_path: P
     path = tmp_path / name
     path.write_bytes(_model().SerializeToString())
     assert read_external_model(path).layout == "nchw"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resets the peak of memory through /proc")
+def test_shapes_are_not_inferred(tmp_path: Path) -> None:
+    """A chain of ``Gather`` doubles the number of dimensions at each step: 650 MB after 20."""
+    nodes = [helper.make_node("ArgMax", ["data"], ["y0"], axis=1, keepdims=1)]
+    nodes += [
+        helper.make_node("Gather", [f"y{index}"] * 2, [f"y{index + 1}"], axis=0)
+        for index in range(20)
+    ]
+    path = tmp_path / "external.onnx"
+    path.write_bytes(_model(*nodes).SerializeToString())
+    measured = measure(lambda _: Reading(read_external_model(path).layout), b"")
+    assert (measured.outcome, measured.violation) == ("nchw", None)
 
 
 def test_a_fixed_batch_size_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
