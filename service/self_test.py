@@ -122,13 +122,24 @@ def _read_references(path: Path, manifest: ModelManifest) -> SelfTest:
         if expanded_bytes > MAX_REFERENCES_BYTES:
             raise ValueError(f"it expands to more than {MAX_REFERENCES_BYTES} bytes")
         with np.load(path) as file:
+            images = file["images"]
             outputs = {output.name: file[output.name] for output in manifest.decoder.outputs()}
-            return SelfTest(file["images"], outputs, is_recorded=True)
+        # Rows are compared pairwise, so that their number must be bounded.
+        _check_array("images", images, "uint8", (len(images), *images.shape[1:3], 3))
+        for output in manifest.decoder.outputs():
+            shape = (len(images), *output.shape)
+            _check_array(output.name, outputs[output.name], output.dtype, shape)
+        return SelfTest(images, outputs, is_recorded=True)
     except Exception as error:  # NumPy raises any exception for a damaged file
         raise PackageInvalidError(
             f"{path} does not contain references of this model: {error}. "
             "Record them again with centernet-export references."
         ) from error
+
+
+def _check_array(name: str, array: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> None:
+    if (array.dtype, array.shape) != (np.dtype(dtype), shape):
+        raise ValueError(f"{name} is {array.dtype} {array.shape} instead of {dtype} {shape}")
 
 
 def _row(outputs: Mapping[str, NDArray[Any]], index: int) -> Outputs:

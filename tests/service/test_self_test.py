@@ -186,3 +186,27 @@ def test_damaged_references_are_refused(tmp_path: Path, bundled: Path, damage: s
         np.savez(path, images=np.zeros((1, 8, 8, 3), np.uint8))
     with pytest.raises(PackageInvalidError, match="does not contain references of this model"):
         make_self_test(replace(package, directory=tmp_path), ColourEngine())
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("centers", lambda values: np.repeat(values, 1000, axis=1)),
+        ("sizes", lambda values: values[:1]),
+        ("scores", lambda values: values.astype("U9")),
+        ("images", lambda values: values.astype(np.float32)),
+        ("images", lambda values: values[..., :1]),
+    ],
+)
+def test_references_of_other_shapes_and_types_are_refused(
+    tmp_path: Path, bundled: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    package = load_package(bundled)
+    assert package.manifest.references is not None
+    file = package.manifest.references.file
+    with np.load(package.directory / file) as recorded:
+        arrays: dict[str, Any] = dict(recorded)
+    arrays[name] = change(arrays[name])
+    np.savez_compressed(tmp_path / file, **arrays)
+    with pytest.raises(PackageInvalidError, match=f"{name} is .* instead of"):
+        make_self_test(replace(package, directory=tmp_path), ColourEngine())
