@@ -30,7 +30,8 @@ async function waitForModels() {
     const problem = await send("startupz").then(() => null, problemOf);
     const isStarting = problem?.code === "not_ready";
     byId("starting").hidden = !isStarting;
-    byId("starting").textContent = isStarting ? problem.detail : "";
+    // Without the sentence about requests: the page asks again by itself.
+    byId("starting").textContent = isStarting ? `${problem.detail.split(". ")[0]}.` : "";
     showProblem(isStarting ? null : problem);
     if (!problem) return;
     setState(isStarting ? "Loading models" : "Not ready", isStarting ? "" : "bad");
@@ -101,6 +102,7 @@ async function chooseModel(name) {
   if (byId("model").value !== name) return; // another one was chosen meanwhile
   state.model = model;
   state.hiddenClasses.clear();
+  byId("model-text").textContent = model.description && `${model.name}: ${model.description}.`;
   setThreshold(state.model.score_threshold);
   buildOptions();
   byId("birds-eye-panel").hidden = state.model.task !== "center_boxes_3d";
