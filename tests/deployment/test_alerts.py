@@ -8,6 +8,9 @@ import pytest
 from support.dashboard import DCGM_METRICS
 from support.promtool import Alert, Case, check_cases, run_promtool
 
+from service.http.deepstack import deepstack
+from service.http.routes import detection_routes
+
 A = 'instance="a:8000"'
 JOB = f'job="centernet", {A}'
 MODEL = f'{JOB}, model="cells"'
@@ -348,3 +351,13 @@ def test_alert_fires_only_in_the_firing_cases(
     for reason, case in INACTIVE[rule].items():
         cases[f"inactive: {reason}"] = replace(case, alerts={rule: []})
     check_cases(cases, rules, severities, tmp_path)
+
+
+def test_expressions_match_the_routes_that_detect(project: Path) -> None:
+    files = ("prometheus/alerts.yml", "grafana/dashboards/centernet.json")
+    text = "".join((project / "docker" / file).read_text() for file in files)
+    (expression,) = set(re.findall(r'route=~\\?"([^"\\]*)', text))
+    routes = {route.path for route in [*detection_routes(), *deepstack.routes]}
+    matched = {path for path in routes if re.fullmatch(expression, path)}
+    assert routes - matched == {"/v1/vision/custom/list"}
+    assert not re.fullmatch(expression, "/livez")
