@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -20,8 +21,8 @@ ELAPSED = "{elapsed}"
 COUNT = "{n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left"
 PERCENTAGE = "{percentage:.0f} %, {elapsed}"
 """States of a step, with the fields of ``bar_format`` of ``tqdm``."""
-_STATE_COLUMNS = 40
-"""Columns of the terminal that the title of a step leaves for its state."""
+_STATE_COLUMNS: Mapping[str, int] = {ELAPSED: 20, COUNT: 44, PERCENTAGE: 20}
+"""Columns of the terminal that the title of a step leaves for each state."""
 
 
 def add_quiet_option(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +99,8 @@ class _Step:
     def __init__(self, title: str, state: str, items: int | None, *, quiet: bool) -> None:
         is_terminal = sys.stderr.isatty()
         if is_terminal:  # a line that is wrapped could not be updated
-            title = title[: max(0, shutil.get_terminal_size().columns - _STATE_COLUMNS)].rstrip()
+            columns = shutil.get_terminal_size().columns - _STATE_COLUMNS[state]
+            title = title[: max(0, columns)].rstrip()
         options = {"total": items, "unit": " images", "bar_format": "{desc}", "delay": 0}
         self.bar = progress_bar(quiet=quiet, desc=f"{title} ...", **options)
         self.bar.bar_format = f"{{desc}} {state}"

@@ -83,7 +83,7 @@ def test_a_terminal_shows_the_state_of_a_step_in_one_line(
     steps.end()
     assert terminal.getvalue().count("\n") == 1
     assert max(map(len, terminal.states)) < 60
-    assert re.fullmatch(r"\[1/1\] Detect with a \.\.\. \d+\.\d s", terminal.states[-1])
+    assert re.fullmatch(r"\[1/1\] Detect wit \.\.\. \d+\.\d s", terminal.states[-1])
     running = next(state for state in terminal.states if "4/4" in state)
     assert re.search(r" \.\.\. 4/4, .*images/s, 00:00 left", running)
 

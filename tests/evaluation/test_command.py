@@ -66,6 +66,22 @@ def test_offline_and_http_evaluation_give_the_same_detections(
     assert offline["speed"]["images_per_s"] > 0
 
 
+def test_the_steps_are_shown_unless_quiet(
+    smears: list[object],
+    project: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    package = project / "models/blood_cells"
+    evaluate(*smears, "--package", package, "--output", tmp_path / "report")
+    steps = re.findall(r"^\[./5\] (.*) \.\.\. \d+\.\d s$", capsys.readouterr().err, re.M)
+    assert [step.partition(" ")[0] for step in steps] == [
+        *("Read", "Load", "Detect", "Compute", "Write")
+    ]
+    evaluate("--quiet", *smears, "--package", package, "--output", tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_report_is_complete(smears: list[object], project: Path, tmp_path: Path) -> None:
     output = tmp_path / "report"
     evaluate(*smears, "--package", project / "models/blood_cells", "--output", output)

@@ -306,7 +306,7 @@ def check_train(
     (environment.directory / "config.toml").write_text(TRAINING_CONFIG)
     run = f"run{len(options)}"
     training = ("config.toml", "--output", run, "--device", "cpu", *options)
-    environment.run("python", "-m", "training", *training)
+    environment.run("centernet-train", *training)
     environment.run("centernet-export", "inspect", f"{run}/best.pth")
     assert bool(options) == (environment.directory / run / "tensorboard").is_dir()
 

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from training.average_precision import evaluate
 from training.cli import main
 from training.config import read_config
 from training.data.coco import read_coco_split
+from training.progress import TrainingProgress
 from training.synthetic.blood_smears import coco_document, render_smear
 from training.trainer import ResumeError, Trainer
 
@@ -222,6 +224,43 @@ def test_missing_tensorboard_is_reported_before_training(
         main([str(config_file()), "--output", str(tmp_path / "run"), "--tensorboard"])
     assert "pip install" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_line_per_epoch_remains_on_standard_error(config_file, tmp_path, capsys) -> None:
+    arguments = [str(config_file(epochs=2)), "--device", "cpu", "--output"]
+    main([*arguments, str(tmp_path / "run")])
+    lines = re.findall(r"^epoch \d/2: loss .*$", capsys.readouterr().err, re.M)
+    log = [json.loads(line) for line in (tmp_path / "run/epochs.jsonl").read_text().splitlines()]
+    for number, (line, entry) in enumerate(zip(lines, log, strict=True), start=1):
+        loss = re.match(rf"epoch {number}/2: loss (\d+\.\d+), ", line)
+        weighted = entry["heatmap"] + entry["offset"] + 0.1 * entry["size"]
+        assert float(loss[1]) == pytest.approx(weighted, abs=1e-3)
+        scores = f"ap {entry['ap']:.3f}, ap50 {entry['ap50']:.3f}"
+        assert line.endswith(f", {scores}, {entry['seconds']} s")
+    main([*arguments, str(tmp_path / "other"), "--quiet"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_is_that_of_the_whole_run(monkeypatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("training.progress.time.monotonic", lambda: now)
+    progress = TrainingProgress(epochs=10, done=2, quiet=True)  # 8 epochs remain
+    now += 30
+    assert progress.describe(loss=1.5, share=0.5) == "loss 1.500, 07:30 left"
+    progress.end_epoch(1.5, {"seconds": 60})
+    now += 30 + 30  # half of the next one
+    assert progress.describe(loss=1.25, share=0.5) == "loss 1.250, 06:30 left"
+
+
+def test_an_error_is_one_line(config_file, tmp_path, capsys) -> None:
+    config = config_file()
+    config.write_text(config.read_text().replace("epochs = 2", "epochs = 0"))
+    with pytest.raises(SystemExit) as caught:
+        main([str(config), "--output", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"centernet-train: error: {config}")
+    assert "schedule.epochs" in error
 
 
 def test_the_bundled_config_is_valid(project: Path) -> None:

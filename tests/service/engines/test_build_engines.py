@@ -37,6 +37,29 @@ def test_reports_progress_and_loads_the_package_again(
     assert rebuilt.manifest.name == "blood_cells"
 
 
+@pytest.mark.parametrize(("interval_s", "count"), [(-1.0, 3), (1e9, 0)])
+def test_a_build_is_logged_at_intervals(
+    bundled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    interval_s: float,
+    count: int,
+) -> None:
+    caplog.set_level("INFO")
+    program = 'for share in (0, 0.5, 1): print(\'{"progress": %s, "step": "tactics"}\' % share)'
+    replace_build_command(monkeypatch, program)
+    monkeypatch.setattr("service.model_registry.BUILD_LOG_INTERVAL_S", interval_s)
+    settings = Settings(models=bundled, backend="tensorrt", build_engines=True)
+    steps: list[str] = []
+    with pytest.raises(EngineUnavailableError):  # the program has built no engine
+        load_models(settings, Metrics(), steps.append)
+    builds = [step for step in steps if step.startswith("building an engine of blood_cells, ")]
+    assert [build.partition(", ")[2] for build in builds] == [
+        f"{percentage} % done: tactics" for percentage in (0, 50, 100)
+    ]
+    assert [message for message in caplog.messages if message in builds] == builds[:count]
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
