@@ -22,9 +22,11 @@ from evaluation.metrics.coco import COCO_SIGMAS
 from evaluation.model_under_test import TASKS, DetectionRun, DetectionSource, ModelUnderTest
 from evaluation.report import Report, Table, check_output, write_report
 
+_EXIT_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate and write the report; exit with status 1 on an error."""
+    """Evaluate and write the report; exit with status 1 on an error, 130 after Ctrl-C."""
     args = _parser().parse_args(arguments)
     steps = Steps(7 if args.ground_truth_centers else 5, quiet=args.quiet)
     try:
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps.end("failed")
         print(f"centernet-eval: error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        steps.end("interrupted")
+        sys.exit(_EXIT_INTERRUPTED)
     tables = [section for section in report.sections if isinstance(section, Table)]
     print(Report(report.title, report.summary, list(tables)).markdown())
     print(f"The complete report is {args.output / 'report.html'}.")

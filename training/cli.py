@@ -14,11 +14,15 @@ from training.config import ConfigError, read_config
 from training.tensorboard import TensorBoardLogger, TensorBoardUnavailableError
 from training.trainer import ResumeError, Trainer
 
+_EXIT_FAILED = 2
+_EXIT_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str]) -> None:
     """Train a configuration and write checkpoints and the log to the output directory.
 
-    Exits with status 2 if the configuration, its images or the checkpoint cannot be used.
+    Exits with status 2 if the configuration, its images or the checkpoint cannot be used, and with
+    130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="centernet-train", description="Train a detector.")
     parser.add_argument("config", type=Path, help="TOML file, see training/configs")
@@ -37,7 +41,13 @@ def main(arguments: Sequence[str]) -> None:
         _train(args)
     except (ConfigError, DatasetError, ResumeError, TensorBoardUnavailableError, OSError) as error:
         print(f"centernet-train: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_EXIT_FAILED)
+    except KeyboardInterrupt:
+        print(
+            "centernet-train: interrupted; --resume continues after the last complete epoch",
+            file=sys.stderr,
+        )
+        sys.exit(_EXIT_INTERRUPTED)
 
 
 def _train(args: argparse.Namespace) -> None:

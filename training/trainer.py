@@ -41,15 +41,16 @@ Batch = Mapping[str, Tensor]
 
 
 class ResumeError(ValueError):
-    """The checkpoint to resume from was written by another configuration."""
+    """There is no checkpoint to resume from, or another configuration wrote it."""
 
 
 class Trainer:
     """One training run: network, optimizer, weight average and progress.
 
     With ``resume`` the run continues from ``last.pth`` in ``output``. Raises :class:`ResumeError`
-    if a different configuration wrote that file, because the result could not be reproduced, and
-    :class:`ConfigError` if the configuration's images or its ``start`` cannot be used.
+    if there is no such file or a different configuration wrote it, because the result could not be
+    reproduced, and :class:`ConfigError` if the configuration's images or its ``start`` cannot be
+    used.
     """
 
     def __init__(
@@ -277,6 +278,8 @@ class Trainer:
 
     def _resume(self) -> None:
         path = self._output / LAST_CHECKPOINT
+        if not path.is_file():
+            raise ResumeError(f"{path} does not exist: no epoch is complete; leave out --resume")
         checkpoint = torch.load(path, map_location=self._device, weights_only=True)
         if checkpoint["config"] != self._config.model_dump_json():
             raise ResumeError(

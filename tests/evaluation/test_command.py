@@ -82,6 +82,27 @@ def test_the_steps_are_shown_unless_quiet(
     assert capsys.readouterr().err == ""
 
 
+def test_an_interruption_ends_the_step(
+    smears: list[object],
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluation.cli.evaluate", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        evaluate(
+            *smears, "--package", project / "models/blood_cells", "--output", tmp_path / "report"
+        )
+    assert caught.value.code == 130
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "[4/5] Compute the metrics ... interrupted"
+    assert not (tmp_path / "report").exists()
+
+
 def test_the_report_is_complete(smears: list[object], project: Path, tmp_path: Path) -> None:
     output = tmp_path / "report"
     evaluate(*smears, "--package", project / "models/blood_cells", "--output", output)

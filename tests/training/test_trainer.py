@@ -263,6 +263,20 @@ def test_an_error_is_one_line(config_file, tmp_path, capsys) -> None:
     assert "schedule.epochs" in error
 
 
+def test_an_interrupted_run_names_resume(config_file, tmp_path, monkeypatch, capsys) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_step", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main([str(config_file()), "--output", str(tmp_path / "run")])
+    assert caught.value.code == 130
+    assert "--resume continues" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        main([str(config_file()), "--output", str(tmp_path / "run"), "--resume"])
+    assert "no epoch is complete" in capsys.readouterr().err
+
+
 def test_the_bundled_config_is_valid(project: Path) -> None:
     config = read_config(project / "training/configs/blood_cells.toml")
     assert config.classes == ("RBC", "WBC", "Platelets")
