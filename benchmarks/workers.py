@@ -5,27 +5,28 @@
     python -m benchmarks.workers models/blood_cells docs/samples/*.jpg --constant --layers 8
 
 ``--constant``: the engine returns constant outputs, and takes the time of ``--layers`` matrix
-products per image. The variants take alternating turns with the throughput ceiling (cores / CPU
-seconds of decoding, warp and engine per image); the ratios are medians over the rounds. The load
-generator shares the cores with the service, so the CPU time per image is more reliable than the
-throughput when other programs run.
+products per image. ``--fronts``: also measure processes that share the engine of another process
+(``benchmarks.shared_engine``).
+
+The variants take alternating turns with the throughput ceiling (cores / CPU seconds of decoding,
+warp and engine per image); ratios to the first variant and to the ceiling are medians over the
+rounds. The load generator shares the cores with the service, so the CPU time per image is more
+reliable than the throughput when other programs run.
 """
 
 import argparse
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from benchmarks.comparison.ceiling import Pipeline
 from benchmarks.constant_package import constant_package
-from benchmarks.endurance.service import Service, run_service
+from benchmarks.endurance.service import SERVICE, Service, run_service
 from benchmarks.load import Target, closed_loop
-
-_BATCH_SIZE = 8
-"""Maximum batch size; that of the warm-up differs from start to start."""
+from benchmarks.shared_engine import MAX_BATCH_SIZE, engine_process, front_program
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--constant", action="store_true")
     parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--fronts", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--backend", default="onnxruntime-cpu")
     parser.add_argument("--connections", type=int, default=32)
@@ -42,45 +44,86 @@ def main() -> None:
     args = parser.parse_args()
     if args.layers and not args.constant:
         parser.error("--layers needs --constant")
-    variants = (1, args.workers)
+    variants = [_Variant("1 process", 1), _Variant(f"{args.workers} workers", args.workers)]
+    if args.fronts:
+        variants += [
+            _Variant(f"engine process, {count} front{'s' * (count > 1)}", count, has_fronts=True)
+            for count in (1, args.workers)
+        ]
     with ExitStack() as stack:
         package = args.package
         if args.constant:
             package = stack.enter_context(
                 constant_package(args.package, args.images[0], args.layers)
             )
-        services = []
-        for workers in variants:
-            options = ("--workers", str(workers), "--backend", args.backend)
-            options += ("--max-batch-size", str(_BATCH_SIZE))
-            services.append(stack.enter_context(run_service(*options, package=package)))
-            _wait_for_workers(services[-1], workers)
+        services = [
+            stack.enter_context(_start(variant, package, args.backend)) for variant in variants
+        ]
         pipeline, bodies = Pipeline(package), [image.read_bytes() for image in args.images]
         ceilings, rounds = [], []
         for _ in range(args.rounds):
-            ceilings.append(pipeline.ceiling(bodies, _BATCH_SIZE, args.seconds))
-            rounds.append([_measure(service, args) for service in services])
-    ideal_ms = median(ceiling.prepare_ms + ceiling.engine_ms for ceiling in ceilings)
-    engine_ms = median(ceiling.engine_ms for ceiling in ceilings)
-    print(f"CPU ms per image: decoding, warp and engine {ideal_ms:.2f}, engine {engine_ms:.2f}")
-    print("| workers | images/s | of the ceiling | p50 ms | p99 ms | CPU ms per image |")
-    print("|---:|---:|---|---:|---:|---:|")
-    for index, workers in enumerate(variants):
+            ceilings.append(pipeline.ceiling(bodies, MAX_BATCH_SIZE, args.seconds))
+            rounds.append([_measure(*service, args) for service in services])
+    for title, values in (
+        ("decoding, warp and engine, alone", [one.prepare_ms + one.engine_ms for one in ceilings]),
+        ("engine, alone", [one.engine_ms for one in ceilings]),
+        ("without a server, one thread per core", [one.no_server_cpu_ms for one in ceilings]),
+    ):
+        print(f"CPU ms per image, {title}: {median(values):.2f}")
+    print(
+        "| | images/s | ratio | of the ceiling | p50 ms | p99 ms "
+        "| CPU ms per image | ratio | without a server |"
+    )
+    print("|---|---:|---|---|---:|---:|---:|---|---|")
+    for index, variant in enumerate(variants):
         turns = [row[index] for row in rounds]
         fractions = [
             turn.images_per_second / ceiling.images_per_second
             for turn, ceiling in zip(turns, ceilings, strict=True)
         ]
+        efficiency = [
+            ceiling.no_server_cpu_ms / turn.cpu_ms
+            for turn, ceiling in zip(turns, ceilings, strict=True)
+        ]
+        rates = [row[index].images_per_second / row[0].images_per_second for row in rounds]
+        costs = [row[index].cpu_ms / row[0].cpu_ms for row in rounds]
         print(
-            f"| {workers} | {median(turn.images_per_second for turn in turns):.0f} "
-            f"| {_spread(fractions)} | {median(turn.p50_ms for turn in turns):.1f} "
+            f"| {variant.name} | {median(turn.images_per_second for turn in turns):.0f} "
+            f"| {_spread(rates)} | {_spread(fractions)} "
+            f"| {median(turn.p50_ms for turn in turns):.1f} "
             f"| {median(turn.p99_ms for turn in turns):.1f} "
-            f"| {median(turn.cpu_ms for turn in turns):.2f} |"
+            f"| {median(turn.cpu_ms for turn in turns):.2f} | {_spread(costs)} "
+            f"| {_spread(efficiency)} |"
         )
-    ratios = [many.images_per_second / one.images_per_second for one, many in rounds]
-    print(f"images/s, ratio: {_spread(ratios)}")
-    ratios = [many.cpu_ms / one.cpu_ms for one, many in rounds]
-    print(f"CPU time per image, ratio: {_spread(ratios)}")
+
+
+@dataclass(frozen=True)
+class _Variant:
+    name: str
+    workers: int
+    has_fronts: bool = False
+    """Whether the workers share the engine of another process."""
+
+
+@contextmanager
+def _start(
+    variant: _Variant, package: Path, backend: str
+) -> Iterator[tuple[Service, Sequence[int]]]:
+    """Run the service of a variant; yields it and its processes apart from child processes."""
+    options = ("--workers", str(variant.workers), "--max-batch-size", str(MAX_BATCH_SIZE))
+    with ExitStack() as stack:
+        owners, program = [], SERVICE
+        if variant.has_fronts:
+            pid, address = stack.enter_context(engine_process(package, backend))
+            owners.append(pid)
+            program = front_program(address)
+        service = stack.enter_context(
+            run_service(*options, "--backend", backend, package=package, program=program)
+        )
+        # All workers must have loaded their models.
+        while service.metrics().total("centernet_model_ready") < variant.workers:
+            time.sleep(0.1)
+        yield service, [service.process.pid, *owners]
 
 
 @dataclass(frozen=True)
@@ -92,12 +135,12 @@ class _Turn:
     """CPU time of all processes of the service per image."""
 
 
-def _measure(service: Service, args: argparse.Namespace) -> _Turn:
+def _measure(service: Service, pids: Sequence[int], args: argparse.Namespace) -> _Turn:
     target = Target(service.port, "/detect", args.images, ())
     closed_loop(target, 1, args.connections)
-    before_s = _cpu_seconds(service.process.pid)
+    before_s = sum(map(_cpu_seconds, pids))
     load = closed_loop(target, args.seconds, args.connections)
-    used_s = _cpu_seconds(service.process.pid) - before_s
+    used_s = sum(map(_cpu_seconds, pids)) - before_s
     if load.ok is None or not load.all_ok:
         raise RuntimeError(f"some requests failed: {load.statuses}")
     latency = load.ok.latency_ms
@@ -115,11 +158,6 @@ def _cpu_seconds(pid: int) -> float:
 
 def _spread(values: Sequence[float]) -> str:
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def _wait_for_workers(service: Service, workers: int) -> None:
-    while service.metrics().total("centernet_model_ready") < workers:
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -34,15 +34,16 @@ _Settings = TypeVar("_Settings", bound=Settings)
 
 _START_ERRORS = (PackageError, EngineUnavailableError, KeyFileError, TracingUnavailableError)
 _EXIT_INTERRUPTED = 130
-_SWITCH_INTERVAL_S = 0.0001
+SWITCH_INTERVAL_S = 0.0005
 """GIL switch interval: how long an engine thread waits for the GIL after a run. Python's default of
-5 ms would leave a core idle while the event loop writes responses."""
+5 ms would leave a core idle while the event loop writes responses; much less than this takes a
+fifth more CPU time with a fast engine (docs/adr/0020-fast-engines.md)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or tune; exit with status 2 if the start fails."""
     args = list(sys.argv[1:] if arguments is None else arguments)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     if args[:1] == ["tune"]:
         _tune(args[1:])
     else:

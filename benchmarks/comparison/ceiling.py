@@ -54,6 +54,8 @@ class Ceiling:
     cores: int
     no_server_images_per_second: float
     """Throughput of one thread per core that decodes and runs its own batches."""
+    no_server_cpu_ms: float
+    """CPU milliseconds per image of these threads."""
 
     @property
     def images_per_second(self) -> float:
@@ -143,24 +145,28 @@ class Pipeline:
             1000 * self._engine_s(bodies, batch_size, share),
             batch_size,
             self.cores,
-            self._no_server_rate(bodies, batch_size, share),
+            *self._no_server(bodies, batch_size, share),
         )
 
     def _engine_s(self, bodies: Sequence[bytes], size: int, seconds: float) -> float:
         inputs = np.stack([self.prepare(body)[0] for body in islice(cycle(bodies), size)])
         return statistics.median(_cpu_seconds(self.run, [inputs], seconds)) / size
 
-    def _no_server_rate(self, bodies: Sequence[bytes], size: int, seconds: float) -> float:
-        def work(first: int) -> float:
+    def _no_server(self, bodies: Sequence[bytes], size: int, seconds: float) -> tuple[float, float]:
+        """Return the images per second and the CPU milliseconds per image."""
+
+        def work(first: int) -> tuple[float, int]:
             done, started_at = 0, time.perf_counter()
             while time.perf_counter() < started_at + seconds:
                 batch = [bodies[(first + done + index) % len(bodies)] for index in range(size)]
                 self.run(np.stack([self.prepare(body)[0] for body in batch]))
                 done += size
-            return done / (time.perf_counter() - started_at)
+            return done / (time.perf_counter() - started_at), done
 
+        began_s = time.process_time()
         with ThreadPoolExecutor(self.cores) as pool:
-            return sum(pool.map(work, range(self.cores)))
+            rates, counts = zip(*pool.map(work, range(self.cores)), strict=True)
+        return sum(rates), 1000 * (time.process_time() - began_s) / sum(counts)
 
 
 def _cpu_seconds(work: Any, inputs: Sequence[Any], seconds: float) -> list[float]:

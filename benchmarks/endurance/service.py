@@ -18,6 +18,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 BUNDLED = PROJECT / "models" / "blood_cells"
+SERVICE = "from service.cli import main; main()"
 IMAGES = sorted((PROJECT / "docs" / "samples").glob("*.jpg"))
 
 _READY_S = 120.0
@@ -107,13 +108,16 @@ def _samples(text: str) -> list[tuple[str, str, str]]:
 
 @contextmanager
 def run_service(
-    *options: str, package: Path = BUNDLED, project: Path = PROJECT
+    *options: str, package: Path = BUNDLED, project: Path = PROJECT, program: str = SERVICE
 ) -> Iterator[Service]:
-    """Start the service of a checkout, wait until it is ready, and kill it after the block."""
+    """Start the service of a checkout, wait until it is ready, and kill it after the block.
+
+    ``program``: the Python program to run.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log, port = Path(folder) / "log", _free_port()
         command = [
-            *(sys.executable, "-c", "from service.cli import main; main()"),
+            *(sys.executable, "-c", program),
             *(
                 "--models",
                 str(package.resolve()),
