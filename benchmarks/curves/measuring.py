@@ -40,7 +40,7 @@ _ENGINE_TITLES = {
 
 
 class Sample(NamedTuple):
-    """One measurement of a point; the p99 is None if a request failed or was rejected."""
+    """One measurement of a point; the p99 is None if it would be that of too few responses."""
 
     images_per_s: float
     p99_ms: float | None
@@ -159,7 +159,10 @@ def _at_rate(target: Target, rate: float, seconds: float, seed: int) -> Sample:
 def _run_at_own_load(
     targets: Mapping[tuple[str, float], Target], rounds: int, seconds: float
 ) -> dict[str, list[Point]]:
-    """Measure the throughput of a closed loop, then the p99 at a fraction of it."""
+    """Measure the throughput of a closed loop, then the p99 at a fraction of it.
+
+    There is no p99 if a request failed or was rejected.
+    """
 
     def measure(target: Target, seed: int) -> Sample:
         rate = _closed_loop_rate(target, seconds)
