@@ -1,4 +1,4 @@
-"""Commands ``package``, ``import``, ``inspect`` and ``references`` of ``centernet-export``."""
+"""Commands of ``centernet-export``, except ``build``."""
 
 import argparse
 import re
@@ -15,9 +15,22 @@ from model_export.graph.normalization import Normalization
 from model_export.import_onnx import import_package
 from model_export.inspect_checkpoint import inspect_checkpoint
 from model_export.pipeline import FP16_STEPS, STEPS, export_package
+from model_export.quantize_package import (
+    QUANTIZATION_STEPS,
+    LabelFiles,
+    fp32_files,
+    quantize_package,
+)
 from model_export.references import add_references
 from model_export.verification.comparison import EXCEPTIONS
-from model_package import ModelPackage, OnnxArtifact, PackageError, Verification
+from model_package import (
+    ModelPackage,
+    OnnxArtifact,
+    PackageError,
+    Quantization,
+    Verification,
+)
+from model_package.directory import read_manifest
 
 _EXIT_FAILED = 2
 _EXIT_INTERRUPTED = 130
@@ -30,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "import": _import,
         "inspect": _inspect,
         "references": _references,
+        "quantize": _quantize,
     }
     args = make_parser().parse_args(arguments)
     steps = Steps(STEPS, quiet=args.quiet)
@@ -89,6 +103,36 @@ def _references(args: argparse.Namespace, steps: Steps) -> int:
     assert references is not None
     print(f"{args.package / references.file}: {references.size_bytes / 1e6:.1f} MB")
     return 0
+
+
+def _quantize(args: argparse.Namespace, steps: Steps) -> int:
+    steps.total = QUANTIZATION_STEPS * len(fp32_files(read_manifest(args.package)))
+    labels = None if args.evaluate is None else LabelFiles(*args.evaluate)
+    package = quantize_package(args.package, args.images, labels, steps.begin)
+    steps.end()
+    for artifact in package.manifest.artifacts:
+        if isinstance(artifact, OnnxArtifact) and artifact.quantization is not None:
+            print(_describe_int8_file(package, artifact, artifact.quantization))
+    return 0
+
+
+def _describe_int8_file(
+    package: ModelPackage, artifact: OnnxArtifact, quantization: Quantization
+) -> str:
+    agreement, precision = artifact.agreement, quantization.average_precision
+    assert agreement is not None
+    lines = [
+        f"{package.path_of(artifact)}: {artifact.size_bytes / 1e6:.1f} MB, "
+        f"{quantization.quantized_layers} layers in int8, "
+        f"{len(quantization.float_layers)} in float32",
+        f"{agreement.matched} of {agreement.detections} detections agree with fp32 in "
+        f"{agreement.inputs} images",
+    ]
+    if precision is not None:
+        aps = (f"{name} {ap:.4f} (fp32 {precision.fp32[name]:.4f})"
+               for name, ap in precision.int8.items())  # fmt: skip
+        lines.append(f"AP on {precision.images} images: {', '.join(aps)}")
+    return "\n".join(lines)
 
 
 def _read_config(args: argparse.Namespace) -> ExportConfig:

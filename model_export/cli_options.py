@@ -7,12 +7,14 @@ from typing import get_args
 from command_line.progress import add_quiet_option
 from command_line.version import add_version_option
 from model_export.architectures import ARCHITECTURES
-from model_export.config import ExportConfig
+from model_export.config import ExportConfig, ExportPrecision
 from model_export.engines.cli import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.quantize_package import MAX_CALIBRATION_IMAGES
 from model_export.references import MAX_IMAGES
 from model_export.tasks import TASKS
-from model_package import Precision, ResizeMode
+from model_export.verification.average_precision import MAX_AP_LOSS, MAX_CLASS_AP_LOSS
+from model_package import ResizeMode
 
 _FREE_SIZE_PX = 1536
 """Default of ``--free-size``: 1.5 times the size of COCO images; covers KITTI images."""
@@ -43,9 +45,28 @@ def make_parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         add_quiet_option(command)
 
+    _add_quantize(
+        commands.add_parser("quantize", help="add int8 files to a package, verified on detections")
+    )
+
     # Only for the list of commands; `build` has its own parser, which does not import torch.
     commands.add_parser("build", help=SUMMARY)
     return parser
+
+
+def _add_quantize(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("package", type=Path, metavar="PACKAGE", help="an existing package with references")
+    add(
+        "--images", required=True, type=Path, metavar="DIR",
+        help="images like those of training, without labels, to measure the ranges of the layers "
+        f"with; the first {MAX_CALIBRATION_IMAGES} by name are used",
+    )  # fmt: skip
+    add(
+        "--evaluate", nargs=2, type=Path, metavar=("FILE", "DIR"),
+        help="COCO labels and their images, not those of --images: also refuse int8 if AP is more "
+        f"than {MAX_AP_LOSS} lower, or more than {MAX_CLASS_AP_LOSS} for a class",
+    )  # fmt: skip
 
 
 def _add_package(command: argparse.ArgumentParser) -> None:
@@ -65,8 +86,8 @@ def _add_package(command: argparse.ArgumentParser) -> None:
         help=f"make height and width dynamic, up to MAX pixels ({_FREE_SIZE_PX})",
     )  # fmt: skip
     add(
-        "--precision", choices=list(get_args(Precision)), default=ExportConfig.precision,
-        help="fp16 adds files whose network computes in fp16 (%(default)s)",
+        "--precision", choices=list(get_args(ExportPrecision)), default=ExportConfig.precision,
+        help="fp16 adds files whose network computes in fp16 (%(default)s); for int8 see quantize",
     )  # fmt: skip
     add(
         "--normalization", choices=list(NORMALIZATIONS),

@@ -19,12 +19,14 @@ from model_package import (
     InputSpec,
     ModelManifest,
     OnnxArtifact,
-    Precision,
     Provenance,
     References,
     ResizeMode,
     Verification,
 )
+
+ExportPrecision = Literal["fp32", "fp16"]
+"""Precisions of an export; int8 files are added to its result."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ExportConfig:
     """Longest input side with dynamic height and width; None: the task's default."""
     flip: bool = False
     """Add a second graph that averages the maps of the image and its horizontal flip."""
-    precision: Precision = "fp32"
+    precision: ExportPrecision = "fp32"
     """``fp16``: add an fp16 file for each fp32 file."""
     normalization: str | None = None
     """A key of :data:`model_export.graph.normalization.NORMALIZATIONS`."""
@@ -131,7 +133,7 @@ def check_config(config: ExportConfig) -> None:
         ("architecture", config.architecture, ARCHITECTURES),
         ("task", config.task, TASKS),
         ("normalization", config.normalization, NORMALIZATIONS),
-        ("precision", config.precision, get_args(Precision)),
+        ("precision", config.precision, get_args(ExportPrecision)),
     ):
         if name is not None and name not in known:
             raise ConfigError(f"there is no {option} {name!r}. Accepted: {', '.join(known)}.")

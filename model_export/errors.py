@@ -62,6 +62,12 @@ class VerificationError(ExportError):
     code = "verification_failed"
 
 
+class QuantizationError(ExportError):
+    """The network cannot be quantized, or its detections in int8 differ from those in fp32."""
+
+    code = "int8_unsuitable"
+
+
 class Fp16Error(ExportError):
     """The network's detections in fp16 differ from those in fp32, or fp16 overflows."""
 

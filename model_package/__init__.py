@@ -21,6 +21,7 @@ from model_package.errors import (
 )
 from model_package.manifest import (
     Artifact,
+    AveragePrecision,
     BatchProfile,
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
@@ -36,6 +37,7 @@ from model_package.manifest import (
     OnnxArtifact,
     Precision,
     Provenance,
+    Quantization,
     References,
     ResizeMode,
     TensorSpec,
@@ -48,6 +50,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = [
     "MANIFEST_FILE",
     "Artifact",
+    "AveragePrecision",
     "BatchProfile",
     "CenterBoxes3DDecoder",
     "CenterBoxesDecoder",
@@ -70,6 +73,7 @@ __all__ = [
     "PackageNotFoundError",
     "Precision",
     "Provenance",
+    "Quantization",
     "References",
     "ResizeMode",
     "TensorSpec",

@@ -1,4 +1,4 @@
-"""Atomic addition of engines and references to an existing package, by one writer at a time.
+"""Atomic addition of engines, int8 files and references to a package, by one writer at a time.
 
 Concurrent readers see the package either before or after an edit: a file gets a new name,
 then ``model.json`` is replaced by a rename, and only then are old files removed. Not part of the
@@ -25,7 +25,7 @@ from model_package.errors import PackageBusyError, PackageError, PackageInvalidE
 from model_package.manifest import EngineArtifact, ModelManifest, OnnxArtifact, References
 
 _LOCK_FILE = ".build.lock"
-_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.partial|.+\.[0-9a-f]{8}\.(engine|npz)")
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.partial|.+\.[0-9a-f]{8}\.(engine|onnx|npz)")
 """Files that a killed edit may leave behind; those with a digest only if they are not listed."""
 
 
@@ -59,6 +59,30 @@ class PackageEdit:
             if not (isinstance(artifact, EngineArtifact) and _same_machine(artifact, engine))
         ]
         self._update(artifacts=(*others, engine))
+
+    def add_int8_file(self, artifact: OnnxArtifact, content: Path) -> None:
+        """Move ``content``, from :meth:`new_file`, into the package as ``artifact``.
+
+        It replaces an int8 file with the same flip, and the engines that were built from that. Its
+        file name must end in eight hexadecimal digits of its digest and ``.onnx``.
+        """
+        if not _LEFTOVER.fullmatch(artifact.file):
+            raise ValueError(f"{artifact.file} is not a valid name of an int8 file")
+        check_artifact(content, artifact)
+        content.replace(self.directory / artifact.file)
+        replaced = {
+            other.sha256
+            for other in self.manifest.artifacts
+            if (other.backend, other.precision, other.flip)
+            == (artifact.backend, artifact.precision, artifact.flip)
+        }
+        others = [
+            other
+            for other in self.manifest.artifacts
+            if other.sha256 not in replaced
+            and not (isinstance(other, EngineArtifact) and other.built_from in replaced)
+        ]
+        self._update(artifacts=(*others, artifact))
 
     def set_references(self, references: References, content: Path) -> None:
         """Move ``content``, from :meth:`new_file`, into the package as its references.

@@ -10,7 +10,7 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # No directory and no leading dot, so that an artifact cannot point outside of its package.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 ResizeMode = Literal["letterbox", "fit_width", "keep_resolution"]
 """Scaling of images to the network input; black padding.
 
@@ -242,11 +242,39 @@ class Verification(_StrictModel):
 class _ArtifactFile(_StrictModel):
     file: FileName
     precision: Precision
-    """``fp16``: the network computes in fp16; pre- and post-processing stay float32."""
+    """``fp16``: the network computes in fp16, ``int8``: convolutions multiply int8 values; pre- and
+    post-processing stay float32."""
     flip: bool = False
     """The graph averages its maps over the image and its horizontal flip."""
     sha256: Sha256
     size_bytes: int = Field(gt=0)
+
+
+class AveragePrecision(_StrictModel):
+    """COCO's box AP over IoU 0.50...0.95 of both files on the same labelled images.
+
+    The key ``all`` is the mean over the classes, the others are class names.
+    """
+
+    images: int = Field(gt=0)
+    fp32: dict[_Text, float]
+    int8: dict[_Text, float]
+
+
+class Quantization(_StrictModel):
+    """How an int8 file was made from the fp32 file, and its average precision.
+
+    Weights are int8 with one scale per output channel, activations int8 with one scale; all zero
+    points are 0.
+    """
+
+    tool: _Text
+    calibration_images: int = Field(gt=0)
+    quantized_layers: int = Field(gt=0)
+    float_layers: tuple[_Text, ...]
+    """Names of the convolutions that stay float32, because int8 changes the maps most there."""
+    average_precision: AveragePrecision | None = None
+    """None without labelled images."""
 
 
 class OnnxArtifact(_ArtifactFile):
@@ -254,13 +282,17 @@ class OnnxArtifact(_ArtifactFile):
 
     backend: Literal["onnxruntime"] = "onnxruntime"
     agreement: Verification | None = None
-    """Comparison of an fp16 file's detections with the fp32 file's; None for fp32 files, whose
+    """Comparison of the detections with those of the fp32 file; None for fp32 files, whose
     comparison with the network is the package's ``verification``."""
+    quantization: Quantization | None = None
+    """Of int8 files."""
 
     @model_validator(mode="after")
-    def _fp16_is_verified(self) -> Self:
-        if (self.precision == "fp16") != (self.agreement is not None):
-            raise ValueError("fp16 files, and only those, must have an agreement")
+    def _is_verified(self) -> Self:
+        if (self.precision != "fp32") != (self.agreement is not None):
+            raise ValueError("fp16 and int8 files, and only those, must have an agreement")
+        if (self.precision == "int8") != (self.quantization is not None):
+            raise ValueError("int8 files, and only those, must have a quantization")
         return self
 
 

@@ -218,7 +218,7 @@ class AsyncDetector:
                 self._metrics.self_test("failed")
                 continue
             outputs = {name: values[np.newaxis] for name, values in item.outputs.items()}
-            self._self_test_error = self_test.error_of(outputs)
+            self._self_test_error = self_test.error_of(outputs, self._engine.precision)
             self._metrics.self_test("wrong" if self._self_test_error else "ok")
             if self._self_test_error:
                 _log.error("%s: %s", self.manifest.name, self._self_test_error)

@@ -284,9 +284,9 @@ def _accept(engine: Engine, self_test: SelfTest, *, is_chosen: bool) -> None:
 
     ``is_chosen``: the service chooses the precision, and not the user.
     """
-    if is_chosen and engine.precision == "bf16" and not self_test.is_recorded:
+    if is_chosen and engine.precision in ("bf16", "int8") and not self_test.is_recorded:
         raise EngineUnavailableError(
-            "the package has no recorded references to check bf16 with. "
+            f"the package has no recorded references to check {engine.precision} with. "
             "Add them with centernet-export references."
         )
     if not engine.is_reference:

@@ -15,22 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labels.output_agreement import (
+    AGREEMENT_LIMITS,
+    SCORE_TOLERANCES,
+    Outputs,
+    count_agreeing,
+)
 from model_package import InputSpec, ModelManifest, ModelPackage, PackageInvalidError
 from service.cpu_cores import available_cores
 from service.engines import Engine, EngineUnavailableError, open_engine
 from service.engines.precision import ComputePrecision
-from service.output_agreement import AgreementLimits, Outputs, count_agreeing
-
-TOLERANCE = 0.02
-"""Largest accepted difference of a score: twice what fp16 may change it by. The faults to detect
-change scores by far more."""
-
-AGREEMENT_LIMITS: Mapping[ComputePrecision, AgreementLimits] = {
-    "fp32": AgreementLimits(score=0.001, overlap=0.01, value=0.01, min_share=0.95, min_count=0),
-    "bf16": AgreementLimits(score=0.01, overlap=0.03, value=0.05, min_share=0.9, min_count=10),
-}
-"""Limits for the detections in the recorded images. fp16 has none here: its detections were
-compared when the package was made."""
 
 MAX_REFERENCES_BYTES = 256 * 1024 * 1024
 """Limit on the recorded images and outputs in memory."""
@@ -65,26 +59,27 @@ class SelfTest:
         images = draw_test_image(spec.height_px, spec.width_px)[np.newaxis]
         return cls(images, reference.run(images))
 
-    def error_of(self, outputs: Mapping[str, NDArray[Any]], row: int = 0) -> str | None:
-        """Compare one row of a batch's outputs for :attr:`pixels` with the reference.
+    def error_of(
+        self, outputs: Mapping[str, NDArray[Any]], precision: ComputePrecision
+    ) -> str | None:
+        """Compare the first outputs of a batch, those for :attr:`pixels`, with the reference.
 
-        Returns a description of the error, or None if the scores agree within
-        :data:`TOLERANCE`.
+        Returns a description of the error, or None if the scores agree within the tolerance of
+        ``precision``.
         """
-        return _score_error(self._rows[0], _row(outputs, row))
+        return _score_error(self._rows[0], _row(outputs, 0), SCORE_TOLERANCES[precision])
 
     def check(self, engine: Engine) -> None:
         """Run the engine on every image.
 
-        Raises :class:`EngineUnavailableError` if a score differs by more than :data:`TOLERANCE`
-        or, with recorded outputs, if too few detections agree within the limits of the engine's
-        precision.
+        Raises :class:`EngineUnavailableError` if a score differs by more than the tolerance of the
+        engine's precision or, with recorded outputs, if too few detections agree within its limits.
         """
         limits = AGREEMENT_LIMITS.get(engine.precision) if self.is_recorded else None
         agreeing = counted = 0
         for image, reference in zip(self._images, self._rows, strict=True):
             outputs = _row(engine.run(image[np.newaxis]), 0)
-            if error := _score_error(reference, outputs):
+            if error := _score_error(reference, outputs, SCORE_TOLERANCES[engine.precision]):
                 raise EngineUnavailableError(f"{engine.description}: {error}")
             if limits is not None:
                 counts = count_agreeing(reference, outputs, limits)
@@ -146,15 +141,15 @@ def _row(outputs: Mapping[str, NDArray[Any]], index: int) -> Outputs:
     return {name: values[index] for name, values in outputs.items()}
 
 
-def _score_error(reference: Outputs, outputs: Outputs) -> str | None:
+def _score_error(reference: Outputs, outputs: Outputs, tolerance: float) -> str | None:
     scores = _sorted_scores(outputs)
     if not np.isfinite(scores).all():
         return "a score of the self-test image is not a finite number"
     max_error = float(np.abs(scores - _sorted_scores(reference)).max())
-    if max_error > TOLERANCE:
+    if max_error > tolerance:
         return (
             f"a score of the self-test image differs by {max_error:.3g} from its reference; "
-            f"at most {TOLERANCE} is accepted"
+            f"at most {tolerance} is accepted"
         )
     return None
 

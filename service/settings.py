@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         description="Runtime of the models; auto selects the first that works on this machine and "
         "passes the self-test.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Precision of the layers of the networks; auto selects the fastest that the "
         "backend and the processor support and that passes the self-test.",

@@ -189,11 +189,13 @@ def select_onnx_files(
         if isinstance(artifact, OnnxArtifact) and precision in (None, artifact.precision)
     ]
     if not files:
-        raise EngineRequestError(
-            f"{directory} has no ONNX file in {precision}. Export the checkpoint again into a "
-            f"new directory: centernet-export package --checkpoint FILE --output DIR "
-            f"--precision {precision}"
+        hint = (
+            f"Add one: centernet-export quantize {directory} --images DIR"
+            if precision == "int8"
+            else "Export the checkpoint again into a new directory: centernet-export package "
+            f"--checkpoint FILE --output DIR --precision {precision}"
         )
+        raise EngineRequestError(f"{directory} has no ONNX file in {precision}. {hint}")
     return files
 
 

@@ -5,13 +5,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from command_line.progress import PERCENTAGE, Steps, add_quiet_option
 from command_line.version import add_version_option
 from model_export.engines.build import BuiltEngine, EngineRequest, build_engines
 from model_export.engines.interruption import Interruption
 from model_export.errors import ExportError
-from model_package import EngineArtifact, PackageError
+from model_package import EngineArtifact, PackageError, Precision
 from model_package.tensorrt_libraries import TENSORRT_LIBRARIES
 
 SUMMARY = "build TensorRT engines from a package's ONNX files ahead of time"
@@ -85,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="library to build with (default: the installed one)",
     )
     add(
-        "--precision", choices=["fp32", "fp16"],
+        "--precision", choices=list(get_args(Precision)),
         help="build only from ONNX files in this precision (default: all ONNX files)",
     )  # fmt: skip
     add(

@@ -29,8 +29,10 @@ def _blobs(random: np.random.Generator, height_px: int, width_px: int) -> ImageA
     return _resized(Image.fromarray(coarse), height_px, width_px)
 
 
-def read_images(directory: Path, height_px: int, width_px: int) -> list[ImageArray]:
-    """Read the first images of ``directory`` by name, up to :data:`MAX_IMAGES`, and resize them.
+def read_images(
+    directory: Path, height_px: int, width_px: int, limit: int = MAX_IMAGES
+) -> list[ImageArray]:
+    """Read the first images of ``directory`` by name, up to ``limit``, and resize them.
 
     The aspect ratio is not kept, since both sides of the comparison get the same pixels. Raises
     :class:`ImagesError`.
@@ -40,13 +42,17 @@ def read_images(directory: Path, height_px: int, width_px: int) -> list[ImageArr
     paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise ImagesError(f"{directory} holds no images. Accepted: {', '.join(sorted(_SUFFIXES))}.")
-    return [_read_image(path, height_px, width_px) for path in paths[:MAX_IMAGES]]
+    return [read_image(path, height_px, width_px)[0] for path in paths[:limit]]
 
 
-def _read_image(path: Path, height_px: int, width_px: int) -> ImageArray:
+def read_image(path: Path, height_px: int, width_px: int) -> tuple[ImageArray, tuple[int, int]]:
+    """Read and resize an image; also return the width and height of the file's image.
+
+    Raises :class:`ImagesError`.
+    """
     try:
         with Image.open(path) as image:
-            return _resized(image.convert("RGB"), height_px, width_px)
+            return _resized(image.convert("RGB"), height_px, width_px), image.size
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ImagesError(f"{path} cannot be read as an image: {error}. Remove it.") from error
 

@@ -35,15 +35,16 @@ class Candidate:
 CANDIDATES: Sequence[Candidate] = (
     Candidate(
         "tensorrt",
-        ("fp16", "fp32"),
+        ("fp16", "fp32", "int8"),
         lambda package, options: open_tensorrt_engine(package, options, TENSORRT),
     ),
     Candidate(
         "tensorrt-rtx",
-        ("fp16", "fp32"),
+        ("fp16", "fp32", "int8"),
         lambda package, options: open_tensorrt_engine(package, options, TENSORRT_RTX),
     ),
     Candidate("onnxruntime-cuda", ("fp16", "fp32"), open_cuda_engine),
+    Candidate("openvino", ("int8",), OpenVinoEngine, on_cpu=True),
     Candidate("openvino", ("bf16",), OpenVinoEngine, on_cpu=True),
     Candidate("openvino", ("fp32",), OpenVinoEngine, on_cpu=True),
     Candidate("onnxruntime-cpu", ("fp32",), OnnxRuntimeEngine, on_cpu=True),

@@ -1,4 +1,4 @@
-"""OpenVINO backend: the fp32 ONNX files on the CPU, computed in float32 or bfloat16."""
+"""OpenVINO backend: ONNX files on the CPU, computed in float32, bfloat16 or int8."""
 
 import queue
 import sys
@@ -19,8 +19,10 @@ from service.engines.openvino_operators import operator_extensions
 from service.engines.precision import select_onnx_files
 
 _DEVICE = "CPU"
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
-"""``INFERENCE_PRECISION_HINT`` by precision. Without the hint OpenVINO chooses bf16 by itself."""
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""``INFERENCE_PRECISION_HINT`` by precision. Without the hint OpenVINO chooses bf16 by itself.
+
+For int8 it is the precision of everything but the quantized convolutions."""
 _BATCH_SIZES = (4, 1)
 """Batch sizes that models are compiled for, descending. Other batches are divided into these:
 a dynamic batch costs up to a fifth of the throughput (docs/adr/0018-openvino.md)."""
@@ -30,10 +32,11 @@ own, and the fixed cost of a run, which larger batches share, is small for large
 
 
 class OpenVinoEngine:
-    """Runs the fp32 ONNX files of a package on the CPU; see :class:`service.engines.Engine`.
+    """Runs the ONNX files of a package on the CPU; see :class:`service.engines.Engine`.
 
-    Each concurrent run has a stream of ``threads`` threads, which belong to OpenVINO, and infer
-    requests. The streams of a compiled model share its weights.
+    ``int8`` runs the int8 files, the other precisions the fp32 files. Each concurrent run has a
+    stream of ``threads`` threads, which belong to OpenVINO, and infer requests. The streams of a
+    compiled model share its weights.
     """
 
     max_batch_size: int | None = None
@@ -44,7 +47,9 @@ class OpenVinoEngine:
         openvino = import_openvino()
         if self.precision == "bf16" and (problem := bf16_problem()):
             raise EngineUnavailableError(problem)
-        files = select_onnx_files(package.manifest, ["fp32"])
+        files = select_onnx_files(
+            package.manifest, ["int8" if self.precision == "int8" else "fp32"]
+        )
         spec = package.manifest.input
         self._create_tensor = openvino.Tensor
         self._output_specs = package.manifest.decoder.outputs()

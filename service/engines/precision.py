@@ -7,11 +7,11 @@ from model_package import ModelManifest, OnnxArtifact
 from model_package.manifest import EngineArtifact
 from service.engines.errors import EngineUnavailableError
 
-ComputePrecision = Literal["fp32", "fp16", "bf16"]
+ComputePrecision = Literal["fp32", "fp16", "bf16", "int8"]
 """Precision of the layers of the network.
 
-``fp16`` runs files of their own, which the package has only if their detections agree with fp32;
-``bf16`` runs the fp32 files.
+``fp16`` and ``int8`` run files of their own, which the package has only if their detections agree
+with fp32; ``bf16`` runs the fp32 files.
 """
 
 _Artifact = TypeVar("_Artifact", OnnxArtifact, EngineArtifact)
@@ -39,6 +39,12 @@ def select_artifacts(
     return {}
 
 
+def _hint(precisions: Sequence[ComputePrecision]) -> str:
+    if "int8" in precisions:
+        return "Add int8 files with centernet-export quantize."
+    return "Export it again."
+
+
 def select_onnx_files(
     manifest: ModelManifest, precisions: Sequence[ComputePrecision]
 ) -> Mapping[bool, OnnxArtifact]:
@@ -51,6 +57,6 @@ def select_onnx_files(
     if not artifacts:
         raise EngineUnavailableError(
             f"the package has no ONNX files in {' or '.join(precisions)} for every variant of the "
-            f"graph, only {', '.join(file.file for file in files)}. Export it again."
+            f"graph, only {', '.join(file.file for file in files)}. {_hint(precisions)}"
         )
     return artifacts

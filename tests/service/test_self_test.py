@@ -143,6 +143,9 @@ class RecordedEngine(FaultyEngine):
         ("bf16", [0.0] * 10 + [9.0], True),  # the last row may have replaced another
         ("bf16", [9.0, *[0.0] * 10], True),  # 9 of 10 detections
         ("bf16", [9.0, 9.0, *[0.0] * 9], False),
+        ("int8", [0.2] * 11, True),
+        ("int8", [0.8] * 11, False),
+        ("int8", [9.0, 9.0, *[0.0] * 9], False),
         ("fp16", [9.0] * 11, True),  # compared when the package was made
     ],
 )
@@ -159,6 +162,21 @@ def test_outputs_without_detections_are_not_accepted_by_a_comparison_of_detectio
     images, outputs = np.zeros((2, 64, 64, 3), np.uint8), boxes(0.0)
     with pytest.raises(EngineUnavailableError, match="0 of 0 detections"):
         SelfTest(images, outputs, is_recorded=True).check(RecordedEngine(outputs, "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "change", "agrees"),
+    [("fp32", 0.03, False), ("bf16", 0.03, False), ("int8", 0.03, True), ("int8", 0.12, False)],
+)
+def test_scores_must_agree_within_the_tolerance_of_the_precision(
+    precision: ComputePrecision, change: float, agrees: bool
+) -> None:
+    self_test = SelfTest(np.zeros((2, 64, 64, 3), np.uint8), boxes(0.0))
+    outputs = {**boxes(0.0), "scores": boxes(0.0)["scores"] - change}
+    error = self_test.error_of(outputs, precision)
+    assert (error is None) == agrees
+    with nullcontext() if agrees else pytest.raises(EngineUnavailableError, match="differs by"):
+        self_test.check(RecordedEngine(outputs, precision))
 
 
 def test_interval_zero_disables_the_self_test() -> None:

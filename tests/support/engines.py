@@ -16,6 +16,7 @@ from model_package import (
     ModelManifest,
     ModelPackage,
     OnnxArtifact,
+    Quantization,
     Verification,
 )
 from model_package.manifest import BatchProfile, EngineArtifact, EngineRequirements
@@ -26,6 +27,7 @@ from support.serving import make_manifest
 DECODER = CenterBoxesDecoder(output_stride=4, top_k=1, score_threshold=0.3)
 INPUT = InputSpec(width_px=64, height_px=64)
 DIGEST = "0" * 64
+_FACTORS = {"fp32": 1, "fp16": 2, "int8": 3}
 
 
 def mean_graph(factor: float) -> onnx.ModelProto:
@@ -91,6 +93,14 @@ def half_precision_artifact(flip: bool = False) -> OnnxArtifact:
     )
 
 
+def int8_artifact() -> OnnxArtifact:
+    fields = half_precision_artifact().model_dump() | {"file": "int8.onnx", "precision": "int8"}
+    report = Quantization(
+        tool="ONNX Runtime", calibration_images=1, quantized_layers=1, float_layers=()
+    )
+    return OnnxArtifact(**(fields | {"sha256": "2" * 64, "quantization": report}))
+
+
 def make_package(
     directory: Path,
     more: Sequence[OnnxArtifact | EngineArtifact] = (),
@@ -100,13 +110,14 @@ def make_package(
 ) -> ModelPackage:
     """Write a package of fp32 ONNX files and ``more``; ``plan_fields`` go into its engines.
 
-    The factor is 1; negated with flip and doubled in fp16, to show which file was run.
+    The factor is 1; negated with flip, doubled in fp16 and tripled in int8, to show which file was
+    run.
     """
     manifest = make_manifest(DECODER, input_spec, flips)
     fields = manifest.model_dump() | {"artifacts": (*manifest.artifacts, *more)}
     manifest = ModelManifest.model_validate(fields)
     for artifact in manifest.artifacts:
-        factor = (-1.0 if artifact.flip else 1.0) * (2 if artifact.precision == "fp16" else 1)
+        factor = (-1.0 if artifact.flip else 1.0) * _FACTORS[artifact.precision]
         path = directory / artifact.file
         if isinstance(artifact, OnnxArtifact):
             onnx.save(mean_graph(factor), path)

@@ -77,7 +77,9 @@ def test_auto_uses_the_first_available_backend(
     assert used in engine.description
     assert "on NVIDIA L4" in engine.description
     assert [
-        name for name in BACKENDS if f"painted: backend {name} (fp16 or fp32) is un" in caplog.text
+        name
+        for name in BACKENDS
+        if f"painted: backend {name} (fp16 or fp32 or int8) is un" in caplog.text
     ] == unavailable
     engine.close()
 
@@ -90,8 +92,10 @@ def test_auto_falls_back_to_the_cpu(
     replace_module("openvino", None)
     engine = open_engine(make_package(tmp_path, [engine_artifact()]), "auto", threads=1)
     assert "CPUExecutionProvider" in engine.description
-    for reason in ("tensorrt (fp16 or fp32) is unavailable: the CUDA bindings are not installed",
-                   "openvino (fp32) is unavailable: OpenVINO cannot be imported"):  # fmt: skip
+    for reason in (
+        "tensorrt (fp16 or fp32 or int8) is unavailable: the CUDA bindings are not installed",
+        "openvino (fp32) is unavailable: OpenVINO cannot be imported",
+    ):
         assert f"painted: backend {reason}" in caplog.text
 
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from support.engines import (
     check_concurrent_runs,
     half_precision_artifact,
+    int8_artifact,
     make_images,
     make_package,
 )
@@ -84,6 +85,39 @@ def test_runs_the_fp32_files(tmp_path: Path) -> None:
     engine = open_engine(package, "openvino", threads=1, precision="fp32")
     assert engine.run(make_images(10))["scores"].tolist() == [[10]]
     assert engine.description.endswith(", fp32 on CPU")
+
+
+def test_int8_runs_the_int8_file_and_is_preferred(tmp_path: Path) -> None:
+    package = make_package(tmp_path, [half_precision_artifact(), int8_artifact()])
+    for precision in ("int8", "auto"):
+        engine = open_engine(package, "openvino", threads=1, precision=precision)
+        assert engine.run(make_images(10))["scores"].tolist() == [[30]]
+        assert engine.description.endswith(", int8 on CPU")
+        assert engine.precision == "int8"
+
+
+def test_a_package_without_an_int8_file_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    package = make_package(tmp_path)
+    reason = "no ONNX files in int8 .* Add int8 files with centernet-export quantize"
+    for backend in ("openvino", "auto"):
+        with pytest.raises(EngineUnavailableError, match=reason):
+            open_engine(package, backend, threads=1, precision="int8")
+    with pytest.raises(EngineUnavailableError, match="does not compute in int8, only in fp32"):
+        open_engine(package, "onnxruntime-cpu", threads=1, precision="int8")
+    assert open_engine(package, "openvino", threads=1).precision != "int8"
+    assert "painted: backend openvino (int8) is unavailable: the package has no" in caplog.text
+
+
+def test_a_damaged_int8_file_is_not_used(tmp_path: Path) -> None:
+    package = make_package(tmp_path, [int8_artifact()])
+    (package.directory / "int8.onnx").write_bytes(b"no graph")
+    with pytest.raises(EngineUnavailableError, match=r"cannot load .*int8\.onnx: \w+"):
+        open_engine(package, "openvino", threads=1, precision="int8")
+    engine = open_engine(package, "openvino", threads=1)
+    assert engine.run(make_images(10))["scores"].tolist() == [[10]]
 
 
 def test_concurrent_runs_return_their_own_rows(tmp_path: Path) -> None:

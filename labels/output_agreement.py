@@ -2,6 +2,9 @@
 
 Rounding changes every number slightly and the order of rows with nearly equal scores. A detection
 therefore agrees if the other outputs have one of the same class with nearly the same values.
+
+The service compares an engine in this way before it uses it, and the exporter an int8 file before
+it adds it to a package, within the same limits.
 """
 
 from collections.abc import Mapping
@@ -30,6 +33,25 @@ class AgreementLimits:
     min_share: float
     min_count: int
     """Fewest detections, of both outputs together, that must be compared."""
+
+
+AGREEMENT_LIMITS: Mapping[str, AgreementLimits] = {
+    "fp32": AgreementLimits(score=0.001, overlap=0.01, value=0.01, min_share=0.95, min_count=0),
+    "bf16": AgreementLimits(score=0.01, overlap=0.03, value=0.05, min_share=0.9, min_count=10),
+    "int8": AgreementLimits(score=0.05, overlap=0.1, value=0.05, min_share=0.9, min_count=10),
+}
+"""Limits by precision. fp16 has none: its detections are compared when the package is made.
+
+int8 has 8 significant bits like bf16, but one scale for all values of a layer, so small values have
+fewer. A score may move by half of the steps in which thresholds are usually set. AP uses ten IoU
+thresholds at intervals of 0.05: a box that overlaps its counterpart by 0.9 changes its result at
+few of them. Keypoints, depths, dimensions and rotations have no more room than in bf16, nor has the
+share of the detections that must agree.
+"""
+
+SCORE_TOLERANCES: Mapping[str, float] = {"fp32": 0.02, "fp16": 0.02, "bf16": 0.02, "int8": 0.1}
+"""Largest accepted difference of a sorted score, by precision: twice what fp16 and int8 may change
+a score by. Defects change scores by far more."""
 
 
 MIN_KEYPOINTS = 0.8
