@@ -36,8 +36,9 @@ def draw_detections(
     Boxes have the colour of their class. Of 3D boxes the front face is filled, hidden edges are
     dashed, and an arrow on the ground shows the heading. ``skeleton``: pairs of keypoint indices to
     connect; with ``keypoint_names`` such as ``left_hip``, keypoints have the colour of their side.
-    Labels do not cover each other; where there is no room, those of lower scores are left out. The
-    image must be upright (EXIF orientation applied), as the coordinates are.
+    Keypoints with the coordinates NaN are left out, with their limbs. Labels do not cover each
+    other; where there is no room, those of lower scores are left out. The image must be upright
+    (EXIF orientation applied), as the coordinates are.
     """
     drawn = image.convert("RGB")
     canvas = _Canvas(drawn)
@@ -177,7 +178,8 @@ class _Canvas:
     ) -> None:
         points = [(keypoint.x, keypoint.y) for keypoint in keypoints]
         colours = [_side_colour(name) for name in names] or [colour] * len(points)
-        limbs = [limb for limb in skeleton if max(limb) < len(points)]
+        present = [index for index, point in enumerate(points) if not math.isnan(sum(point))]
+        limbs = [limb for limb in skeleton if set(limb) <= set(present)]
 
         def paint(pen: _Pen) -> None:
             for limb in limbs:
@@ -186,10 +188,11 @@ class _Canvas:
                 # Between a side and the middle, or the other side: the middle's.
                 limb_colour = colours[start] if colours[start] == colours[end] else MIDDLE
                 pen.line([points[start], points[end]], limb_colour, self._line_px)
-            for point, point_colour in zip(points, colours, strict=True):
-                pen.dot(point, self._line_px, point_colour, 1)
+            for index in present:
+                pen.dot(points[index], self._line_px, colours[index], 1)
 
-        self._smooth(points, paint)
+        if present:
+            self._smooth([points[index] for index in present], paint)
 
     def _smooth(self, points: Sequence[Point], paint: _Paint) -> None:
         """Let ``paint`` draw around ``points``, clipped to the image."""

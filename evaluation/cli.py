@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from command_line.progress import COUNT, Steps, add_quiet_option
+from command_line.progress import COUNT, PERCENTAGE, Steps, add_quiet_option
 from command_line.version import add_version_option
+from evaluation.comparison import add_comparison, read_run
 from evaluation.errors import EvaluationError
-from evaluation.evaluate import evaluate
+from evaluation.evaluate import evaluate, labels_digest
 from evaluation.ground_truth import GroundTruth, check_images, map_to_classes
 from evaluation.ground_truth_centers import with_ground_truth_centers
 from evaluation.http_model import HttpModel
 from evaluation.label_readers import read_ground_truth
 from evaluation.local_model import LocalModel
+from evaluation.metrics.bootstrap import RESAMPLES
 from evaluation.metrics.coco import COCO_SIGMAS
 from evaluation.model_under_test import TASKS, DetectionRun, DetectionSource, ModelUnderTest
-from evaluation.report import Report, Table, check_output, write_report
+from evaluation.report import Report, check_output, write_report
+from reports.page import Section, Table
 
 _EXIT_INTERRUPTED = 130
 
@@ -28,7 +31,8 @@ _EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate and write the report; exit with status 1 on an error, 130 after Ctrl-C."""
     args = _parser().parse_args(arguments)
-    steps = Steps(7 if args.ground_truth_centers else 5, quiet=args.quiet)
+    total = 5 + 2 * args.ground_truth_centers + (args.compare is not None)
+    steps = Steps(total, quiet=args.quiet)
     try:
         report = _evaluate(args, steps)
         steps.begin(f"Write {args.output}")
@@ -41,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         steps.end("interrupted")
         sys.exit(_EXIT_INTERRUPTED)
-    tables = [section for section in report.sections if isinstance(section, Table)]
-    print(Report(report.title, report.summary, list(tables)).markdown())
+    print(report.markdown())
     print(f"The complete report is {args.output / 'report.html'}.")
 
 
@@ -80,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="for triplets, with --package: run again with the centers of the labels and compare",
     )
+    parser.add_argument(
+        *("--compare",),
+        type=Path,
+        metavar="DIR",
+        help="--output of an earlier run with the same labels: add the differences to it",
+    )
     parser.add_argument("--output", type=Path, required=True, help="new directory for the report")
     add_quiet_option(parser)
     add_version_option(parser)
@@ -110,9 +119,20 @@ def _evaluate(args: argparse.Namespace, steps: Steps) -> Report:
     task = check_task(args.task or model.task, model, ground_truth)
     ground_truth = map_to_classes(ground_truth, model.classes)
     sigmas = choose_sigmas(args.sigmas, model, ground_truth) if task == "poses" else None
+    earlier = None
+    if args.compare is not None:
+        digest = labels_digest(ground_truth)
+        earlier = read_run(args.compare, ground_truth, task, digest, len(model.classes))
     run = _run(source, ground_truth, steps)
     steps.begin("Compute the metrics")
     report = evaluate(model, ground_truth, run, task, sigmas)
+    if earlier is not None:
+        resamples = RESAMPLES * (1 if sigmas is None else 2)
+        steps.begin(f"Compare with {args.compare}", PERCENTAGE, resamples)
+        add_comparison(
+            *(report, earlier, ground_truth, run.detections, model.classes, sigmas),
+            steps.advance,
+        )
     if args.ground_truth_centers:
         source = with_ground_truth_centers(args.package, ground_truth)
         run = _run(source, ground_truth, steps)
@@ -190,4 +210,4 @@ def _add_center_analysis(report: Report, with_centers: Report) -> None:
         ["difference", *(labelled[name] - predicted[name] for name in predicted)],
     ]
     title = "Centers replaced by those of the labels"
-    report.sections.insert(0, Table(title, ["centers", *predicted], rows))
+    report.sections.insert(0, Section(title, [Table(["centers", *predicted], rows)]))

@@ -73,24 +73,59 @@ def to_coco_results(
     """Convert to COCO's result format, with class ids as category ids."""
     results = []
     for image_id, image_detections in zip(image_ids, detections, strict=True):
+        keypoints = image_detections.keypoints
         columns = zip(
             image_detections.class_ids.tolist(),
             image_detections.scores.tolist(),
             image_detections.boxes_xyxy.tolist(),
-            image_detections.keypoints.reshape(len(image_detections), -1).tolist(),
+            keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]).tolist(),
             image_detections.boxes_3d.tolist(),
             strict=True,
         )
-        for class_id, score, (x1, y1, x2, y2), keypoints, box_3d in columns:
+        for class_id, score, (x1, y1, x2, y2), points, box_3d in columns:
             result = {
                 "image_id": image_id,
                 "category_id": class_id,
                 "score": score,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }
-            if keypoints:
-                result["keypoints"] = keypoints
+            if points:
+                result["keypoints"] = points
             if box_3d:
                 result["box_3d"] = box_3d
             results.append(result)
     return results
+
+
+def from_coco_results(
+    results: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    *,
+    keypoint_count: int,
+    is_3d: bool,
+) -> list[ImageDetections]:
+    """Read the detections of each image from COCO's result format; see :func:`to_coco_results`.
+
+    Raises :class:`ValueError` for missing values, and :class:`KeyError` for an unknown image.
+    """
+    by_image: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in image_ids}
+    for result in results:
+        by_image[result["image_id"]].append(result)
+    return [_from_results(rows, keypoint_count, is_3d) for rows in by_image.values()]
+
+
+def _from_results(
+    results: Sequence[Mapping[str, Any]], keypoint_count: int, is_3d: bool
+) -> ImageDetections:
+    ordered = sorted(results, key=lambda result: -result["score"])
+    count = len(ordered)
+    boxes = np.array([one["bbox"] for one in ordered], np.float64).reshape(count, 4)
+    keypoints = [one.get("keypoints", ()) if keypoint_count else () for one in ordered]
+    boxes_3d = [one.get("box_3d", ()) if is_3d else () for one in ordered]
+    return ImageDetections(
+        np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
+        np.array([one["score"] for one in ordered], np.float64),
+        np.array([one["category_id"] for one in ordered], np.int64),
+        np.array(keypoints, np.float64).reshape(count, keypoint_count, 3),
+        np.array(boxes_3d, np.float64).reshape(count, 8 if is_3d else 0),
+    )

@@ -1,6 +1,9 @@
 """Compute all metrics of a model from its detections and the ground truth."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,15 +14,30 @@ from evaluation.detections import ImageDetections, to_coco_results
 from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
 from evaluation.metrics.boxes_3d import box_3d_errors, to_boxes_3d
 from evaluation.metrics.coco import CocoScores, box_scores, false_discovery, pose_scores
+from evaluation.metrics.error_kinds import corrected_ap_gains, find_errors
 from evaluation.metrics.kitti import DIFFICULTIES, Frame, kitti_scores, official_iou
 from evaluation.metrics.matching import confusion_matrix, match_detections
 from evaluation.metrics.poses import PCK_THRESHOLDS, keypoint_errors
+from evaluation.metrics.thresholds import ScoredDetections
 from evaluation.model_under_test import IN_FLIGHT, DetectionRun, ModelUnderTest
-from evaluation.plots import confusion_plot, recall_curves, score_histogram
-from evaluation.report import Cell, Report, Table
+from evaluation.report import Report
+from evaluation.sections import (
+    class_table,
+    confusion_section,
+    count_by_size,
+    error_section,
+    recall_curves,
+    score_section,
+    size_section,
+)
 from evaluation.worst_images import worst_images
+from reports.page import Cell, Section, Table
 
 _RATES = "1 - AP at IoU 0.05, 0.10 ... 0.50 (Keypoint Triplets, section 3.1), in percent."
+
+
+KittiMetrics = dict[str, dict[str, dict[str, list[float]]]]
+"""AP and AOS for each difficulty, by class, IoU and kind."""
 
 
 def evaluate(
@@ -36,72 +54,100 @@ def evaluate(
     """
     detections = run.detections
     labels = labels_by_image(ground_truth)
-    thresholded = [one.filter_by_score(model.score_threshold) for one in detections]
+    threshold = model.score_threshold
+    thresholded = [one.filter_by_score(threshold) for one in detections]
+    pairs = list(zip(labels, thresholded, strict=True))
     results = to_coco_results(detections, [image.image_id for image in ground_truth.images])
     report = Report(
         f"{model.name} {model.version} on {len(ground_truth.images)} images",
         [
             f"{task}, {model.reached}, {model.engine}",
             f"{sum(len(one.class_ids) for one in labels)} labels, {len(results)} detections",
-            f"score threshold of the model: {model.score_threshold:g}",
+            f"score threshold of the model: {threshold:g}",
         ],
-        metrics={"model": asdict(model), "task": task, "images": len(ground_truth.images)},
+        metrics={
+            "model": asdict(model),
+            "task": task,
+            "images": len(ground_truth.images),
+            "labels_sha256": labels_digest(ground_truth),
+        },
         detections=results,
     )
-    scores = _add_boxes(report, ground_truth, results)
-    similarity = "IoU"
+    scored = _scored_detections(labels, detections, model.classes)
+    scores = box_scores(ground_truth.coco, results)
+    gains = corrected_ap_gains(ground_truth, labels, detections)
+    by_class = class_table(scores, scored, threshold)
+    _add_summary(report, "boxes", "Boxes (COCO)", scores, by_class)
+    curves, similarity = scores, "IoU"
     if task == "poses":
-        _add_keypoints(report, list(zip(labels, thresholded, strict=True)), model)
+        _add_keypoints(report, pairs, model)
         if sigmas is None:
             report.sections.append(_NO_SIGMAS)
         else:
-            scores, similarity = pose_scores(ground_truth.coco, results, sigmas), "OKS"
-            _add_summary(report, "poses", _POSES_TITLE, scores)
+            curves, similarity = pose_scores(ground_truth.coco, results, sigmas), "OKS"
+            rows: list[Sequence[Cell]] = [
+                [name, *values] for name, values in curves.per_class.items()
+            ]
+            by_class = Table(["class", "AP", "AP50", "AP75"], rows, "By class")
+            _add_summary(report, "poses", _POSES_TITLE, curves, by_class)
+    boxes_3d = None
     if task == "boxes_3d":
+        boxes_3d = _labelled_boxes_3d(ground_truth, model)
         _add_kitti(report, ground_truth, detections, model)
-        _add_box_3d_errors(report, ground_truth, labels, thresholded, model)
+        _add_box_3d_errors(report, labels, thresholded, boxes_3d)
+    report.highlights = _highlights(report, scores, run)
+    report.sections.append(recall_curves(curves, similarity))
+    _add_errors(report, pairs, gains, scores, threshold)
+    matrix = confusion_matrix(pairs, len(model.classes))
+    report.metrics["confusion_matrix"] = matrix.tolist()
+    report.sections.append(confusion_section(matrix, model.classes, threshold))
+    _add_sizes(report, ground_truth)
+    _add_scores(report, scored, threshold)
+    _add_false_discovery(report, ground_truth, results)
     _add_speed(report, run)
-    report.sections.append(recall_curves(scores.curves, similarity))
-    report.sections.append(
-        confusion_plot(
-            confusion_matrix(list(zip(labels, thresholded, strict=True)), len(model.classes)),
-            model.classes,
-            f"Confusion matrix at score {model.score_threshold:g} and IoU 0.5",
-        )
-    )
-    report.sections.append(
-        score_histogram(*_true_and_false_scores(labels, detections), model.score_threshold)
-    )
-    report.sections += worst_images(ground_truth.images, labels, thresholded, model)
+    report.sections.append(worst_images(ground_truth.images, labels, thresholded, model, boxes_3d))
     return report
 
 
+def labels_digest(ground_truth: GroundTruth) -> str:
+    """Return the SHA-256 of the images' names and ids and of all labels, with the class ids."""
+    listed = [[image.image_id, image.path.name] for image in ground_truth.images]
+    content = [listed, ground_truth.coco["annotations"], ground_truth.coco["categories"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 _POSES_TITLE = "Poses (COCO, object keypoint similarity)"
-_NO_SIGMAS = Table(
+_NO_SIGMAS = Section(
     _POSES_TITLE,
-    ["not measured"],
-    [],
+    [Table(["not measured"], [])],
     "The labels have no sigmas for these keypoints: give sigmas in the category, or with --sigmas.",
 )
 
 
-def _add_boxes(
+def _highlights(report: Report, scores: CocoScores, run: DetectionRun) -> list[tuple[str, Cell]]:
+    """Return the AP of the task, those of boxes, and the speed."""
+    values: list[tuple[str, Cell]] = []
+    if "poses" in report.metrics:
+        values.append(("AP of poses", report.metrics["poses"]["all"]["AP"]))
+    values += [(f"{name} of boxes", scores.summary[name]) for name in ("AP", "AP50", "AP75")]
+    if "boxes_3d" in report.metrics:
+        values.append(("median 3D IoU", report.metrics["boxes_3d"]["iou_3d"]))
+    return [*values, ("images/s", f"{run.speed()['images_per_s']:.1f}")]
+
+
+def _add_false_discovery(
     report: Report, ground_truth: GroundTruth, results: Sequence[dict[str, Any]]
-) -> CocoScores:
-    scores = box_scores(ground_truth.coco, results)
-    _add_summary(report, "boxes", "Boxes (COCO)", scores)
+) -> None:
     rates = false_discovery(ground_truth.coco, results)
     report.metrics["false_discovery"] = rates
     percent = [f"{100 * rate:.1f}" if rate == rate else "–" for rate in rates.values()]  # noqa: RUF001
-    report.sections.append(Table("False discovery", list(rates), [percent], _RATES))
-    return scores
+    report.sections.append(Section("False discovery", [Table(list(rates), [percent])], _RATES))
 
 
-def _add_summary(report: Report, key: str, title: str, scores: CocoScores) -> None:
+def _add_summary(report: Report, key: str, title: str, scores: CocoScores, by_class: Table) -> None:
     report.metrics[key] = {"all": dict(scores.summary), "per_class": dict(scores.per_class)}
-    report.sections.append(Table(title, list(scores.summary), [list(scores.summary.values())]))
-    rows: list[list[Cell]] = [[name, *values] for name, values in scores.per_class.items()]
-    report.sections.append(Table(f"{title}, by class", ["class", "AP", "AP50", "AP75"], rows))
+    summary = Table(list(scores.summary), [list(scores.summary.values())])
+    report.sections.append(Section(title, [summary, by_class]))
 
 
 def _add_keypoints(
@@ -127,22 +173,22 @@ def _add_keypoints(
         "keypoints of the others are wrong for PCK and have no error in pixels. The thresholds of "
         "PCK are relative to the longest distance between two labelled keypoints of the object."
     )
-    report.sections.append(
-        Table("Keypoints", ["keypoint", *pck_columns, "mean error (px)"], rows, note)
-    )
+    table = Table(["keypoint", *pck_columns, "mean error (px)"], rows)
+    report.sections.append(Section("Keypoints", [table], note))
 
 
-def _add_kitti(
-    report: Report,
-    ground_truth: GroundTruth,
-    detections: Sequence[ImageDetections],
-    model: ModelUnderTest,
-) -> None:
+def kitti_metrics(
+    ground_truth: GroundTruth, detections: Sequence[ImageDetections], classes: Sequence[str]
+) -> KittiMetrics:
+    """Return KITTI's AP and AOS by class, IoU and kind, for each difficulty.
+
+    At the official IoU and a lower one, which is more informative in 3D for a single camera; 2D
+    boxes and AOS keep the official IoU.
+    """
     boxes_3d = [(ground_truth.boxes_3d or {})[image.image_id] for image in ground_truth.images]
-    rows: list[list[Cell]] = []
-    metrics: dict[str, Any] = {}
     labelled = {category["id"] for category in ground_truth.coco["categories"]}
-    for class_id, name in enumerate(model.classes):
+    metrics: KittiMetrics = {}
+    for class_id, name in enumerate(classes):
         if class_id not in labelled:
             continue
         frames = [
@@ -151,46 +197,139 @@ def _add_kitti(
         ]
         metrics[name] = {}
         official = official_iou(name)
-        # 2D boxes and AOS keep the official IoU. In 3D, the lower IoU is more informative for a
-        # single camera.
         for iou in (official, official - 0.2 if official > 0.5 else 0.25):
             scores = kitti_scores(frames, name, iou, min_iou_2d=official)
             values_of = {**scores.ap, "AOS": scores.aos}
             metrics[name][f"{iou:g}"] = {kind: list(values) for kind, values in values_of.items()}
-            for kind, values in values_of.items():
-                if iou == official or kind in ("BEV", "3D"):
-                    rows.append([name, kind, f"{iou:g}", *values])
+    return metrics
+
+
+def _add_kitti(
+    report: Report,
+    ground_truth: GroundTruth,
+    detections: Sequence[ImageDetections],
+    model: ModelUnderTest,
+) -> None:
+    metrics = kitti_metrics(ground_truth, detections, model.classes)
     report.metrics["kitti"] = metrics
+    rows: list[list[Cell]] = [
+        [name, kind, iou, *values]
+        for name, by_iou in metrics.items()
+        for iou, values_of in by_iou.items()
+        for kind, values in values_of.items()
+        if iou == f"{official_iou(name):g}" or kind in ("BEV", "3D")
+    ]
     note = "40 recall points (R40). AOS: average orientation similarity of the 2D boxes."
-    report.sections.append(Table("KITTI", ["class", "AP", "IoU", *DIFFICULTIES], rows, note))
+    table = Table(["class", "AP", "IoU", *DIFFICULTIES], rows)
+    report.sections.append(Section("KITTI", [table], note))
+
+
+def _labelled_boxes_3d(
+    ground_truth: GroundTruth, model: ModelUnderTest
+) -> list[NDArray[np.float64]]:
+    """Return the 3D boxes (n, 7) of each image, of the model's classes."""
+    boxes_3d = [(ground_truth.boxes_3d or {})[image.image_id] for image in ground_truth.images]
+    return [to_boxes_3d(one)[np.isin(one.types, model.classes)] for one in boxes_3d]
 
 
 def _add_box_3d_errors(
     report: Report,
-    ground_truth: GroundTruth,
     labels: Sequence[ImageLabels],
     detections: Sequence[ImageDetections],
-    model: ModelUnderTest,
+    boxes: Sequence[NDArray[np.float64]],
 ) -> None:
-    boxes_3d = [(ground_truth.boxes_3d or {})[image.image_id] for image in ground_truth.images]
-    boxes = [to_boxes_3d(one)[np.isin(one.types, model.classes)] for one in boxes_3d]
     errors = box_3d_errors(list(zip(labels, detections, boxes, strict=True)))
     report.metrics["boxes_3d"] = asdict(errors)
-    report.sections.append(
-        Table(
-            "3D boxes",
-            ["", "median"],
-            [
-                ["depth error (%)", 100 * errors.depth],
-                ["height error (%)", 100 * errors.height],
-                ["width error (%)", 100 * errors.width],
-                ["length error (%)", 100 * errors.length],
-                ["rotation error (degrees)", errors.rotation_deg],
-                ["3D IoU", errors.iou_3d],
-            ],
-            f"{errors.found} of {errors.objects} labelled objects of all difficulties were "
-            "detected at the model's threshold (same class, 2D IoU of 0.5).",
+    table = Table(
+        ["", "median"],
+        [
+            ["depth error (%)", 100 * errors.depth],
+            ["height error (%)", 100 * errors.height],
+            ["width error (%)", 100 * errors.width],
+            ["length error (%)", 100 * errors.length],
+            ["rotation error (degrees)", errors.rotation_deg],
+            ["3D IoU", errors.iou_3d],
+        ],
+    )
+    note = (
+        f"{errors.found} of {errors.objects} labelled objects of all difficulties were detected at "
+        "the model's threshold (same class, 2D IoU of 0.5)."
+    )
+    report.sections.append(Section("3D boxes", [table], note))
+
+
+def _add_errors(
+    report: Report,
+    pairs: Sequence[tuple[ImageLabels, ImageDetections]],
+    gains: Mapping[str, float],
+    scores: CocoScores,
+    threshold: float,
+) -> None:
+    counts: Counter[str] = Counter()
+    for pair in pairs:
+        counts.update(find_errors(*pair).counts())
+    report.metrics["errors"] = {"dap50": dict(gains), "at_threshold": dict(counts)}
+    report.sections.append(error_section(gains, counts, threshold, scores.summary["AP50"]))
+
+
+def _add_sizes(report: Report, ground_truth: GroundTruth) -> None:
+    objects = [one for one in ground_truth.coco["annotations"] if not one["iscrowd"]]
+    poses = [one for one in objects if one.get("num_keypoints")]
+    for key, title, counted in (
+        ("boxes", "Boxes by size", objects),
+        ("poses", "Poses by size", poses),
+    ):
+        if key in report.metrics:
+            counts = count_by_size([one["area"] for one in counted])
+            report.metrics[key]["objects_by_size"] = counts
+            report.sections.append(size_section(title, counts, report.metrics[key]["all"]))
+
+
+def _add_scores(report: Report, by_class: Mapping[str, ScoredDetections], threshold: float) -> None:
+    scored = ScoredDetections(
+        np.concatenate([one.true_positives for one in by_class.values()]),
+        np.concatenate([one.false_positives for one in by_class.values()]),
+        sum(one.objects for one in by_class.values()),
+    )
+    report.metrics["at_threshold"] = {
+        name: dict(zip(("precision", "recall", "f1"), one.at(threshold), strict=True))
+        for name, one in {"all": scored, **by_class}.items()
+    }
+    report.sections.append(score_section(scored, threshold))
+
+
+def _scored_detections(
+    labels: Sequence[ImageLabels],
+    detections: Sequence[ImageDetections],
+    classes: Sequence[str],
+) -> dict[str, ScoredDetections]:
+    """Return the scores of the true and false positives of each class (same class, IoU 0.5)."""
+    correct, wrong, objects = [], [], []
+    for image_labels, found in zip(labels, detections, strict=True):
+        matches = match_detections(image_labels, found, same_class=True)
+        correct.append(found[matches.pairs[:, 1]])
+        wrong.append(found[matches.false_positives])
+        objects.append(image_labels.class_ids[~image_labels.is_crowd])
+    correct_ids, correct_scores = _ids_and_scores(correct)
+    wrong_ids, wrong_scores = _ids_and_scores(wrong)
+    object_ids = np.concatenate(objects)
+    return {
+        name: ScoredDetections(
+            correct_scores[correct_ids == class_id],
+            wrong_scores[wrong_ids == class_id],
+            int((object_ids == class_id).sum()),
         )
+        for class_id, name in enumerate(classes)
+    }
+
+
+def _ids_and_scores(
+    detections: Sequence[ImageDetections],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the class ids and scores of all images."""
+    return (
+        np.concatenate([one.class_ids for one in detections]),
+        np.concatenate([one.scores for one in detections]),
     )
 
 
@@ -200,16 +339,4 @@ def _add_speed(report: Report, run: DetectionRun) -> None:
     note = f"{IN_FLIGHT} images at a time, after one image to warm up."
     columns = ["images/s", "p50 (ms)", "p95 (ms)"]
     row = [f"{value:.1f}" for value in speed.values()]
-    report.sections.append(Table("Speed", columns, [row], note))
-
-
-def _true_and_false_scores(
-    labels: Sequence[ImageLabels], detections: Sequence[ImageDetections]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the scores of all true and of all false positives (same class, IoU 0.5)."""
-    true_positives, false_positives = [], []
-    for image_labels, image_detections in zip(labels, detections, strict=True):
-        matches = match_detections(image_labels, image_detections, same_class=True)
-        true_positives.append(image_detections.scores[matches.pairs[:, 1]])
-        false_positives.append(image_detections.scores[matches.false_positives])
-    return np.concatenate(true_positives), np.concatenate(false_positives)
+    report.sections.append(Section("Speed", [Table(columns, [row])], note))

@@ -102,18 +102,24 @@ def map_to_classes(ground_truth: GroundTruth, classes: Sequence[str]) -> GroundT
 
 def labels_by_image(ground_truth: GroundTruth) -> list[ImageLabels]:
     """Return the labels of each image, in the order of the images; see :func:`map_to_classes`."""
-    by_image: dict[int, list[dict[str, Any]]] = {
-        image.image_id: [] for image in ground_truth.images
-    }
-    for label in ground_truth.coco["annotations"]:
-        by_image[label["image_id"]].append(label)
     counts = {
         len(label["keypoints"])
         for label in ground_truth.coco["annotations"]
         if "keypoints" in label
     }
     keypoint_count = counts.pop() // 3 if len(counts) == 1 else 0
-    return [_as_arrays(by_image[image.image_id], keypoint_count) for image in ground_truth.images]
+    by_image = annotations_by_image(ground_truth)
+    return [_as_arrays(annotations, keypoint_count) for annotations in by_image]
+
+
+def annotations_by_image(ground_truth: GroundTruth) -> list[list[dict[str, Any]]]:
+    """Return the annotations of each image, in the order of the images."""
+    by_image: dict[int, list[dict[str, Any]]] = {
+        image.image_id: [] for image in ground_truth.images
+    }
+    for annotation in ground_truth.coco["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    return list(by_image.values())
 
 
 def _as_arrays(labels: Sequence[Mapping[str, Any]], keypoint_count: int) -> ImageLabels:

@@ -1,21 +1,30 @@
-"""Figures of the images with the most errors, labels and detections side by side."""
+"""Drawings of the images with the most errors, labels and detections side by side."""
 
 import io
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from client import Detection, Keypoint
-from client.drawing import draw_detections
+from client.drawing import draw_birds_eye, draw_detections
+from client.results import Box3D
 from evaluation.detections import ImageDetections
 from evaluation.ground_truth import ImageLabels, LabelledImage
+from evaluation.metrics.boxes_3d import bev_and_3d_iou, matched_boxes_3d
+from evaluation.metrics.error_kinds import find_errors
 from evaluation.metrics.matching import match_detections
+from evaluation.metrics.poses import image_keypoint_errors
 from evaluation.model_under_test import ModelUnderTest
-from evaluation.report import Figure
+from reports.page import Drawing, Section
 
 WORST = 6
-_WIDTH_PX = 640
+_MAX_JPEG_BYTES = 250_000
+_SIDES_AND_QUALITIES = ((640, 85), (640, 60), (320, 60), (160, 60))
+"""Longest side of a panel in pixels and JPEG quality; the first is used that is small enough."""
+_GAP_PX = 8
+_RANGE_STEP_M, _MAX_RANGE_M = 20, 100
 
 
 def worst_images(
@@ -23,59 +32,137 @@ def worst_images(
     labels: Sequence[ImageLabels],
     detections: Sequence[ImageDetections],
     model: ModelUnderTest,
-) -> list[Figure]:
+    boxes_3d: Sequence[NDArray[np.float64]] | None = None,
+) -> Section:
     """Draw the images with the lowest F1 at the model's threshold, then with the most errors.
 
-    ``detections``: those at the threshold. Images without errors are omitted.
+    Images of equal F1 are in the order of the mean error of their keypoints, or of 1 - IoU of their
+    3D boxes. ``detections``: those at the threshold; ``boxes_3d``: the labelled 3D boxes of each
+    image (n, 7), which belong to the labels that are not crowds. Images without errors are omitted.
     """
     ranks = []
-    for index, pair in enumerate(zip(labels, detections, strict=True)):
-        matches = match_detections(*pair, same_class=True)
-        if matches.f1 < 1:
-            errors = len(matches.false_negatives) + len(matches.false_positives)
-            ranks.append((matches.f1, -errors, index, matches))
-    figures = []
-    for number, (f1, _, index, matches) in enumerate(sorted(ranks, key=lambda r: r[:3])[:WORST], 1):
-        title = (
-            f"{images[index].path.name}: F1 {f1:.2f}, {len(matches.false_negatives)} false "
-            f"negatives, {len(matches.false_positives)} false positives (left: labels, right: "
-            "detections)"
+    for index, (one, found) in enumerate(zip(labels, detections, strict=True)):
+        matches = match_detections(one, found, same_class=True)
+        errors = len(matches.false_negatives) + len(matches.false_positives)
+        task_error = (
+            _pose_error(one, found)
+            if boxes_3d is None
+            else _box_3d_error(one, found, boxes_3d[index])
         )
-        content = _draw(images[index], labels[index], detections[index], model)
-        figures.append(Figure(title, f"worst_{number}.jpg", content))
-    return figures
+        if errors or task_error:
+            ranks.append((matches.f1, -task_error, -errors, index))
+    drawings = []
+    for f1, task_error, _, index in sorted(ranks)[:WORST]:
+        facts = [f"{images[index].path.name}: F1 {f1:.2f}"]
+        if task_error:
+            unit = "of the size of the pose" if boxes_3d is None else "1 - 3D IoU"
+            facts.append(f"mean error {-task_error:.3f} ({unit})")
+        counts = find_errors(labels[index], detections[index]).counts()
+        facts += [f"{count} {kind}" for kind, count in counts.items() if count]
+        labelled = _as_detections(labels[index], None if boxes_3d is None else boxes_3d[index])
+        drawings.append(_draw(", ".join(facts), images[index], labelled, detections[index], model))
+    note = (
+        "Left: labels, without crowds. Right: detections at the model's score threshold. "
+        "The images with the lowest F1 come first."
+        if drawings
+        else "No image has an error at the model's score threshold."
+    )
+    return Section("Worst images", drawings, note)
+
+
+def _pose_error(labels: ImageLabels, detections: ImageDetections) -> float:
+    """Return the mean error of the detected keypoints, relative to the pose; 0 without any."""
+    keypoint_count = detections.keypoints.shape[1]
+    if labels.keypoints.shape[1] != keypoint_count:
+        return 0.0
+    relative = [
+        errors / size
+        for errors, size in image_keypoint_errors(labels, detections, keypoint_count)
+        if np.isfinite(errors).any()
+    ]
+    return float(np.nanmean(relative)) if relative else 0.0
+
+
+def _box_3d_error(
+    labels: ImageLabels, detections: ImageDetections, boxes: NDArray[np.float64]
+) -> float:
+    """Return the mean of 1 - 3D IoU of the detected objects; 0 without any."""
+    ious = [
+        bev_and_3d_iou(label[None], detected[None])[1].item()
+        for label, detected in matched_boxes_3d(labels, detections, boxes)
+    ]
+    return 1 - float(np.mean(ious)) if ious else 0.0
+
+
+def _as_detections(labels: ImageLabels, boxes_3d: NDArray[np.float64] | None) -> ImageDetections:
+    """Return the labels without crowds, with score 1; keypoints without a label are NaN."""
+    is_object = ~labels.is_crowd
+    count = int(is_object.sum())
+    if boxes_3d is None:
+        boxes_3d = np.empty((count, 0))
+    return ImageDetections(
+        labels.boxes_xyxy[is_object],
+        np.ones(count),
+        labels.class_ids[is_object],
+        np.where(labels.keypoints[..., 2:] > 0, labels.keypoints, np.nan)[is_object],
+        boxes_3d,
+    )
 
 
 def _draw(
-    image: LabelledImage, labels: ImageLabels, detections: ImageDetections, model: ModelUnderTest
-) -> bytes:
+    caption: str,
+    image: LabelledImage,
+    labels: ImageDetections,
+    detections: ImageDetections,
+    model: ModelUnderTest,
+) -> Drawing:
     with Image.open(image.path) as opened:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
-    scale = min(1.0, _WIDTH_PX / upright.width)
-    size = round(upright.width * scale), round(upright.height * scale)
-    small = upright.resize(size, Image.Resampling.BILINEAR)
-    labelled = ImageDetections(
-        labels.boxes_xyxy,
-        np.ones(len(labels.class_ids)),
-        labels.class_ids,
-        labels.keypoints,
-        np.empty((len(labels.class_ids), 0)),
-    )
-    sheet = Image.new("RGB", (2 * size[0] + 8, size[1]), "white")
-    for left, shown in ((0, labelled), (size[0] + 8, detections)):
-        drawn = draw_detections(
-            small,
-            _scaled(shown, scale, model),
-            skeleton=model.skeleton,
-            keypoint_names=model.keypoints,
-        )
-        sheet.paste(drawn, (left, 0))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    depths = np.concatenate([one.boxes_3d[:, 5:6].ravel() for one in (labels, detections)])
+    steps = np.ceil(depths.max(initial=1.0) / _RANGE_STEP_M)
+    range_m = float(min(steps * _RANGE_STEP_M, _MAX_RANGE_M))
+    for side_px, quality in _SIDES_AND_QUALITIES:
+        scale = min(1.0, side_px / max(upright.size))
+        size = max(1, round(upright.width * scale)), max(1, round(upright.height * scale))
+        small = upright.resize(size, Image.Resampling.BILINEAR)
+        panels = [_panel(small, one, scale, model, range_m) for one in (labels, detections)]
+        sheet = _side_by_side(panels)
+        buffer = io.BytesIO()
+        sheet.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= _MAX_JPEG_BYTES:
+            break
+    return Drawing(caption, buffer.getvalue(), *sheet.size)
+
+
+def _panel(
+    image: Image.Image,
+    detections: ImageDetections,
+    scale: float,
+    model: ModelUnderTest,
+    range_m: float,
+) -> Image.Image:
+    """Draw detections on an image that was resized by ``scale``, and 3D boxes from above."""
+    scaled = _scaled(detections, scale, model)
+    drawn = draw_detections(image, scaled, skeleton=model.skeleton, keypoint_names=model.keypoints)
+    if not detections.boxes_3d.shape[1]:
+        return drawn
+    above = draw_birds_eye(scaled, max(1, drawn.width // 2), range_m=range_m)
+    panel = Image.new("RGB", (drawn.width, drawn.height + _GAP_PX + above.height), "white")
+    panel.paste(drawn, (0, 0))
+    panel.paste(above, ((drawn.width - above.width) // 2, drawn.height + _GAP_PX))
+    return panel
+
+
+def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    width, height = panels[0].size
+    sheet = Image.new("RGB", (len(panels) * (width + _GAP_PX) - _GAP_PX, height), "white")
+    for index, panel in enumerate(panels):
+        sheet.paste(panel, (index * (width + _GAP_PX), 0))
+    return sheet
 
 
 def _scaled(detections: ImageDetections, scale: float, model: ModelUnderTest) -> list[Detection]:
+    boxes_3d = [_to_box_3d(row) if row else None for row in detections.boxes_3d.tolist()]
     return [
         Detection(
             class_id=int(class_id),
@@ -83,12 +170,20 @@ def _scaled(detections: ImageDetections, scale: float, model: ModelUnderTest) ->
             score=float(score),
             bbox=tuple((box * scale).tolist()),
             keypoints=tuple(Keypoint(*point) for point in (points * [scale, scale, 1]).tolist()),
+            box3d=box_3d,
         )
-        for class_id, score, box, points in zip(
+        for class_id, score, box, points, box_3d in zip(
             detections.class_ids,
             detections.scores,
             detections.boxes_xyxy,
             detections.keypoints,
+            boxes_3d,
             strict=True,
         )
     ]
+
+
+def _to_box_3d(row: Sequence[float]) -> Box3D:
+    """Convert a row of :attr:`ImageDetections.boxes_3d`, or one of labels, without ``alpha``."""
+    height, width, length, x, y, z, rotation_y, *_ = row
+    return Box3D((height, width, length), (x, y, z), rotation_y, alpha=0.0, depth=z)

@@ -9,7 +9,7 @@ import yaml
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md")
 ROOTS = (
     "benchmarks/|client/|docker/|docs/|evaluation/|labels/|model_export/|model_package/|models/|"
-    "service/|tests/|training/"
+    "reports/|service/|tests/|training/"
 )
 
 

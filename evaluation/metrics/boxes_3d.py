@@ -110,6 +110,15 @@ class Box3DErrors:
     found: int
 
 
+def matched_boxes_3d(
+    labels: ImageLabels, detections: ImageDetections, boxes: NDArray[np.float64]
+) -> list[tuple[Box3D, Box3D]]:
+    """Return the labelled and the detected 3D box of each detected object."""
+    box_row = np.cumsum(~labels.is_crowd) - 1
+    pairs = match_detections(labels, detections, same_class=True).pairs
+    return [(boxes[box_row[row]], detections.boxes_3d[column, :7]) for row, column in pairs]
+
+
 def box_3d_errors(
     images: Sequence[tuple[ImageLabels, ImageDetections, NDArray[np.float64]]],
 ) -> Box3DErrors:
@@ -121,10 +130,8 @@ def box_3d_errors(
     rows: list[tuple[float, ...]] = []
     objects = 0
     for labels, detections, boxes in images:
-        box_row = np.cumsum(~labels.is_crowd) - 1
         objects += len(boxes)
-        for row, column in match_detections(labels, detections, same_class=True).pairs:
-            label, detection = boxes[box_row[row]], detections.boxes_3d[column, :7]
+        for label, detection in matched_boxes_3d(labels, detections, boxes):
             rotation = abs((detection[6] - label[6] + np.pi) % (2 * np.pi) - np.pi)
             _, iou_3d = bev_and_3d_iou(label[None], detection[None])
             measured, expected = detection[[5, 0, 1, 2]], label[[5, 0, 1, 2]]

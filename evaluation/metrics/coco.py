@@ -35,17 +35,29 @@ class CocoScores:
         summary: by :data:`BOX_NAMES` or :data:`POSE_NAMES`.
         per_class: AP, AP50 and AP75 by class.
         curves: by class, the precision at IoU (or OKS) 0.5 for the 101 recalls 0, 0.01 ... 1.
+        mean_curves: the mean over the classes, by AP, AP50 and AP75: their means over the recalls.
     """
 
     summary: Mapping[str, float]
     per_class: Mapping[str, tuple[float, float, float]]
     curves: Mapping[str, NDArray[np.float64]]
+    mean_curves: Mapping[str, NDArray[np.float64]]
 
 
 def box_scores(coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> CocoScores:
     """Compute AP and AR of boxes; ``results`` are in COCO's result format."""
-    evaluation = _evaluate(coco, results, "bbox")
-    return _scores(evaluation, coco, BOX_NAMES)
+    return scores_of(evaluate_boxes(coco, results), coco)
+
+
+def box_ap50(coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> float:
+    """Compute only AP50 of boxes; NaN without objects."""
+    evaluation = _evaluate(coco, results, "bbox", ious=np.array([0.5]))
+    return _mean(evaluation.eval["precision"][..., 0, -1])
+
+
+def evaluate_boxes(coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Any:
+    """Return pycocotools' evaluation of boxes."""
+    return _evaluate(coco, results, "bbox")
 
 
 def pose_scores(
@@ -55,6 +67,13 @@ def pose_scores(
 
     ``sigmas``: (keypoints,), the standard deviation of the labels relative to the object's size.
     """
+    return scores_of(evaluate_poses(coco, results, sigmas), coco)
+
+
+def evaluate_poses(
+    coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]], sigmas: NDArray[np.float64]
+) -> Any:
+    """Return pycocotools' evaluation of poses; see :func:`pose_scores`."""
     # pycocotools evaluates results with a box as boxes.
     results = [
         {name: value for name, value in result.items() if name != "bbox"} for result in results
@@ -62,7 +81,7 @@ def pose_scores(
     # pycocotools needs keypoints in every label and ignores those without a labelled keypoint.
     unlabelled = {"keypoints": [0] * 3 * len(sigmas), "num_keypoints": 0}
     coco = {**coco, "annotations": [unlabelled | label for label in coco["annotations"]]}
-    return _scores(_evaluate(coco, results, "keypoints", sigmas=sigmas), coco, POSE_NAMES)
+    return _evaluate(coco, results, "keypoints", sigmas=sigmas)
 
 
 def false_discovery(
@@ -123,7 +142,9 @@ def _evaluate(
     return evaluation
 
 
-def _scores(evaluation: Any, coco: Mapping[str, Any], names: Sequence[str]) -> CocoScores:
+def scores_of(evaluation: Any, coco: Mapping[str, Any]) -> CocoScores:
+    """Return the metrics of pycocotools' evaluation of boxes or poses."""
+    names = BOX_NAMES if evaluation.params.iouType == "bbox" else POSE_NAMES
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     class_names = {category["id"]: category["name"] for category in coco["categories"]}
     per_class, curves = {}, {}
@@ -134,7 +155,12 @@ def _scores(evaluation: Any, coco: Mapping[str, Any], names: Sequence[str]) -> C
             per_class[name] = (_mean(values), _mean(values[0]), _mean(values[5]))
             curves[name] = values[0]
     stats = [value if value > -1 else np.nan for value in evaluation.stats.tolist()]
-    return CocoScores(dict(zip(names, stats, strict=True)), per_class, curves)
+    labelled = precision[:, :, precision.max(axis=(0, 1)) > -1]
+    mean_curves = {}
+    if labelled.size:
+        at_ious = labelled.mean(axis=2)
+        mean_curves = {"AP": at_ious.mean(axis=0), "AP50": at_ious[0], "AP75": at_ious[5]}
+    return CocoScores(dict(zip(names, stats, strict=True)), per_class, curves, mean_curves)
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

@@ -41,7 +41,11 @@ def keypoint_errors(
     needs no skeleton and no keypoint names. For PCK, the keypoints of objects that were not
     detected are wrong.
     """
-    rows = [row for labels, found in images for row in _image_errors(labels, found, keypoint_count)]
+    rows = [
+        row
+        for labels, found in images
+        for row in image_keypoint_errors(labels, found, keypoint_count)
+    ]
     errors = np.array([error for error, _ in rows]).reshape(-1, keypoint_count)
     sizes = np.array([size for _, size in rows])[:, None]
     is_labelled = ~np.isnan(errors)
@@ -56,10 +60,13 @@ def keypoint_errors(
     )
 
 
-def _image_errors(
+def image_keypoint_errors(
     labels: ImageLabels, detections: ImageDetections, keypoint_count: int
 ) -> list[tuple[NDArray[np.float64], float]]:
-    """Return errors (keypoints,) in pixels and the pose's size, per object of two keypoints."""
+    """Return errors (keypoints,) in pixels and the pose's size, per object of two keypoints.
+
+    The errors are NaN for keypoints without a label, and infinite for objects without a detection.
+    """
     matches = match_detections(labels, detections, same_class=True)
     detection_of = dict(matches.pairs.tolist())
     rows = []

@@ -44,6 +44,16 @@ def test_poses_are_drawn_in_the_colour_of_the_class_if_the_keypoints_have_no_nam
     assert tuple(without_skeleton[125, 20]) == BLUE
 
 
+def test_keypoints_without_coordinates_are_left_out() -> None:
+    absent = (math.nan, math.nan)
+    skeleton = [(0, 1), (1, 2)]
+    whole = draw_detections(black(), [person((60, 80), (60, 160))], skeleton=[(0, 1)])
+    part = draw_detections(black(), [person((60, 80), (60, 160), absent)], skeleton=skeleton)
+    assert np.array_equal(pixels(part), pixels(whole))
+    none = draw_detections(black(), [person(absent)], skeleton=skeleton)
+    assert np.array_equal(pixels(none), pixels(draw_detections(black(), [person()])))
+
+
 def test_keypoints_and_limbs_have_the_colour_of_their_side() -> None:
     detection = person((60, 80), (60, 160), (140, 80), (140, 160))
     drawn = pixels(

@@ -3,6 +3,7 @@
 import http.server
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,21 +104,136 @@ def test_an_interruption_ends_the_step(
     assert not (tmp_path / "report").exists()
 
 
+def table_rows(page: str, title: str) -> list[list[str]]:
+    """Return the cells of the tables of a section of ``report.html``."""
+    (section,) = re.findall(rf">{re.escape(title)}</h2>(.*?)</section>", page, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
 def test_the_report_is_complete(smears: list[object], project: Path, tmp_path: Path) -> None:
     output = tmp_path / "report"
     evaluate(*smears, "--package", project / "models/blood_cells", "--output", output)
-    markdown, page = (output / "report.md").read_text(), (output / "report.html").read_text()
-    images = re.findall(r"!\[.*\]\((.*)\)", markdown)
-    assert {"recall_curves.png", "confusion.png", "scores.png", "worst_1.jpg"} <= set(images)
-    for name in images:
-        assert (output / name).stat().st_size > 1000
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == len(images)
-    assert all(source.startswith("data:image/") for source in sources)
-    for title in ("Boxes (COCO)", "False discovery", "Speed"):
-        assert f"## {title}" in markdown
-        assert f"<h2>{title}</h2>" in page
+    markdown = (output / "report.md").read_text("utf-8")
+    page = (output / "report.html").read_text("utf-8")
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert 0 < len(sources) <= 6
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert {one[0] for one in re.findall(r'href="([^"]+)"', page)} == {"#"}
+    assert "<script" not in page
+    for title in ("Boxes (COCO)", "Errors by kind", "Scores", "False discovery", "Speed"):
+        assert f"## {title}\n" in markdown
+        assert f">{title}</h2>" in page
+    for title in ("Precision and recall", "Worst images"):
+        assert f">{title}</h2>" in page
+    assert {path.name for path in output.iterdir()} == {
+        *("report.html", "report.md", "results.json", "detections.json")
+    }
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_the_report_shows_the_numbers_of_the_results(
+    smears: list[object], project: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "report"
+    metrics = evaluate(*smears, "--package", project / "models/blood_cells", "--output", output)
+    page = (output / "report.html").read_text("utf-8")
+    summary = metrics["boxes"]["all"]
+    rows = table_rows(page, "Boxes (COCO)")
+    assert rows[0] == list(summary)
+    assert rows[1] == [f"{value:.3f}" for value in summary.values()]
+    for row, (name, values) in zip(rows[3:], metrics["boxes"]["per_class"].items(), strict=True):
+        assert row[0] == name
+        assert row[2:5] == [f"{value:.3f}" for value in values]
+        assert row[5:8] == [f"{value:.3f}" for value in metrics["at_threshold"][name].values()]
+    errors = metrics["errors"]
+    rows = table_rows(page, "Errors by kind")
+    shown = {row[0]: row[1] for row in rows}
+    for kind, gain in errors["dap50"].items():
+        assert shown[kind] == f"{gain:.3f}"
+    for kind, count in errors["at_threshold"].items():
+        assert [row[2] for row in rows if row[0] == kind] == [str(count)]
+    matrix = [row[1:] for row in table_rows(page, "Confusion matrix at score 0.3 and IoU 0.5")[1:]]
+    assert matrix == [[str(count) for count in row] for row in metrics["confusion_matrix"]]
+    # The same detections match in the matrix, in the errors and in the curves by score.
+    found = sum(map(sum, metrics["confusion_matrix"][:-1])) - sum(
+        row[-1] for row in metrics["confusion_matrix"][:-1]
+    )
+    objects = sum(metrics["boxes"]["objects_by_size"].values())
+    assert metrics["at_threshold"]["all"]["recall"] == pytest.approx(found / objects)
+    # The areas under the mean curves are the APs of the summary.
+    for name, text in re.findall(r": (AP\w*) ([0-9.]+)</li>", page):
+        assert text == f"{summary[name]:.3f}"
+
+
+def test_a_run_is_compared_with_an_earlier_one(
+    smears: list[object], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.metrics.bootstrap.RESAMPLES", 20)
+    where = [*smears, "--package", project / "models/blood_cells"]
+    first = evaluate(*where, "--output", tmp_path / "first")
+    path = tmp_path / "first/detections.json"
+    rows = json.loads(path.read_text())
+    again = [*where, "--compare", tmp_path / "first"]
+    same = evaluate(*again, "--output", tmp_path / "same")["comparison"]["boxes"]
+    for name, value in first["boxes"]["all"].items():
+        assert (same[name]["reference"], same[name]["difference"]) == (value, 0)
+    assert [same[name]["interval"] for name in ("AP", "AP50", "AP75")] == [[0, 0]] * 3
+    assert same["APs"]["interval"] is None
+
+    # Half of the detections are lost: less AP in every resample.
+    path.write_text(json.dumps(rows[::2]))
+    better = evaluate(*again, "--output", tmp_path / "better")["comparison"]["boxes"]["AP"]
+    low, high = better["interval"]
+    assert 0 < low <= better["difference"] <= high
+    page = (tmp_path / "better/report.html").read_text("utf-8")
+    shown = table_rows(page, "Comparison of boxes")[1]
+    assert shown[3:] == [f"{better['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("results.json", '"labels_sha256": "', '"labels_sha256": "0', "classes differ"),
+        ("results.json", '"task": "boxes"', '"task": "poses"', "evaluated poses, this one boxes"),
+        ("results.json", '"engine"', '"motor"', "model.engine: Field required"),
+        ("results.json", "{", "[" * 100_000, "Run centernet-eval again"),
+        ("detections.json", '"category_id": 1', '"category_id": 3', "is not a class"),
+        ("detections.json", '"image_id": 1', '"image_id": 99', "does not belong to these labels"),
+        ("detections.json", '"score": 0.', '"score": 7.', "score: Input should be less than"),
+        ("detections.json", '"bbox": [', '"bbox": [NaN, ', "bbox"),
+        ("detections.json", "[{", "[" + " " * 500_000 + "{", "the limit here"),
+    ],
+)
+def test_an_earlier_run_that_cannot_be_compared_is_reported(
+    smears: list[object],
+    project: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    compared: Path,
+    file: str,
+    old: str,
+    new: str,
+    message: str,
+) -> None:
+    earlier = tmp_path / "earlier"
+    shutil.copytree(compared, earlier)
+    path = earlier / file
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+    where = [*smears, "--package", project / "models/blood_cells", "--compare", earlier]
+    assert message in error_of(capsys, *where, "--output", tmp_path / "report")
+    assert list(tmp_path.iterdir()) == [earlier]
+
+
+@pytest.fixture(scope="module")
+def compared(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "compared"
+    samples = project / "docs/samples"
+    where = ["--annotations", samples / "blood_smears.json", "--images", samples]
+    evaluate(*where, "--package", project / "models/blood_cells", "--output", output)
+    return output
 
 
 def test_the_bundled_model_has_the_documented_scores(
@@ -255,6 +371,8 @@ def test_invalid_arguments_are_reported(
     output.mkdir()
     assert "already exists" in error_of(capsys, *where, *end)
     assert "does not exist" in error_of(capsys, *where, "--output", tmp_path / "no/report")
+    earlier = ["--compare", tmp_path / "none", "--output", tmp_path / "new"]
+    assert "--output of an earlier run" in error_of(capsys, *where, *earlier)
 
 
 def test_a_damaged_image_is_reported_and_no_report_is_written(

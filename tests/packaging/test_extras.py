@@ -29,7 +29,7 @@ from support.images import encode, plain
 from support.serving import RunningServer
 
 SOURCES = ("client", "command_line", "evaluation", "labels", "model_export", "model_package")
-SOURCES += ("service", "training")
+SOURCES += ("reports", "service", "training")
 NOT_INSTALLED = {
     "dev": "it is the environment that runs the tests",
     "tensorrt": "its libraries are not on PyPI but on https://pypi.nvidia.com",

@@ -1,8 +1,4 @@
-"""The web page in Chromium, with the bundled models.
-
-Playwright runs an event loop in the thread of the tests, so everything that uses it is in one
-module and ends with it.
-"""
+"""The web page in Chromium, with the bundled models."""
 
 import base64
 import io
@@ -19,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from support.browser import serious_problems, sideways_overflow_px
 from support.images import encode, plain, quadrants
 from support.serving import (
     BOXES,
@@ -37,7 +34,6 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 expect = playwright.expect
 
 pytestmark = pytest.mark.slow
@@ -49,14 +45,6 @@ SAMPLES = {
     "people": "people_1.jpg",
     "road_vehicles": "road_0002.jpg",
 }
-FLAGS = (
-    "--no-sandbox",  # it needs privileges that containers do not have
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-    # No network: only the service can be reached.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--force-color-profile=srgb",
-)
 RECORD_VIOLATIONS = """
 globalThis.violations = [];
 document.addEventListener("securitypolicyviolation",
@@ -78,15 +66,6 @@ CORNERS_OF_COLOUR = """([colour]) => {
     }
     return { width, height, columns, rows };
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = find_tool("chromium", "Debian: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -630,15 +609,8 @@ def test_axe_finds_no_serious_problem(
     expect(tab.page.locator("#state")).to_have_text("Ready")
     tab.show_sample("road_vehicles")
     tab.page.get_by_text("Options of the model").click()
-    found = axe.Axe().run(tab.page).response["violations"]
-    serious = [
-        (one["id"], [node["target"] for node in one["nodes"]])
-        for one in found
-        if one["impact"] in {"serious", "critical"}
-    ]
-    assert serious == []
-    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert tab.page.evaluate(overflow) <= 0
+    assert serious_problems(tab.page) == []
+    assert sideways_overflow_px(tab.page) <= 0
 
 
 def test_the_api_documentation_works_without_a_network(
