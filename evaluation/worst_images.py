@@ -1,6 +1,5 @@
 """Drawings of the images with the most errors, labels and detections side by side."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +7,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from client import Detection, Keypoint
-from client.drawing import draw_birds_eye, draw_detections
 from client.results import Box3D
 from evaluation.detections import ImageDetections
 from evaluation.ground_truth import ImageLabels, LabelledImage
@@ -17,13 +15,10 @@ from evaluation.metrics.error_kinds import find_errors
 from evaluation.metrics.matching import match_detections
 from evaluation.metrics.poses import image_keypoint_errors
 from evaluation.model_under_test import ModelUnderTest
+from reports.drawings import draw_side_by_side
 from reports.page import Drawing, Section
 
 WORST = 6
-_MAX_JPEG_BYTES = 250_000
-_SIDES_AND_QUALITIES = ((640, 85), (640, 60), (320, 60), (160, 60))
-"""Longest side of a panel in pixels and JPEG quality; the first is used that is small enough."""
-_GAP_PX = 8
 _RANGE_STEP_M, _MAX_RANGE_M = 20, 100
 
 
@@ -60,7 +55,8 @@ def worst_images(
         counts = find_errors(labels[index], detections[index]).counts()
         facts += [f"{count} {kind}" for kind, count in counts.items() if count]
         labelled = _as_detections(labels[index], None if boxes_3d is None else boxes_3d[index])
-        drawings.append(_draw(", ".join(facts), images[index], labelled, detections[index], model))
+        sides = labelled, detections[index]
+        drawings.append(_draw(", ".join(facts), images[index], sides, model))
     note = (
         "Left: labels, without crowds. Right: detections at the model's score threshold. "
         "The images with the lowest F1 come first."
@@ -112,64 +108,35 @@ def _as_detections(labels: ImageLabels, boxes_3d: NDArray[np.float64] | None) ->
 def _draw(
     caption: str,
     image: LabelledImage,
-    labels: ImageDetections,
-    detections: ImageDetections,
+    sides: Sequence[ImageDetections],
     model: ModelUnderTest,
 ) -> Drawing:
     with Image.open(image.path) as opened:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
-    depths = np.concatenate([one.boxes_3d[:, 5:6].ravel() for one in (labels, detections)])
-    steps = np.ceil(depths.max(initial=1.0) / _RANGE_STEP_M)
-    range_m = float(min(steps * _RANGE_STEP_M, _MAX_RANGE_M))
-    for side_px, quality in _SIDES_AND_QUALITIES:
-        scale = min(1.0, side_px / max(upright.size))
-        size = max(1, round(upright.width * scale)), max(1, round(upright.height * scale))
-        small = upright.resize(size, Image.Resampling.BILINEAR)
-        panels = [_panel(small, one, scale, model, range_m) for one in (labels, detections)]
-        sheet = _side_by_side(panels)
-        buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= _MAX_JPEG_BYTES:
-            break
-    return Drawing(caption, buffer.getvalue(), *sheet.size)
+    range_m = None
+    depths = np.concatenate([one.boxes_3d[:, 5:6].ravel() for one in sides])
+    if sides[0].boxes_3d.shape[1]:
+        steps = np.ceil(depths.max(initial=1.0) / _RANGE_STEP_M)
+        range_m = float(min(steps * _RANGE_STEP_M, _MAX_RANGE_M))
+    return draw_side_by_side(
+        caption,
+        upright,
+        [_to_client(one, model.classes) for one in sides],
+        skeleton=model.skeleton,
+        keypoint_names=model.keypoints,
+        range_m=range_m,
+    )
 
 
-def _panel(
-    image: Image.Image,
-    detections: ImageDetections,
-    scale: float,
-    model: ModelUnderTest,
-    range_m: float,
-) -> Image.Image:
-    """Draw detections on an image that was resized by ``scale``, and 3D boxes from above."""
-    scaled = _scaled(detections, scale, model)
-    drawn = draw_detections(image, scaled, skeleton=model.skeleton, keypoint_names=model.keypoints)
-    if not detections.boxes_3d.shape[1]:
-        return drawn
-    above = draw_birds_eye(scaled, max(1, drawn.width // 2), range_m=range_m)
-    panel = Image.new("RGB", (drawn.width, drawn.height + _GAP_PX + above.height), "white")
-    panel.paste(drawn, (0, 0))
-    panel.paste(above, ((drawn.width - above.width) // 2, drawn.height + _GAP_PX))
-    return panel
-
-
-def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    width, height = panels[0].size
-    sheet = Image.new("RGB", (len(panels) * (width + _GAP_PX) - _GAP_PX, height), "white")
-    for index, panel in enumerate(panels):
-        sheet.paste(panel, (index * (width + _GAP_PX), 0))
-    return sheet
-
-
-def _scaled(detections: ImageDetections, scale: float, model: ModelUnderTest) -> list[Detection]:
+def _to_client(detections: ImageDetections, classes: Sequence[str]) -> list[Detection]:
     boxes_3d = [_to_box_3d(row) if row else None for row in detections.boxes_3d.tolist()]
     return [
         Detection(
             class_id=int(class_id),
-            class_name=model.classes[class_id],
+            class_name=classes[class_id],
             score=float(score),
-            bbox=tuple((box * scale).tolist()),
-            keypoints=tuple(Keypoint(*point) for point in (points * [scale, scale, 1]).tolist()),
+            bbox=tuple(box.tolist()),
+            keypoints=tuple(Keypoint(*point) for point in points.tolist()),
             box3d=box_3d,
         )
         for class_id, score, box, points, box_3d in zip(

@@ -22,6 +22,7 @@ from model_export.quantize_package import (
     quantize_package,
 )
 from model_export.references import add_references
+from model_export.report import REPORT_FILE
 from model_export.verification.comparison import EXCEPTIONS
 from model_package import (
     ModelPackage,
@@ -186,7 +187,8 @@ def _report(package: ModelPackage) -> str:
         f"{manifest.provenance.architecture}, {manifest.decoder.kind}, "
         f"{len(manifest.classes)} classes, {megabytes} MB\n"
         f"ONNX Runtime agrees with {verification.reference}: {_summary(verification)}\n"
-        f"{agreements}Serve it: MODELS={models} make serve"
+        f"{agreements}The report is {package.directory / REPORT_FILE}.\n"
+        f"Serve it: MODELS={models} make serve"
     )
 
 

@@ -18,9 +18,17 @@ from model_export.onnx.compose import EXAMPLE_BATCH, compose_detector, to_layout
 from model_export.onnx.export import write_onnx
 from model_export.onnx.external_model import ExternalModel, read_external_model
 from model_export.pipeline import ONNX_FILE, collect_images, draft_references, tool_versions
+from model_export.report import write_package_report
 from model_export.tasks import TASKS
-from model_export.verification.onnx_vs_torch import verify
-from model_package import ModelPackage, PackageDraft, References, Verification, draft_package
+from model_export.verification.onnx_vs_torch import verify_images
+from model_package import (
+    ModelManifest,
+    ModelPackage,
+    PackageDraft,
+    References,
+    Verification,
+    draft_package,
+)
 from model_package.directory import sha256_of
 from model_package.onnxruntime import load_onnxruntime
 
@@ -63,21 +71,27 @@ def import_package(
         progress(f"Compare the original file with the new one on {len(images)} images")
         reference = DetectionGraph(network, normalization, config.top_k, resolved.task).eval()
         names = resolved.output_names()
-        verification = verify(reference, draft.directory / ONNX_FILE, names, images)
+        verification, verified = verify_images(
+            reference, draft.directory / ONNX_FILE, names, images
+        )
+
+        references = draft_references(draft, resolved, image_dir)
+        manifest = _manifest(draft, resolved, onnx_file, verification, references)
+        progress("Measure the latency")
+        write_package_report(draft.directory, manifest, ONNX_FILE, verified)
 
         progress(f"Write {output}")
-        references = draft_references(draft, resolved, image_dir)
-        return _publish(draft, resolved, onnx_file, verification, references)
+        return draft.publish(manifest)
 
 
-def _publish(
+def _manifest(
     draft: PackageDraft,
     resolved: ResolvedExport,
     onnx_file: Path,
     verification: Verification,
     references: References,
-) -> ModelPackage:
-    manifest = resolved.manifest(
+) -> ModelManifest:
+    return resolved.manifest(
         artifacts=(draft.describe_artifact(ONNX_FILE),),
         checkpoint_sha256=sha256_of(onnx_file),
         tools=tool_versions(),
@@ -86,7 +100,6 @@ def _publish(
         ),
         references=references,
     )
-    return draft.publish(manifest)
 
 
 class OnnxNetwork(nn.Module):

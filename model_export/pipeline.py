@@ -17,9 +17,14 @@ from model_export.graph.normalization import NORMALIZATIONS
 from model_export.networks.fp16 import Fp16Network
 from model_export.onnx.export import export_onnx, max_units
 from model_export.references import record_references, reference_images
+from model_export.report import write_package_report
 from model_export.verification.detection_agreement import verify_fp16
 from model_export.verification.images import ImageArray, read_images, synthetic_images
-from model_export.verification.onnx_vs_torch import merge_verifications, verify
+from model_export.verification.onnx_vs_torch import (
+    VerifiedImage,
+    merge_verifications,
+    verify_images,
+)
 from model_package import (
     ModelPackage,
     OnnxArtifact,
@@ -39,7 +44,7 @@ FP16_FILES: Mapping[str, str] = {
 }
 """File name of the fp16 version of each fp32 file."""
 
-STEPS = 4
+STEPS = 5
 FP16_STEPS = 2
 """Calls of ``progress`` in :func:`export_package`, and further calls with fp16."""
 
@@ -74,13 +79,12 @@ def export_package(
             _export(graph, resolved, draft.directory / file)
 
         progress(f"Compare PyTorch with ONNX Runtime on {len(images)} images")
-        verification = _verify(graphs, resolved, draft, images)
+        verification, verified = _verify(graphs, resolved, draft, images)
 
         artifacts = [draft.describe_artifact(file, flip=graphs[file].flip) for file in graphs]
         if config.precision == "fp16":
             artifacts += _add_fp16_files(network, resolved, draft, images, artifacts, progress)
 
-        progress(f"Write {output}")
         manifest = resolved.manifest(
             artifacts=tuple(artifacts),
             checkpoint_sha256=sha256_of(checkpoint),
@@ -88,6 +92,10 @@ def export_package(
             verification=verification,
             references=draft_references(draft, resolved, image_dir),
         )
+        progress("Measure the latency")
+        write_package_report(draft.directory, manifest, ONNX_FILE, verified)
+
+        progress(f"Write {output}")
         return draft.publish(manifest)
 
 
@@ -155,11 +163,14 @@ def _verify(
     resolved: ResolvedExport,
     draft: PackageDraft,
     images: list[ImageArray],
-) -> Verification:
+) -> tuple[Verification, list[VerifiedImage]]:
+    """Verify every file; returns the images of the first, without flip."""
     names = resolved.output_names()
-    return merge_verifications(
-        [verify(graph, draft.directory / file, names, images) for file, graph in graphs.items()]
-    )
+    results = [
+        verify_images(graph, draft.directory / file, names, images)
+        for file, graph in graphs.items()
+    ]
+    return merge_verifications([verification for verification, _ in results]), results[0][1]
 
 
 def draft_references(

@@ -1,1 +1,1 @@
-"""HTML reports in one file, and their charts; needs only the standard library."""
+"""HTML reports in one file: tables, line charts, and drawings of detections."""

@@ -54,6 +54,20 @@ class Reference:
     heatmap: Heatmap | None
 
 
+@dataclass(frozen=True)
+class VerifiedImage:
+    """The detections of one image.
+
+    ``image``: uint8 RGB (height, width, 3); ``reference``: of the network; ``found``: of the file;
+    ``worst_error``: the largest difference as a fraction of its tolerance.
+    """
+
+    image: Image
+    reference: Detections
+    found: Detections
+    worst_error: float
+
+
 def verify(
     graph: DetectionGraph, onnx_file: Path, output_names: Sequence[str], images: Sequence[Image]
 ) -> Verification:
@@ -65,18 +79,38 @@ def verify(
     if the comparison fails, they are widened to five times the error of float32 against float64.
     Raises :class:`VerificationError` if a detection is missing or differs by more.
     """
+    return verify_images(graph, onnx_file, output_names, images)[0]
+
+
+def verify_images(
+    graph: DetectionGraph, onnx_file: Path, output_names: Sequence[str], images: Sequence[Image]
+) -> tuple[Verification, list[VerifiedImage]]:
+    """Do the same as :func:`verify`; also return the detections of each image, run alone."""
     run_file = onnx_runner(onnx_file, output_names)
     references = [_run_reference(graph, output_names, image) for image in images]
     found = run_on_all(run_file, images)
+    tolerances: Mapping[str, float] = TOLERANCES
     try:
-        return _compare_all(references, found, TOLERANCES)
+        verification, comparisons = _compare_all(references, found, tolerances)
     except VerificationError:
         if not any(True for _ in graph.parameters()):  # an imported network has no float64 version
             raise
         tolerances = _tolerances_for_rounding(graph, output_names, images, references)
         if tolerances == TOLERANCES:
             raise
-        return _compare_all(references, found, tolerances)
+        verification, comparisons = _compare_all(references, found, tolerances)
+    verified = [
+        VerifiedImage(
+            image,
+            reference.detections,
+            detections,
+            max(error / tolerances[name] for name, error in comparison.worst_errors.items()),
+        )
+        for image, reference, (_, _, detections), comparison in zip(
+            images, references, found, comparisons, strict=False
+        )  # the images that ran alone come first
+    ]
+    return verification, verified
 
 
 def _run_reference(graph: DetectionGraph, output_names: Sequence[str], image: Image) -> Reference:
@@ -131,14 +165,14 @@ def _compare_all(
     references: Sequence[Reference],
     outputs: Sequence[tuple[int, str, Detections]],
     tolerances: Mapping[str, float],
-) -> Verification:
+) -> tuple[Verification, list[Comparison]]:
     comparisons = [
         compare(
             references[index].detections, detections, where, tolerances, references[index].heatmap
         )
         for index, where, detections in outputs
     ]
-    return summarise(comparisons, len(references), tolerances)
+    return summarise(comparisons, len(references), tolerances), comparisons
 
 
 def summarise(

@@ -127,8 +127,8 @@ def test_the_command_reports_the_agreement(
     assert main([*arguments, "--precision", "fp16"]) == 0
     captured = capsys.readouterr()
     assert "model_fp16.onnx agrees with fp32: " in captured.out
-    assert "[6/6] Write" in captured.err
-    assert "[4/6] Export in fp16" in captured.err
+    assert "[7/7] Write" in captured.err
+    assert "[4/7] Export in fp16" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_weights_outside_of_the_fp16_range_are_rejected(
     torch.save({**slim_state, key: slim_state[key] * factor}, tmp_path / "large.pth")
     # The detections of such a network do not matter here.
     monkeypatch.setattr(pipeline, "export_onnx", lambda *arguments: arguments[4].write_bytes(b"x"))
-    monkeypatch.setattr(pipeline, "_verify", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_verify", lambda *_: (None, []))
     with pytest.raises(Fp16Error, match=message) as caught:
         export_package(
             replace(slim_config, precision="fp16"),

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.browser import serious_problems, sideways_overflow_px
 
 from evaluation.cli import main
+from model_export.report import BatchLatency, render_report
+from model_export.verification.onnx_vs_torch import VerifiedImage
+from model_package import load_package
 from reports.charts import Chart, Line, Mark
 from reports.page import Drawing, Section, Table, render_page
 
@@ -75,6 +79,27 @@ def test_an_evaluation_in_chromium(open_report: OpenReport, evaluated: Path, vie
     # The style sheet applies under the policy of the page: the lines of the charts have colours.
     strokes = "lines => lines.map(line => getComputedStyle(line).stroke)"
     assert len(set(page.locator("svg .line").evaluate_all(strokes))) >= 3
+
+
+@pytest.mark.parametrize("model", ["blood_cells", "people"])
+def test_the_report_of_a_package_in_chromium(
+    open_report: OpenReport, project: Path, tmp_path: Path, model: str
+) -> None:
+    package = load_package(project / "models" / model)
+    assert package.manifest.references is not None
+    with np.load(package.directory / package.manifest.references.file) as file:
+        arrays = dict(file)
+    images = arrays.pop("images")
+    verified = [
+        VerifiedImage(image, outputs, outputs, 0.1 * index)
+        for index, image in enumerate(images)
+        for outputs in [{name: values[index] for name, values in arrays.items()}]
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(render_report(package.manifest, verified, [BatchLatency(1, 0.01, 5)]), "utf-8")
+    page = open_report(path, color_scheme="dark")
+    assert page.locator("img").count() == len(images)
+    assert page.locator("tbody th", has_text="scores").count()
 
 
 def test_untrusted_texts_are_shown_as_they_are(open_report: OpenReport, tmp_path: Path) -> None:

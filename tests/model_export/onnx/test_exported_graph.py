@@ -71,5 +71,6 @@ def test_the_file_is_self_contained(slim_package: ModelPackage, onnx_file: Path)
     names = {path.name for path in slim_package.directory.iterdir()}
     references = slim_package.manifest.references
     assert references is not None
-    assert names == {"model.json", onnx_file.name, references.file}  # no external data
+    # No external data.
+    assert names == {"model.json", onnx_file.name, references.file, "report.html"}
     onnx.checker.check_model(onnx_file, full_check=True)

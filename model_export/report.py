@@ -1,0 +1,259 @@
+"""The report of a package: what was verified, the images that differ most, the latency."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+from client.results import Detection, Keypoint
+from model_export.architectures import OUTPUT_STRIDE
+from model_export.verification.comparison import EXCEPTIONS, Detections
+from model_export.verification.images import ImageArray
+from model_export.verification.onnx_vs_torch import Run, VerifiedImage, onnx_runner
+from model_package import ModelManifest, OnnxArtifact, Verification
+from model_package.onnxruntime import load_onnxruntime
+from reports.drawings import draw_side_by_side
+from reports.page import Cell, Drawing, Section, Table, render_page
+
+REPORT_FILE = "report.html"
+BATCH_SIZES = (1, 2, 4)
+_RUNS = 5
+_BUDGET_S = 15.0
+"""Networks take milliseconds to seconds for an image."""
+_MAX_DRAWN_IMAGES, _MAX_DRAWN_DETECTIONS = 4, 50
+_MAX_TEXT = 300
+
+
+@dataclass(frozen=True)
+class BatchLatency:
+    """The median duration of ``runs`` runs of a batch in seconds."""
+
+    batch_size: int
+    seconds: float
+    runs: int
+
+
+def measure_latency(run: Run, image: ImageArray, budget_s: float = _BUDGET_S) -> list[BatchLatency]:
+    """Measure batches of copies of ``image``, after one run of each to warm up.
+
+    Larger batches are omitted, and runs are not repeated, after ``budget_s`` seconds.
+    """
+    started_s = time.perf_counter()
+    latencies: list[BatchLatency] = []
+    for size in BATCH_SIZES:
+        if latencies and time.perf_counter() - started_s > budget_s:
+            break
+        batch = np.repeat(image[np.newaxis], size, axis=0)
+        run(batch)
+        durations = [_duration(run, batch)]
+        while len(durations) < _RUNS and time.perf_counter() - started_s < budget_s:
+            durations.append(_duration(run, batch))
+        latencies.append(BatchLatency(size, median(durations), len(durations)))
+    return latencies
+
+
+def _duration(run: Run, batch: ImageArray) -> float:
+    started_s = time.perf_counter()
+    run(batch)
+    return time.perf_counter() - started_s
+
+
+def write_package_report(
+    directory: Path, manifest: ModelManifest, onnx_file: str, verified: Sequence[VerifiedImage]
+) -> None:
+    """Measure the latency of ``onnx_file`` and write ``report.html`` to the package."""
+    run = onnx_runner(directory / onnx_file, [one.name for one in manifest.decoder.outputs()])
+    latencies = measure_latency(run, verified[0].image)
+    page = render_report(manifest, verified, latencies)
+    (directory / REPORT_FILE).write_text(page, "utf-8")
+
+
+def render_report(
+    manifest: ModelManifest, verified: Sequence[VerifiedImage], latencies: Sequence[BatchLatency]
+) -> str:
+    """Return the report as an HTML document; it shows the same numbers as the manifest."""
+    verification, provenance = manifest.verification, manifest.provenance
+    size = sum(artifact.size_bytes for artifact in manifest.artifacts)
+    worst = max(
+        error / verification.tolerances[name] for name, error in verification.worst_errors.items()
+    )
+    return render_page(
+        f"{manifest.name} {manifest.version}",
+        [
+            f"{provenance.architecture}, {manifest.decoder.kind}, {len(manifest.classes)} classes",
+            f"source: {_shortened(provenance.source)}; license: {_shortened(provenance.license)}",
+        ],
+        [
+            ("detections matched", f"{verification.matched} of {verification.detections}"),
+            ("largest error / tolerance", worst),
+            ("ms per image, batch of 1", f"{latencies[0].seconds * 1000:.1f}"),
+            ("MB of ONNX files", f"{size / 1e6:.1f}"),
+        ],
+        [
+            _verification_section(manifest),
+            _image_section(manifest, verified),
+            _latency_section(manifest, latencies),
+            _package_section(manifest),
+        ],
+    )
+
+
+def _verification_section(manifest: ModelManifest) -> Section:
+    tables = [
+        _verification_table("fp32", manifest.verification),
+        *(
+            _verification_table(artifact.file, artifact.agreement)
+            for artifact in manifest.artifacts
+            if isinstance(artifact, OnnxArtifact) and artifact.agreement is not None
+        ),
+    ]
+    note = (
+        "Every image ran alone, and some in a batch. A detection of the reference is matched if "
+        "the file finds it with all outputs within the tolerances."
+    )
+    return Section("Verification", tables, note)
+
+
+def _verification_table(caption: str, verification: Verification) -> Table:
+    shares = [
+        error / verification.tolerances[name] for name, error in verification.worst_errors.items()
+    ]
+    rows: list[Sequence[Cell]] = [
+        [name, f"{error:.2g}", f"{verification.tolerances[name]:.2g}", f"{share:.1%}"]
+        for (name, error), share in zip(verification.worst_errors.items(), shares, strict=True)
+    ]
+    exceptions = "".join(
+        f" Accepted without a match: {count} {EXCEPTIONS.get(reason, reason)}."
+        for reason, count in verification.exceptions.items()
+    )
+    return Table(
+        ["output", "worst error", "tolerance", "of the tolerance"],
+        rows,
+        caption,
+        f"Reference: {verification.reference}. {verification.matched} of {verification.detections} "
+        f"detections matched in {verification.inputs} images.{exceptions}",
+        {3: shares},
+    )
+
+
+def _image_section(manifest: ModelManifest, verified: Sequence[VerifiedImage]) -> Section:
+    ranked = sorted(enumerate(verified), key=lambda numbered: -numbered[1].worst_error)
+    drawings = [_draw(manifest, index, one) for index, one in ranked[:_MAX_DRAWN_IMAGES]]
+    note = (
+        "The images of the verification with the largest errors, as network inputs. Left: "
+        "detections of the reference, right: of the ONNX file, both at the score threshold "
+        f"{manifest.decoder.score_threshold:g}, before any suppression. Images are synthetic, "
+        "unless the export was given images (--verify-images)."
+    )
+    return Section("Images with the largest errors", drawings, note)
+
+
+def _draw(manifest: ModelManifest, index: int, verified: VerifiedImage) -> Drawing:
+    image = Image.fromarray(verified.image)
+    return draw_side_by_side(
+        f"image {index}: largest error {verified.worst_error:.1%} of its tolerance",
+        image,
+        [
+            _to_client(detections, manifest, image.size)
+            for detections in (verified.reference, verified.found)
+        ],
+        skeleton=getattr(manifest.decoder, "skeleton", ()),
+        keypoint_names=getattr(manifest.decoder, "keypoints", ()),
+    )
+
+
+def _to_client(
+    outputs: Detections, manifest: ModelManifest, input_size: tuple[int, int]
+) -> list[Detection]:
+    """Convert the outputs for one image to detections in pixels of the network input."""
+    size = np.array(input_size)
+    cell_px = size / ((size + 1) // OUTPUT_STRIDE)  # 511 pixels are 128 cells
+    rows = np.flatnonzero(outputs["scores"] >= max(manifest.decoder.score_threshold, 1e-6))
+    rows = rows[:_MAX_DRAWN_DETECTIONS]
+    if "boxes" in outputs:
+        boxes = outputs["boxes"][rows].reshape(-1, 2, 2) * cell_px
+    else:
+        centers, halves = (outputs[name][rows] * cell_px for name in ("centers", "sizes"))
+        halves = halves / 2
+        boxes = np.stack([centers - halves, centers + halves], axis=1)
+    keypoints = np.empty((len(rows), 0, 3))
+    if "keypoints" in outputs:
+        scores = outputs["keypoint_scores"][rows, :, np.newaxis]
+        keypoints = np.concatenate([outputs["keypoints"][rows] * cell_px, scores], axis=2)
+    return [
+        Detection(
+            int(class_id),
+            manifest.classes[class_id],
+            float(score),
+            (box[0], box[1], box[2], box[3]),
+            tuple(Keypoint(*point) for point in points),
+        )
+        for class_id, score, box, points in zip(
+            outputs["class_ids"][rows],
+            outputs["scores"][rows],
+            boxes.reshape(-1, 4).tolist(),
+            keypoints.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _latency_section(manifest: ModelManifest, latencies: Sequence[BatchLatency]) -> Section:
+    rows: list[Sequence[Cell]] = [
+        [
+            str(one.batch_size),
+            f"{one.seconds * 1000:.1f}",
+            f"{one.seconds * 1000 / one.batch_size:.1f}",
+            f"{one.batch_size / one.seconds:.1f}",
+            one.runs,
+        ]
+        for one in latencies
+    ]
+    columns = ["batch", "ms", "ms per image", "images/s", "runs"]
+    note = (
+        f"Median of the network alone, {manifest.input.width_px} × {manifest.input.height_px} "  # noqa: RUF001
+        f"pixels, fp32, ONNX Runtime {load_onnxruntime().__version__} on {_cores()} CPU cores of "
+        "the machine that exported it, which may have been busy. The service may run another "
+        "engine and precision."
+    )
+    return Section("Latency by batch size", [Table(columns, rows)], note)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _package_section(manifest: ModelManifest) -> Section:
+    provenance = manifest.provenance
+    facts: Mapping[str, str] = {
+        "classes": ", ".join(manifest.classes),
+        "input": f"{manifest.input.width_px} x {manifest.input.height_px}, {manifest.input.resize}",
+        "score threshold": f"{manifest.decoder.score_threshold:g}",
+        "normalization": provenance.normalization,
+        "checkpoint SHA-256": provenance.checkpoint_sha256,
+        "made with": ", ".join(f"{name} {version}" for name, version in provenance.tools.items()),
+    }
+    files: list[Sequence[Cell]] = [
+        [one.file, one.precision, f"{one.size_bytes / 1e6:.1f}", one.sha256]
+        for one in manifest.artifacts
+    ]
+    return Section(
+        "Package",
+        [
+            Table(["file", "precision", "MB", "SHA-256"], files, text_columns=(1, 3)),
+            Table(
+                ["", ""],
+                [[name, _shortened(text)] for name, text in facts.items()],
+                text_columns=(1,),
+            ),
+        ],
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} ..."
