@@ -295,6 +295,7 @@ def check_export(environment: Environment, server: RunningServer, image: Path) -
         *("--classes", "circle,square,triangle", "--input-size", "64x64", "--top-k", 50),
     )
     assert (package / "model.json").is_file()
+    assert (package / "report.html").is_file()
 
 
 def check_train(
