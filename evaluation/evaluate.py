@@ -99,7 +99,10 @@ def evaluate(
     report.sections.append(recall_curves(curves, similarity))
     _add_errors(report, pairs, gains, scores, threshold)
     matrix = confusion_matrix(pairs, len(model.classes))
-    report.metrics["confusion_matrix"] = matrix.tolist()
+    # Labelled class, detected class, count; the index after the last class is the background.
+    report.metrics["confusions"] = [
+        [int(row), int(column), int(matrix[row, column])] for row, column in np.argwhere(matrix)
+    ]
     report.sections.append(confusion_section(matrix, model.classes, threshold))
     _add_sizes(report, ground_truth)
     _add_scores(report, scored, threshold)

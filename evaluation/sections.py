@@ -119,7 +119,7 @@ def confusion_section(
         for row, column in pairs
     ]
     columns = ["labelled", "detected as", "objects", "of its objects"]
-    note = "The most frequent confusions of two classes; results.json has the complete matrix."
+    note = "The most frequent confusions of two classes; results.json has all."
     return Section(title, [_with_bars(columns, confusions, (3,))], note)
 
 

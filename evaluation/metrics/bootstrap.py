@@ -18,13 +18,13 @@ class ClassMatches:
 
     Attributes:
         images: int64 (n,), index of the image of each detection.
-        is_correct: bool (ious, n), true positives at each IoU (or OKS).
+        correct: int64, rows of the true positives at each IoU (or OKS).
         is_counted: bool (ious, n), False for detections in a crowd.
         objects: int64 (images,), labelled objects without crowds.
     """
 
     images: NDArray[np.int64]
-    is_correct: NDArray[np.bool_]
+    correct: Sequence[NDArray[np.int64]]
     is_counted: NDArray[np.bool_]
     objects: NDArray[np.int64]
 
@@ -53,7 +53,10 @@ def class_matches(evaluation: Any) -> list[ClassMatches]:
         )
         matches.append(
             ClassMatches(
-                images.astype(np.int64)[order], is_matched & ~is_ignored, ~is_ignored, objects
+                images.astype(np.int64)[order],
+                [np.flatnonzero(row) for row in is_matched & ~is_ignored],
+                ~is_ignored,
+                objects,
             )
         )
     return matches
@@ -68,19 +71,17 @@ def weighted_ap(
     """
     objects = int(matches.objects @ weights)
     if not objects:
-        return np.full(len(matches.is_correct), np.nan)
+        return np.full(len(matches.correct), np.nan)
     weight = weights[matches.images]
-    correct = np.cumsum(matches.is_correct * weight, axis=1)
-    found = np.cumsum(matches.is_counted * weight, axis=1)
-    precision = correct / np.maximum(found, 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    padded = np.pad(envelope, ((0, 0), (0, 1)))  # 0 at recalls that are not reached
-    return np.array(
-        [
-            row[np.searchsorted(reached, recalls)].mean()
-            for row, reached in zip(padded, correct / objects, strict=True)
-        ]
-    )
+    aps = []
+    for rows, is_counted in zip(matches.correct, matches.is_counted, strict=True):
+        # Precision is highest, and a recall is first reached, at a true positive.
+        correct = np.cumsum(weight[rows])
+        precision = correct / np.maximum(np.cumsum(weight * is_counted)[rows], 1)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        first = np.searchsorted(correct / objects, recalls)
+        aps.append(np.append(envelope, 0.0)[first].mean())  # 0 at recalls that are not reached
+    return np.array(aps)
 
 
 @dataclass(frozen=True)

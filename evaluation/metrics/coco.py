@@ -51,7 +51,7 @@ def box_scores(coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) ->
 
 def box_ap50(coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> float:
     """Compute only AP50 of boxes; NaN without objects."""
-    evaluation = _evaluate(coco, results, "bbox", ious=np.array([0.5]))
+    evaluation = _evaluate(coco, results, "bbox", ious=np.array([0.5]), sizes=1)
     return _mean(evaluation.eval["precision"][..., 0, -1])
 
 
@@ -115,8 +115,12 @@ def _evaluate(
     *,
     ious: NDArray[np.float64] | None = None,
     sigmas: NDArray[np.float64] | None = None,
+    sizes: int | None = None,
 ) -> Any:
-    """Run pycocotools, without its prints, on copies, because it adds fields to its inputs."""
+    """Run pycocotools, without its prints, on copies, because it adds fields to its inputs.
+
+    ``sizes``: the number of object sizes to evaluate, of which ``all`` is the first.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO()
         ground_truth.dataset = {
@@ -133,6 +137,7 @@ def _evaluate(
         evaluation = COCOeval(ground_truth, detections, kind)
         if ious is not None:
             evaluation.params.iouThrs = ious
+        evaluation.params.areaRng = evaluation.params.areaRng[:sizes]
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()

@@ -154,11 +154,11 @@ def test_the_report_shows_the_numbers_of_the_results(
     for kind, count in errors["at_threshold"].items():
         assert [row[2] for row in rows if row[0] == kind] == [str(count)]
     matrix = [row[1:] for row in table_rows(page, "Confusion matrix at score 0.3 and IoU 0.5")[1:]]
-    assert matrix == [[str(count) for count in row] for row in metrics["confusion_matrix"]]
-    # The same detections match in the matrix, in the errors and in the curves by score.
-    found = sum(map(sum, metrics["confusion_matrix"][:-1])) - sum(
-        row[-1] for row in metrics["confusion_matrix"][:-1]
-    )
+    for row, column, count in metrics["confusions"]:
+        assert matrix[row][column] == str(count)
+    assert sum(int(cell) > 0 for row in matrix for cell in row) == len(metrics["confusions"])
+    # The same detections match in the matrix and in the curves by score.
+    found = sum(count for row, column, count in metrics["confusions"] if row == column)
     objects = sum(metrics["boxes"]["objects_by_size"].values())
     assert metrics["at_threshold"]["all"]["recall"] == pytest.approx(found / objects)
     # The areas under the mean curves are the APs of the summary.
