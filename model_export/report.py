@@ -13,6 +13,7 @@ from PIL import Image
 from client.results import Detection, Keypoint
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.verification.comparison import EXCEPTIONS, Detections
+from model_export.verification.detection_agreement import boxes_in_cells
 from model_export.verification.images import ImageArray
 from model_export.verification.onnx_vs_torch import Run, VerifiedImage, onnx_runner
 from model_package import ModelManifest, OnnxArtifact, Verification
@@ -175,12 +176,9 @@ def _to_client(
     cell_px = size / ((size + 1) // OUTPUT_STRIDE)  # 511 pixels are 128 cells
     rows = np.flatnonzero(outputs["scores"] >= max(manifest.decoder.score_threshold, 1e-6))
     rows = rows[:_MAX_DRAWN_DETECTIONS]
-    if "boxes" in outputs:
-        boxes = outputs["boxes"][rows].reshape(-1, 2, 2) * cell_px
-    else:
-        centers, halves = (outputs[name][rows] * cell_px for name in ("centers", "sizes"))
-        halves = halves / 2
-        boxes = np.stack([centers - halves, centers + halves], axis=1)
+    boxes = boxes_in_cells(outputs)
+    assert boxes is not None  # every decoder has boxes
+    boxes = boxes[rows] * np.tile(cell_px, 2)
     keypoints = np.empty((len(rows), 0, 3))
     if "keypoints" in outputs:
         scores = outputs["keypoint_scores"][rows, :, np.newaxis]
@@ -196,7 +194,7 @@ def _to_client(
         for class_id, score, box, points in zip(
             outputs["class_ids"][rows],
             outputs["scores"][rows],
-            boxes.reshape(-1, 4).tolist(),
+            boxes.tolist(),
             keypoints.tolist(),
             strict=True,
         )

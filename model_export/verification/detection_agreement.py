@@ -209,7 +209,7 @@ def _compare_kind(reference: Detections, candidate: Detections) -> Agreement:
 
 def _position_distances(reference: Detections, candidate: Detections) -> tuple[str, _Errors]:
     """Return the kind of distance and its matrix; infinite between classes and for empty rows."""
-    boxes = _boxes(reference), _boxes(candidate)
+    boxes = boxes_in_cells(reference), boxes_in_cells(candidate)
     if boxes[0] is None or boxes[1] is None:
         position = "centers"
         distances = np.abs(reference[position][:, np.newaxis] - candidate[position]).max(axis=2)
@@ -226,7 +226,7 @@ def _position_distances(reference: Detections, candidate: Detections) -> tuple[s
     return position, distances
 
 
-def _boxes(detections: Detections) -> _Errors | None:
+def boxes_in_cells(detections: Detections) -> NDArray[np.float64] | None:
     """Return x1, y1, x2, y2 in cells, (K, 4); None for detections without boxes."""
     if "boxes" in detections:
         return detections["boxes"].astype(np.float64)
