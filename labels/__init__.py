@@ -1,1 +1,1 @@
-"""Readers of COCO, Pascal VOC and KITTI labels, and matching of detections to labels."""
+"""Readers of COCO, VOC and KITTI labels, matching of boxes, and comparison of detections."""

@@ -42,12 +42,11 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"images with objects; the first {MAX_IMAGES} by name are recorded "
         "(default: synthetic images)",
     )  # fmt: skip
-    for command in commands.choices.values():
-        add_quiet_option(command)
-
     _add_quantize(
         commands.add_parser("quantize", help="add int8 files to a package, verified on detections")
     )
+    for command in commands.choices.values():
+        add_quiet_option(command)
 
     # Only for the list of commands; `build` has its own parser, which does not import torch.
     commands.add_parser("build", help=SUMMARY)

@@ -36,6 +36,18 @@ def without_references(bundled: Path, tmp_path: Path) -> Path:
     return package
 
 
+@pytest.fixture
+def without_int8(bundled: Path, tmp_path: Path) -> Path:
+    package = tmp_path / "package_without_int8"
+    shutil.copytree(bundled, package)
+    manifest = json.loads((package / "model.json").read_text())
+    artifacts = manifest["artifacts"]
+    manifest["artifacts"] = [one for one in artifacts if one["precision"] != "int8"]
+    assert len(manifest["artifacts"]) < len(artifacts)
+    (package / "model.json").write_text(json.dumps(manifest))
+    return package
+
+
 def zero_scores(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """Make OpenVINO return scores of zero in one precision."""
     run = OpenVinoEngine.run
@@ -49,23 +61,51 @@ def zero_scores(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     monkeypatch.setattr(OpenVinoEngine, "run", run_wrongly)
 
 
-@needs_bf16
-def test_auto_uses_bf16_where_the_processor_has_it(bundled: Path) -> None:
+def test_auto_uses_int8_where_the_package_has_it(bundled: Path) -> None:
     assert engine_of(bundled).startswith("OpenVINO 2")
-    assert engine_of(bundled).endswith(", bf16 on CPU")
+    assert engine_of(bundled).endswith(", int8 on CPU")
     assert engine_of(bundled, precision="fp32").endswith(", fp32 on CPU")
 
 
-def test_auto_uses_fp32_where_the_processor_has_no_bf16(
+def test_auto_does_not_use_int8_if_it_does_not_agree(
     bundled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
+    zero_scores(monkeypatch, "int8")
+    assert not engine_of(bundled).endswith(", int8 on CPU")
+    (line,) = [line for line in caplog.messages if "(int8)" in line]
+    assert "a score of the self-test image differs by" in line
+    with pytest.raises(EngineUnavailableError, match="differs by"):
+        engine_of(bundled, precision="int8")
+
+
+def test_auto_does_not_use_int8_without_references(
+    without_references: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert not engine_of(without_references).endswith(", int8 on CPU")
+    (line,) = [line for line in caplog.messages if "(int8)" in line]
+    assert "no recorded references to check int8 with" in line
+    assert engine_of(without_references, precision="int8").endswith(", int8 on CPU")
+
+
+@needs_bf16
+def test_auto_uses_bf16_where_the_processor_has_it(without_int8: Path) -> None:
+    assert engine_of(without_int8).startswith("OpenVINO 2")
+    assert engine_of(without_int8).endswith(", bf16 on CPU")
+    assert engine_of(without_int8, precision="fp32").endswith(", fp32 on CPU")
+
+
+def test_auto_uses_fp32_where_the_processor_has_no_bf16(
+    without_int8: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
-    assert engine_of(bundled).endswith(", fp32 on CPU")
+    assert engine_of(without_int8).endswith(", fp32 on CPU")
     (line,) = [line for line in caplog.messages if "(bf16)" in line]
     assert "excludes bf16 instructions" in line
     with pytest.raises(EngineUnavailableError, match="excludes bf16 instructions"):
-        engine_of(bundled, precision="bf16")
+        engine_of(without_int8, precision="bf16")
 
 
 @needs_bf16
@@ -81,15 +121,15 @@ def test_auto_uses_fp32_for_a_package_without_references(
 
 @needs_bf16
 def test_auto_uses_fp32_if_bf16_does_not_agree(
-    bundled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    without_int8: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     zero_scores(monkeypatch, "bf16")
-    assert engine_of(bundled).endswith(", fp32 on CPU")
+    assert engine_of(without_int8).endswith(", fp32 on CPU")
     (line,) = [line for line in caplog.messages if "(bf16)" in line]
     assert "a score of the self-test image differs by" in line
     with pytest.raises(EngineUnavailableError, match="differs by"):
-        engine_of(bundled, precision="bf16")
+        engine_of(without_int8, precision="bf16")
 
 
 @pytest.mark.parametrize("has_references", [True, False])

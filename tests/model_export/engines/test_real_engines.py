@@ -5,6 +5,7 @@
 
 import inspect
 import json
+import shutil
 import signal
 import types
 from collections.abc import Callable
@@ -150,6 +151,20 @@ def test_builds_engines_of_whole_networks(
         (
             network / engine.file
         ).unlink()  # saves disk space; the next build removes it from the package
+
+
+def test_builds_an_engine_of_a_quantized_network(project: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "package"
+    shutil.copytree(project / "models" / "blood_cells", directory)
+    options = ("--precision", "int8", "--compute-capability", "8.9")
+    process = start_build(directory, *options, libraries=None)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, err
+    (engine,) = engines_of(directory)
+    assert engine.precision == "int8"
+    assert engine.file.startswith("model_int8.")
+    assert b"accelerators={sm89 }" in (directory / engine.file).read_bytes()
+    load_package(directory)
 
 
 def test_fp16_files_have_deformable_convolutions_in_half_precision(

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: small graphs, the bundled models and the project's custom operators."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_int8_runs_the_int8_file_and_is_preferred(tmp_path: Path) -> None:
 def test_a_package_without_an_int8_file_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "service")
     package = make_package(tmp_path)
     reason = "no ONNX files in int8 .* Add int8 files with centernet-export quantize"
     for backend in ("openvino", "auto"):
@@ -170,6 +171,35 @@ def test_the_bundled_models_agree_with_onnxruntime(
     difference = np.abs(engine.run(images)["scores"] - reference.run(images)["scores"]).max()
     is_rounded = difference > 1e-4
     assert is_rounded == (precision == "bf16"), "it computes in the stated precision"
+
+
+_CHECK_INT8 = """
+import sys
+from pathlib import Path
+from model_package import load_package
+from service.engines import open_engine
+from service.self_test import make_self_test
+package = load_package(Path(sys.argv[1]))
+engine = open_engine(package, "openvino", threads=1, precision="int8")
+make_self_test(package, engine).check(engine)
+"""
+
+
+@pytest.mark.parametrize("name", ["blood_cells", "people"])
+@pytest.mark.parametrize("instructions", ["", "AVX512_CORE", "AVX2"])
+def test_int8_agrees_with_the_references_also_without_vnni(
+    project: Path, name: str, instructions: str
+) -> None:
+    """Without VNNI, oneDNN multiplies in pairs whose 16-bit sums could saturate."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CHECK_INT8, str(project / "models" / name)],
+        cwd=project,
+        env=os.environ | ({"ONEDNN_MAX_CPU_ISA": instructions} if instructions else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def _run_openvino(model: onnx.ModelProto, side_px: int, *inputs: NDArray[np.float32]) -> object:
