@@ -112,9 +112,19 @@ def _read_recorded_images(directory: Path, manifest: ModelManifest) -> Sequence[
             f"{directory} has no references, without which the service uses no int8 file. Record "
             f"them first: centernet-export references {directory} --images DIR"
         )
-    with np.load(directory / manifest.references.file) as file:
-        images: Sequence[ImageArray] = list(file["images"])
-    return images
+    path = directory / manifest.references.file
+    spec = manifest.input
+    try:
+        with np.load(path) as file:
+            images: ImageArray = file["images"]
+        if images.dtype != np.uint8 or images.shape[1:] != (spec.height_px, spec.width_px, 3):
+            raise ValueError(f"images are {images.dtype} of shape {images.shape}")
+    except Exception as error:  # NumPy raises any exception for a damaged file
+        raise ImagesError(
+            f"{path} does not contain references of this model: {error}. Record them again: "
+            f"centernet-export references {directory} --images DIR"
+        ) from error
+    return list(images)
 
 
 def _quantize(

@@ -313,3 +313,18 @@ def test_a_file_without_convolutions_is_refused(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph), tmp_path / "empty.onnx")
     with pytest.raises(quantization.QuantizationError, match="no convolution"):
         Quantizer(tmp_path / "empty.onnx", [np.zeros((8, 8, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("damage", ["not a zip file", "another size"])
+def test_damaged_references_are_refused(
+    trained: ModelPackage, images: Path, tmp_path: Path, damage: str
+) -> None:
+    directory = copy(trained, tmp_path / "package")
+    assert trained.manifest.references is not None
+    path = directory / trained.manifest.references.file
+    if damage == "another size":
+        np.savez(path, images=np.zeros((1, 8, 8, 3), np.uint8))
+    else:
+        path.write_bytes(b"damaged")
+    with pytest.raises(ImagesError, match="does not contain references of this model"):
+        quantization.quantize_package(directory, images, None, lambda _: None)
