@@ -39,12 +39,6 @@ def select_artifacts(
     return {}
 
 
-def _hint(precisions: Sequence[ComputePrecision]) -> str:
-    if "int8" in precisions:
-        return "Add int8 files with centernet-export quantize."
-    return "Export it again."
-
-
 def select_onnx_files(
     manifest: ModelManifest, precisions: Sequence[ComputePrecision]
 ) -> Mapping[bool, OnnxArtifact]:
@@ -55,8 +49,11 @@ def select_onnx_files(
     files = [artifact for artifact in manifest.artifacts if isinstance(artifact, OnnxArtifact)]
     artifacts = select_artifacts(manifest, files, precisions)
     if not artifacts:
+        names = ", ".join(file.file for file in files)
         raise EngineUnavailableError(
-            f"the package has no ONNX files in {' or '.join(precisions)} for every variant of the "
-            f"graph, only {', '.join(file.file for file in files)}. {_hint(precisions)}"
+            f"the package has no int8 file, only {names}; centernet-export quantize adds one."
+            if list(precisions) == ["int8"]
+            else f"the package has no ONNX files in {' or '.join(precisions)} for every variant of "
+            f"the graph, only {names}. Export it again."
         )
     return artifacts
