@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.cpu import CPU_ENGINES, CpuEngine
 from model_package import ModelManifest, ModelPackage, load_package
 from service import cli
 from service.cpu_cores import available_cores
@@ -29,6 +30,8 @@ from service.engines.engine import Images
 from service.engines.errors import EngineBrokenError
 from service.engines.precision import ComputePrecision
 
+FRONT_ENGINE = CPU_ENGINES["onnxruntime-fp32"]
+"""The choice of engine that opens a :class:`RemoteEngine` in a front."""
 MAX_BATCH_SIZE = 8
 SLOTS = 2
 """Batches of one front that may be in progress, as in the engines of a GPU."""
@@ -101,8 +104,9 @@ class RemoteEngine:
 
 def serve_front(address: str) -> None:
     """Run ``centernet-serve`` with the engine of another process."""
+    backend, precision = FRONT_ENGINE
     backends.CANDIDATES = (
-        Candidate("onnxruntime-cpu", ("fp32",), lambda package, _: RemoteEngine(package, address)),
+        Candidate(backend, (precision,), lambda package, _: RemoteEngine(package, address)),
     )
     cli.main()
 
@@ -113,14 +117,14 @@ def front_program(address: str) -> str:
 
 
 @contextmanager
-def engine_process(package: Path, backend: str) -> Iterator[tuple[int, str]]:
+def engine_process(package: Path, engine: CpuEngine) -> Iterator[tuple[int, str]]:
     """Run the process that owns the engine; yields its process id and the address of its socket."""
     context = get_context("spawn")
     with TemporaryDirectory(prefix="centernet-") as folder:
         address = str(Path(folder, "engine.sock"))
         is_listening = context.Event()
         process = context.Process(
-            target=_own_engine, args=(package, backend, address, is_listening), daemon=True
+            target=_own_engine, args=(package, engine, address, is_listening), daemon=True
         )
         process.start()
         try:
@@ -132,10 +136,12 @@ def engine_process(package: Path, backend: str) -> Iterator[tuple[int, str]]:
             process.join()
 
 
-def _own_engine(package: Path, backend: str, address: str, is_listening: Any) -> None:
+def _own_engine(package: Path, choice: CpuEngine, address: str, is_listening: Any) -> None:
     sys.setswitchinterval(cli.SWITCH_INTERVAL_S)
     loaded = load_package(package)
-    engine = open_engine(loaded, backend, 1, available_cores(), MAX_BATCH_SIZE)
+    engine = open_engine(
+        loaded, choice.backend, 1, available_cores(), MAX_BATCH_SIZE, choice.precision
+    )
     runs = threading.Semaphore(engine.concurrency)
     with Listener(address, "AF_UNIX") as listener:
         is_listening.set()

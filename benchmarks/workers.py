@@ -24,9 +24,10 @@ from statistics import median
 
 from benchmarks.comparison.ceiling import Pipeline
 from benchmarks.constant_package import constant_package
+from benchmarks.cpu import CPU_ENGINES, CpuEngine
 from benchmarks.endurance.service import SERVICE, Service, run_service
 from benchmarks.load import Target, closed_loop
-from benchmarks.shared_engine import MAX_BATCH_SIZE, engine_process, front_program
+from benchmarks.shared_engine import FRONT_ENGINE, MAX_BATCH_SIZE, engine_process, front_program
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0)
     parser.add_argument("--fronts", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--backend", default="onnxruntime-cpu")
+    parser.add_argument("--engine", choices=CPU_ENGINES, default="onnxruntime-fp32")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each turn")
     parser.add_argument("--rounds", type=int, default=7)
@@ -50,16 +51,16 @@ def main() -> None:
             _Variant(f"engine process, {count} front{'s' * (count > 1)}", count, has_fronts=True)
             for count in (1, args.workers)
         ]
+    engine = CPU_ENGINES[args.engine]
     with ExitStack() as stack:
         package = args.package
         if args.constant:
             package = stack.enter_context(
                 constant_package(args.package, args.images[0], args.layers)
             )
-        services = [
-            stack.enter_context(_start(variant, package, args.backend)) for variant in variants
-        ]
-        pipeline, bodies = Pipeline(package), [image.read_bytes() for image in args.images]
+        services = [stack.enter_context(_start(variant, package, engine)) for variant in variants]
+        pipeline = Pipeline(package, engine)
+        bodies = [image.read_bytes() for image in args.images]
         ceilings, rounds = [], []
         for _ in range(args.rounds):
             ceilings.append(pipeline.ceiling(bodies, MAX_BATCH_SIZE, args.seconds))
@@ -107,19 +108,18 @@ class _Variant:
 
 @contextmanager
 def _start(
-    variant: _Variant, package: Path, backend: str
+    variant: _Variant, package: Path, engine: CpuEngine
 ) -> Iterator[tuple[Service, Sequence[int]]]:
     """Run the service of a variant; yields it and its processes apart from child processes."""
     options = ("--workers", str(variant.workers), "--max-batch-size", str(MAX_BATCH_SIZE))
     with ExitStack() as stack:
         owners, program = [], SERVICE
         if variant.has_fronts:
-            pid, address = stack.enter_context(engine_process(package, backend))
+            pid, address = stack.enter_context(engine_process(package, engine))
             owners.append(pid)
-            program = front_program(address)
-        service = stack.enter_context(
-            run_service(*options, "--backend", backend, package=package, program=program)
-        )
+            program, engine = front_program(address), FRONT_ENGINE
+        options += ("--backend", engine.backend, "--precision", engine.precision)
+        service = stack.enter_context(run_service(*options, package=package, program=program))
         # All workers must have loaded their models.
         while service.metrics().total("centernet_model_ready") < variant.workers:
             time.sleep(0.1)

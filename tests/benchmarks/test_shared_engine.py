@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 
 from benchmarks.endurance.service import IMAGES, PROJECT, run_service
-from benchmarks.shared_engine import RemoteEngine, engine_process, front_program
+from benchmarks.shared_engine import FRONT_ENGINE, RemoteEngine, engine_process, front_program
 from model_package import load_package
 from service.detector import load_detector
 from service.engines.backends import open_engine
 from service.engines.errors import EngineBrokenError
 
-BACKEND = "onnxruntime-cpu"
 PACKAGE = PROJECT / "models" / "people"
 
 
 @pytest.fixture
 def owner() -> Iterator[tuple[int, str]]:
     """Process id and address of a process that owns the engine."""
-    with engine_process(PACKAGE, BACKEND) as process:
+    with engine_process(PACKAGE, FRONT_ENGINE) as process:
         yield process
 
 
@@ -36,7 +35,7 @@ def test_concurrent_batches_have_the_outputs_of_the_engine(owner: tuple[int, str
         generator.integers(0, 256, (size, spec.height_px, spec.width_px, 3), np.uint8)
         for size in (1, 3, 8, 2)
     ]
-    local = open_engine(package, BACKEND, threads=1)
+    local = open_engine(package, FRONT_ENGINE.backend, threads=1)
     remote = RemoteEngine(package, owner[1])
     with ThreadPoolExecutor(len(batches)) as threads:  # more than slots
         results = list(threads.map(remote.run, batches))
@@ -62,13 +61,13 @@ def test_an_error_of_a_run_is_raised_in_the_front(owner: tuple[int, str]) -> Non
     remote.close()
 
 
-def test_two_fronts_serve_with_one_engine(owner: tuple[int, str]) -> None:
+def test_a_front_serves_with_the_engine_of_another_process(owner: tuple[int, str]) -> None:
     image = IMAGES[0].read_bytes()
-    with load_detector(PACKAGE, backend=BACKEND) as detector:
+    with load_detector(PACKAGE, backend=FRONT_ENGINE.backend) as detector:
         expected = detector.detect(image, score_threshold=0.01).detections.boxes_xyxy.round(3)
-    options = ("--workers", "2", "--backend", BACKEND)
-    with run_service(*options, package=PACKAGE, program=front_program(owner[1])) as fronts:
-        url = f"http://127.0.0.1:{fronts.port}/detect?score_threshold=0.01"
+    options = ("--backend", FRONT_ENGINE.backend)
+    with run_service(*options, package=PACKAGE, program=front_program(owner[1])) as front:
+        url = f"http://127.0.0.1:{front.port}/detect?score_threshold=0.01"
         request = urllib.request.Request(url, image, {"Content-Type": "image/jpeg"})
         with urllib.request.urlopen(request, timeout=60) as response:
             detections = json.load(response)["detections"]
