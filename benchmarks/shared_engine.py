@@ -1,8 +1,8 @@
 """Prototype of front processes that decode images for one process that owns the engine.
 
 A front is the service with a :class:`RemoteEngine`, which writes batches to shared memory; with
-``--workers N`` there are N. docs/adr has the measurements with which ``benchmarks.workers``
-compares this with workers that have an engine each.
+``--workers N`` there are N. ``python -m benchmarks.workers --fronts`` compares them with workers
+that have an engine each; docs/adr/0020-fast-engines.md explains why the service has no fronts.
 """
 
 import struct
@@ -65,7 +65,6 @@ class RemoteEngine:
 
     def __init__(self, package: ModelPackage, address: str) -> None:
         self.description = f"engine of the process at {address}"
-        # In memory, beside the socket's directory.
         self._folder = TemporaryDirectory(dir="/dev/shm", prefix="centernet-")
         self._slots: SimpleQueue[tuple[Connection, _Buffer]] = SimpleQueue()
         for slot in range(SLOTS):
