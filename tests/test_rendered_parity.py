@@ -80,7 +80,7 @@ QUICK = {
 
 heavy = pytest.mark.skipif(
     not os.environ.get("HEAVY_TESTS"),
-    reason="takes minutes and up to 9 GB: set HEAVY_TESTS=1",
+    reason="takes minutes and up to 10 GB: set HEAVY_TESTS=1",
 )
 
 MATCHED = 0.99

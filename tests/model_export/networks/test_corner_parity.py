@@ -52,7 +52,7 @@ MARGIN = 5
 
 heavy = pytest.mark.skipif(
     not os.environ.get("HEAVY_TESTS"),
-    reason="takes minutes and up to 9 GB: set HEAVY_TESTS=1",
+    reason="takes minutes and up to 10 GB: set HEAVY_TESTS=1",
 )
 CASES = [
     ("triplet_centernet52", "default_odd"),

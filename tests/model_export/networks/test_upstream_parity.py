@@ -41,7 +41,7 @@ Run = Callable[[np.ndarray], list[Detections]]
 
 heavy = pytest.mark.skipif(
     not os.environ.get("HEAVY_TESTS"),
-    reason="takes minutes and up to 8 GB: set HEAVY_TESTS=1",
+    reason="takes minutes and up to 10 GB: set HEAVY_TESTS=1",
 )
 
 OUTPUTS = {
