@@ -25,7 +25,7 @@ from service.cancellation import CancelScope, Timeout
 from service.decoders.types import Detections
 from service.detector import Detector, Image, Prediction, PreprocessedImage
 from service.errors import DeadlineExceededError, ServiceError
-from service.image_pool import NO_COST, ImagePool
+from service.image_pool import COST_WEIGHT, NO_COST, ImagePool
 from service.imaging.types import DecodingCost
 from service.observability.metrics import Metrics, ModelMetrics
 from service.observability.tracing import Tracing
@@ -40,6 +40,10 @@ _WARMUP_S_PER_SIZE = 0.2
 _WARMUP_MAX_RUN_S = 2.0
 """Seconds of warm-up per batch size, and run duration in seconds above which no larger batch size
 is timed."""
+
+
+MAX_SIZE_DELAY_S = 10.0
+"""Longest delay of a request because of its number of inputs."""
 
 
 class AsyncDetector:
@@ -114,6 +118,7 @@ class AsyncDetector:
             RUN_OVERHEAD_S if self.timings else None,
         )
         observer = MetricsBatchObserver(self.manifest.name, self._metrics, tracing)
+        self._run_latency = run_latency
         self._batcher = Batcher(self._engine, limits, run_latency, observer)
         self._batcher.start()
         self._metrics.watch(
@@ -146,6 +151,14 @@ class AsyncDetector:
     def fatal_problem(self) -> str | None:
         """Reason the process must be restarted; None if it need not be."""
         return self._batcher.problem or self._pool.problem
+
+    def size_delay_s(self, places: int) -> float:
+        """Return the seconds by which a request for ``places`` inputs is queued behind others.
+
+        Requests of one input that arrive within them are run before it, so that they do not wait
+        for the end of large requests.
+        """
+        return min(MAX_SIZE_DELAY_S, COST_WEIGHT * (places - 1) * self._run_latency.line.slope_s)
 
     async def detect(
         self, image: Image, options: RequestOptions, scheduling: SchedulingOptions

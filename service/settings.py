@@ -139,7 +139,8 @@ class Settings(BaseSettings):
         ge=1,
         le=65536,
         description="Maximum number of admitted network inputs per model (one per scale and "
-        "flipped image of a request); further requests get 429.",
+        "flipped image of a request); further requests get 429. A quarter is kept for requests of "
+        "one input.",
     )
     max_images_per_request: int = Field(
         16, ge=1, le=1024, description="Maximum number of images in a request to /detect/batch."

@@ -12,6 +12,10 @@ from service.errors import DeadlineUnreachableError, QueueFullError, TooManyInpu
 
 MAX_RETRY_AFTER_S = 60
 
+_RESERVED_SHARE = 4
+"""Places, one in so many, that only requests of one network input may occupy. Large requests, which
+take a few kilobytes, would otherwise cause the rejection of every other one."""
+
 _LATENESS_WINDOW = 100
 _OUTLIERS = 2
 """Latencies above the target that are accepted among the latest ``_LATENESS_WINDOW``; the latency
@@ -23,7 +27,8 @@ class Admission:
 
     An admitted request occupies one place per network input, from the arrival of its whole body
     until its response is ready. ``limit``: number of places. ``target_s``: maximum expected
-    latency; None: only the number of places counts. ``latency``: end-to-end latency as a function
+    latency; None: only the number of places counts. A quarter of the places is kept for requests of
+    one input. ``latency``: end-to-end latency as a function
     of the occupied places, decoding included, updated by each request.
     """
 
@@ -46,18 +51,20 @@ class Admission:
         :class:`DeadlineUnreachableError`. The latter two are never raised while no other request is
         admitted: the latency model could not be corrected otherwise.
         """
-        if places > self.limit:
+        limit = self.limit if places == 1 else self.limit - self.limit // _RESERVED_SHARE
+        if places > limit:
             raise TooManyInputsError(
                 f"The request needs {places} network inputs (images x scales); the queue of model "
-                f"{self._model} holds {self.limit}. Send fewer images or scales per request."
+                f"{self._model} holds {limit} of such requests. Send fewer images or scales per "
+                "request."
             )
         if not self.admitted:
             return
         expected_s = self._latency.seconds(self.admitted + places)
-        excess = self.admitted + places - self.limit
+        excess = self.admitted + places - limit
         if excess > 0:
             raise QueueFullError(
-                f"Model {self._model} has {self.admitted} inputs queued of at most {self.limit}, "
+                f"Model {self._model} has {self.admitted} inputs queued of at most {limit}, "
                 f"and this request needs {places}. Send it again after the time in Retry-After.",
                 retry_after_s=_retry_after_s(excess * self._latency.line.slope_s),
             )

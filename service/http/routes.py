@@ -99,8 +99,10 @@ async def accept_request(
         if body_options := to_options(body.options):
             options = detector.rules.complete(read_parameters(request, body_options))
         deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
-        scheduling = SchedulingOptions(deadline_at, PRIORITY_OFFSETS_S[headers.priority])
-        with detector.admission.admit(options.inputs.count * len(images), deadline_at):
+        places = options.inputs.count * len(images)
+        offset_s = PRIORITY_OFFSETS_S[headers.priority] - detector.size_delay_s(places)
+        scheduling = SchedulingOptions(deadline_at, offset_s)
+        with detector.admission.admit(places, deadline_at):
             yield AcceptedRequest(detector, options, scheduling, images)
 
 

@@ -28,8 +28,18 @@ def test_a_request_occupies_its_places_until_it_ends() -> None:
 
 def test_never_rejects_a_request_while_no_other_is_admitted() -> None:
     admission = Admission("m", 10, 0.001, LatencyModel(TENTH_S_PER_INPUT))
-    with admission.admit(10, time.perf_counter()):
-        assert admission.admitted == 10
+    with admission.admit(8, time.perf_counter()):
+        assert admission.admitted == 8
+
+
+def test_a_quarter_of_the_places_is_kept_for_requests_of_one_input() -> None:
+    admission = Admission("m", 8, None, LatencyModel())
+    with pytest.raises(TooManyInputsError, match="needs 7 network inputs"):
+        admission.check(7, math.inf)
+    with admission.admit(4, math.inf), admission.admit(2, math.inf):
+        with pytest.raises(QueueFullError, match="has 6 inputs queued of at most 6"):
+            admission.check(2, math.inf)
+        admission.check(1, math.inf)
 
 
 def test_a_request_that_never_fits_is_not_told_to_retry() -> None:
@@ -60,12 +70,12 @@ def test_the_target_latency_limits_the_queue() -> None:
 
 def test_retry_after_depends_on_the_queue_and_is_bounded() -> None:
     slow = Admission("m", 10, None, LatencyModel([(1.0, 10.0), (10.0, 100.0)]))
-    with slow.admit(10, math.inf):
+    with slow.admit(8, math.inf):
         with pytest.raises(QueueFullError) as caught:
             slow.check(2, math.inf)
         assert 20 <= int(caught.value.retry_after_s or 0) <= 40
         with pytest.raises(QueueFullError) as caught:
-            slow.check(10, math.inf)
+            slow.check(8, math.inf)
         assert caught.value.retry_after_s == MAX_RETRY_AFTER_S
 
 

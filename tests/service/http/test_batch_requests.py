@@ -1,12 +1,17 @@
 """Requests with several images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 from support.images import encode, plain
-from support.serving import ColourEngine, GatedEngine, RunningServer
+from support.serving import ColourEngine, GatedEngine, RunningServer, wait_until
+
+from service.async_detector import MAX_SIZE_DELAY_S
+from service.batching.latency_model import LatencyModel
+from service.engines import Images
 
 
 def form(*bodies: bytes) -> list[tuple[str, tuple[str, bytes]]]:
@@ -56,6 +61,44 @@ def test_each_image_takes_a_queue_slot(start_server: Callable[..., RunningServer
         engine.gate.set()
         assert first.result(20).status_code == 200
     assert server.client.post("/detect/batch", files=form(body, body, body)).status_code == 200
+
+
+class RecordingEngine(GatedEngine):
+    """Gated engine that records the red value of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reds: list[int] = []
+
+    def run(self, images: Images, flip: bool = False) -> Mapping[str, NDArray[Any]]:
+        self.reds += [int(image[..., 0].max()) for image in images]
+        return super().run(images, flip)
+
+
+def test_a_request_of_one_image_is_run_before_a_waiting_batch_request(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    engine = RecordingEngine()
+    server = start_server(engine, max_batch_size=1)
+    detector = server.state.loader.models.get(None)
+    detector._run_latency = LatencyModel([(1, 0.1), (2, 0.2)])
+    with ThreadPoolExecutor(3) as clients:
+        responses = [clients.submit(server.client.post, "/detect", content=encode(plain(10, 0)))]
+        assert engine.entered.acquire(timeout=10)
+        batch = form(*[encode(plain(100, 0))] * 5)
+        responses.append(clients.submit(server.client.post, "/detect/batch", files=batch))
+        wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 6)
+        responses.append(
+            clients.submit(server.client.post, "/detect", content=encode(plain(50, 0)))
+        )
+        wait_until(lambda: server.metric("centernet_queue_inputs", model="painted") == 7)
+        wait_until(lambda: len(detector._batcher._queue) == 6)
+        engine.gate.set()
+        assert [response.result(20).status_code for response in responses] == [200] * 3
+    assert engine.reds == [10, 50, *[100] * 5]
+    assert detector.size_delay_s(1) == 0
+    assert detector.size_delay_s(5) == pytest.approx(4)
+    assert detector.size_delay_s(1000) == MAX_SIZE_DELAY_S
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_a_single_request_may_not_exceed_the_queue_limit(start_server: Start) ->
 
 def test_each_input_of_a_request_takes_a_queue_slot(start_server: Start) -> None:
     engine = GatedEngine()
-    server = start_server(engine, max_queue_size=4)
+    server = start_server(engine, max_queue_size=5)
     with ThreadPoolExecutor(2) as clients:
         first = clients.submit(post, server, "?scales=0.5,1,1.5")
         assert engine.entered.acquire(timeout=10)
