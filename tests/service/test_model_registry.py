@@ -157,11 +157,13 @@ def test_the_default_model_is_checked_before_any_is_loaded(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_manifest(models / "bad")
-    monkeypatch.setattr("service.model_registry.open_detector", None)
+    opened: list[object] = []
+    monkeypatch.setattr("service.model_registry.open_detector", lambda *args: opened.append(args))
     with pytest.raises(PackageError, match="no model 'god'; there are good, bad"):
         load(Settings(models=models, default_model="god"), Metrics())
     with pytest.raises(PackageError, match="several models, good, bad"):
         load(Settings(models=models), Metrics())
+    assert not opened
 
 
 def test_a_failed_package_with_the_name_of_another_ends_the_start(models: Path) -> None:
