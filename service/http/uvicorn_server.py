@@ -405,7 +405,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, read the requests that have arrived, then shut down as uvicorn does."""
-        _log.info("stopping; requests that were admitted are finished")
+        _log.info("stopping; admitted requests are completed first")
         await self._accept_backlog()
         for server in self.servers:
             server.close()
