@@ -89,14 +89,14 @@ def _check_parts(model: onnx.ModelProto, path: Path) -> None:
     custom = {entry.domain for entry in [*nodes, *model.opset_import]} - _STANDARD_DOMAINS
     if custom or model.functions:
         raise OnnxFileError(
-            f"{path} has custom operators ({_shown(sorted(custom)) or 'functions'}); only the "
+            f"{path} has custom operators ({_shown(sorted(custom, key=str)) or 'functions'}); only the "
             "standard operators, which every runtime has, are accepted."
         )
     if len(nodes) > MAX_NODES:
         raise OnnxFileError(f"{path} has more than the {MAX_NODES} nodes that are accepted.")
     if loops := {node.op_type for node in nodes} & _LOOPS:
         raise OnnxFileError(
-            f"{path} has {_shown(sorted(loops))} operators; loops are not accepted."
+            f"{path} has {_shown(sorted(loops, key=str))} operators; loops are not accepted."
         )
     try:
         # Without inference of shapes, whose number of dimensions can grow exponentially.
@@ -128,6 +128,9 @@ def _image_axes(entry: onnx.ValueInfoProto, path: Path) -> tuple[Layout, int | N
     )
 
 
-def _shown(names: Iterable[str]) -> str:
-    """Join names from an untrusted file, shortened and without terminal control sequences."""
-    return ", ".join(names).encode("unicode_escape").decode()[:_SHOWN_CHARACTERS]
+def _shown(names: Iterable[object]) -> str:
+    """Join names from an untrusted file, shortened and without terminal control sequences.
+
+    A name that is not UTF-8 is read as bytes.
+    """
+    return ", ".join(map(str, names)).encode("unicode_escape").decode()[:_SHOWN_CHARACTERS]

@@ -199,6 +199,16 @@ def test_invalid_onnx_files_are_rejected(
         read_external_model(path)
 
 
+@pytest.mark.parametrize("name", ["Magic", "acme", "data", "heads"])
+def test_names_that_are_not_utf8_are_rejected(name: str, tmp_path: Path) -> None:
+    node = helper.make_node("Magic", ["data"], ["y"], domain="acme")
+    content = _model(node, domain="acme").SerializeToString()
+    path = tmp_path / "external.onnx"
+    path.write_bytes(content.replace(name.encode(), b"\xff" * len(name)))
+    with pytest.raises(OnnxFileError):
+        read_external_model(path)
+
+
 @pytest.mark.parametrize("name", ["external.json", "external.textproto"])
 def test_the_parser_does_not_depend_on_the_file_extension(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
