@@ -88,9 +88,10 @@ def _check_parts(model: onnx.ModelProto, path: Path) -> None:
     nodes = list(islice(_nodes(model.graph), MAX_NODES + 1))
     custom = {entry.domain for entry in [*nodes, *model.opset_import]} - _STANDARD_DOMAINS
     if custom or model.functions:
+        names = _shown(sorted(custom, key=str)) or "functions"
         raise OnnxFileError(
-            f"{path} has custom operators ({_shown(sorted(custom, key=str)) or 'functions'}); only the "
-            "standard operators, which every runtime has, are accepted."
+            f"{path} has custom operators ({names}); only the standard operators, which every "
+            "runtime has, are accepted."
         )
     if len(nodes) > MAX_NODES:
         raise OnnxFileError(f"{path} has more than the {MAX_NODES} nodes that are accepted.")
