@@ -5,6 +5,7 @@ A front is the service with a :class:`RemoteEngine`, which writes batches to sha
 that have an engine each; docs/adr/0020-fast-engines.md explains why the service has no fronts.
 """
 
+import os
 import struct
 import sys
 import threading
@@ -65,10 +66,9 @@ class RemoteEngine:
 
     def __init__(self, package: ModelPackage, address: str) -> None:
         self.description = f"engine of the process at {address}"
-        self._folder = TemporaryDirectory(dir="/dev/shm", prefix="centernet-")
         self._slots: SimpleQueue[tuple[Connection, _Buffer]] = SimpleQueue()
         for slot in range(SLOTS):
-            path = Path(self._folder.name, str(slot))
+            path = Path(address).with_name(f"{os.getpid()}-{slot}")
             buffer = _Buffer(path, package.manifest, is_new=True)
             try:
                 connection = Client(address, "AF_UNIX")
@@ -98,7 +98,6 @@ class RemoteEngine:
         """Close the connections; see :meth:`service.engines.Engine.close`."""
         for _ in range(SLOTS):
             self._slots.get()[0].close()
-        self._folder.cleanup()
 
 
 def serve_front(address: str) -> None:
@@ -119,7 +118,7 @@ def front_program(address: str) -> str:
 def engine_process(package: Path, engine: CpuEngine) -> Iterator[tuple[int, str]]:
     """Run the process that owns the engine; yields its process id and the address of its socket."""
     context = get_context("spawn")
-    with TemporaryDirectory(prefix="centernet-") as folder:
+    with TemporaryDirectory(dir="/dev/shm", prefix="centernet-") as folder:
         address = str(Path(folder, "engine.sock"))
         is_listening = context.Event()
         process = context.Process(
@@ -155,7 +154,9 @@ def _answer(
     """Run the batches of one slot of a front until the front ends."""
     with connection:
         try:
-            buffer = _Buffer(Path(connection.recv_bytes().decode()), manifest, is_new=False)
+            path = Path(connection.recv_bytes().decode())
+            buffer = _Buffer(path, manifest, is_new=False)
+            path.unlink()  # the memory is freed with the two processes, however they end
             while True:
                 size, flip = _RUN.unpack(connection.recv_bytes())
                 connection.send_bytes(_run(engine, runs, buffer, size, flip).encode())
