@@ -116,6 +116,7 @@ def create_app(
         )
     quiet_routes = {route.path for route in _routes_of(probes, monitoring, web_pages)}
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
+    app.openapi()  # cached: the first request would occupy the event loop for 50 ms
     return app
 
 

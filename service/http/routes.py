@@ -289,5 +289,6 @@ async def metrics(request: Request) -> Response:
     headers = {"Vary": "Accept-Encoding"}
     if accepts_gzip(request.headers):
         headers["Content-Encoding"] = "gzip"
-        content = gzip.compress(content, compresslevel=1, mtime=0)
+        # In a thread: it takes more than a millisecond, and this endpoint has no rate limit.
+        content = await asyncio.to_thread(gzip.compress, content, compresslevel=1, mtime=0)
     return Response(content, 200, headers, "text/plain; version=0.0.4; charset=utf-8")

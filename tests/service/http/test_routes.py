@@ -1,6 +1,8 @@
 """Health, model metadata, metrics, OpenAPI and request IDs."""
 
+import gzip
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +57,26 @@ def test_a_list_of_many_invalid_values_has_one_error(name: str) -> None:
 def test_accepts_repeated_list_options(server: RunningServer) -> None:
     url = "/detect?classes=red&classes=green&scales=1&scales=0.5"
     assert server.client.post(url, content=encode(plain(1, 2))).status_code == 200
+
+
+def test_metrics_are_compressed_outside_of_the_event_loop(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def compress(content: bytes, **options: int) -> bytes:
+        threads.append(threading.current_thread().name)
+        return original(content, **options)
+
+    original = gzip.compress
+    monkeypatch.setattr(gzip, "compress", compress)
+    assert "centernet_" in server.client.get("/metrics").text  # httpx accepts gzip
+    assert len(threads) == 1
+    assert threads[0].startswith("asyncio_")
+
+
+def test_the_api_description_is_made_at_the_start(server: RunningServer) -> None:
+    assert server._server.app.openapi_schema is not None
 
 
 def test_lists_and_describes_models(server: RunningServer) -> None:
