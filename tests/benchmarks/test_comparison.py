@@ -26,6 +26,7 @@ CEILING = Ceiling(
     batch_size=4,
     cores=2,
     no_server_images_per_second=160.0,
+    no_server_cpu_ms=12.0,
 )
 
 
