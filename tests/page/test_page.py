@@ -587,7 +587,9 @@ def test_the_status_lists_models_rates_and_percentiles(tab: Tab) -> None:
     tab.page.locator("#latency").scroll_into_view_if_needed()
     models = tab.page.locator("#models tbody tr")
     expect(models).to_have_count(3)
-    assert all("ready" in row and re.search("fp32|bf16", row) for row in models.all_inner_texts())
+    assert all(
+        "ready" in row and re.search("fp32|bf16|int8", row) for row in models.all_inner_texts()
+    )
     infer = tab.page.locator("#latency tbody tr", has_text="infer").locator("td")
     expect(infer).to_have_text([*[re.compile(r"^\d+\.\d$")] * 3, re.compile(r"^[1-9]\d*$")])
     mean_batch = tab.page.locator("#models tbody tr", has_text="people").locator("td").nth(3)

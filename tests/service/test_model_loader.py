@@ -77,7 +77,7 @@ def test_the_log_of_a_start_is_a_line_per_model_and_the_address_last(
     url = str(service.client.base_url).rstrip("/")
     assert re.fullmatch(rf"CenterNet Serving \S+ listens on {url} and loads .*{tmp_path}", start)
     for name, line in (("first", first), ("second", second)):
-        assert re.match(rf"{name}: .* (fp32|bf16)", line)
+        assert re.match(rf"{name}: .*, (fp32|bf16|int8) on CPU", line)
         assert "onnxruntime-cuda" in line, "a backend that was skipped"
     assert re.fullmatch(rf"ready after .* the models first, second \(default\): {url}", ready)
     assert stop.startswith("stopping")
