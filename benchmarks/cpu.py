@@ -19,6 +19,8 @@ CPU_ENGINES: Mapping[str, CpuEngine] = {
     "openvino-fp32": CpuEngine("openvino", "fp32"),
     "openvino-bf16": CpuEngine("openvino", "bf16"),
 }
+CPU_ENGINES_WITH_INT8 = {**CPU_ENGINES, "openvino-int8": CpuEngine("openvino", "int8")}
+"""The last one only for packages that have an int8 file."""
 
 
 def describe_cpu() -> str:

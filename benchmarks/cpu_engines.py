@@ -19,15 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cpu import CPU_ENGINES, CpuEngine, describe_cpu
+from benchmarks.cpu import CPU_ENGINES_WITH_INT8, describe_cpu
 from benchmarks.quartiles import format_quartiles
 from model_package import ModelPackage, load_package
 from service.cpu_cores import available_cores
 from service.engines import Engine, EngineUnavailableError, open_engine
 from service.self_test import draw_test_image
-
-INT8 = CpuEngine("openvino", "int8")
-"""Only of packages that have the file."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def main() -> None:
 def _open_engines(package: ModelPackage, cores: int) -> list[Engine]:
     """Open every engine, ONNX Runtime first, with one single-threaded run per core."""
     engines = []
-    for backend, precision in (*CPU_ENGINES.values(), INT8):
+    for backend, precision in CPU_ENGINES_WITH_INT8.values():
         try:
             engines.append(open_engine(package, backend, 1, cores, precision=precision))
         except EngineUnavailableError as error:

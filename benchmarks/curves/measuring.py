@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.comparison.workload import make_images
-from benchmarks.cpu import CPU_ENGINES
+from benchmarks.cpu import CPU_ENGINES_WITH_INT8
 from benchmarks.curves.curve import Point
 from benchmarks.endurance.service import BUNDLED, run_service
 from benchmarks.load import LoadError, Record, Target, closed_loop, open_loop, read_records
@@ -36,6 +36,7 @@ _ENGINE_TITLES = {
     "onnxruntime-fp32": "ONNX Runtime, fp32",
     "openvino-fp32": "OpenVINO, fp32",
     "openvino-bf16": "OpenVINO, bf16",
+    "openvino-int8": "OpenVINO, int8",
 }
 
 
@@ -51,14 +52,14 @@ Measure = Callable[[int], Sample]
 
 
 def measure_load(work: Path, rounds: int, seconds: float) -> dict[str, list[Point]]:
-    """Measure the service with the reference engine and the fastest one over the offered load."""
+    """Measure the service with the reference engine and the fastest ones over the offered load."""
     images = make_images(*IMAGE_SIZES[0], work)
     with ExitStack() as stack:
         targets = {
             _ENGINE_TITLES[name]: stack.enter_context(
                 _serve(BUNDLED, images, *_engine_options(name))
             )
-            for name in ("onnxruntime-fp32", "openvino-bf16")
+            for name in ("onnxruntime-fp32", "openvino-bf16", "openvino-int8")
         }
         fastest = max(_closed_loop_rate(target, seconds) for target in targets.values())
         return run_rounds(
@@ -187,7 +188,7 @@ def _serve(models: Path, images: Sequence[Path], *options: str) -> Iterator[Targ
 
 
 def _engine_options(name: str) -> tuple[str, ...]:
-    backend, precision = CPU_ENGINES[name]
+    backend, precision = CPU_ENGINES_WITH_INT8[name]
     return ("--backend", backend, "--precision", precision)
 
 
