@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -148,12 +149,15 @@ def test_one_process_has_no_supervisor_and_no_label() -> None:
 
 def test_the_address_is_logged_when_all_workers_are_ready() -> None:
     with two_workers(COLOUR) as workers:
-        workers.process.send_signal(signal.SIGTERM)
-        _, log = workers.process.communicate(timeout=60)
-        lines = log.decode().splitlines()
+        assert workers.process.stderr is not None
+        timer = threading.Timer(60, workers.process.kill)  # ends the log, if the line is missing
+        timer.start()
+        lines: list[str] = []
+        while not lines or (lines[-1] and "all 2 workers are ready" not in lines[-1]):
+            lines.append(workers.process.stderr.readline().decode())
+        timer.cancel()
     assert sum("CenterNet Serving" in line for line in lines) == 2, "of each worker"
-    (line,) = [line for line in lines if "all 2 workers are ready" in line]
-    assert line.endswith(str(workers.url).rstrip("/"))
+    assert lines[-1].rstrip().endswith(f"all 2 workers are ready: {workers.url}".rstrip("/"))
 
 
 def test_each_worker_serves_and_their_metrics_add_up() -> None:
