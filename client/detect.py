@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from command_line.extras import explain_missing_module
 from command_line.version import exit_with_version
 
 
@@ -10,13 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run with ``arguments``, by default those of the process."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     exit_with_version("centernet-detect", args)
-    try:
+    install = "Install the package with its extra: centernet-serving[client]"
+    with explain_missing_module("centernet-detect", install, 2):
         from client.command import cli
-    except ModuleNotFoundError as error:
-        print(
-            f"centernet-detect: error: {error.name} is not installed. Install the package with its "
-            "extra: centernet-serving[client]",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     cli.main(args)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from command_line.extras import explain_missing_module
 from command_line.version import exit_with_version
 
 
@@ -10,15 +11,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run with ``arguments``, by default those of the process."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     exit_with_version("centernet-eval", args)
-    try:
+    install = (
+        "Install the package with its extra: centernet-serving[serve,eval], or [gpu,eval] on a GPU."
+    )
+    with explain_missing_module("centernet-eval", install, 1):
         from evaluation import cli
-    except ModuleNotFoundError as error:
-        print(
-            f"centernet-eval: error: {error.name} is not installed. Install the package with its "
-            "extra: centernet-serving[serve,eval], or [gpu,eval] on a GPU.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
     cli.main(args)
 
 

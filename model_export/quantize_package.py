@@ -139,7 +139,7 @@ def _quantize(
     progress(f"Calibrate {fp32_file.name} with {len(images)} images")
     names = [output.name for output in manifest.decoder.outputs()]
     with Quantizer(fp32_file, images) as quantizer:
-        quantizer.quantize(quantizer.layers)
+        quantizer.quantize(quantizer.layers)  # measures the ranges of all layers
         progress(f"Measure the effect of each of {len(quantizer.layers)} layers")
         effects = quantizer.measure_effects(images[:EFFECT_IMAGES])
         progress("Compare int8 with fp32")

@@ -2,19 +2,16 @@
 
 import sys
 
+from command_line.extras import explain_missing_module
 from command_line.version import exit_with_version
 
 
 def main() -> None:
     """Run the program with the arguments of the process."""
     exit_with_version("centernet-serve", sys.argv[1:])
-    try:
+    install = "Install the extra 'serve' or, for a GPU, 'gpu'."
+    with explain_missing_module("centernet-serve", install, 1):
         from service import cli
-    except ModuleNotFoundError as error:
-        sys.exit(
-            f"centernet-serve: error: {error.name} is not installed. Install the extra 'serve' "
-            "or, for a GPU, 'gpu'."
-        )
     cli.main()
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from command_line.extras import explain_missing_module
 from command_line.version import exit_with_version
 
 
@@ -10,15 +11,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run with ``arguments``, by default those of the process."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     exit_with_version("centernet-train", args)
-    try:
+    install = "Install the package with its extra: centernet-serving[train]"
+    with explain_missing_module("centernet-train", install, 2):
         from training import cli
-    except ModuleNotFoundError as error:
-        print(
-            f"centernet-train: error: {error.name} is not installed. Install the package with its "
-            "extra: centernet-serving[train]",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     cli.main(args)
 
 

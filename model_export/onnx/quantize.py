@@ -107,13 +107,14 @@ class Quantizer:
         They are taken by descending effect per multiplication; those that exceed the share are
         left out. Returned in the order of the graph.
         """
-        total = sum(self._multiplications.values())
+        limit = share * sum(self._multiplications.values())
+        used = 0
         selected: set[str] = set()
         for layer in sorted(
             self.layers, key=lambda layer: -effects[layer] / self._multiplications[layer]
         ):
-            cost = sum(self._multiplications[one] for one in (*selected, layer))
-            if cost <= share * total:
+            if used + self._multiplications[layer] <= limit:
+                used += self._multiplications[layer]
                 selected.add(layer)
         return [layer for layer in self.layers if layer in selected]
 

@@ -11,13 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from service.cancellation import CancelScope
 from service.detector import Prediction
 from service.errors import ServiceError, UnauthorizedError
 from service.http.auth import KEY_HEADER
+from service.http.problem_details import record_error
 from service.http.request_body import BodyFields
-from service.http.request_scope import disconnect_signal, request_record
-from service.http.routes import accept_request
+from service.http.routes import detect_in_image
 from service.http.state import service_state
 
 
@@ -28,18 +27,12 @@ class _FormRoute(APIRoute):
         endpoint = self.endpoint
 
         async def handle(request: Request) -> Response:
-            state, record = service_state(request), request_record(request)
             try:
-                has_key = state.access.limit_rate(request) is not None
+                has_key = service_state(request).access.limit_rate(request) is not None
                 return _json(200, await endpoint(request, has_key, **request.path_params))
             except ServiceError as error:
-                record.code = error.code
-                state.metrics.errors.labels(error.code).inc()
-                headers = dict(error.headers)
-                if error.retry_after_s is not None:
-                    headers["Retry-After"] = str(error.retry_after_s)
                 body = {"success": False, "error": error.detail, "code": error.status}
-                return _json(error.status, body, headers)
+                return _json(error.status, body, record_error(request, error))
 
         return handle
 
@@ -84,13 +77,7 @@ async def _detect(request: Request, has_key: bool, name: str | None) -> dict[str
             "The request has no API key in its headers, which one for a model that is not loaded "
             f"needs. Check the name of the model, or send the key as '{KEY_HEADER}: KEY'."
         )
-    async with accept_request(request, name, 1, to_options) as accepted:
-        with CancelScope(disconnect_signal(request)):
-            prediction = await accepted.detector.detect(
-                accepted.images[0], accepted.options, accepted.scheduling
-            )
-    manifest, record = accepted.detector.manifest, request_record(request)
-    record.record_prediction(manifest.name, prediction.batch_size, prediction.stage_s)
+    manifest, prediction = await detect_in_image(request, name, to_options)
     predictions = list(_predictions(prediction, manifest.classes))
     milliseconds = {stage: 1000 * seconds for stage, seconds in prediction.stage_s.items()}
     return {

@@ -116,14 +116,20 @@ def internal_error_response(request: Request) -> Response:
     )
 
 
+def record_error(request: Request, error: ServiceError) -> dict[str, str]:
+    """Count an error in the metrics and the record of the request; return its response headers."""
+    request_record(request).code = error.code
+    service_state(request).metrics.errors.labels(error.code).inc()
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    return headers
+
+
 def _response(
     request: Request, error: ServiceError, extra_headers: Mapping[str, str] | None = None
 ) -> Response:
-    record = request_record(request)
-    record.code = error.code
-    service_state(request).metrics.errors.labels(error.code).inc()
-    headers = {**error.headers, **(extra_headers or {})}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    document = to_json(problem_of(error, request.scope["path"], record.request_id))
+    headers = {**record_error(request, error), **(extra_headers or {})}
+    request_id = request_record(request).request_id
+    document = to_json(problem_of(error, request.scope["path"], request_id))
     return Response(document, error.status, headers, PROBLEM_JSON)

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from starlette.routing import BaseRoute
 
+from model_package import ModelManifest
 from service import errors
 from service.async_detector import AsyncDetector
 from service.batching.types import PRIORITY_OFFSETS_S, SchedulingOptions
 from service.cancellation import CancelScope
+from service.detector import Prediction
 from service.http.compression import accepts_gzip
 from service.http.image_route import ImageRoute
 from service.http.openapi import DETECT, DETECT_BATCH
@@ -106,6 +108,25 @@ async def accept_request(
             yield AcceptedRequest(detector, options, scheduling, images)
 
 
+async def detect_in_image(
+    request: Request, model: str | None, to_options: Callable[[BodyFields], BodyFields] = dict
+) -> tuple[ModelManifest, Prediction]:
+    """Detect objects in the image of a request; the arguments are those of :func:`accept_request`.
+
+    Returns the manifest of the model and its prediction, which is added to the request's record.
+    """
+    async with accept_request(request, model, 1, to_options) as accepted:
+        with CancelScope(disconnect_signal(request)):
+            prediction = await accepted.detector.detect(
+                accepted.images[0], accepted.options, accepted.scheduling
+            )
+    manifest = accepted.detector.manifest
+    request_record(request).record_prediction(
+        manifest.name, prediction.batch_size, prediction.stage_s
+    )
+    return manifest, prediction
+
+
 async def detect(request: Request) -> Response:
     """Detect objects with the default model."""
     return await _detect(request, None)
@@ -119,15 +140,8 @@ async def detect_with_model(
 
 
 async def _detect(request: Request, name: str | None) -> Response:
-    record = request_record(request)
-    async with accept_request(request, name, 1) as accepted:
-        with CancelScope(disconnect_signal(request)):
-            prediction = await accepted.detector.detect(
-                accepted.images[0], accepted.options, accepted.scheduling
-            )
-    manifest = accepted.detector.manifest
-    record.record_prediction(manifest.name, prediction.batch_size, prediction.stage_s)
-    response = to_response(manifest, prediction, record.request_id)
+    manifest, prediction = await detect_in_image(request, name)
+    response = to_response(manifest, prediction, request_record(request).request_id)
     timing = [f"{stage};dur={ms}" for stage, ms in response.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
     headers = {"Server-Timing": ", ".join(timing), "X-Batch-Size": str(prediction.batch_size)}
