@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from benchmarks.hostile_inputs.bmp import bmp_file
 from benchmarks.hostile_inputs.bounds import Reading
+from benchmarks.hostile_inputs.gif import gif_file
+from benchmarks.hostile_inputs.heif import avif_file, heic_file
 from benchmarks.hostile_inputs.jpeg import jpeg_file
 from benchmarks.hostile_inputs.manifests import manifest_file
 from benchmarks.hostile_inputs.png import png_file
+from benchmarks.hostile_inputs.tiff import tiff_file
 from benchmarks.hostile_inputs.webp import webp_file
 from model_package.directory import MANIFEST_FILE, read_manifest
 from model_package.errors import PackageError
@@ -125,9 +128,13 @@ _KINDS = {
     "png": Kind(png_file, read_image),
     "webp": Kind(webp_file, read_image),
     "bmp": Kind(bmp_file, read_image),
+    "gif": Kind(gif_file, read_image),
+    "tiff": Kind(tiff_file, read_image),
+    "avif": Kind(avif_file, read_image),
+    "heic": Kind(heic_file, read_image),
     "manifest": Kind(manifest_file, file_reader(_read_manifest, PackageError)),
 }
-IMAGE_KINDS = ("jpeg", "png", "webp", "bmp")
+IMAGE_KINDS = ("jpeg", "png", "webp", "bmp", "gif", "tiff", "avif", "heic")
 FILE_KINDS = (*_KINDS, "checkpoint", "onnx")
 
 if sys.platform != "linux":

@@ -23,6 +23,7 @@ from service.http.response_formats import (
     ResponseFormat,
 )
 from service.http.schemas import BatchResponse, DetectResponse, MultiModelResponse
+from service.imaging.image_decoding import ACCEPTED_FORMATS
 
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 _BASE64: dict[str, Any] = {
@@ -45,7 +46,7 @@ def _several(image: dict[str, Any]) -> dict[str, Any]:
 
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
-    "description": "One image: JPEG, PNG, WebP or BMP. The types image/* are accepted too.",
+    "description": f"One image: {ACCEPTED_FORMATS}. The types image/* are accepted too.",
     # Client generators ignore image types, or make a method for each.
     "content": {
         "application/octet-stream": {"schema": _BINARY},

@@ -20,7 +20,7 @@ from service.errors import (
     SlowBodyError,
     UnsupportedMediaTypeError,
 )
-from service.imaging.image_decoding import is_image
+from service.imaging.image_decoding import ACCEPTED_FORMATS, is_image
 
 IMAGE_FIELD = "image"
 _FILE_FIELDS = (IMAGE_FIELD, "file")
@@ -76,7 +76,7 @@ async def read_body(
         if not _is_image_type(media_type) and not is_image(image):
             raise UnsupportedMediaTypeError(
                 f"Content-Type: received {media_type[:100]!r}, and {len(image)} bytes which start "
-                f"with {image[:12]!r}. Send a JPEG, PNG, WebP or BMP file itself, a {_MULTIPART} "
+                f"with {image[:12]!r}. Send a {ACCEPTED_FORMATS} file itself, a {_MULTIPART} "
                 f"body with a file field named {IMAGE_FIELD!r}, or {_JSON} with the file in "
                 f"base64 as {IMAGE_FIELD!r}."
             )

@@ -26,6 +26,11 @@ _RATES = {
     "PNG": _Rates(8, 60, 40),
     "WEBP": _Rates(11, 80, 150),
     "BMP": _Rates(8, 50, 4),
+    "GIF": _Rates(8, 40, 20),
+    "TIFF": _Rates(12, 60, 20),
+    # For 12 bits without chroma subsampling; those of 8 bits take half of the memory.
+    "AVIF": _Rates(24, 120, 120),
+    "HEIC": _Rates(24, 160, 120),
 }
 _NS_PER_SCANNED_PIXEL = 4
 """CPU time per pixel of each scan of a multi-scan JPEG; a scan that visits all coefficients has one
@@ -43,7 +48,7 @@ def decoding_cost(header: ImageHeader, file_bytes: int) -> DecodingCost:
     cpu_ns = rates.ns_per_pixel * pixels + rates.ns_per_file_byte * file_bytes
     if header.coefficient_bytes:
         cpu_ns += _NS_PER_SCANNED_PIXEL * header.scans * pixels
-    memory = rates.bytes_per_pixel * pixels + header.coefficient_bytes
+    memory = rates.bytes_per_pixel * pixels + header.coefficient_bytes + header.buffer_bytes
     if header.is_lossless_webp:
         sets = min(_MAX_TABLE_SETS, pixels / 16, file_bytes * _TABLE_SETS_PER_FILE_BYTE)
         memory += _TABLE_SET_BYTES * sets

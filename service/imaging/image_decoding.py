@@ -3,7 +3,8 @@
 Opening reads only the header (:mod:`service.imaging.image_header`) and states what decoding may
 cost. Conversions are those of ``cv2.imread``: EXIF orientation is applied, alpha is dropped, gray
 and palette images become RGB, CMYK is converted, 16-bit samples keep their high byte. Animated PNG
-and WebP files are rejected, since none of their frames is *the* image.
+and WebP files and image sequences are rejected, since none of their frames is *the* image; of a GIF
+and a TIFF the first image is decoded.
 """
 
 import struct
@@ -21,12 +22,21 @@ from service.errors import BadImageError, EmptyBodyError, ImageSizeError, Unsupp
 from service.imaging.bmp_header import read_bmp_header
 from service.imaging.decoding_cost import decoding_cost
 from service.imaging.geometry import AffineTransform
+from service.imaging.gif_header import read_gif_header
+from service.imaging.heic import IS_HEIC_SUPPORTED, check_heic_support, decode_heic
+from service.imaging.heif_header import is_heif, read_heif_header
 from service.imaging.image_header import HeaderReader, ImageHeader, UnsupportedHeaderError
 from service.imaging.jpeg import decode_jpeg, reduced_side
 from service.imaging.jpeg_header import read_jpeg_header, scan_limit
+from service.imaging.pillow_decoding import decode_avif, open_with_pillow, rgb_pixels
 from service.imaging.png_header import SIGNATURE, read_png_header
+from service.imaging.tiff_header import SIGNATURES, read_tiff_header
 from service.imaging.types import DecodingCost
 from service.imaging.webp_header import read_webp_header
+
+_FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF", *(["HEIC"] * IS_HEIC_SUPPORTED))
+ACCEPTED_FORMATS = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+"""The formats of images that are accepted, for messages."""
 
 MIN_SIDE_PX = 16
 """A smaller image contains nothing that a detector with output stride 4 could detect."""
@@ -102,7 +112,7 @@ class OpenedImage:
         """
         with _service_errors(self._body):
             if self._header.format != "JPEG":
-                return DecodedImage(self._to_upright(_decode_with_opencv(self._header)))
+                return DecodedImage(self._to_upright(_decode(self._header)))
             pixels = self._to_upright(decode_jpeg(self._header, reduction))
             return DecodedImage(pixels, self._reduction(reduction) if reduction > 1 else None)
 
@@ -159,16 +169,18 @@ def open_image(body: bytes, max_pixels: int) -> OpenedImage:
     """
     if not body:
         raise EmptyBodyError(
-            "The image is empty (0 bytes). Send the bytes of one JPEG, PNG, WebP or BMP file."
+            f"The image is empty (0 bytes). Send the bytes of one {ACCEPTED_FORMATS} file."
         )
     read_header = _header_reader(body)
     if read_header is None:
         raise UnsupportedImageError(
             f"The {len(body)} bytes received, which start with {body[:12]!r}, are not an image "
-            "in a supported format. Send one JPEG, PNG, WebP or BMP file."
+            f"in a supported format. Send one {ACCEPTED_FORMATS} file."
         )
     with _service_errors(body):
         header = read_header(body)
+        if header.format == "HEIC":
+            check_heic_support()
     check_size(header.width_px, header.height_px, max_pixels)
     _check_scans(header)
     return OpenedImage(header, body)
@@ -186,6 +198,12 @@ def _header_reader(body: bytes) -> HeaderReader | None:
         return read_png_header
     if body.startswith(b"RIFF") and body[8:12] == b"WEBP":
         return read_webp_header
+    if body.startswith((b"GIF87a", b"GIF89a")):
+        return read_gif_header
+    if body[:4] in SIGNATURES:
+        return read_tiff_header
+    if is_heif(body):
+        return read_heif_header
     return read_bmp_header if body.startswith(b"BM") else None
 
 
@@ -228,6 +246,21 @@ def _check_scans(header: ImageHeader) -> None:
             f"The JPEG has more than the {limit} scans that are accepted at its size of "
             f"{header.width_px} x {header.height_px} pixels. Save it again with a standard encoder."
         )
+
+
+def _decode(header: ImageHeader) -> NDArray[np.uint8]:
+    """Decode a file other than a JPEG to uint8 RGB (height, width, 3) in stored orientation."""
+    if header.format in {"PNG", "WEBP", "BMP"}:
+        return _decode_with_opencv(header)
+    size = header.width_px, header.height_px
+    if header.format in {"GIF", "TIFF"}:
+        return rgb_pixels(open_with_pillow(header.data, header.format, size))
+    pixels = decode_heic(header.data) if header.format == "HEIC" else decode_avif(header.data)
+    # The rest is padding.
+    pixels = pixels[: size[1], : size[0]]
+    if pixels.shape != (*size[::-1], 3):
+        raise ValueError(f"its decoder reads a size of {pixels.shape[1::-1]} pixels")
+    return pixels
 
 
 def _decode_with_opencv(header: ImageHeader) -> NDArray[np.uint8]:

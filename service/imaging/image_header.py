@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_PARTS = 4096
-"""Chunks that a PNG or WebP may have."""
+"""Chunks of a PNG or WebP, blocks of a GIF, and units of the data of an AVIF or HEIC."""
 
 
 class HeaderError(ValueError):
@@ -28,10 +28,11 @@ class ImageHeader:
     """Header of one encoded image; sizes in pixels, as stored.
 
     ``coefficient_bytes``: memory for the coefficients of a multi-scan JPEG, else 0.
-    ``scans``: passes over the image that a JPEG decoder makes. ``channels``: JPEG components.
+    ``buffer_bytes``: memory for the largest strip or tile of a TIFF, else 0. ``scans``: passes over
+    the image that a JPEG decoder makes. ``channels``: JPEG components.
     """
 
-    format: Literal["JPEG", "PNG", "WEBP", "BMP"]
+    format: Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIC"]
     width_px: int
     height_px: int
     orientation: int
@@ -39,6 +40,7 @@ class ImageHeader:
     channels: int = 3
     scans: int = 1
     coefficient_bytes: int = 0
+    buffer_bytes: int = 0
     is_lossless_webp: bool = False
 
     @property

@@ -1,15 +1,11 @@
 """Decoding of JPEG files: first without tolerance for damage, then with Pillow's."""
 
-import io
-
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from service.imaging.image_header import ImageHeader
-
-_ROWS_AT_ONCE = 64
+from service.imaging.pillow_decoding import open_with_pillow, rgb_pixels
 
 
 def reduced_side(side_px: int, reduction: int) -> int:
@@ -53,18 +49,10 @@ def _decode_strictly(
 def _decode_with_pillow(
     data: bytes, header: ImageHeader, size: tuple[int, int], reduction: int
 ) -> NDArray[np.uint8]:
-    image = Image.open(io.BytesIO(data), formats=("JPEG",))
-    if image.size != (header.width_px, header.height_px):
-        raise ValueError(f"its decoder reads a size of {image.size} pixels")
+    image = open_with_pillow(data, "JPEG", (header.width_px, header.height_px))
     if reduction > 1:
         image.draft(None, (image.width // reduction, image.height // reduction))
-    image.load()
+    pixels = rgb_pixels(image)
     if image.size != size:
         raise ValueError(f"{image.size} pixels were decoded instead of {size}")
-    pixels = np.empty((*size[::-1], 3), np.uint8)
-    # A conversion of the whole image would hold it three times.
-    for top in range(0, image.height, _ROWS_AT_ONCE):
-        bottom = min(top + _ROWS_AT_ONCE, image.height)
-        rows = image.crop((0, top, image.width, bottom)).convert("RGB")
-        pixels[top:bottom] = np.asarray(rows)
     return pixels

@@ -247,6 +247,11 @@ def test_the_worst_accepted_image_needs_less_than_a_gibibyte() -> None:
         ImageHeader("WEBP", is_lossless_webp=True, **worst),
         ImageHeader("PNG", **worst),
         ImageHeader("BMP", **worst),
+        ImageHeader("GIF", **worst),
+        ImageHeader("TIFF", buffer_bytes=8 * LIMIT, **worst),
+        # Larger ones need a larger max_decoding_bytes.
+        ImageHeader("AVIF", **worst | {"width_px": 6000}),
+        ImageHeader("HEIC", **worst | {"width_px": 6000}),
     ]
     costs = [decoding_cost(header, 16 << 20) for header in headers]
     assert max(cost.memory_bytes for cost in costs) < 1 << 30
@@ -287,6 +292,15 @@ def worst_files() -> dict[str, Callable[[], bytes]]:
         "lossy webp": lambda: encode(tiled, "WEBP", method=0),
         "png": lambda: encode(Image.fromarray(tiled).convert("RGBA"), compress_level=1),
         "bmp": lambda: encode(tiled, "BMP"),
+        "gif": lambda: encode(Image.fromarray(tiled).convert("L"), "GIF"),
+        "tiff": lambda: encode(tiled, "TIFF", compression="tiff_lzw"),
+        "tiff of one strip": lambda: encode(
+            Image.fromarray(tiled).convert("RGBA"),
+            "TIFF",
+            compression="tiff_adobe_deflate",
+            tiffinfo={278: 2000},
+        ),
+        "avif": lambda: encode(tiled, "AVIF", quality=100, subsampling="4:4:4", speed=10),
         "one bit bmp": lambda: encode(Image.new("1", size), "BMP"),
         "jpeg decoded twice": lambda: damaged(subsampling=0),
         "progressive jpeg decoded twice": lambda: damaged(subsampling=0, progressive=True),
