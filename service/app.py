@@ -13,24 +13,26 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
+from service.access import KEY_HEADER, Access, ApiKeys
+from service.body_budget import BodyBudget
 from service.cancellation import CancelSignal
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
-from service.http.auth import KEY_HEADER, Access, ApiKeys
+from service.http.access import require_key, require_key_and_rate
 from service.http.deepstack import deepstack
 from service.http.middleware import RequestContext
-from service.http.peers import METRICS, READINESS, Peers
 from service.http.problem_details import install_problem_handlers, problem_responses
-from service.http.rate_limit import RateLimiter
-from service.http.request_body import BodyBudget
 from service.http.routes import detection_routes, monitoring, probes, router
-from service.http.state import ServiceState
+from service.http.state import attach_state
 from service.http.web_pages import web_pages
 from service.model_loader import ModelLoader
 from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
+from service.peers import METRICS, READINESS, Peers
+from service.rate_limit import RateLimiter
 from service.settings import Settings
+from service.state import ServiceState
 
-# For the OpenAPI document only; Access checks the keys.
+# For the OpenAPI document only; the dependencies check the keys.
 _KEY_SCHEMES = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name=KEY_HEADER, auto_error=False)),
@@ -48,8 +50,8 @@ def create_app(
 ) -> FastAPI:
     """Create the application; its lifespan loads the models and drains them at shutdown.
 
-    The server sets ``draining`` and ``stopping`` of its :class:`service.http.state.ServiceState`
-    when it shuts down. Raises :class:`service.http.auth.KeyFileError` and
+    The server sets ``draining`` and ``stopping`` of its :class:`service.state.ServiceState`
+    when it shuts down. Raises :class:`service.access.KeyFileError` and
     :class:`service.observability.tracing.TracingUnavailableError`.
     """
     tracing = open_tracing(settings)
@@ -102,9 +104,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    state.attach(app)
+    attach_state(app, state)
     install_problem_handlers(app, metrics)
-    _include_routers(app, state.access, has_keys=bool(keys), has_rate_limit=bool(rate))
+    _include_routers(app, has_keys=bool(keys), has_rate_limit=bool(rate))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -155,15 +157,15 @@ async def _answer_peers(peers: Peers, state: ServiceState, loading: "asyncio.Tas
     )
 
 
-def _include_routers(app: FastAPI, access: Access, *, has_keys: bool, has_rate_limit: bool) -> None:
+def _include_routers(app: FastAPI, *, has_keys: bool, has_rate_limit: bool) -> None:
     with_key: dict[str, Any] = {}
     with_key_and_rate: dict[str, Any] = {}
     if has_keys:
-        with_key["dependencies"] = [Depends(access.require_key), *_KEY_SCHEMES]
+        with_key["dependencies"] = [Depends(require_key), *_KEY_SCHEMES]
         with_key["responses"] = problem_responses(UnauthorizedError)
     if has_keys or has_rate_limit:
         with_key_and_rate["dependencies"] = [
-            Depends(access.require_key_and_rate),
+            Depends(require_key_and_rate),
             *(_KEY_SCHEMES if has_keys else []),
         ]
         access_errors = [UnauthorizedError] * has_keys + [RateLimitedError] * has_rate_limit

@@ -15,17 +15,17 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 from command_line.progress import print_line
 from command_line.version import add_version_option
 from model_package import PackageError
+from service.access import KeyFileError
 from service.app import create_app
 from service.cpu_cores import available_cores, share_quota
 from service.engines import EngineUnavailableError
-from service.http.auth import KeyFileError
-from service.http.peers import Peers
 from service.http.uvicorn_server import Server, WorkerServer
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry, load_models
 from service.observability.logs import set_up_logging
 from service.observability.metrics import Metrics
 from service.observability.tracing import TracingUnavailableError
+from service.peers import Peers
 from service.settings import Settings
 from service.tune import TuneSettings, tune
 from service.workers import Worker, supervise

@@ -11,12 +11,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
+from service.access import KEY_HEADER
 from service.detector import Prediction
 from service.errors import ServiceError, UnauthorizedError
-from service.http.auth import KEY_HEADER
+from service.http.access import require_key
+from service.http.detection_requests import detect_in_image
 from service.http.problem_details import record_error
 from service.http.request_body import BodyFields
-from service.http.routes import detect_in_image
+from service.http.request_scope import request_record
 from service.http.state import service_state
 
 
@@ -28,7 +30,7 @@ class _FormRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             try:
-                has_key = service_state(request).access.limit_rate(request) is not None
+                has_key = _has_key(request)
                 return _json(200, await endpoint(request, has_key, **request.path_params))
             except ServiceError as error:
                 body = {"success": False, "error": error.detail, "code": error.status}
@@ -45,7 +47,7 @@ deepstack = APIRouter(prefix="/v1/vision", route_class=_FormRoute, include_in_sc
 async def list_custom_models(request: Request, has_key: bool) -> dict[str, Any]:
     """List the names of the models. A key is accepted in the headers only."""
     if not has_key:
-        await service_state(request).access.require_key(request)
+        await require_key(request)
     return {"success": True, "models": list(service_state(request).loader.models.detectors)}
 
 
@@ -66,7 +68,7 @@ async def _detect(request: Request, has_key: bool, name: str | None) -> dict[str
 
     def to_options(fields: BodyFields) -> BodyFields:
         if not has_key:
-            access.check_body_key(request, str(fields.get("api_key", [""])[-1]))
+            access.check_body_key(str(fields.get("api_key", [""])[-1]), request_record(request))
         # DeepStack ignores fields that it does not know.
         return {"score_threshold": fields["min_confidence"]} if "min_confidence" in fields else {}
 
@@ -87,6 +89,12 @@ async def _detect(request: Request, has_key: bool, name: str | None) -> dict[str
         "inferenceMs": round(milliseconds["infer"]),
         "processMs": round(sum(milliseconds.values())),
     }
+
+
+def _has_key(request: Request) -> bool:
+    """Check the rate limit; return whether the headers have a valid key."""
+    access = service_state(request).access
+    return access.limit_rate(request.headers, request_record(request)) is not None
 
 
 def _is_loaded(request: Request, name: str | None) -> bool:

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.http.state import service_state
+from service.http.access import check_key_and_rate
 
 
 class ImageRoute(APIRoute):
@@ -22,6 +22,6 @@ class ImageRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         request = Request(scope, receive)
-        service_state(request).access.check_rate_limit(request)
+        check_key_and_rate(request)
         response: Response = await self.endpoint(request, **request.path_params)
         await response(scope, receive, send)

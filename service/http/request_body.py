@@ -2,8 +2,7 @@
 
 import asyncio
 import binascii
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,6 @@ from service.errors import (
     BadJsonError,
     BodyTooLargeError,
     EmptyBodyError,
-    QueueFullError,
     SlowBodyError,
     UnsupportedMediaTypeError,
 )
@@ -32,43 +30,6 @@ _MAX_JSON_VALUES = 1000
 _DECODED_AT_ONCE = 1 << 20
 """Characters of base64 that are decoded without a turn of the event loop: about 2 ms. A multiple
 of 4."""
-
-
-class BodyBudget:
-    """Limit on the memory of all request bodies together; a connection without bytes uses none."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._held_bytes = 0
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of request bodies in memory."""
-        return self._held_bytes
-
-    @contextmanager
-    def hold(self) -> Iterator[Callable[[int], None]]:
-        """Yield a function that reserves bytes until the block ends.
-
-        It raises :class:`QueueFullError` if the budget is exhausted.
-        """
-        claimed = 0
-
-        def claim(size: int) -> None:
-            nonlocal claimed
-            if self._held_bytes + size > self._max_bytes:
-                raise QueueFullError(
-                    f"The bodies of other requests use the {self._max_bytes} bytes that are "
-                    "held at a time. Send the request again after the time in Retry-After.",
-                    retry_after_s=1,
-                )
-            self._held_bytes += size
-            claimed += size
-
-        try:
-            yield claim
-        finally:
-            self._held_bytes -= claimed
 
 
 BodyFields = Mapping[str, list[Any]]

@@ -2,29 +2,19 @@
 
 import asyncio
 import gzip
-import math
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 from starlette.routing import BaseRoute
 
-from model_package import ModelManifest
 from service import errors
-from service.async_detector import AsyncDetector
-from service.batching.types import PRIORITY_OFFSETS_S, SchedulingOptions
 from service.cancellation import CancelScope
-from service.detector import Prediction
+from service.detection_requests import AcceptedRequest
 from service.http.compression import accepts_gzip
+from service.http.detection_requests import accept_images, detect_in_image
 from service.http.image_route import ImageRoute
 from service.http.openapi import DETECT, DETECT_BATCH
-from service.http.peers import METRICS, READINESS
 from service.http.problem_details import problem_of, problem_responses
-from service.http.query_parameters import read_parameters, read_scheduling_headers
-from service.http.request_body import BodyFields, read_body
 from service.http.request_scope import disconnect_signal, request_record
 from service.http.responses import failed_models, model_details, model_summary, to_json, to_response
 from service.http.schemas import (
@@ -40,7 +30,7 @@ from service.http.schemas import (
 from service.http.state import service_state
 from service.model_loader import RETRY_AFTER_S
 from service.observability.metrics import merge_metrics
-from service.options import RequestOptions
+from service.peers import METRICS, READINESS
 
 router = APIRouter()
 """Other endpoints for clients; API key and rate limit apply."""
@@ -48,83 +38,6 @@ probes = APIRouter()
 """Endpoints for orchestrators; open, because kubelet and load balancers have no key."""
 monitoring = APIRouter()
 """Endpoints for Prometheus; the API key applies, the rate limit does not."""
-
-
-@dataclass(frozen=True)
-class AcceptedRequest:
-    """A detection request that was admitted."""
-
-    detector: AsyncDetector
-    options: RequestOptions
-    scheduling: SchedulingOptions
-    images: list[bytes]
-
-
-@asynccontextmanager
-async def accept_request(
-    request: Request,
-    model: str | None,
-    max_images: int,
-    to_options: Callable[[BodyFields], BodyFields] = dict,
-) -> AsyncIterator[AcceptedRequest]:
-    """Read a detection request and admit it until the block ends.
-
-    ``to_options`` converts the fields of the body to options, which is where a protocol whose
-    fields have other names differs.
-
-    Order: model, options of the query string, admission check without the body, body with its
-    options, admission. A request occupies places in the queue only once its whole body has
-    arrived, so that slow uploads occupy none.
-
-    Raises the errors of :mod:`service.errors` for head, body, options and queue.
-    """
-    received_at = time.perf_counter()
-    state, record = service_state(request), request_record(request)
-    settings = state.settings
-    detector = state.loader.models.get(model)
-    record.model = detector.manifest.name
-    parameters = read_parameters(request)
-    headers = read_scheduling_headers(request.headers)
-    options = detector.rules.complete(parameters)
-    allowed_ms = math.inf if headers.deadline_ms is None else headers.deadline_ms
-    deadline_at = received_at + allowed_ms / 1000
-    # Under overload most requests are rejected here, before their bodies cost anything.
-    detector.admission.check(options.inputs.count, deadline_at)
-    with state.bodies.hold() as claim:
-        reading = read_body(
-            request, settings.max_body_bytes, settings.body_timeout_s, claim, max_images
-        )
-        with CancelScope(state.stopping):
-            body = await reading
-        images = body.images
-        record.record_body(sum(len(image) for image in images))
-        if body_options := to_options(body.options):
-            options = detector.rules.complete(read_parameters(request, body_options))
-        deadline_at = min(deadline_at, time.perf_counter() + settings.request_timeout_s)
-        places = options.inputs.count * len(images)
-        offset_s = PRIORITY_OFFSETS_S[headers.priority] - detector.size_delay_s(places)
-        scheduling = SchedulingOptions(deadline_at, offset_s)
-        with detector.admission.admit(places, deadline_at):
-            yield AcceptedRequest(detector, options, scheduling, images)
-
-
-async def detect_in_image(
-    request: Request, model: str | None, to_options: Callable[[BodyFields], BodyFields] = dict
-) -> tuple[ModelManifest, Prediction]:
-    """Detect objects in the image of a request; the arguments are those of :func:`accept_request`.
-
-    Returns the manifest of the model and its prediction, which is added to the request's record.
-    """
-    async with accept_request(request, model, 1, to_options) as accepted:
-        with CancelScope(disconnect_signal(request)):
-            prediction = await accepted.detector.detect(
-                accepted.images[0], accepted.options, accepted.scheduling
-            )
-    manifest = accepted.detector.manifest
-    request_record(request).record_prediction(
-        manifest.name, prediction.batch_size, prediction.stage_s
-    )
-    return manifest, prediction
 
 
 async def detect(request: Request) -> Response:
@@ -162,14 +75,14 @@ async def detect_batch_with_model(
 
 async def _detect_batch(request: Request, name: str | None) -> Response:
     max_images = service_state(request).settings.max_images_per_request
-    async with accept_request(request, name, max_images) as accepted:
+    async with accept_images(request, name, max_images) as accepted:
         with CancelScope(disconnect_signal(request)):
             results = await _detect_all(request, accepted)
     return Response(to_json(BatchResponse(results)), 200, None, "application/json")
 
 
 async def _detect_all(
-    request: Request, accepted: AcceptedRequest
+    request: Request, accepted: AcceptedRequest[bytes]
 ) -> list[DetectResponse | Problem]:
     """Detect in each image; an error in one does not affect the others."""
     request_id = request_record(request).request_id
@@ -186,7 +99,7 @@ async def _detect_all(
         return to_response(accepted.detector.manifest, prediction, request_id)
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(detect_one(image)) for image in accepted.images]
+        tasks = [group.create_task(detect_one(image)) for image in accepted.items]
     return [task.result() for task in tasks]
 
 

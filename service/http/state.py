@@ -1,40 +1,14 @@
-"""The state of the application, in one typed object."""
-
-import asyncio
-from dataclasses import dataclass
+"""Access to the state of the service from an application or a request."""
 
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from service.cancellation import CancelSignal
-from service.http.auth import Access
-from service.http.peers import Peers
-from service.http.request_body import BodyBudget
-from service.model_loader import ModelLoader
-from service.observability.metrics import Metrics
-from service.settings import Settings
+from service.state import ServiceState
 
 
-@dataclass(frozen=True)
-class ServiceState:
-    """State shared by all requests of one application.
-
-    ``draining``: set when no further requests should be sent to the service; ``stopping``: set when
-    bodies are no longer read. ``peers``: the other worker processes, if there are several.
-    """
-
-    loader: ModelLoader
-    settings: Settings
-    metrics: Metrics
-    bodies: BodyBudget
-    access: Access
-    draining: asyncio.Event
-    stopping: CancelSignal
-    peers: Peers | None
-
-    def attach(self, app: FastAPI) -> None:
-        """Set this as the state of ``app``."""
-        app.state.service = self
+def attach_state(app: FastAPI, state: ServiceState) -> None:
+    """Set the state of an application."""
+    app.state.service = state
 
 
 def state_of(app: FastAPI) -> ServiceState:

@@ -28,7 +28,7 @@ from service.async_detector import AsyncDetector
 from service.detector import Detector
 from service.engines import Engine, Images
 from service.engines.precision import ComputePrecision
-from service.http.state import ServiceState, state_of
+from service.http.state import state_of
 from service.http.uvicorn_server import Server
 from service.image_pool import ImagePool
 from service.model_loader import ModelLoader
@@ -36,6 +36,7 @@ from service.model_registry import ModelRegistry, open_image_pool
 from service.observability.metrics import Metrics
 from service.self_test import SelfTest
 from service.settings import Settings
+from service.state import ServiceState
 
 TOP_K = 5
 BOXES = CenterBoxesDecoder(output_stride=4, top_k=TOP_K, score_threshold=0.3)

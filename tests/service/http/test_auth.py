@@ -10,10 +10,10 @@ from starlette.datastructures import Headers
 from support.images import encode, plain
 from support.serving import ColourEngine, RunningServer
 
+from service import rate_limit
+from service.access import ApiKeys, KeyFileError
 from service.cli import main
-from service.http import rate_limit
-from service.http.auth import ApiKeys, KeyFileError
-from service.http.rate_limit import RateLimiter
+from service.rate_limit import RateLimiter
 
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 IMAGE = encode(plain(1, 2))

@@ -5,8 +5,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from starlette.requests import Request
-
 MAX_CLIENTS = 10_000
 
 
@@ -42,9 +40,11 @@ class RateLimiter:
         return wait_s if wait_s > 1e-6 else 0.0
 
 
-def client_network(request: Request) -> str:
-    """Return the client's IPv4 address, or its IPv6 /64 network, which belongs to one customer."""
-    host = request.client.host if request.client else "unknown"
+def client_network(host: str) -> str:
+    """Return an IPv4 address itself, and of an IPv6 address the /64 network of one customer.
+
+    Other names are returned as they are.
+    """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

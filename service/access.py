@@ -3,14 +3,12 @@
 import hashlib
 import hmac
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
-from starlette.datastructures import Headers
-from starlette.requests import Request
-
 from service.errors import RateLimitedError, UnauthorizedError
-from service.http.rate_limit import RateLimiter, client_network
-from service.http.request_scope import request_record
+from service.observability.request_record import RequestRecord
+from service.rate_limit import RateLimiter, client_network
 
 KEY_HEADER = "X-API-Key"
 MIN_KEY_LENGTH = 16
@@ -56,7 +54,7 @@ class ApiKeys:
             raise KeyFileError(f"api_keys_file {path}: it contains no key. Put one on each line")
         return cls(digests)
 
-    def name_of(self, headers: Headers) -> str | None:
+    def name_of(self, headers: Mapping[str, str]) -> str | None:
         """Return ``key_LINE`` for a valid key in the headers, None otherwise."""
         key = _received_key(headers)
         return None if key is None else self.name_of_key(key)
@@ -71,49 +69,50 @@ class ApiKeys:
         return names[0] if names else None
 
 
-def _received_key(headers: Headers) -> str | None:
+def _received_key(headers: Mapping[str, str]) -> str | None:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    return headers.get(KEY_HEADER)
+    return headers.get(KEY_HEADER.lower())
 
 
 class Access:
-    """Authentication and rate limiting of requests."""
+    """Authentication and rate limiting of requests, whatever their protocol.
+
+    ``headers`` of the methods: HTTP headers or gRPC metadata, by name in lower case. ``record``:
+    the record of the request, whose ``client`` is the address of the client until a valid key is
+    found, and then the name of the key.
+    """
 
     def __init__(self, keys: ApiKeys | None, limiter: RateLimiter | None) -> None:
         self._keys = keys
         self._limiter = limiter
 
-    async def require_key(self, request: Request) -> None:
+    def require_key(self, headers: Mapping[str, str], record: RequestRecord) -> None:
         """Raise :class:`UnauthorizedError` unless the request has a key, if keys are configured."""
-        self._check_key(request, self._authenticate(request))
+        self._check_key(headers, self._authenticate(headers, record))
 
-    async def require_key_and_rate(self, request: Request) -> None:
-        """Call :meth:`check_rate_limit`; a FastAPI dependency."""
-        self.check_rate_limit(request)
-
-    def check_rate_limit(self, request: Request) -> None:
+    def require_key_and_rate(self, headers: Mapping[str, str], record: RequestRecord) -> None:
         """Check the rate limit as :meth:`limit_rate` does, then the API key as :meth:`require_key`.
 
         Raises :class:`RateLimitedError` and :class:`UnauthorizedError`.
         """
-        self._check_key(request, self.limit_rate(request))
+        self._check_key(headers, self.limit_rate(headers, record))
 
     @property
     def needs_key(self) -> bool:
         """Whether API keys are configured."""
         return self._keys is not None
 
-    def limit_rate(self, request: Request) -> str | None:
+    def limit_rate(self, headers: Mapping[str, str], record: RequestRecord) -> str | None:
         """Check the rate limit and return the name of the key, None without a valid one.
 
         The limit applies per key, or per address for requests without a valid key, so that
         guessing keys is limited as well. Raises :class:`RateLimitedError`.
         """
-        key_name = self._authenticate(request)
+        key_name = self._authenticate(headers, record)
         if self._limiter is not None:
-            wait_s = self._limiter.wait_s(key_name or client_network(request))
+            wait_s = self._limiter.wait_s(key_name or client_network(record.client))
             if wait_s:
                 raise RateLimitedError(
                     "This client exceeded its rate limit. Send the request again after the time in "
@@ -122,24 +121,24 @@ class Access:
                 )
         return key_name
 
-    def check_body_key(self, request: Request, key: str) -> None:
+    def check_body_key(self, key: str, record: RequestRecord) -> None:
         """Check a key that is a field of the body; raises :class:`UnauthorizedError`."""
         if self._keys is not None:
             key_name = self._keys.name_of_key(key)
             if key_name is None:
                 raise _unauthorized("an unknown API key" if key else "no API key")
-            request_record(request).client = key_name
+            record.client = key_name
 
-    def _authenticate(self, request: Request) -> str | None:
-        key_name = self._keys.name_of(request.headers) if self._keys else None
+    def _authenticate(self, headers: Mapping[str, str], record: RequestRecord) -> str | None:
+        key_name = self._keys.name_of(headers) if self._keys else None
         if key_name is not None:
-            request_record(request).client = key_name
+            record.client = key_name
         return key_name
 
-    def _check_key(self, request: Request, key_name: str | None) -> None:
+    def _check_key(self, headers: Mapping[str, str], key_name: str | None) -> None:
         if self._keys is None or key_name is not None:
             return
-        received = "no API key" if _received_key(request.headers) is None else "an unknown API key"
+        received = "no API key" if _received_key(headers) is None else "an unknown API key"
         raise _unauthorized(received)
 
 

@@ -1,0 +1,72 @@
+"""Detection requests over HTTP: options in the query string, the body, and scheduling headers."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from starlette.requests import Request
+
+from model_package import ModelManifest
+from service.async_detector import AsyncDetector
+from service.cancellation import CancelScope
+from service.detection_requests import AcceptedRequest, RequestBody, RequestHead, accept_request
+from service.detector import Prediction
+from service.http.query_parameters import read_parameters, read_scheduling_headers
+from service.http.request_body import BodyFields, read_body
+from service.http.request_scope import disconnect_signal, request_record
+from service.http.state import service_state
+
+_NO_OPTIONS: BodyFields = {}
+
+
+def accept_images(
+    request: Request,
+    model: str | None,
+    max_images: int,
+    to_options: Callable[[BodyFields], BodyFields] = dict,
+) -> AbstractAsyncContextManager[AcceptedRequest[bytes]]:
+    """Read a request with encoded images and admit it until the block ends.
+
+    ``to_options`` converts the fields of the body to options, which is where a protocol whose
+    fields have other names differs. See :func:`service.detection_requests.accept_request`.
+    """
+    state = service_state(request)
+
+    def read_head(body_options: BodyFields = _NO_OPTIONS) -> RequestHead:
+        parameters = read_parameters(request, body_options)
+        headers = read_scheduling_headers(request.headers)
+        allowed_ms = math.inf if headers.deadline_ms is None else headers.deadline_ms
+        return RequestHead(parameters, allowed_ms / 1000, headers.priority)
+
+    async def read_images(
+        detector: AsyncDetector, claim: Callable[[int], None]
+    ) -> RequestBody[bytes]:
+        del detector
+        settings = state.settings
+        body = await read_body(
+            request, settings.max_body_bytes, settings.body_timeout_s, claim, max_images
+        )
+        size_bytes = sum(len(image) for image in body.images)
+        options = to_options(body.options)
+        return RequestBody(body.images, size_bytes, read_head(options) if options else None)
+
+    return accept_request(state, request_record(request), model, read_head, read_images)
+
+
+async def detect_in_image(
+    request: Request, model: str | None, to_options: Callable[[BodyFields], BodyFields] = dict
+) -> tuple[ModelManifest, Prediction]:
+    """Detect objects in the image of a request; the arguments are those of :func:`accept_images`.
+
+    Returns the manifest of the model and its prediction, which is added to the request's record.
+    """
+    async with accept_images(request, model, 1, to_options) as accepted:
+        with CancelScope(disconnect_signal(request)):
+            prediction = await accepted.detector.detect(
+                accepted.items[0], accepted.options, accepted.scheduling
+            )
+    manifest = accepted.detector.manifest
+    request_record(request).record_prediction(
+        manifest.name, prediction.batch_size, prediction.stage_s
+    )
+    return manifest, prediction
