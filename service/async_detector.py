@@ -4,10 +4,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.batching.admission import Admission
 from service.batching.batcher import RUN_OVERHEAD_S, Batcher
@@ -28,6 +31,7 @@ from service.errors import DeadlineExceededError, ServiceError
 from service.image_pool import COST_WEIGHT, NO_COST, ImagePool
 from service.imaging.types import DecodingCost
 from service.observability.metrics import Metrics, ModelMetrics
+from service.observability.statistics import InferenceStatistics
 from service.observability.tracing import Tracing
 from service.options import RequestOptions
 from service.self_test import SelfTest
@@ -44,6 +48,20 @@ is timed."""
 
 MAX_SIZE_DELAY_S = 10.0
 """Longest delay of a request because of its number of inputs."""
+
+
+@dataclass(frozen=True)
+class NetworkOutputs:
+    """Outputs of the network for the inputs of one request.
+
+    ``outputs``: arrays (n, ...) by name, with the dtypes and shapes of the manifest. ``stage_s``:
+    seconds per stage (queue, infer). ``batch_size``: of the largest batch that an input was part
+    of.
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    stage_s: Mapping[str, float]
+    batch_size: int
 
 
 class AsyncDetector:
@@ -65,6 +83,8 @@ class AsyncDetector:
         self.manifest = detector.manifest
         self.rules = detector.rules
         self.timings: Sequence[BatchTiming] = ()
+        self.statistics = InferenceStatistics()
+        self.max_queue_delay_s = settings.max_queue_delay_ms / 1000
         self._engine = detector.engine
         self.max_batch_size = settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
         if self._engine.max_batch_size is not None:
@@ -112,12 +132,12 @@ class AsyncDetector:
         )
         limits = BatchLimits(
             self.max_batch_size,
-            settings.max_queue_delay_ms / 1000,
+            self.max_queue_delay_s,
             self.max_batch_size * spec.height_px * spec.width_px,
             # Without timings, slope and base of the model cannot be distinguished.
             RUN_OVERHEAD_S if self.timings else None,
         )
-        observer = MetricsBatchObserver(self.manifest.name, self._metrics, tracing)
+        observer = MetricsBatchObserver(self.manifest.name, self._metrics, self.statistics, tracing)
         self._run_latency = run_latency
         self._batcher = Batcher(self._engine, limits, run_latency, observer)
         self._batcher.start()
@@ -206,8 +226,7 @@ class AsyncDetector:
         else:
             detections = await asyncio.wrap_future(self._pool.submit(postprocess, scheduling))
         stage_s["postprocess"] = time.perf_counter() - began_at
-        for stage, seconds in stage_s.items():
-            self._metrics.stage(stage, seconds)
+        self._record_stages(stage_s)
         largest = max(items, key=lambda item: item.batch_size)
         return Prediction(
             detections,
@@ -218,6 +237,32 @@ class AsyncDetector:
             largest.batch_size,
             largest.trigger,
         )
+
+    async def infer(
+        self, pixels: Sequence[NDArray[np.uint8]], scheduling: SchedulingOptions, *, flip: bool
+    ) -> NetworkOutputs:
+        """Return the outputs of the network for inputs of its default size.
+
+        ``pixels``: uint8 RGB (height, width, 3) of each input. ``flip``: run the artifact that
+        averages over the flipped image.
+
+        Raises :class:`DeadlineExceededError`, :class:`StoppingError` and :class:`EngineError`.
+        """
+        inputs = [BatchInput(image, flip, 1.0 + flip) for image in pixels]
+        left_s = scheduling.deadline_at - time.perf_counter()
+        with CancelScope(Timeout(left_s, _deadline_exceeded)):
+            items = await self._batcher.submit(inputs, scheduling)
+        stage_s = _engine_stages(items)
+        self._record_stages(stage_s)
+        outputs = {
+            name: np.stack([item.outputs[name] for item in items]) for name in items[0].outputs
+        }
+        return NetworkOutputs(outputs, stage_s, max(item.batch_size for item in items))
+
+    def _record_stages(self, stage_s: Mapping[str, float]) -> None:
+        for stage, seconds in stage_s.items():
+            self._metrics.stage(stage, seconds)
+        self.statistics.count_stages(stage_s)
 
     async def _repeat_self_test(self, self_test: SelfTest) -> None:
         """Run the self-test periodically, at the lowest priority."""

@@ -39,14 +39,14 @@ class RequestHead:
 class RequestBody(Generic[Item]):
     """The body of a request.
 
-    ``size_bytes``: the encoded size of the items. ``head``: the head, replaced where the body
-    contains options; None if it does not. ``inputs_per_item``: network inputs of each item; None
-    for images, whose number of inputs depends on the options.
+    ``size_bytes``: the encoded size of the items. ``head``: the head, with the options of the body
+    if it has any. ``inputs_per_item``: network inputs of each item; None for images, whose number
+    of inputs depends on the options.
     """
 
     items: list[Item]
     size_bytes: int
-    head: RequestHead | None = None
+    head: RequestHead
     inputs_per_item: int | None = None
 
 
@@ -60,10 +60,12 @@ class AcceptedRequest(Generic[Item]):
     items: list[Item]
 
 
-ReadBody = Callable[[AsyncDetector, Callable[[int], None]], Awaitable[RequestBody[Item]]]
-"""Reader of the body of a request: receives the detector, and a function that it calls with the
-number of bytes before it holds them, which raises :class:`service.errors.QueueFullError` if the
-bodies of other requests use all memory."""
+Claim = Callable[[int], None]
+"""Reserves memory for a number of bytes of a body, until the end of the request; raises
+:class:`service.errors.QueueFullError` if the bodies of other requests use all of it."""
+
+ReadBody = Callable[[AsyncDetector, RequestHead, Claim], Awaitable[RequestBody[Item]]]
+"""Reader of the body of a request for a model."""
 
 
 @asynccontextmanager
@@ -71,13 +73,14 @@ async def accept_request(
     state: ServiceState,
     record: RequestRecord,
     model: str | None,
+    version: str | None,
     read_head: Callable[[], RequestHead],
     read_body: ReadBody[Item],
 ) -> AsyncIterator[AcceptedRequest[Item]]:
     """Read a detection request and admit it until the block ends.
 
-    ``model``: its name, None for the default model. ``read_head`` and ``read_body`` raise the
-    errors of :mod:`service.errors` for what the protocol does not accept.
+    ``model``: its name, None for the default model; ``version``: None for any. ``read_head`` and
+    ``read_body`` raise the errors of :mod:`service.errors` for what the protocol does not accept.
 
     Order: model, options of the head, admission check without the body, body with its options,
     admission. A request occupies places in the queue only once its whole body has arrived, so that
@@ -86,25 +89,24 @@ async def accept_request(
     Raises the errors of :mod:`service.errors` for head, body, options and queue.
     """
     received_at = time.perf_counter()
-    detector = state.loader.models.get(model)
+    detector = state.loader.models.get(model, version)
     record.model = detector.manifest.name
-    head = read_head()
-    options = detector.rules.complete(head.parameters)
-    # Under overload most requests are rejected here, before their bodies cost anything.
-    detector.admission.check(options.inputs.count, received_at + head.allowed_s)
-    with state.bodies.hold() as claim:
+    with detector.statistics.count_request(), state.bodies.hold() as claim:
+        head = read_head()
+        options = detector.rules.complete(head.parameters)
+        # Under overload most requests are rejected here, before their bodies cost anything.
+        detector.admission.check(options.inputs.count, received_at + head.allowed_s)
         with CancelScope(state.stopping):
-            body = await read_body(detector, claim)
+            body = await read_body(detector, head, claim)
         record.record_body(body.size_bytes)
-        if body.head is not None:
-            head = body.head
-            options = detector.rules.complete(head.parameters)
+        if body.head is not head:
+            options = detector.rules.complete(body.head.parameters)
         deadline_at = min(
-            received_at + head.allowed_s,
+            received_at + body.head.allowed_s,
             time.perf_counter() + state.settings.request_timeout_s,
         )
         places = (body.inputs_per_item or options.inputs.count) * len(body.items)
-        offset_s = PRIORITY_OFFSETS_S[head.priority] - detector.size_delay_s(places)
+        offset_s = PRIORITY_OFFSETS_S[body.head.priority] - detector.size_delay_s(places)
         scheduling = SchedulingOptions(deadline_at, offset_s)
         with detector.admission.admit(places, deadline_at):
             yield AcceptedRequest(detector, options, scheduling, body.items)

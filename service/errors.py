@@ -4,7 +4,8 @@ head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, BadJsonError, SlowBodyError,
             UnsupportedMediaTypeError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError
-request  -> InvalidOptionError, UnknownModelError, ModelUnavailableError
+request  -> InvalidOptionError, InvalidInferenceRequestError, UnsupportedOperationError,
+            UnknownModelError, ModelUnavailableError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
 engine   -> EngineError, RestartRequiredError
@@ -135,6 +136,18 @@ class InvalidOptionError(ServiceError):
     """An option is unknown, out of range or not supported by the model."""
 
     status, code, title = 422, "invalid_option", "A request option is not valid"
+
+
+class InvalidInferenceRequestError(ServiceError):
+    """A tensor or a parameter of an inference request is not one that the model accepts."""
+
+    status, code, title = 400, "invalid_inference_request", "The inference request is not valid"
+
+
+class UnsupportedOperationError(ServiceError):
+    """The service does not have this part of a protocol."""
+
+    status, code, title = 501, "unsupported_operation", "The operation is not supported"
 
 
 class UnknownModelError(ServiceError):

@@ -54,14 +54,22 @@ class ModelRegistry:
     pool: ImagePool
     failed: Mapping[str, str] = field(default_factory=dict)
 
-    def get(self, name: str | None) -> AsyncDetector:
+    def get(self, name: str | None, version: str | None = None) -> AsyncDetector:
         """Return the model of that name, or the default model for None.
+
+        ``version``: the version that the model must have; None for any.
 
         Raises :class:`UnknownModelError` and :class:`ModelUnavailableError`.
         """
         name = self.default_name if name is None else name
         if name in self.detectors:
-            return self.detectors[name]
+            detector = self.detectors[name]
+            if version is not None and version != detector.manifest.version:
+                raise UnknownModelError(
+                    f"Model {name} has no version {version[:100]!r}, only "
+                    f"{detector.manifest.version}. Leave the version out to use that."
+                )
+            return detector
         known = ", ".join(self.detectors)
         if name in self.failed:
             raise ModelUnavailableError(

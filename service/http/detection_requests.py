@@ -9,7 +9,13 @@ from starlette.requests import Request
 from model_package import ModelManifest
 from service.async_detector import AsyncDetector
 from service.cancellation import CancelScope
-from service.detection_requests import AcceptedRequest, RequestBody, RequestHead, accept_request
+from service.detection_requests import (
+    AcceptedRequest,
+    Claim,
+    RequestBody,
+    RequestHead,
+    accept_request,
+)
 from service.detector import Prediction
 from service.http.query_parameters import read_parameters, read_scheduling_headers
 from service.http.request_body import BodyFields, read_body
@@ -39,7 +45,7 @@ def accept_images(
         return RequestHead(parameters, allowed_ms / 1000, headers.priority)
 
     async def read_images(
-        detector: AsyncDetector, claim: Callable[[int], None]
+        detector: AsyncDetector, head: RequestHead, claim: Claim
     ) -> RequestBody[bytes]:
         del detector
         settings = state.settings
@@ -48,9 +54,9 @@ def accept_images(
         )
         size_bytes = sum(len(image) for image in body.images)
         options = to_options(body.options)
-        return RequestBody(body.images, size_bytes, read_head(options) if options else None)
+        return RequestBody(body.images, size_bytes, read_head(options) if options else head)
 
-    return accept_request(state, request_record(request), model, read_head, read_images)
+    return accept_request(state, request_record(request), model, None, read_head, read_images)
 
 
 async def detect_in_image(

@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute
 from service import errors
 from service.cancellation import CancelScope
 from service.detection_requests import AcceptedRequest
+from service.health import check_live, check_ready
 from service.http.compression import accepts_gzip
 from service.http.detection_requests import accept_images, detect_in_image
 from service.http.image_route import ImageRoute
@@ -28,9 +29,8 @@ from service.http.schemas import (
     Readiness,
 )
 from service.http.state import service_state
-from service.model_loader import RETRY_AFTER_S
 from service.observability.metrics import merge_metrics
-from service.peers import METRICS, READINESS
+from service.peers import METRICS
 
 router = APIRouter()
 """Other endpoints for clients; API key and rate limit apply."""
@@ -160,10 +160,7 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
 )
 async def live(request: Request) -> Health:
     """Report whether the process can serve, or must be restarted. Uses no queue and no engine."""
-    loader = service_state(request).loader
-    problem = loader.models.fatal_problem if loader.is_done else None
-    if problem is not None:
-        raise errors.RestartRequiredError(f"{problem} Restart the service.")
+    check_live(service_state(request))
     return Health(status="live")
 
 
@@ -194,15 +191,8 @@ async def ready(request: Request) -> Readiness:
     several worker processes, all that have loaded their models must be ready.
     """
     state = service_state(request)
-    if state.draining.is_set():
-        raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
-    models = state.loader.models
-    problems = [models.problem or ""]
-    if state.peers is not None:
-        problems += [answer.decode() for answer in await state.peers.ask(READINESS)]
-    for problem in filter(None, problems):
-        raise errors.NotReadyError(problem, retry_after_s=RETRY_AFTER_S)
-    return Readiness(status="ready", failed=failed_models(models))
+    await check_ready(state)
+    return Readiness(status="ready", failed=failed_models(state.loader.models))
 
 
 @monitoring.head("/metrics", include_in_schema=False)
