@@ -172,7 +172,7 @@ def _include_routers(app: FastAPI, *, has_keys: bool, has_rate_limit: bool) -> N
         with_key_and_rate["responses"] = problem_responses(*access_errors)
     # The detection endpoints first: routes are matched in order.
     app.router.routes += detection_routes(**with_key_and_rate)
-    app.include_router(deepstack)
+    app.router.routes += deepstack.routes
     app.include_router(router, **with_key_and_rate)
     app.include_router(probes)
     app.include_router(monitoring, **with_key)
