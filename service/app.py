@@ -19,6 +19,8 @@ from service.cancellation import CancelSignal
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
 from service.http.access import require_key, require_key_and_rate
 from service.http.deepstack import deepstack
+from service.http.label_studio.images import TaskImages
+from service.http.label_studio.routes import label_studio_routes
 from service.http.middleware import RequestContext
 from service.http.problem_details import install_problem_handlers, problem_responses
 from service.http.routes import detection_routes, monitoring, probes, router
@@ -51,7 +53,8 @@ def create_app(
     """Create the application; its lifespan loads the models and drains them at shutdown.
 
     The server sets ``draining`` and ``stopping`` of its :class:`service.state.ServiceState`
-    when it shuts down. Raises :class:`service.access.KeyFileError` and
+    when it shuts down. Raises :class:`service.access.KeyFileError`,
+    :class:`service.http.label_studio.images.TokenFileError` and
     :class:`service.observability.tracing.TracingUnavailableError`.
     """
     tracing = open_tracing(settings)
@@ -68,6 +71,7 @@ def create_app(
         peers=peers,
     )
     metrics.body_bytes.set_function(lambda: state.bodies.held_bytes)
+    task_images = TaskImages(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -91,6 +95,7 @@ def create_app(
                     await loader.stop()
             except TimeoutError:
                 _log.error("an engine run has not ended; the process exits without waiting for it")
+            await task_images.close()
             if tracing:
                 await asyncio.to_thread(tracing.stop)
 
@@ -106,7 +111,7 @@ def create_app(
     )
     attach_state(app, state)
     install_problem_handlers(app, metrics)
-    _include_routers(app, has_keys=bool(keys), has_rate_limit=bool(rate))
+    _include_routers(app, task_images, has_keys=bool(keys), has_rate_limit=bool(rate))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -157,7 +162,9 @@ async def _answer_peers(peers: Peers, state: ServiceState, loading: "asyncio.Tas
     )
 
 
-def _include_routers(app: FastAPI, *, has_keys: bool, has_rate_limit: bool) -> None:
+def _include_routers(
+    app: FastAPI, task_images: TaskImages, *, has_keys: bool, has_rate_limit: bool
+) -> None:
     with_key: dict[str, Any] = {}
     with_key_and_rate: dict[str, Any] = {}
     if has_keys:
@@ -173,6 +180,7 @@ def _include_routers(app: FastAPI, *, has_keys: bool, has_rate_limit: bool) -> N
     # The detection endpoints first: routes are matched in order.
     app.router.routes += detection_routes(**with_key_and_rate)
     app.router.routes += deepstack.routes
+    app.router.routes += label_studio_routes(task_images)
     app.include_router(router, **with_key_and_rate)
     app.include_router(probes)
     app.include_router(monitoring, **with_key)

@@ -19,6 +19,7 @@ from service.access import KeyFileError
 from service.app import create_app
 from service.cpu_cores import available_cores, share_quota
 from service.engines import EngineUnavailableError
+from service.http.label_studio.images import TokenFileError
 from service.http.uvicorn_server import Server, WorkerServer
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry, load_models
@@ -32,7 +33,13 @@ from service.workers import Worker, supervise
 
 _Settings = TypeVar("_Settings", bound=Settings)
 
-_START_ERRORS = (PackageError, EngineUnavailableError, KeyFileError, TracingUnavailableError)
+_START_ERRORS = (
+    PackageError,
+    EngineUnavailableError,
+    KeyFileError,
+    TokenFileError,
+    TracingUnavailableError,
+)
 _EXIT_INTERRUPTED = 130
 SWITCH_INTERVAL_S = 0.0005
 """GIL switch interval: how long an engine thread waits for the GIL after a run. Python's default of

@@ -6,6 +6,9 @@ body     -> EmptyBodyError, BodyTooLargeError, BadFormError, BadJsonError, SlowB
 image    -> UnsupportedImageError, BadImageError, ImageSizeError
 request  -> InvalidOptionError, InvalidInferenceRequestError, UnsupportedOperationError,
             UnknownModelError, ModelUnavailableError
+image    -> UnsupportedImageError, BadImageError, ImageSizeError, ImageAddressError,
+            ImageFetchError
+request  -> InvalidOptionError, LabelingConfigError, UnknownModelError, ModelUnavailableError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
 engine   -> EngineError, RestartRequiredError
@@ -126,6 +129,19 @@ class ImageSizeError(ServiceError):
     status, code, title = 413, "image_size", "The image size is not supported"
 
 
+class ImageAddressError(ServiceError):
+    """The address of an image is not one that the service requests."""
+
+    status, code, title = 422, "image_address", "The address of the image is not accepted"
+
+
+class ImageFetchError(ServiceError):
+    """An image could not be requested from Label Studio."""
+
+    status, code, title = 502, "image_fetch_failed", "The image could not be requested"
+    retryable = True
+
+
 class TooManyInputsError(ServiceError):
     """The request needs more network inputs than the queue of the model holds."""
 
@@ -148,6 +164,12 @@ class UnsupportedOperationError(ServiceError):
     """The service does not have this part of a protocol."""
 
     status, code, title = 501, "unsupported_operation", "The operation is not supported"
+
+
+class LabelingConfigError(ServiceError):
+    """A labeling configuration of Label Studio is invalid or has nothing of the model."""
+
+    status, code, title = 422, "labeling_config", "The labeling configuration cannot be used"
 
 
 class UnknownModelError(ServiceError):

@@ -237,6 +237,16 @@ class Settings(BaseSettings):
         description="Origins of web pages that may call the API, such as https://example.org; "
         "separated by commas.",
     )
+    label_studio_url: str | None = Field(
+        None,
+        description="Label Studio whose files the routes /label-studio may request, such as "
+        "https://labels.example.org; the service requests no other address.",
+    )
+    label_studio_token_file: Path | None = Field(
+        None,
+        description="File with the access token of a user of that Label Studio, who sees the "
+        "projects that are to be annotated.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
@@ -276,7 +286,7 @@ class Settings(BaseSettings):
                 )
         return origins
 
-    @field_validator("otlp_endpoint")
+    @field_validator("otlp_endpoint", "label_studio_url")
     @classmethod
     def _is_url(cls, endpoint: str | None) -> str | None:
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
@@ -293,6 +303,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"build_engines works with one worker, received {self.workers} workers: each would "
                 "build the same engines; run centernet-export build before the start"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _label_studio_has_a_token(self) -> Self:
+        if (self.label_studio_url is None) != (self.label_studio_token_file is None):
+            raise ValueError(
+                "label_studio_url and label_studio_token_file belong together: set both, or neither"
             )
         return self
 

@@ -68,7 +68,7 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
         **{"build_engines": "False", "precision": "fp32", "strict_start": "True"},
         **{"trusted_proxies": "10.0.0.1, 10.1.0.0/16", "cors_origins": "https://a.org,http://b:1"},
         **{"log_format": "json", "log_level": "debug", "otlp_endpoint": "http://collector:4318"},
-        "root_path": "/vision",
+        **{"root_path": "/vision", "label_studio_url": "http://labels:8080"},
     }
     for name in set(Settings.model_fields) - set(values):
         values[name] = "5000" if name.endswith(("_bytes", "_pixels")) else "3"
