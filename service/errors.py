@@ -3,12 +3,10 @@
 head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError, RateLimitedError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, BadJsonError, SlowBodyError,
             UnsupportedMediaTypeError
-image    -> UnsupportedImageError, BadImageError, ImageSizeError
-request  -> InvalidOptionError, InvalidInferenceRequestError, UnsupportedOperationError,
-            UnknownModelError, ModelUnavailableError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError, ImageAddressError,
             ImageFetchError
-request  -> InvalidOptionError, LabelingConfigError, UnknownModelError, ModelUnavailableError
+request  -> InvalidOptionError, InvalidInferenceRequestError, LabelingConfigError,
+            UnsupportedOperationError, UnknownModelError, ModelUnavailableError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
 engine   -> EngineError, RestartRequiredError

@@ -9,12 +9,12 @@ import base64
 import re
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from service.cancellation import CancelScope, Timeout
+from service.detection_requests import Claim
 from service.errors import BodyTooLargeError, ImageAddressError, ImageFetchError
 from service.http.request_body import decode_base64
 from service.settings import Settings
@@ -61,7 +61,7 @@ class TaskImages:
         if self._client is not None:
             await self._client.aclose()
 
-    async def read(self, address: object, task_id: object, claim: Callable[[int], None]) -> bytes:
+    async def read(self, address: object, task_id: object, claim: Claim) -> bytes:
         """Return the encoded image at the address that is in a task.
 
         ``claim`` is called with sizes in bytes. Raises :class:`ImageAddressError`,
@@ -85,7 +85,7 @@ class TaskImages:
             return await self._fetch(self._client, url, address, claim)
 
     async def _fetch(
-        self, client: "httpx.AsyncClient", url: str, address: str, claim: Callable[[int], None]
+        self, client: "httpx.AsyncClient", url: str, address: str, claim: Claim
     ) -> bytes:
         import httpx
 

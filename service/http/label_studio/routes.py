@@ -7,7 +7,7 @@ problem documents. Label Studio shows their status only, so their texts are logg
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute
 from service.async_detector import AsyncDetector
 from service.batching.types import Priority
 from service.cancellation import CancelScope
-from service.detection_requests import RequestBody, RequestHead, accept_request
+from service.detection_requests import Claim, RequestBody, RequestHead, accept_request
 from service.errors import BadJsonError, InvalidOptionError, NotReadyError, ServiceError
 from service.http.access import check_key_and_rate
 from service.http.image_route import ImageRoute
@@ -151,17 +151,18 @@ class _TaskPrediction:
         """Return the prediction for one task, whose image is a detection request of its own."""
 
         async def read_image(
-            detector: AsyncDetector, claim: Callable[[int], None]
+            detector: AsyncDetector, head: RequestHead, claim: Claim
         ) -> RequestBody[bytes]:
             del detector
             address = task["data"].get(self._targets.data_field)
             image = await self._images.read(address, task.get("id"), claim)
-            return RequestBody([image], len(image))
+            return RequestBody([image], len(image), head)
 
         async with accept_request(
             self._state,
             replace(self._record, stages=[]),  # the log does not list the stages of every image
             self._detector.manifest.name,
+            self._detector.manifest.version,
             lambda: RequestHead(self._parameters, priority=priority),
             read_image,
         ) as accepted:
@@ -183,7 +184,7 @@ def _detector(request: Request, name: str | None) -> AsyncDetector:
     return detector
 
 
-async def _read_body(request: Request, claim: Callable[[int], None]) -> dict[str, Any]:
+async def _read_body(request: Request, claim: Claim) -> dict[str, Any]:
     state = service_state(request)
     with CancelScope(state.stopping):
         return await read_json_object(
