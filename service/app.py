@@ -19,9 +19,13 @@ from service.cancellation import CancelSignal
 from service.errors import RateLimitedError, StoppingError, UnauthorizedError
 from service.http.access import require_key, require_key_and_rate
 from service.http.deepstack import deepstack
+from service.http.inference_body import HEADER_LENGTH
 from service.http.label_studio.images import TaskImages
 from service.http.label_studio.routes import label_studio_routes
 from service.http.middleware import RequestContext
+from service.http.open_inference import health as open_inference_health
+from service.http.open_inference import inference_routes
+from service.http.open_inference import router as open_inference
 from service.http.problem_details import install_problem_handlers, problem_responses
 from service.http.routes import detection_routes, monitoring, probes, router
 from service.http.state import attach_state
@@ -39,7 +43,10 @@ _KEY_SCHEMES = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name=KEY_HEADER, auto_error=False)),
 ]
-_EXPOSED_HEADERS = ["Server-Timing", "X-Request-ID", "Retry-After", "X-Batch-Size"]
+_EXPOSED_HEADERS = [
+    *("Server-Timing", "X-Request-ID", "Retry-After", "X-Batch-Size"),
+    HEADER_LENGTH,
+]
 _log = logging.getLogger(__name__)
 
 LAST_RUN_S = 2.0
@@ -121,7 +128,8 @@ def create_app(
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    quiet_routes = {route.path for route in _routes_of(probes, monitoring, web_pages)}
+    quiet = _routes_of(probes, open_inference_health, monitoring, web_pages)
+    quiet_routes = {route.path for route in quiet}
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     app.openapi()  # cached: the first request would occupy the event loop for 50 ms
     return app
@@ -179,10 +187,13 @@ def _include_routers(
         with_key_and_rate["responses"] = problem_responses(*access_errors)
     # The detection endpoints first: routes are matched in order.
     app.router.routes += detection_routes(**with_key_and_rate)
+    app.router.routes += inference_routes(**with_key_and_rate)
     app.router.routes += deepstack.routes
     app.router.routes += label_studio_routes(task_images)
     app.include_router(router, **with_key_and_rate)
+    app.include_router(open_inference, **with_key_and_rate)
     app.include_router(probes)
+    app.include_router(open_inference_health)
     app.include_router(monitoring, **with_key)
     app.include_router(web_pages)
 

@@ -25,6 +25,17 @@ from service.http.state import service_state
 _NO_OPTIONS: BodyFields = {}
 
 
+def read_head(request: Request, body_options: BodyFields = _NO_OPTIONS) -> RequestHead:
+    """Return the options of the query string and the body, and what the headers schedule.
+
+    Raises :class:`InvalidOptionError`.
+    """
+    parameters = read_parameters(request, body_options)
+    headers = read_scheduling_headers(request.headers)
+    allowed_ms = math.inf if headers.deadline_ms is None else headers.deadline_ms
+    return RequestHead(parameters, allowed_ms / 1000, headers.priority)
+
+
 def accept_images(
     request: Request,
     model: str | None,
@@ -38,12 +49,6 @@ def accept_images(
     """
     state = service_state(request)
 
-    def read_head(body_options: BodyFields = _NO_OPTIONS) -> RequestHead:
-        parameters = read_parameters(request, body_options)
-        headers = read_scheduling_headers(request.headers)
-        allowed_ms = math.inf if headers.deadline_ms is None else headers.deadline_ms
-        return RequestHead(parameters, allowed_ms / 1000, headers.priority)
-
     async def read_images(
         detector: AsyncDetector, head: RequestHead, claim: Claim
     ) -> RequestBody[bytes]:
@@ -54,9 +59,13 @@ def accept_images(
         )
         size_bytes = sum(len(image) for image in body.images)
         options = to_options(body.options)
-        return RequestBody(body.images, size_bytes, read_head(options) if options else head)
+        return RequestBody(
+            body.images, size_bytes, read_head(request, options) if options else head
+        )
 
-    return accept_request(state, request_record(request), model, None, read_head, read_images)
+    return accept_request(
+        state, request_record(request), model, None, lambda: read_head(request), read_images
+    )
 
 
 async def detect_in_image(

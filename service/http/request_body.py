@@ -59,8 +59,8 @@ async def read_body(
     of :mod:`service.errors`.
     """
     media_type = _media_type(request.headers)
-    body = _BoundedBody(request, max_bytes, claim)
-    with CancelScope(Timeout(timeout_s, lambda: _too_slow(timeout_s))):
+    body = BoundedBody(request, max_bytes, claim)
+    with CancelScope(body_timeout(timeout_s)):
         if media_type == _MULTIPART:
             return await _read_form(request.headers, body, max_images)
         if media_type == _JSON:
@@ -96,12 +96,12 @@ async def read_json_object(
     of :mod:`service.errors`.
     """
     _media_type(request.headers)  # refuses compressed bodies
-    body = _BoundedBody(request, max_bytes, claim)
+    body = BoundedBody(request, max_bytes, claim)
     with CancelScope(Timeout(timeout_s, lambda: _too_slow(timeout_s))):
         return await _read_json_object(body, max_values, "Send less in one request.")
 
 
-class _BoundedBody:
+class BoundedBody:
     """The body of a request in chunks.
 
     The iteration raises :class:`BodyTooLargeError`, :class:`EmptyBodyError` and the errors of
@@ -137,9 +137,13 @@ class _BoundedBody:
         return b"".join([chunk async for chunk in self.chunks()])
 
 
-def _too_slow(timeout_s: float) -> SlowBodyError:
-    return SlowBodyError(
-        f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
+def body_timeout(timeout_s: float) -> Timeout:
+    """Return the timeout for reading a body; it raises :class:`SlowBodyError`."""
+    return Timeout(
+        timeout_s,
+        lambda: SlowBodyError(
+            f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
+        ),
     )
 
 
@@ -165,7 +169,7 @@ def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> RequestBody:
+async def _read_form(headers: Headers, body: BoundedBody, max_images: int) -> RequestBody:
     """Parse a form while it arrives, so that a large one does not block the event loop."""
     parser = MultiPartParser(
         headers,
@@ -203,7 +207,7 @@ async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> R
         await form.close()
 
 
-async def _read_json(body: _BoundedBody, max_images: int) -> RequestBody:
+async def _read_json(body: BoundedBody, max_images: int) -> RequestBody:
     """Read images in base64, or data URIs, and options."""
     document = await _read_json_object(
         body, _MAX_JSON_VALUES, f"Send the image in base64 as {IMAGE_FIELD!r}, options beside it."
@@ -224,7 +228,7 @@ async def _read_json(body: _BoundedBody, max_images: int) -> RequestBody:
     )
 
 
-async def _read_json_object(body: _BoundedBody, max_values: int, advice: str) -> dict[str, Any]:
+async def _read_json_object(body: BoundedBody, max_values: int, advice: str) -> dict[str, Any]:
     try:
         document = from_json(await _read_json_text(body, max_values, advice))
     except ValueError as error:
@@ -236,7 +240,7 @@ async def _read_json_object(body: _BoundedBody, max_values: int, advice: str) ->
     return document
 
 
-async def _read_json_text(body: _BoundedBody, max_values: int, advice: str) -> bytes:
+async def _read_json_text(body: BoundedBody, max_values: int, advice: str) -> bytes:
     """Return the body; refuses one of more values than requests have, before it is parsed."""
     chunks: list[bytes] = []
     marks = 0

@@ -11,7 +11,7 @@ from service import errors
 from service.cancellation import CancelScope
 from service.detection_requests import AcceptedRequest
 from service.health import check_live, check_ready
-from service.http.compression import accepts_gzip
+from service.http.compression import choose_encoding
 from service.http.detection_requests import accept_images, detect_in_image
 from service.http.image_route import ImageRoute
 from service.http.openapi import DETECT, DETECT_BATCH
@@ -204,7 +204,7 @@ async def metrics(request: Request) -> Response:
     if state.peers is not None:
         content = merge_metrics([content, *await state.peers.ask(METRICS)])
     headers = {"Vary": "Accept-Encoding"}
-    if accepts_gzip(request.headers):
+    if choose_encoding(request.headers, ["gzip"]):
         headers["Content-Encoding"] = "gzip"
         # In a thread: it takes more than a millisecond, and this endpoint has no rate limit.
         content = await asyncio.to_thread(gzip.compress, content, compresslevel=1, mtime=0)

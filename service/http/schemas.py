@@ -207,6 +207,10 @@ class Problem:
     code: Annotated[str, Field(description="Stable name of the error.")]
     request_id: str
     retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
+    error: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="Routes of the Open Inference Protocol, under /v2: the detail again."),
+    ] = None
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from service.open_inference.repository import split_name
 from service.open_inference.types import InferRequest, InferResponse, OutputTensor
 from service.state import ServiceState
 
-ReadRequest = Callable[[Claim], Awaitable[InferRequest]]
-"""Reader of the body of an inference request."""
+ReadRequest = Callable[[ModelForm[Any], Claim], Awaitable[InferRequest]]
+"""Reader of the body of an inference request for a form of a model."""
 
 
 async def infer(
@@ -38,8 +38,8 @@ async def infer(
         detector: AsyncDetector, head: RequestHead, claim: Claim
     ) -> RequestBody[Any]:
         nonlocal form, request
-        request = await read_request(claim)
         form = form_type(detector, state.settings.max_images_per_request)
+        request = await read_request(form, claim)
         return form.read(request, head)
 
     async with accept_request(state, record, model, version, read_head, read_body) as accepted:

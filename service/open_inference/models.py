@@ -25,7 +25,7 @@ from service.detection_requests import AcceptedRequest, Item, RequestBody, Reque
 from service.detector import Prediction
 from service.errors import InvalidInferenceRequestError, ServiceError
 from service.open_inference.parameters import read_head
-from service.open_inference.tensors import read_files, read_images
+from service.open_inference.tensors import read_files, read_images, refuse_shared_memory
 from service.open_inference.types import (
     BYTES,
     Datatype,
@@ -257,4 +257,10 @@ def _check_outputs(request: InferRequest, outputs: Sequence[TensorMetadata]) -> 
             raise InvalidInferenceRequestError(
                 f"The request asks for the outputs {requested!r:.200}; those of this model are "
                 f"{', '.join(known)}. Give each once."
+            )
+    for output in request.outputs:
+        refuse_shared_memory(output.parameters)
+        for parameter in output.parameters:
+            raise InvalidInferenceRequestError(
+                f"Output {output.name}: parameter {parameter!r:.100} is not accepted. Leave it out."
             )

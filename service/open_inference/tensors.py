@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidInferenceRequestError, UnsupportedOperationError
-from service.open_inference.types import InputTensor, TensorMetadata
+from service.open_inference.types import InputTensor, Parameters, TensorMetadata
 
 _LENGTH = struct.Struct("<I")
-_SHARED_MEMORY = "shared_memory_region"
 
 
 def read_files(tensor: InputTensor, metadata: TensorMetadata, max_count: int) -> list[bytes]:
@@ -51,11 +50,7 @@ def _checked_shape(
     tensor: InputTensor, metadata: TensorMetadata, max_count: int
 ) -> tuple[int, ...]:
     """Return the shape of a tensor whose data type and shape are those of the model."""
-    if _SHARED_MEMORY in tensor.parameters:
-        raise UnsupportedOperationError(
-            f"Input {tensor.name!r:.100} is in shared memory, which this service does not read. "
-            "Send the data in the request."
-        )
+    refuse_shared_memory(tensor.parameters)
     if tensor.datatype != metadata.datatype:
         raise _wrong(
             tensor.name, f"the data type {tensor.datatype!r:.100}", repr(metadata.datatype)
@@ -69,6 +64,15 @@ def _checked_shape(
         if not (1 <= side <= max_count if expected == -1 else side == expected):
             raise _wrong(tensor.name, received, accepted)
     return shape
+
+
+def refuse_shared_memory(parameters: Parameters) -> None:
+    """Raise :class:`UnsupportedOperationError` for the parameters of a tensor in shared memory."""
+    if "shared_memory_region" in parameters:
+        raise UnsupportedOperationError(
+            "The service does not use shared memory. Send the data of the tensors in the request, "
+            "and leave out the parameters of shared memory for outputs."
+        )
 
 
 def _binary_elements(name: str, data: memoryview, count: int) -> Iterator[bytes]:

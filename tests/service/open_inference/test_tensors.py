@@ -109,5 +109,5 @@ def test_other_data_types_are_refused(datatype: Any) -> None:
 
 def test_shared_memory_is_not_supported() -> None:
     tensor = InputTensor("image", BYTES, [1], [], {"shared_memory_region": "region"})
-    with pytest.raises(UnsupportedOperationError, match="Send the data in the request"):
+    with pytest.raises(UnsupportedOperationError, match="does not use shared memory"):
         read_files(tensor, FILES, MAX_COUNT)
