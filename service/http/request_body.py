@@ -97,7 +97,7 @@ async def read_json_object(
     """
     _media_type(request.headers)  # refuses compressed bodies
     body = BoundedBody(request, max_bytes, claim)
-    with CancelScope(Timeout(timeout_s, lambda: _too_slow(timeout_s))):
+    with CancelScope(body_timeout(timeout_s)):
         return await _read_json_object(body, max_values, "Send less in one request.")
 
 
