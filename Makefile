@@ -15,7 +15,7 @@ FAST_TESTS := tests/client tests/evaluation/metrics tests/labels tests/model_exp
 	tests/service/imaging tests/training/data tests/training/targets \
 	tests/training/test_losses.py tests/test_task_registration.py tests/test_documents.py
 
-.PHONY: help serve test test-fast test-engines test-images lint format check settings lock kernels \
+.PHONY: help serve test test-fast test-engines test-images lint format check settings messages lock kernels \
 	tensorrt-bindings clean
 
 help: ## List the targets
@@ -56,6 +56,11 @@ format: $(DEV_ENV)/installed ## Fix style
 
 settings: $(DEV_ENV)/installed ## Update the table in docs/settings.md
 	$(DEV_ENV)/bin/python -m docs.generate_settings_table docs/settings.md
+
+# The version of grpcio-tools in constraints.txt decides the generated files.
+messages: $(DEV_ENV)/installed ## Generate the protobuf messages of the gRPC server
+	cd service/grpc && $(abspath $(DEV_ENV))/bin/python -m grpc_tools.protoc --proto_path=. \
+		--descriptor_set_out=messages.binpb --pyi_out=. inference.proto health.proto
 
 lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
 	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch' > constraints.txt

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Security
 from fastapi.routing import APIRoute
@@ -38,6 +38,9 @@ from service.rate_limit import RateLimiter
 from service.settings import Settings
 from service.state import ServiceState
 
+if TYPE_CHECKING:
+    from service.grpc.server import GrpcServer
+
 # For the OpenAPI document only; the dependencies check the keys.
 _KEY_SCHEMES = [
     Security(HTTPBearer(auto_error=False)),
@@ -54,6 +57,10 @@ LAST_RUN_S = 2.0
 _LAG_SAMPLES, _LAG_SAMPLE_S = 10, 0.1
 
 
+class GrpcUnavailableError(Exception):
+    """A port for gRPC is configured, but gRPC is not installed."""
+
+
 def create_app(
     loader: ModelLoader, settings: Settings, metrics: Metrics, peers: Peers | None = None
 ) -> FastAPI:
@@ -61,10 +68,12 @@ def create_app(
 
     The server sets ``draining`` and ``stopping`` of its :class:`service.state.ServiceState`
     when it shuts down. Raises :class:`service.access.KeyFileError`,
-    :class:`service.http.label_studio.images.TokenFileError` and
-    :class:`service.observability.tracing.TracingUnavailableError`.
+    :class:`service.http.label_studio.images.TokenFileError`,
+    :class:`service.observability.tracing.TracingUnavailableError` and
+    :class:`GrpcUnavailableError`.
     """
     tracing = open_tracing(settings)
+    grpc_server_type = _import_grpc_server(settings)
     keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
     rate = settings.rate_limit_per_s
     state = ServiceState(
@@ -82,6 +91,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        grpc_server = None if grpc_server_type is None else grpc_server_type(state, tracing)
+        if grpc_server is not None:
+            await grpc_server.start()
         loading = asyncio.create_task(loader.run(tracing), name="model loader")
         tasks = [
             loading,
@@ -94,6 +106,8 @@ def create_app(
         finally:
             state.draining.set()
             state.stopping.set()
+            if grpc_server is not None:
+                await grpc_server.wait_stopped()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -133,6 +147,20 @@ def create_app(
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing, quiet_routes=quiet_routes)
     app.openapi()  # cached: the first request would occupy the event loop for 50 ms
     return app
+
+
+def _import_grpc_server(settings: Settings) -> "type[GrpcServer] | None":
+    """Return the class of the gRPC server if the settings have a port for it."""
+    if settings.grpc_port is None:
+        return None
+    try:
+        from service.grpc.server import GrpcServer
+    except ModuleNotFoundError as error:
+        raise GrpcUnavailableError(
+            f"grpc_port is set, but {error.name} is not installed. Install "
+            "'centernet-serving[grpc]', or remove the setting."
+        ) from error
+    return GrpcServer
 
 
 def _stopping_error() -> StoppingError:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cpu_cores import available_cores
@@ -58,6 +58,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the Open Inference Protocol over gRPC, on the same address; 0 selects "
+        "a free one. Needs the extra `grpc`. Default: no gRPC.",
+    )
     workers: int = Field(
         1,
         ge=1,
@@ -258,12 +265,13 @@ class Settings(BaseSettings):
         "`otel`.",
     )
 
-    @field_validator("port", mode="before")
+    @field_validator("port", "grpc_port", mode="before")
     @classmethod
-    def _not_a_service_link(cls, port: object) -> object:
+    def _not_a_service_link(cls, port: object, info: ValidationInfo) -> object:
         if isinstance(port, str) and port.startswith("tcp://"):
+            service = "centernet" if info.field_name == "port" else "centernet-grpc"
             raise ValueError(
-                f"received {port!r}, which Kubernetes sets beside a Service named 'centernet'; "
+                f"received {port!r}, which Kubernetes sets beside a Service named {service!r}; "
                 "set enableServiceLinks: false in the pod, or choose another name for the Service"
             )
         return port

@@ -41,6 +41,7 @@ class Worker:
     ``listener``: file descriptor of the listening socket; ``folder``: directory of the sockets on
     which the workers answer each other; ``supervisor_pid``: its parent process. ``listens_first``:
     it listens before its models are loaded, so that probes are answered during the start.
+    ``grpc_port``: port that all workers listen on for gRPC; None for no gRPC.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Worker:
     folder: str
     supervisor_pid: int
     listens_first: bool
+    grpc_port: int | None
 
     @classmethod
     def from_environment(cls) -> Self | None:
@@ -92,7 +94,11 @@ class _Supervisor:
         cores, count = sorted(os.sched_getaffinity(0)), settings.workers
         self._slots = [
             _Slot(
-                Worker(index, count, listener.fileno(), folder, os.getpid(), index == 0),
+                Worker(
+                    *(index, count, listener.fileno(), folder, os.getpid()),
+                    listens_first=index == 0,
+                    grpc_port=settings.grpc_port,
+                ),
                 set(cores[index * len(cores) // count : (index + 1) * len(cores) // count]),
             )
             for index in range(count)
