@@ -123,6 +123,11 @@ def test_the_threshold_of_the_project(server: RunningServer) -> None:
     config = CONFIG.replace('toName="image"', attribute)
     (prediction,) = results(predict(server, data_uri(), config=config))
     assert [region["score"] for region in prediction["result"]] == scores[:1]
+    cold = '<RectangleLabels name="cold" toName="image"><Label value="Blue"/></RectangleLabels>'
+    two = config.replace('"blue"', '"none"').replace("</View>", f"{cold}</View>")
+    (prediction,) = results(predict(server, data_uri(), config=two))
+    labels = [region["value"]["rectanglelabels"] for region in prediction["result"]]
+    assert labels == [["Red"], ["Blue"]]  # the second red one is below the threshold of its tag
     config = CONFIG.replace('toName="image"', 'toName="image" model_score_threshold="0.99"')
     (nothing,) = results(predict(server, data_uri(), config=config))
     assert nothing == {"model_version": "painted 1", "score": None, "result": []}
