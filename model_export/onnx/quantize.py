@@ -10,6 +10,7 @@ largest sizes.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,11 +33,14 @@ _QUANTIZED_OPERATORS = ("Conv", "ConvTranspose")
 class Quantizer:
     """Makes int8 versions of one ONNX file from one calibration.
 
-    The graph has the input ``images``, uint8 RGB (N, height, width, 3). Raises
+    The constructor runs the file on all ``images`` to measure the ranges of the activations. The
+    graph has the input ``images``, uint8 RGB (N, height, width, 3). Raises
     :class:`QuantizationError` if ONNX Runtime cannot quantize it.
     """
 
     def __init__(self, onnx_file: Path, images: Sequence[ImageArray]) -> None:
+        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
         self._model = onnx.load(onnx_file)
         _name_nodes(self._model)
         self.layers = tuple(_names_of_layers(self._model))
@@ -44,31 +48,24 @@ class Quantizer:
         if not self.layers:
             raise QuantizationError(f"{onnx_file} has no convolution that could be quantized.")
         self._multiplications = _count_multiplications(self._model, self.layers, images[0].shape)
-        self._directory = TemporaryDirectory(prefix="quantization-")
-        self._images = images
-
-    def __enter__(self) -> "Quantizer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._directory.cleanup()
+        add_pre_process_metadata(self._model)  # exported graphs are optimized already
+        with _translated_errors():
+            self._ranges = _measure_ranges(self._model, images)
 
     def quantize(self, layers: Collection[str]) -> ModelProto:
         """Return the model with ``layers`` in int8 and all other layers in float32."""
-        from onnxruntime.quantization import QuantType, quantize_static
-        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+        from onnxruntime.quantization import QuantType, quantize_static, save_tensors_data
 
-        output = Path(self._directory.name) / "int8.onnx"
-        ranges = Path(self._directory.name) / "ranges.json"
         model = ModelProto()
         model.CopyFrom(self._model)
-        add_pre_process_metadata(model)  # exported graphs are optimized already
-        try:
+        with TemporaryDirectory(prefix="quantization-") as directory, _translated_errors():
+            output, ranges = (Path(directory) / name for name in ("int8.onnx", "ranges.json"))
+            save_tensors_data(self._ranges, ranges)
             quantize_static(
                 model,
                 output,
-                None if ranges.exists() else _CalibrationImages(self._images),
-                calibration_cache_path=ranges,  # written in the first call
+                None,
+                calibration_cache_path=ranges,
                 op_types_to_quantize=list(_QUANTIZED_OPERATORS),
                 nodes_to_quantize=list(layers),
                 per_channel=True,
@@ -82,9 +79,7 @@ class Quantizer:
                     "OpTypesToExcludeOutputQuantization": list(_QUANTIZED_OPERATORS),
                 },
             )
-        except Exception as error:  # of any class, by the library
-            raise QuantizationError(f"ONNX Runtime cannot quantize the file: {error}") from error
-        quantized = onnx.load(output)
+            quantized = onnx.load(output)
         _read_float_values(quantized, layers)
         return quantized
 
@@ -128,6 +123,26 @@ class _CalibrationImages:
     def get_next(self) -> Mapping[str, NDArray[np.uint8]] | None:
         image = next(self._images, None)
         return None if image is None else {"images": image[np.newaxis]}
+
+
+def _measure_ranges(model: ModelProto, images: Sequence[ImageArray]) -> Any:
+    """Return the extreme values of the inputs and outputs of all convolutions, as TensorsData."""
+    from onnxruntime.quantization import create_calibrator
+
+    with TemporaryDirectory(prefix="calibration-") as directory:
+        path, augmented_path = (Path(directory) / name for name in ("in.onnx", "augmented.onnx"))
+        onnx.save(model, path)
+        calibrator = create_calibrator(path, list(_QUANTIZED_OPERATORS), str(augmented_path))
+        calibrator.collect_data(_CalibrationImages(images))
+        return calibrator.compute_data()
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of any class, by the library
+        raise QuantizationError(f"ONNX Runtime cannot quantize the file: {error}") from error
 
 
 def _read_float_values(model: ModelProto, layers: Collection[str]) -> None:
