@@ -54,8 +54,10 @@ format: $(DEV_ENV)/installed ## Fix style
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
 
-settings: $(DEV_ENV)/installed ## Update the table in docs/settings.md
+settings: $(DEV_ENV)/installed ## Update the table in docs/settings.md and the settings in the Helm chart
 	$(DEV_ENV)/bin/python -m docs.generate_settings_table docs/settings.md
+	$(DEV_ENV)/bin/python -m deploy.kubernetes.generate_settings_schema \
+		deploy/kubernetes/centernet/values.schema.json
 
 # The version of grpcio-tools in constraints.txt decides the generated files.
 messages: $(DEV_ENV)/installed ## Generate the protobuf messages of the gRPC server

@@ -146,10 +146,10 @@ class Prometheus:
 
     def alert_states(self) -> dict[str, str]:
         """Return the state by rule; fail if the evaluation of a rule failed."""
-        (group,) = self._get("/rules")["groups"]
-        for rule in group["rules"]:
+        rules = [rule for group in self._get("/rules")["groups"] for rule in group["rules"]]
+        for rule in rules:
             assert rule["health"] in ("ok", "unknown"), rule
-        return {rule["name"]: rule["state"] for rule in group["rules"]}
+        return {rule["name"]: rule["state"] for rule in rules}
 
 
 class Monitored:
