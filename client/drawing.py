@@ -22,6 +22,9 @@ _OUTLINE = "#202020"
 _FRONT = (0, 1, 5, 4)
 _FACES = (_FRONT, (1, 2, 6, 5), (2, 3, 7, 6), (3, 0, 4, 7), (4, 5, 6, 7), (1, 0, 3, 2))
 _SUPERSAMPLING = 3
+LAYER_BYTES_PER_PX = 4 * (2 * _SUPERSAMPLING**2 + 3)
+"""Memory per pixel of the image that a layer covers: RGBA, twice before and thrice after it is
+reduced, for which Pillow multiplies the colors by alpha in a copy."""
 
 
 def draw_detections(
@@ -45,14 +48,34 @@ def draw_detections(
     # The highest scores last, so that they are drawn on top.
     for detection in reversed(detections):
         colour = _colour(detection)
-        if detection.box3d is not None and detection.box3d.corners_px:
-            canvas.box_3d(detection.box3d.corners_px, colour)
+        if corners := _corners(detection):
+            canvas.box_3d(corners, colour)
         else:
             canvas.box(detection.bbox, colour)
         if detection.keypoints:
             canvas.pose(detection.keypoints, skeleton, keypoint_names, colour)
     canvas.labels(detections)
     return drawn
+
+
+def layer_areas_px(size: tuple[int, int], detections: Sequence[Detection]) -> list[int]:
+    """Return the areas of the layers that :func:`draw_detections` draws on, for its cost.
+
+    ``size``: width and height of the image. Each pose and each 3D box has a layer around it, whose
+    memory is :data:`LAYER_BYTES_PER_PX`, one at a time.
+    """
+    margin = 4 * _line_px(size)
+    layers = [
+        _region(size, points, margin)
+        for detection in detections
+        for points in (_box_points(_corners(detection)), _present(detection.keypoints))
+        if points
+    ]
+    return [
+        (right - left) * (bottom - top)
+        for left, top, right, bottom in layers
+        if left < right and top < bottom
+    ]
 
 
 def draw_birds_eye(
@@ -72,6 +95,44 @@ def draw_birds_eye(
 
 def _colour(detection: Detection) -> str:
     return PALETTE[detection.class_id % len(PALETTE)]
+
+
+def _corners(detection: Detection) -> Sequence[Point]:
+    return () if detection.box3d is None else detection.box3d.corners_px
+
+
+def _arrow_of(corners: Sequence[Point]) -> tuple[Point, Point]:
+    """Return the start and the tip of the arrow that shows the heading of a 3D box."""
+    center = _mean([corners[i] for i in range(4)])
+    return center, _between(center, _mean([corners[i] for i in _FRONT[:2]]), 1.5)
+
+
+def _box_points(corners: Sequence[Point]) -> list[Point]:
+    """Return the corners and the tip of the arrow; nothing without corners."""
+    return [*corners, _arrow_of(corners)[1]] if corners else []
+
+
+def _present(keypoints: Sequence[Keypoint]) -> list[Point]:
+    """Return the points without those that are NaN."""
+    points = [(keypoint.x, keypoint.y) for keypoint in keypoints]
+    return [point for point in points if not math.isnan(sum(point))]
+
+
+def _line_px(size: tuple[int, int]) -> int:
+    return max(2, round(math.sqrt(size[0] * size[1]) / 320))
+
+
+def _region(
+    size: tuple[int, int], points: Sequence[Point], margin: int
+) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the part of an image around points."""
+    xs, ys = zip(*points, strict=True)
+    left, top = (max(0, math.floor(min(values)) - margin) for values in (xs, ys))
+    right, bottom = (
+        min(side, math.ceil(max(values)) + margin)
+        for side, values in zip(size, (xs, ys), strict=True)
+    )
+    return left, top, right, bottom
 
 
 class _Pen:
@@ -125,7 +186,7 @@ class _Canvas:
         side = math.sqrt(image.width * image.height)
         self._image = image
         self._draw = ImageDraw.Draw(image)
-        self._line_px = max(2, round(side / 320))
+        self._line_px = _line_px(image.size)
         self._font = ImageFont.load_default(max(10, round(side / 45)))
 
     def box(self, bbox: Rectangle, colour: str) -> None:
@@ -140,8 +201,7 @@ class _Canvas:
         edges = {edge for face in _FACES for edge in _edges(face)}
         seen = {edge for face in visible for edge in _edges(face)}
         front = [corners[i] for i in _FRONT]
-        center = _mean([corners[i] for i in range(4)])
-        tip = _between(center, _mean(front[:2]), 1.5)
+        center, tip = _arrow_of(corners)
 
         def paint(pen: _Pen) -> None:
             pen.polygon(front, colour + ("58" if _FRONT in visible else "28"))
@@ -154,7 +214,7 @@ class _Canvas:
                 pen.line([corners[start], corners[end]], colour, self._line_px)
             self._arrow(pen, center, tip, colour)
 
-        self._smooth([*corners, tip], paint)
+        self._smooth(_box_points(corners), paint)
 
     def _arrow(self, pen: _Pen, start: Point, tip: Point, colour: str) -> None:
         length = math.dist(start, tip)
@@ -196,11 +256,7 @@ class _Canvas:
 
     def _smooth(self, points: Sequence[Point], paint: _Paint) -> None:
         """Let ``paint`` draw around ``points``, clipped to the image."""
-        margin = 4 * self._line_px
-        xs, ys = zip(*points, strict=True)
-        left, top = (max(0, math.floor(min(values)) - margin) for values in (xs, ys))
-        right = min(self._image.width, math.ceil(max(xs)) + margin)
-        bottom = min(self._image.height, math.ceil(max(ys)) + margin)
+        left, top, right, bottom = _region(self._image.size, points, 4 * self._line_px)
         if left >= right or top >= bottom:
             return
         pen = _Pen((right - left, bottom - top), (left, top))
@@ -222,7 +278,10 @@ class _Canvas:
     ) -> Rectangle | None:
         left, top, right, bottom = self._font.getbbox(text)
         width, height = right + left + 4, bottom + top
-        for x, y in _label_positions(bbox, width, height):
+        # Positions outside of the image would be moved to its edge, and can be any number.
+        x1, y1, x2, y2 = bbox
+        visible = x1, max(y1, -height), x2, min(y2, self._image.height + height)
+        for x, y in _label_positions(visible, width, height):
             clamped_x = max(0, min(x, self._image.width - width))
             clamped_y = max(0, min(y, self._image.height - height))
             place = clamped_x, clamped_y, clamped_x + width, clamped_y + height

@@ -1,7 +1,7 @@
 """The responses of the service as typed objects."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from client.errors import InvalidResponseError
@@ -60,6 +60,18 @@ class Detection:
     bbox: tuple[float, float, float, float]
     keypoints: tuple[Keypoint, ...] = ()
     box3d: Box3D | None = None
+
+    def scaled(self, scale: float) -> "Detection":
+        """Return the detection in an image that was resized by ``scale``."""
+        x1, y1, x2, y2 = (coordinate * scale for coordinate in self.bbox)
+        keypoints = tuple(
+            point._replace(x=point.x * scale, y=point.y * scale) for point in self.keypoints
+        )
+        box_3d = self.box3d
+        if box_3d is not None:
+            corners = tuple((x * scale, y * scale) for x, y in box_3d.corners_px)
+            box_3d = replace(box_3d, corners_px=corners)
+        return replace(self, bbox=(x1, y1, x2, y2), keypoints=keypoints, box3d=box_3d)
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,8 @@ def draw_side_by_side(
 
 def _scaled(detection: Detection, scale: float) -> Detection:
     """Return the detection in an image that was resized by ``scale``, without corners in 3D."""
-    x1, y1, x2, y2 = (coordinate * scale for coordinate in detection.bbox)
-    keypoints = [
-        point._replace(x=point.x * scale, y=point.y * scale) for point in detection.keypoints
-    ]
-    box_3d = detection.box3d and replace(detection.box3d, corners_px=())
-    return replace(detection, bbox=(x1, y1, x2, y2), keypoints=tuple(keypoints), box3d=box_3d)
+    scaled = detection.scaled(scale)
+    return replace(scaled, box3d=scaled.box3d and replace(scaled.box3d, corners_px=()))
 
 
 def _arrange(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:

@@ -29,6 +29,7 @@ from service.decoders.types import Detections
 from service.detector import Detector, Image, Prediction, PreprocessedImage
 from service.errors import DeadlineExceededError, ServiceError
 from service.image_pool import COST_WEIGHT, NO_COST, ImagePool
+from service.imaging.image_decoding import open_image
 from service.imaging.types import DecodingCost
 from service.observability.metrics import Metrics, ModelMetrics
 from service.observability.statistics import InferenceStatistics
@@ -191,6 +192,28 @@ class AsyncDetector:
         left_s = scheduling.deadline_at - time.perf_counter()
         with CancelScope(Timeout(left_s, _deadline_exceeded)):
             return await self._detect(image, options, scheduling)
+
+    async def draw(
+        self,
+        image: bytes,
+        draw: Callable[[NDArray[np.uint8]], bytes],
+        cost: DecodingCost,
+        scheduling: SchedulingOptions,
+    ) -> bytes:
+        """Call ``draw`` with the upright pixels of an image at full size, in the image threads.
+
+        ``cost``: resources that ``draw`` takes beside decoding. Raises the errors of
+        :meth:`detect` but :class:`EngineError`.
+        """
+        opened = open_image(image, self._settings.max_image_pixels)
+        total = DecodingCost(
+            opened.cost.memory_bytes + cost.memory_bytes, opened.cost.cpu_s + cost.cpu_s
+        )
+        left_s = scheduling.deadline_at - time.perf_counter()
+        with CancelScope(Timeout(left_s, _deadline_exceeded)):
+            return await asyncio.wrap_future(
+                self._pool.submit(lambda: draw(opened.decode().pixels), scheduling, total)
+            )
 
     async def _detect(
         self, image: Image, options: RequestOptions, scheduling: SchedulingOptions

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,9 @@ from service.engines import (
 from service.engines.output_check import check_outputs
 from service.errors import EngineError
 from service.imaging.geometry import ImageTransform
-from service.imaging.image_decoding import ArrayImage, OpenedImage, open_image
+from service.imaging.image_decoding import ArrayImage, DecodedImage, OpenedImage, open_image
 from service.imaging.resize import InputPlanner
-from service.imaging.types import InputOptions
+from service.imaging.types import DecodingCost, InputOptions
 from service.imaging.warp import choose_reduction, warp_to_input
 from service.option_rules import OptionRules
 from service.options import DetectParameters, RequestOptions, validate_options
@@ -47,14 +47,22 @@ from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-Image = bytes | NDArray[np.uint8]
-"""One encoded image (JPEG, PNG, WebP or BMP), or uint8 RGB pixels (height, width, 3)."""
-
 DEFAULT_GPU_BATCH_SIZE = 16
 """Maximum batch size that GPU engines allocate memory for, unless one is configured."""
 LONG_RUN_S = 0.25
 """Seconds. A model whose run takes longer in one thread uses all cores for each run, because its
 latency matters more than its throughput."""
+
+
+class InputPlan(NamedTuple):
+    """How the network inputs of an image are made.
+
+    ``reduction``: fraction of its sides, 1, 2, 4 or 8, at which a JPEG is decoded.
+    """
+
+    transforms: tuple[ImageTransform, ...]
+    reduction: int
+    flip: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class PreprocessedImage:
     width_px: int
     height_px: int
     orientation_applied: bool
+    cost: ClassVar[DecodingCost] = DecodingCost(0, 0)
+
+
+Image = bytes | NDArray[np.uint8] | PreprocessedImage
+"""One encoded image (see README.md for the formats), uint8 RGB pixels (height, width, 3), or the
+network inputs of an image, made by the same model with the same options."""
 
 
 @dataclass(frozen=True)
@@ -156,28 +170,42 @@ class Detector(AbstractContextManager["Detector"]):
             raise EngineError("The model returned a score that is not finite.")
         return outputs
 
-    def open_image(self, image: Image) -> OpenedImage | ArrayImage:
+    def open_image(self, image: Image) -> OpenedImage | ArrayImage | PreprocessedImage:
         """Read the header of an image; raises the image errors of :mod:`service.errors`."""
+        if isinstance(image, PreprocessedImage):
+            return image
         if isinstance(image, np.ndarray):
             return ArrayImage(image, self._max_image_pixels)
         return open_image(image, self._max_image_pixels)
 
     def preprocess(
-        self, opened: OpenedImage | ArrayImage, options: InputOptions
+        self, opened: OpenedImage | ArrayImage | PreprocessedImage, options: InputOptions
     ) -> PreprocessedImage:
         """Decode an image and compute its network inputs.
 
         Raises the image errors of :mod:`service.errors`.
         """
+        if isinstance(opened, PreprocessedImage):
+            return opened
+        plan = self.plan_inputs(opened, options)
+        return self.make_inputs(opened, opened.decode(plan.reduction), plan)
+
+    def plan_inputs(self, opened: OpenedImage | ArrayImage, options: InputOptions) -> InputPlan:
+        """Return how the network inputs of an image are made."""
         transforms = self._planner.plan_inputs(opened.width_px, opened.height_px, options)
         reduction = choose_reduction(transforms) if self._scaled_decoding else 1
-        decoded = opened.decode(reduction)
+        return InputPlan(transforms, reduction, options.flip)
+
+    def make_inputs(
+        self, opened: OpenedImage | ArrayImage, decoded: DecodedImage, plan: InputPlan
+    ) -> PreprocessedImage:
+        """Compute network inputs from an image that was decoded with the plan's reduction."""
         inputs = tuple(
-            BatchInput(pixels, options.flip, self._relative_work(pixels, options.flip))
-            for pixels in (warp_to_input(decoded, transform) for transform in transforms)
+            BatchInput(pixels, plan.flip, self._relative_work(pixels, plan.flip))
+            for pixels in (warp_to_input(decoded, transform) for transform in plan.transforms)
         )
         return PreprocessedImage(
-            inputs, transforms, opened.width_px, opened.height_px, opened.orientation_applied
+            inputs, plan.transforms, opened.width_px, opened.height_px, opened.orientation_applied
         )
 
     def postprocess(

@@ -1,6 +1,7 @@
 """Errors of requests, by the stage that raises them; each class has a stable ``code``.
 
-head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError, RateLimitedError
+head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError, RateLimitedError,
+            NotAcceptableError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, BadJsonError, SlowBodyError,
             UnsupportedMediaTypeError
 image    -> UnsupportedImageError, BadImageError, ImageSizeError, ImageAddressError,
@@ -46,6 +47,12 @@ class SlowHeadError(ServiceError):
     status, code, title = 408, "slow_head", "The request's headers did not arrive in time"
     headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
     retryable = True
+
+
+class NotAcceptableError(ServiceError):
+    """The response has none of the formats that the client accepts."""
+
+    status, code, title = 406, "not_acceptable", "The response format is not supported"
 
 
 class RouterError(ServiceError):

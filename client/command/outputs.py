@@ -11,6 +11,7 @@ from client.command.backends import ModelDescription
 from client.command.errors import CommandError
 from client.command.sources import Item, Key
 from client.errors import ClientError, ResponseError
+from client.formats import coco_result, kitti_line
 from client.results import Detection, DetectionResult
 
 if TYPE_CHECKING:
@@ -168,19 +169,14 @@ def _category(model: ModelDescription, class_id: int) -> dict[str, Any]:
 
 def _annotation(detection: Detection, identifier: int, image_id: Any) -> dict[str, Any]:
     x1, y1, x2, y2 = detection.bbox
-    annotation: dict[str, Any] = {
+    annotation = {
         "id": identifier,
-        "image_id": image_id,
-        "category_id": detection.class_id,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        **coco_result(detection, image_id),
         "area": (x2 - x1) * (y2 - y1),
         "iscrowd": 0,
-        "score": detection.score,
     }
     if detection.keypoints:
-        points = [(point.x, point.y, 2) for point in detection.keypoints]
-        annotation["keypoints"] = [value for point in points for value in point]
-        annotation["num_keypoints"] = len(points)
+        annotation["num_keypoints"] = len(detection.keypoints)
     return annotation
 
 
@@ -201,17 +197,7 @@ class KittiOutput(Output):
             return
         path = self._folder / self.path_of(outcome.item)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(map(_kitti_line, outcome.result.detections)))
-
-
-def _kitti_line(detection: Detection) -> str:
-    box = detection.box3d
-    alpha, rest = -10.0, (-1.0, -1.0, -1.0, -1000.0, -1000.0, -1000.0, -10.0)
-    if box is not None:
-        alpha, rest = box.alpha, (*box.dimensions_hwl, *box.location_xyz, box.rotation_y)
-    values = (alpha, *detection.bbox, *rest, detection.score)
-    name = detection.class_name.replace(" ", "_")
-    return f"{name} -1 -1 " + " ".join(f"{value:.4f}" for value in values) + "\n"
+        path.write_text("".join(map(kitti_line, outcome.result.detections)))
 
 
 class DrawnImages(Output):

@@ -1,7 +1,7 @@
 """Detection requests over HTTP: options in the query string, the body, and scheduling headers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 
 from starlette.requests import Request
@@ -25,12 +25,14 @@ from service.http.state import service_state
 _NO_OPTIONS: BodyFields = {}
 
 
-def read_head(request: Request, body_options: BodyFields = _NO_OPTIONS) -> RequestHead:
+def read_head(
+    request: Request, body_options: BodyFields = _NO_OPTIONS, others: Collection[str] = ()
+) -> RequestHead:
     """Return the options of the query string and the body, and what the headers schedule.
 
-    Raises :class:`InvalidOptionError`.
+    ``others``: parameters that are not options. Raises :class:`InvalidOptionError`.
     """
-    parameters = read_parameters(request, body_options)
+    parameters = read_parameters(request, body_options, others)
     headers = read_scheduling_headers(request.headers)
     allowed_ms = math.inf if headers.deadline_ms is None else headers.deadline_ms
     return RequestHead(parameters, allowed_ms / 1000, headers.priority)
@@ -68,18 +70,27 @@ def accept_images(
     )
 
 
+async def _do_nothing(accepted: AcceptedRequest[bytes], prediction: Prediction) -> None:
+    """Take no further step."""
+
+
 async def detect_in_image(
-    request: Request, model: str | None, to_options: Callable[[BodyFields], BodyFields] = dict
+    request: Request,
+    model: str | None,
+    to_options: Callable[[BodyFields], BodyFields] = dict,
+    then: Callable[[AcceptedRequest[bytes], Prediction], Awaitable[None]] = _do_nothing,
 ) -> tuple[ModelManifest, Prediction]:
     """Detect objects in the image of a request; the arguments are those of :func:`accept_images`.
 
-    Returns the manifest of the model and its prediction, which is added to the request's record.
+    ``then`` is called with the prediction while the image is still in memory. Returns the manifest
+    of the model and its prediction, which is added to the request's record.
     """
     async with accept_images(request, model, 1, to_options) as accepted:
         with CancelScope(disconnect_signal(request)):
             prediction = await accepted.detector.detect(
                 accepted.items[0], accepted.options, accepted.scheduling
             )
+            await then(accepted, prediction)
     manifest = accepted.detector.manifest
     request_record(request).record_prediction(
         manifest.name, prediction.batch_size, prediction.stage_s

@@ -1,12 +1,28 @@
 """OpenAPI descriptions of the detection endpoints, whose requests FastAPI does not read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from service import errors
+from service.http.multi_model import MAX_MODELS, MODELS_PARAMETER
 from service.http.problem_details import REQUEST_ID_FIELD, problem_responses
-from service.http.query_parameters import describe_options, describe_parameters
+from service.http.query_parameters import (
+    FORMAT_PARAMETER,
+    describe_options,
+    describe_parameters,
+)
 from service.http.request_body import IMAGE_FIELD
-from service.http.schemas import BatchResponse, DetectResponse
+from service.http.response_formats import (
+    BATCH_FORMATS,
+    COCO,
+    DETECT_FORMATS,
+    IMAGE_FORMATS,
+    KITTI,
+    NATIVE,
+    ROBOFLOW,
+    ResponseFormat,
+)
+from service.http.schemas import BatchResponse, DetectResponse, MultiModelResponse
 
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 _BASE64: dict[str, Any] = {
@@ -51,6 +67,7 @@ _DETECT_ERRORS = problem_responses(
     errors.BadJsonError,
     errors.BadImageError,
     errors.UnknownModelError,
+    errors.NotAcceptableError,
     errors.SlowBodyError,
     errors.BodyTooLargeError,
     errors.ImageSizeError,
@@ -78,10 +95,90 @@ _RESPONSE_HEADERS = {
         "schema": {"type": "string"},
     },
 }
+_NUMBER, _INTEGER, _STRING = {"type": "number"}, {"type": "integer"}, {"type": "string"}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _optional(schema: dict[str, Any], **properties: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "properties": {**schema["properties"], **properties}}
+
+
+def _list(items: dict[str, Any], **limits: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **limits}
+
+
+_COCO_RESULTS = _list(
+    _optional(
+        _object(
+            image_id={**_INTEGER, "description": "Position of the image in the request, from 1."},
+            category_id={**_INTEGER, "description": "Index into the model's classes."},
+            bbox={
+                **_list(_NUMBER, minItems=4, maxItems=4),
+                "description": "x, y, width, height in pixels of the upright original image.",
+            },
+            score=_NUMBER,
+        ),
+        keypoints={**_list(_NUMBER), "description": "x, y and 2 (visible) of each keypoint."},
+    ),
+    description="COCO results, as pycocotools reads them.",
+)
+_ROBOFLOW_KEYPOINT = _object(
+    x=_NUMBER, y=_NUMBER, confidence=_NUMBER, class_id=_INTEGER, **{"class": _STRING}
+)
+_ROBOFLOW_PREDICTION = _optional(
+    _object(
+        x={**_NUMBER, "description": "Center of the box, in pixels."},
+        y=_NUMBER,
+        width=_NUMBER,
+        height=_NUMBER,
+        confidence=_NUMBER,
+        class_id=_INTEGER,
+        detection_id=_STRING,
+        **{"class": _STRING},
+    ),
+    keypoints=_list(_ROBOFLOW_KEYPOINT),
+)
+_ROBOFLOW = _object(
+    inference_id=_STRING,
+    time={**_NUMBER, "description": "Seconds."},
+    image=_object(width=_INTEGER, height=_INTEGER),
+    predictions=_list(_ROBOFLOW_PREDICTION),
+)
+_SCHEMAS: dict[ResponseFormat, dict[str, Any]] = {
+    COCO: _COCO_RESULTS,
+    KITTI: {**_STRING, "description": "A KITTI result file."},
+    ROBOFLOW: _ROBOFLOW,
+    **dict.fromkeys(IMAGE_FORMATS, _BINARY),
+}
+
+
+def _contents(formats: Sequence[ResponseFormat]) -> dict[str, Any]:
+    """Return the OpenAPI contents of the formats other than the native one."""
+    return {one.media_type: {"schema": _SCHEMAS[one]} for one in formats if one is not NATIVE}
+
+
+def _parameters(formats: Sequence[ResponseFormat]) -> list[dict[str, Any]]:
+    """Return the OpenAPI parameters of an endpoint with these formats of responses."""
+    choice = {
+        "name": FORMAT_PARAMETER,
+        "in": "query",
+        "required": False,
+        "description": "Format of the response; else the media type in `Accept` selects it.",
+        "schema": {"enum": [one.name for one in formats], **_STRING},
+    }
+    return [*describe_parameters(), choice]
+
+
 DETECT: dict[str, Any] = {
     "response_model": DetectResponse,
-    "responses": {200: {"headers": _RESPONSE_HEADERS}, **_DETECT_ERRORS},
-    "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": describe_parameters()},
+    "responses": {
+        200: {"headers": _RESPONSE_HEADERS, "content": _contents(DETECT_FORMATS)},
+        **_DETECT_ERRORS,
+    },
+    "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _parameters(DETECT_FORMATS)},
     "tags": ["detection"],
 }
 """Arguments for the decorator of an endpoint that takes one image."""
@@ -89,7 +186,25 @@ DETECT: dict[str, Any] = {
 DETECT_BATCH: dict[str, Any] = {
     **DETECT,
     "response_model": BatchResponse,
-    "responses": _DETECT_ERRORS,
-    "openapi_extra": {"requestBody": _BATCH_BODY, "parameters": describe_parameters()},
+    "responses": {200: {"content": _contents(BATCH_FORMATS)}, **_DETECT_ERRORS},
+    "openapi_extra": {"requestBody": _BATCH_BODY, "parameters": _parameters(BATCH_FORMATS)},
 }
 """Arguments for the decorator of an endpoint that takes several images."""
+
+_MODELS: dict[str, Any] = {
+    "name": MODELS_PARAMETER,
+    "in": "query",
+    "required": True,
+    "description": "Names of models, each once; repeat the parameter or separate them by commas.",
+    "schema": {**_list(_STRING), "minItems": 1, "maxItems": MAX_MODELS},
+}
+DETECT_WITH_MODELS: dict[str, Any] = {
+    **DETECT,
+    "response_model": MultiModelResponse,
+    "responses": _DETECT_ERRORS,
+    "openapi_extra": {
+        "requestBody": _REQUEST_BODY,
+        "parameters": [_MODELS, *describe_parameters()],
+    },
+}
+"""Arguments for the decorator of an endpoint that takes one image and several models."""

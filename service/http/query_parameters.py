@@ -1,6 +1,6 @@
 """The options and the scheduling headers of a detection request."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -35,6 +35,8 @@ class SchedulingHeaders(BaseModel):
 MAX_PARAMETERS = 2_000
 """Parameters in a query string. A head has room for 30,000, which take 20 ms to parse."""
 
+FORMAT_PARAMETER = "format"
+"""The format of the response, which :mod:`service.http.response_formats` reads."""
 _LISTS = frozenset({"classes", "scales", "projection"})
 
 
@@ -42,9 +44,13 @@ _NO_OPTIONS: Mapping[str, list[Any]] = {}
 
 
 def read_parameters(
-    request: Request, body_options: Mapping[str, list[Any]] = _NO_OPTIONS
+    request: Request,
+    body_options: Mapping[str, list[Any]] = _NO_OPTIONS,
+    others: Collection[str] = (),
 ) -> DetectParameters:
     """Read the options in the query string and those of the body, given by name.
+
+    ``others``: parameters that are not options, beside the format of the response.
 
     Not a FastAPI dependency: that takes half a millisecond of the event loop per request, and
     silently uses the last value of a repeated option. Raises :class:`InvalidOptionError`.
@@ -63,6 +69,8 @@ def read_parameters(
         received.setdefault(name, []).append(value)
     for name, given in body_options.items():
         received.setdefault(name, []).extend(given)
+    for name in (FORMAT_PARAMETER, *others):
+        received.pop(name, None)
     options: dict[str, Any] = {}
     for name, values in received.items():
         if name in DetectParameters.model_fields and name not in _LISTS and len(values) > 1:

@@ -22,17 +22,18 @@ from service.http.schemas import (
     ModelOptions,
     ModelReference,
     ModelSummary,
+    MultiModelResponse,
     PoseModelDetails,
     Problem,
 )
 from service.model_registry import ModelRegistry
 
 _JSON: Mapping[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (DetectResponse, BatchResponse, Problem)
+    kind: TypeAdapter(kind) for kind in (DetectResponse, BatchResponse, MultiModelResponse, Problem)
 }
 
 
-def to_json(body: DetectResponse | BatchResponse | Problem) -> bytes:
+def to_json(body: DetectResponse | BatchResponse | MultiModelResponse | Problem) -> bytes:
     """Serialize a response body."""
     return _JSON[type(body)].dump_json(body, exclude_none=True)
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
@@ -10,13 +12,26 @@ from starlette.routing import BaseRoute
 from service import errors
 from service.cancellation import CancelScope
 from service.detection_requests import AcceptedRequest
+from service.detector import Prediction
 from service.health import check_live, check_ready
+from service.http.annotated_images import AnnotatedImage
 from service.http.compression import choose_encoding
 from service.http.detection_requests import accept_images, detect_in_image
 from service.http.image_route import ImageRoute
-from service.http.openapi import DETECT, DETECT_BATCH
-from service.http.problem_details import problem_of, problem_responses
+from service.http.multi_model import detect_with_several_models
+from service.http.openapi import DETECT, DETECT_BATCH, DETECT_WITH_MODELS
+from service.http.problem_details import PROBLEM_JSON, problem_of, problem_responses
 from service.http.request_scope import disconnect_signal, request_record
+from service.http.response_formats import (
+    BATCH_FORMATS,
+    CONVERSIONS,
+    DETECT_FORMATS,
+    IMAGE_FORMATS,
+    NATIVE,
+    RequestedFormat,
+    as_received,
+    coco_json,
+)
 from service.http.responses import failed_models, model_details, model_summary, to_json, to_response
 from service.http.schemas import (
     BatchResponse,
@@ -53,12 +68,32 @@ async def detect_with_model(
 
 
 async def _detect(request: Request, name: str | None) -> Response:
-    manifest, prediction = await detect_in_image(request, name)
-    response = to_response(manifest, prediction, request_record(request).request_id)
+    requested = RequestedFormat(request, DETECT_FORMATS)
+    request_id = request_record(request).request_id
+    content: bytes | None = None
+
+    async def draw(accepted: AcceptedRequest[bytes], prediction: Prediction) -> None:
+        nonlocal content
+        if requested.format in IMAGE_FORMATS:
+            began_at = time.perf_counter()
+            manifest = accepted.detector.manifest
+            result = as_received(to_response(manifest, prediction, request_id))
+            drawn = AnnotatedImage(result, manifest, requested.format.media_type)
+            content = await accepted.detector.draw(
+                accepted.items[0], drawn.draw, drawn.cost, accepted.scheduling
+            )
+            prediction.stage_s["draw"] = time.perf_counter() - began_at
+
+    manifest, prediction = await detect_in_image(request, name, requested.take_from, draw)
+    response = to_response(manifest, prediction, request_id)
     timing = [f"{stage};dur={ms}" for stage, ms in response.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
     headers = {"Server-Timing": ", ".join(timing), "X-Batch-Size": str(prediction.batch_size)}
-    return Response(to_json(response), 200, headers, "application/json")
+    if requested.format is NATIVE:
+        content = to_json(response)
+    elif content is None:
+        content = CONVERSIONS[requested.format](as_received(response), manifest)
+    return Response(content, 200, headers, requested.format.media_type)
 
 
 async def detect_batch(request: Request) -> Response:
@@ -74,11 +109,21 @@ async def detect_batch_with_model(
 
 
 async def _detect_batch(request: Request, name: str | None) -> Response:
+    requested = RequestedFormat(request, BATCH_FORMATS)
     max_images = service_state(request).settings.max_images_per_request
-    async with accept_images(request, name, max_images) as accepted:
+    async with accept_images(request, name, max_images, requested.take_from) as accepted:
         with CancelScope(disconnect_signal(request)):
             results = await _detect_all(request, accepted)
-    return Response(to_json(BatchResponse(results)), 200, None, "application/json")
+    if requested.format is NATIVE:
+        return Response(to_json(BatchResponse(results)), 200, None, NATIVE.media_type)
+    detected = []
+    for number, result in enumerate(results, 1):
+        if isinstance(result, Problem):  # a list of detections has no place for it
+            request_record(request).code = result.code
+            problem = replace(result, detail=f"Image {number}: {result.detail}")
+            return Response(to_json(problem), result.status, None, PROBLEM_JSON)
+        detected.append(as_received(result))
+    return Response(coco_json(detected), 200, None, requested.format.media_type)
 
 
 async def _detect_all(
@@ -115,6 +160,7 @@ def detection_routes(**options: Any) -> list[BaseRoute]:
         ("/models/{name}/detect", detect_with_model, DETECT),
         ("/detect/batch", detect_batch, DETECT_BATCH),
         ("/models/{name}/detect/batch", detect_batch_with_model, DETECT_BATCH),
+        ("/detect/models", detect_with_several_models, DETECT_WITH_MODELS),
     ):
         routes.post(path, operation_id=endpoint.__name__, **document)(endpoint)
     return routes.routes

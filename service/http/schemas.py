@@ -214,6 +214,13 @@ class Problem:
 
 
 @dataclass(slots=True)
+class MultiModelResponse:
+    """The result of each model of a request, in their order: detections or an error."""
+
+    results: list[DetectResponse | Problem]
+
+
+@dataclass(slots=True)
 class BatchResponse:
     """The result for each image of a request, in their order: detections or an error."""
 

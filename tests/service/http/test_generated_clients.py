@@ -21,7 +21,9 @@ import { readFileSync } from "node:fs";
 import createClient from "openapi-fetch";
 import type { paths } from "./schema.js";
 
-const client = createClient<paths>({ baseUrl: process.argv[2] });
+// The endpoint has other formats as well, such as images.
+type Media = "application/json" | "application/problem+json";
+const client = createClient<paths, Media>({ baseUrl: process.argv[2] });
 const send = (query: { top_k?: number }) =>
   client.POST("/detect", {
     params: { query },

@@ -121,7 +121,7 @@ def test_openapi_describes_requests_responses_and_problems(server: RunningServer
         "application/json",
     }
     assert set(detect["responses"]) == {
-        *("200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504")
+        *("200", "400", "404", "406", "408", "413", "415", "422", "429", "500", "503", "504")
     }
     for status, response in detect["responses"].items():
         assert "X-Request-ID" in response["headers"]
