@@ -84,6 +84,7 @@ def create_app(
         access=Access(keys, RateLimiter(rate, settings.rate_limit_burst) if rate else None),
         draining=asyncio.Event(),
         stopping=CancelSignal(_stopping_error),
+        reload=asyncio.Event(),
         peers=peers,
     )
     metrics.body_bytes.set_function(lambda: state.bodies.held_bytes)
@@ -98,6 +99,7 @@ def create_app(
         tasks = [
             loading,
             asyncio.create_task(_measure_event_loop_lag(metrics), name="event loop lag"),
+            asyncio.create_task(_change_models(state, loading), name="model changes"),
         ]
         if peers is not None:
             tasks.append(asyncio.create_task(_answer_peers(peers, state, loading), name="peers"))
@@ -185,6 +187,25 @@ async def _measure_event_loop_lag(metrics: Metrics) -> None:
             await asyncio.sleep(_LAG_SAMPLE_S)
             worst_s = max(worst_s, loop.time() - began_at - _LAG_SAMPLE_S)
         metrics.event_loop_lag.set(worst_s)
+
+
+async def _change_models(state: ServiceState, loading: "asyncio.Task[None]") -> None:
+    """Load the packages again on the signal, and when they change, as far as the settings say."""
+    await loading
+    if not state.loader.is_done:
+        return
+    models, settings = state.loader.models, state.settings
+
+    async def reload_on_request() -> None:
+        while True:
+            await state.reload.wait()
+            state.reload.clear()
+            await models.reload()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(reload_on_request())
+        if "poll" in settings.model_control:
+            group.create_task(models.reload_on_change(settings.model_poll_s))
 
 
 async def _answer_peers(peers: Peers, state: ServiceState, loading: "asyncio.Task[None]") -> None:

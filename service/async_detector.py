@@ -4,9 +4,11 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,8 +70,9 @@ class NetworkOutputs:
 class AsyncDetector:
     """A :class:`Detector` whose inputs are batched with those of concurrent calls.
 
-    ``pool``: threads that decode images and, if an image has several inputs, outputs. Call
-    :meth:`warm_up`, then :meth:`start` inside the event loop.
+    ``pool``: threads that decode images and, if an image has several inputs, outputs.
+    ``directory``: that of its package, if it has one. Call :meth:`warm_up`, then :meth:`start`
+    inside the event loop. Requests use it within :meth:`hold`.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class AsyncDetector:
         settings: Settings,
         metrics: Metrics,
         self_test: SelfTest | None = None,
+        directory: Path | None = None,
     ) -> None:
         self.detector = detector
+        self.directory = directory
         self.manifest = detector.manifest
         self.rules = detector.rules
         self.timings: Sequence[BatchTiming] = ()
@@ -94,8 +99,11 @@ class AsyncDetector:
         self._settings = settings
         self._self_test = self_test
         self._self_test_error: str | None = None
-        self._metrics = ModelMetrics(metrics, self.manifest.name)
+        self._all_metrics = metrics
         self._tasks: list[asyncio.Task[None]] = []
+        self._holders = 0
+        self._released = asyncio.Event()
+        self._released.set()
 
     @property
     def engine_description(self) -> str:
@@ -121,6 +129,7 @@ class AsyncDetector:
     def start(self, tracing: Tracing | None = None) -> None:
         """Start the batcher and the periodic self-test; call it inside the running event loop."""
         settings, spec = self._settings, self.manifest.input
+        self._metrics = ModelMetrics(self._all_metrics, self.manifest.name, self.manifest.version)
         run_latency = LatencyModel((timing.batch_size, timing.run_s) for timing in self.timings)
         images_per_s = max((timing.images_per_s for timing in self.timings), default=0.0)
         self.admission = Admission(
@@ -143,7 +152,6 @@ class AsyncDetector:
         self._batcher = Batcher(self._engine, limits, run_latency, observer)
         self._batcher.start()
         self._metrics.watch(
-            self.manifest.version,
             self.engine_description,
             images_per_s=images_per_s,
             limit=self.admission.limit,
@@ -156,11 +164,34 @@ class AsyncDetector:
         if self._self_test is not None and settings.self_test_interval_s:
             self._tasks.append(asyncio.create_task(self._repeat_self_test(self._self_test)))
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the detector running until the block ends, even if it is unloaded meanwhile."""
+        self._holders += 1
+        self._released.clear()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._released.set()
+
+    async def retire(self) -> None:
+        """Wait for the end of the last request that holds the detector, then stop it."""
+        while self._holders:
+            await self._released.wait()
+        await self.stop()
+
+    def remove_metrics(self) -> None:
+        """Remove the series of the model, once no other detector of its version is served."""
+        self._all_metrics.remove_model(self.manifest.name, self.manifest.version)
+
     async def stop(self) -> None:
         """Finish the admitted requests, then close the engine."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # their exceptions refer to the detector
         await self._batcher.stop()
 
     @property

@@ -79,7 +79,8 @@ async def accept_request(
 ) -> AsyncIterator[AcceptedRequest[Item]]:
     """Read a detection request and admit it until the block ends.
 
-    ``model``: its name, None for the default model; ``version``: None for any. ``read_head`` and
+    ``model``: its name, None for the default model; ``version``: None for its newest version. The
+    model runs until the block ends, even if it is unloaded meanwhile. ``read_head`` and
     ``read_body`` raise the errors of :mod:`service.errors` for what the protocol does not accept.
 
     Order: model, options of the head, admission check without the body, body with its options,
@@ -89,9 +90,12 @@ async def accept_request(
     Raises the errors of :mod:`service.errors` for head, body, options and queue.
     """
     received_at = time.perf_counter()
-    detector = state.loader.models.get(model, version)
-    record.model = detector.manifest.name
-    with detector.statistics.count_request(), state.bodies.hold() as claim:
+    with (
+        state.loader.models.lease(model, version) as detector,
+        detector.statistics.count_request(),
+        state.bodies.hold() as claim,
+    ):
+        record.model = detector.manifest.name
         head = read_head()
         options = detector.rules.complete(head.parameters)
         # Under overload most requests are rejected here, before their bodies cost anything.

@@ -39,6 +39,9 @@ def _split_names(value: object) -> object:
 
 
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
+_Triggers = Annotated[
+    tuple[Literal["explicit", "signal", "poll"], ...], NoDecode, BeforeValidator(_split_names)
+]
 
 
 class Settings(BaseSettings):
@@ -76,10 +79,30 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="The model of POST /detect; may be omitted if there is only one model."
     )
+    model_versions: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Newest versions of each model that are served side by side. Requests that "
+        "name no version use the newest.",
+    )
+    model_control: _Triggers = Field(
+        (),
+        description="What changes the models while they are served, separated by commas: "
+        "`explicit` (the requests to load and unload models of the Open Inference Protocol), "
+        "`signal` (SIGHUP), `poll` (changes in the directory). Default: nothing.",
+    )
+    model_poll_s: float = Field(
+        5.0,
+        ge=0.1,
+        le=86400,
+        description="Seconds between two readings of the directory with the model control `poll`. "
+        "Changed files are loaded when two readings find them equal.",
+    )
     strict_start: bool = Field(
         False,
         description="End the start if any package cannot be loaded. Otherwise the other packages "
-        "are served, and requests for that model get 503.",
+        "are served, and requests for a model without any get 503.",
     )
     backend: Literal[
         "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"
@@ -319,6 +342,15 @@ class Settings(BaseSettings):
         if (self.label_studio_url is None) != (self.label_studio_token_file is None):
             raise ValueError(
                 "label_studio_url and label_studio_token_file belong together: set both, or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _models_are_controlled_in_every_worker(self) -> Self:
+        if "explicit" in self.model_control and self.workers > 1:
+            raise ValueError(
+                f"model_control explicit works with one worker, received {self.workers} workers: a "
+                "request reaches one of them; use signal or poll, which reach all"
             )
         return self
 

@@ -43,6 +43,7 @@ def accept_images(
     model: str | None,
     max_images: int,
     to_options: Callable[[BodyFields], BodyFields] = dict,
+    version: str | None = None,
 ) -> AbstractAsyncContextManager[AcceptedRequest[bytes]]:
     """Read a request with encoded images and admit it until the block ends.
 
@@ -66,7 +67,7 @@ def accept_images(
         )
 
     return accept_request(
-        state, request_record(request), model, None, lambda: read_head(request), read_images
+        state, request_record(request), model, version, lambda: read_head(request), read_images
     )
 
 
@@ -79,13 +80,14 @@ async def detect_in_image(
     model: str | None,
     to_options: Callable[[BodyFields], BodyFields] = dict,
     then: Callable[[AcceptedRequest[bytes], Prediction], Awaitable[None]] = _do_nothing,
+    version: str | None = None,
 ) -> tuple[ModelManifest, Prediction]:
     """Detect objects in the image of a request; the arguments are those of :func:`accept_images`.
 
     ``then`` is called with the prediction while the image is still in memory. Returns the manifest
     of the model and its prediction, which is added to the request's record.
     """
-    async with accept_images(request, model, 1, to_options) as accepted:
+    async with accept_images(request, model, 1, to_options, version) as accepted:
         with CancelScope(disconnect_signal(request)):
             prediction = await accepted.detector.detect(
                 accepted.items[0], accepted.options, accepted.scheduling

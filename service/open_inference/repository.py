@@ -157,24 +157,18 @@ def all_statistics(state: ServiceState) -> list[dict[str, Any]]:
 
 
 def repository_index(state: ServiceState, *, only_ready: bool) -> list[dict[str, str]]:
-    """Return both forms of every model, and those that could not be loaded, with their state.
+    """Return both forms of every version of every model, with their state.
 
     Raises :class:`NotReadyError`.
     """
-    models = state.loader.models
-    states = [
-        (name, detector.manifest.version, detector.problem)
-        for name, detector in models.detectors.items()
-    ]
-    states += [(name, "", reason) for name, reason in models.failed.items()]
     return [
         {
-            "name": name + suffix,
-            "version": model_version,
-            "state": "READY" if reason is None else "UNAVAILABLE",
-            "reason": reason or "",
+            "name": one.name + suffix,
+            "version": one.version,
+            "state": one.state,
+            "reason": one.reason,
         }
-        for name, model_version, reason in states
+        for one in state.loader.models.states()
         for suffix in ("", TENSOR_SUFFIX)
-        if reason is None or not only_ready
+        if one.state == "READY" or not only_ready
     ]
