@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 
 from service import errors
 from service.cancellation import CancelScope
-from service.detection_requests import Claim, RequestHead
+from service.detection_requests import RequestHead
 from service.health import check_live, check_ready
 from service.http.detection_requests import read_head
 from service.http.image_route import ImageRoute
@@ -56,8 +56,20 @@ _MODEL_ERRORS = problem_responses(
     errors.NotReadyError,
     errors.ModelUnavailableError,
 )
-_MAX_INDEX_BODY_BYTES = 4096
+_MAX_REPOSITORY_BODY_BYTES = 4096
 _STATE_ERRORS = problem_responses(errors.InvalidOptionError, errors.NotReadyError)
+_CHANGE_ERRORS = problem_responses(
+    errors.BadJsonError,
+    errors.UnknownModelError,
+    errors.SlowBodyError,
+    errors.BodyTooLargeError,
+    errors.InvalidOptionError,
+    errors.QueueFullError,
+    errors.UnsupportedOperationError,
+    errors.NotReadyError,
+    errors.ModelUnavailableError,
+    errors.RestartRequiredError,
+)
 
 
 async def infer_model(request: Request, name: _Name) -> Response:
@@ -177,27 +189,79 @@ async def model_statistics(request: Request, name: _Name) -> ModelStatistics:
 @router.post("/repository/index", operation_id="v2_repository_index", responses=_STATE_ERRORS)
 async def repository_index(request: Request) -> list[IndexEntry]:
     """List the models; with the JSON body {"ready": true}, those that are ready."""
-    state = service_state(request)
-    with state.bodies.hold() as claim:
-        only_ready = await _reads_ready(request, claim)
-    entries = repository.repository_index(state, only_ready=only_ready)
+    document = await _read_object(request)
+    only_ready = document.get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise errors.BadJsonError(
+            'ready: the value is neither true nor false. Send {"ready": true}.'
+        )
+    entries = repository.repository_index(service_state(request), only_ready=only_ready)
     return [IndexEntry(**entry) for entry in entries]
 
 
-async def _reads_ready(request: Request, claim: Claim) -> bool:
-    body = BoundedBody(request, _MAX_INDEX_BODY_BYTES, claim)
-    timeout_s = service_state(request).settings.body_timeout_s
-    try:
-        with CancelScope(body_timeout(timeout_s)):
-            document = from_json(await body.read())
-    except errors.EmptyBodyError:
-        return False
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or not isinstance(document.get("ready", False), bool):
-        raise errors.BadJsonError("The body is not a JSON object with 'ready': true or false.")
-    ready: bool = document.get("ready", False)
-    return ready
+@router.post(
+    "/repository/models/{name}/load", operation_id="v2_load_model", responses=_CHANGE_ERRORS
+)
+async def load_model(request: Request, name: _Name) -> dict[str, Any]:
+    """Load the packages of a model as they are now; responds when requests use its newest version.
+
+    Needs the setting `model_control`: `explicit`.
+    """
+    _check_explicit_control(request)
+    await _check_parameters(request, accepted=frozenset())
+    await service_state(request).loader.models.load(repository.split_name(name)[0])
+    return {}
+
+
+@router.post(
+    "/repository/models/{name}/unload", operation_id="v2_unload_model", responses=_CHANGE_ERRORS
+)
+async def unload_model(request: Request, name: _Name) -> dict[str, Any]:
+    """Unload a model; the requests that it has accepted are completed.
+
+    Needs the setting `model_control`: `explicit`.
+    """
+    _check_explicit_control(request)
+    # Other models never depend on this one.
+    await _check_parameters(request, accepted=frozenset({"unload_dependents"}))
+    await service_state(request).loader.models.unload(repository.split_name(name)[0])
+    return {}
+
+
+def _check_explicit_control(request: Request) -> None:
+    if "explicit" not in service_state(request).settings.model_control:
+        raise errors.UnsupportedOperationError(
+            "Loading and unloading of models on request is not supported by this service. Start it "
+            "with --model-control explicit."
+        )
+
+
+async def _check_parameters(request: Request, accepted: frozenset[str]) -> None:
+    parameters = (await _read_object(request)).get("parameters", {})
+    names = parameters if isinstance(parameters, dict) else {"parameters"}
+    if unknown := sorted(set(names) - accepted):
+        raise errors.UnsupportedOperationError(
+            f"Received the parameter {unknown[0][:100]!r}; accepted are "
+            f"{', '.join(sorted(accepted)) or 'none'}. Packages are read from the directory of the "
+            "service, with the configuration in their model.json."
+        )
+
+
+async def _read_object(request: Request) -> dict[str, Any]:
+    """Return the JSON object in the body; an empty body is an empty object."""
+    state = service_state(request)
+    with state.bodies.hold() as claim:
+        body = BoundedBody(request, _MAX_REPOSITORY_BODY_BYTES, claim)
+        try:
+            with CancelScope(body_timeout(state.settings.body_timeout_s)):
+                document = from_json(await body.read())
+        except errors.EmptyBodyError:
+            return {}
+        except ValueError:
+            document = None
+    if not isinstance(document, dict):
+        raise errors.BadJsonError("The body is not a JSON object. Send one, or nothing.")
+    return document
 
 
 @router.get("/systemsharedmemory/status", **_UNDOCUMENTED)
@@ -211,8 +275,6 @@ async def shared_memory_status() -> list[Any]:
 
 @router.post("/systemsharedmemory/{action:path}", **_UNDOCUMENTED)
 @router.post("/cudasharedmemory/{action:path}", **_UNDOCUMENTED)
-@router.post("/repository/models/{name}/load", **_UNDOCUMENTED)
-@router.post("/repository/models/{name}/unload", **_UNDOCUMENTED)
 @router.api_route("/trace/setting", methods=["GET", "POST"], **_UNDOCUMENTED)
 @router.api_route("/models/{name}/trace/setting", methods=["GET", "POST"], **_UNDOCUMENTED)
 @router.api_route("/logging", methods=["GET", "POST"], **_UNDOCUMENTED)
@@ -220,5 +282,5 @@ async def unsupported(request: Request) -> Response:
     """Refuse a part of the protocol that the service does not have."""
     raise errors.UnsupportedOperationError(
         f"{request.method} {request.scope['path'][:200]} is not supported: this service has no "
-        "shared memory, trace or log settings, and does not load models on request."
+        "shared memory, trace or log settings."
     )

@@ -56,7 +56,8 @@ class ModelForm(ABC, Generic[Item]):
 
     ``input`` is its only input, ``outputs`` are its outputs in their order; the first dimension of
     their shapes is the number of images. ``max_images``: largest number of images in a request.
-    ``options``: names of the options among the parameters of requests.
+    ``options``: names of the options among the parameters of requests. ``versions``: those of the
+    model that are loaded, newest first.
     """
 
     input: TensorMetadata
@@ -70,6 +71,7 @@ class ModelForm(ABC, Generic[Item]):
     def __init__(self, detector: AsyncDetector, max_images: int) -> None:
         self.detector = detector
         self.max_images = max_images
+        self.versions: Sequence[str] = [detector.manifest.version]
 
     @property
     def name(self) -> str:

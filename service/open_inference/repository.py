@@ -40,8 +40,10 @@ def find_form(state: ServiceState, name: str, version: str | None) -> ImageForm 
     Raises :class:`UnknownModelError`, :class:`ModelUnavailableError` and :class:`NotReadyError`.
     """
     model, form = split_name(name)
-    detector = state.loader.models.get(model, version)
-    return form(detector, state.settings.max_images_per_request)
+    models = state.loader.models
+    found = form(models.get(model, version), state.settings.max_images_per_request)
+    found.versions = [detector.manifest.version for detector in models.versions(model)]
+    return found
 
 
 def server_metadata() -> dict[str, Any]:
@@ -57,7 +59,7 @@ def model_metadata(form: ModelForm[Any]) -> dict[str, Any]:
     """Return the inputs and outputs of a model; the first dimension is the number of images."""
     return {
         "name": form.name,
-        "versions": [form.detector.manifest.version],
+        "versions": list(form.versions),
         "platform": PLATFORM,
         "inputs": [_tensor_metadata(form.input)],
         "outputs": [_tensor_metadata(output) for output in form.outputs],
@@ -81,7 +83,7 @@ def model_config(form: ModelForm[Any]) -> dict[str, Any]:
         "name": form.name,
         "platform": PLATFORM,
         "backend": PLATFORM,
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"latest": {"num_versions": len(form.versions)}},
         "max_batch_size": form.max_images if form.has_batch_dimension else 0,
         "input": [_tensor_config(form, form.input)],
         "output": [_tensor_config(form, output) for output in form.outputs],
@@ -148,10 +150,12 @@ def _duration(statistic: DurationStatistic) -> dict[str, int]:
 
 
 def all_statistics(state: ServiceState) -> list[dict[str, Any]]:
-    """Return the statistics of both forms of every model. Raises :class:`NotReadyError`."""
+    """Return the statistics of both forms of every version. Raises :class:`NotReadyError`."""
+    models = state.loader.models
     return [
-        model_statistics(find_form(state, name + suffix, None))
-        for name in state.loader.models.detectors
+        model_statistics(find_form(state, name + suffix, detector.manifest.version))
+        for name in models.detectors
+        for detector in models.versions(name)
         for suffix in ("", TENSOR_SUFFIX)
     ]
 
