@@ -17,6 +17,7 @@ from service.grpc.rpc import Method, Rpc
 from service.grpc.wire import parse_infer_request, parse_message
 from service.health import check_live, check_ready
 from service.open_inference.inference import infer
+from service.open_inference.models import ModelForm
 from service.open_inference.repository import (
     all_statistics,
     find_form,
@@ -37,9 +38,10 @@ from service.options import DetectParameters
 from service.state import ServiceState
 
 _PREFIX = "/inference.GRPCInferenceService/"
+_SHARED_MEMORY_STATUS = ("SystemSharedMemoryStatus", "CudaSharedMemoryStatus")
 _UNSUPPORTED = (
-    *("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
-    *("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
+    *("SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+    *("CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
     *("TraceSetting", "LogSettings", "RepositoryModelLoad", "RepositoryModelUnload"),
     "ModelStreamInfer",
 )
@@ -54,6 +56,9 @@ _CONTENTS = {
     BYTES: "bytes_contents",
 }
 """The field of ``InferTensorContents`` for each datatype; FP16 and BF16 have none."""
+
+MAX_ID_LENGTH = 1000
+"""Characters of the id of an inference request, which is returned in the response."""
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -77,6 +82,7 @@ class InferenceService:
             "ModelConfig": Method(_simple(messages.ModelConfigRequest, self._model_config)),
             "ModelStatistics": Method(_simple(messages.ModelStatisticsRequest, self._statistics)),
             "RepositoryIndex": Method(_simple(messages.RepositoryIndexRequest, self._index)),
+            **{name: Method(_no_regions) for name in _SHARED_MEMORY_STATUS},
             **{name: Method(_unsupported(name)) for name in _UNSUPPORTED},
         }
         return {_PREFIX + name: method for name, method in methods.items()}
@@ -137,7 +143,8 @@ class InferenceService:
             def read_head() -> RequestHead:
                 return RequestHead(DetectParameters.model_validate({}), rpc.allowed_s)
 
-            async def read_request(claim: Claim) -> InferRequest:
+            async def read_request(form: ModelForm[Any], claim: Claim) -> InferRequest:
+                del form
                 request = _read_request(message, raw)
                 # The elements of a BYTES tensor are copied.
                 claim(sum(map(len, raw)) if _has_bytes(request) else 0)
@@ -165,12 +172,19 @@ def _simple(
     return handle
 
 
+async def _no_regions(rpc: Rpc) -> bytes:
+    """Return an empty message: there are no regions of shared memory."""
+    del rpc
+    return b""
+
+
 def _unsupported(name: str) -> Callable[[Rpc], Awaitable[bytes]]:
     async def handle(rpc: Rpc) -> bytes:
         del rpc
         raise UnsupportedOperationError(
-            f"{name} is not supported. Tensors are part of the messages of ModelInfer, of which a "
-            "connection carries many at a time."
+            f"{name} is not supported: this service has no shared memory, trace or log settings "
+            "and streams, and does not load models on request. Send tensors in ModelInfer, of "
+            "which a connection carries many at a time."
         )
 
     return handle
@@ -187,13 +201,10 @@ def _read_request(message: messages.ModelInferRequest, raw: Sequence[memoryview]
         raise InvalidInferenceRequestError(
             "The request has both raw_input_contents and contents. Send the inputs in one of them."
         )
-    for output in message.outputs:
-        if output.parameters:
-            raise UnsupportedOperationError(
-                f"Output {output.name!r:.100}: received the parameters "
-                f"{sorted(output.parameters)!r:.200}; outputs have none here. Shared memory and "
-                "classification are not supported."
-            )
+    if len(message.id) > MAX_ID_LENGTH:
+        raise InvalidInferenceRequestError(
+            f"The id has {len(message.id)} characters; accepted are {MAX_ID_LENGTH}."
+        )
     inputs = [
         InputTensor(
             tensor.name,
@@ -204,7 +215,9 @@ def _read_request(message: messages.ModelInferRequest, raw: Sequence[memoryview]
         )
         for index, tensor in enumerate(message.inputs)
     ]
-    outputs = [RequestedOutput(output.name) for output in message.outputs]
+    outputs = [
+        RequestedOutput(output.name, _parameters(output.parameters)) for output in message.outputs
+    ]
     return InferRequest(inputs, outputs, _parameters(message.parameters))
 
 

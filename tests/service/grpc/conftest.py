@@ -28,7 +28,7 @@ class GrpcServer:
     def call(self, method: str, request: bytes = b"", **options: Any) -> bytes:
         """Call a method of the inference service with a serialized message."""
         path = method if method.startswith("/") else f"/inference.GRPCInferenceService/{method}"
-        response: bytes = self.channel.unary_unary(path)(request, timeout=30, **options)
+        response: bytes = self.channel.unary_unary(path)(request, **{"timeout": 30} | options)
         return response
 
     def error(self, method: str, request: bytes = b"", **options: Any) -> grpc.RpcError:

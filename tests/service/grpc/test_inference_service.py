@@ -212,14 +212,21 @@ def test_unknown_parameters_are_refused(grpc_server: GrpcServer) -> None:
     request = raw_request(element(IMAGES[0]))
     request.outputs.add(name="boxes").parameters["classification"].int64_param = 3
     error = grpc_server.error("ModelInfer", request.SerializeToString())
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "classification" in error.details()
+    error = grpc_server.error(
+        "ModelInfer", raw_request(element(IMAGES[0]), id="i" * 1001).SerializeToString()
+    )
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "1001" in error.details()
 
 
 def test_parts_of_the_protocol_that_are_not_supported(grpc_server: GrpcServer) -> None:
     client = grpc_server.client
+    assert not client.get_system_shared_memory_status().regions
+    assert not client.get_cuda_shared_memory_status().regions
     for request in (
-        client.get_system_shared_memory_status,
+        client.unregister_system_shared_memory,
         client.unregister_cuda_shared_memory,
         client.get_trace_settings,
         client.get_log_settings,
