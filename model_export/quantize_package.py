@@ -8,8 +8,8 @@ import numpy as np
 
 from model_export.errors import ImagesError, QuantizationError
 from model_export.onnx.quantize import Quantizer
+from model_export.verification.detection_agreement import verify_int8
 from model_export.verification.images import MAX_IMAGES, ImageArray, read_images
-from model_export.verification.int8_agreement import verify_int8
 from model_package import (
     AveragePrecision,
     ModelManifest,
@@ -183,7 +183,6 @@ def _quantize(
 ) -> _QuantizedFile:
     """Quantize one file with as few float32 layers as its verification requires."""
     progress(f"Calibrate {fp32_file.name} with {len(images)} images")
-    names = [output.name for output in manifest.decoder.outputs()]
     quantizer = Quantizer(fp32_file, images)
     progress(f"Measure the effect of each of {len(quantizer.layers)} layers")
     effects = quantizer.measure_effects(images[:EFFECT_IMAGES])
@@ -195,7 +194,9 @@ def _quantize(
         quantized = [layer for layer in quantizer.layers if layer not in float_layers]
         content = quantizer.quantize(quantized).SerializeToString()
         try:
-            agreement = verify_int8(content, fp32_file, names, recorded, images[:MAX_IMAGES])
+            agreement = verify_int8(
+                content, fp32_file, manifest.decoder, recorded, images[:MAX_IMAGES]
+            )
             average_precisions: tuple[AveragePrecision, ...] = ()
             if evaluation is not None:
                 average_precisions = compare_average_precisions(
