@@ -47,7 +47,7 @@ class Quantizer:
         """Names of the convolutions, in the order of the graph."""
         if not self.layers:
             raise QuantizationError(f"{onnx_file} has no convolution that could be quantized.")
-        self._multiplications = _count_multiplications(self._model, self.layers, images[0].shape)
+        self._multiplications = _count_multiplications(self._model, self.layers, images[0])
         add_pre_process_metadata(self._model)  # exported graphs are optimized already
         with _translated_errors():
             self._ranges = _measure_ranges(self._model, images)
@@ -179,32 +179,26 @@ def _names_of_layers(model: ModelProto) -> Iterator[str]:
 
 
 def _count_multiplications(
-    model: ModelProto, layers: Collection[str], image_shape: Sequence[int]
+    model: ModelProto, layers: Collection[str], image: ImageArray
 ) -> dict[str, int]:
-    """Return the multiplications of each layer for one image of ``image_shape``."""
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    del fixed.graph.value_info[:]
-    for dimension, size in zip(
-        fixed.graph.input[0].type.tensor_type.shape.dim, (1, *image_shape), strict=True
-    ):
-        dimension.dim_value = size
-    inferred = onnx.shape_inference.infer_shapes(fixed).graph
-    cells = {
-        value.name: prod(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[2:])
-        for value in inferred.value_info
-    }
+    """Return the multiplications of each layer for ``image``.
+
+    Sizes are measured, because imported files have values whose shape cannot be inferred.
+    """
     weights = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
-    counts = {
+    nodes = [node for node in model.graph.node if node.name in layers]
+    extended = ModelProto()
+    extended.CopyFrom(model)
+    for node in nodes:
         # Each cell of the output of a convolution, or of the input of a transposed one.
-        node.name: weights[node.input[1]]
-        * cells.get(node.output[0] if node.op_type == "Conv" else node.input[0], 0)
-        for node in model.graph.node
-        if node.name in layers
+        value = node.output[0] if node.op_type == "Conv" else node.input[0]
+        shape = onnx.helper.make_node("Shape", [value], [f"{node.name}:shape"])
+        extended.graph.node.append(shape)
+    (shapes,) = _run(extended, [f"{node.name}:shape" for node in nodes], [image])
+    return {
+        node.name: weights[node.input[1]] * prod(shape[2:].tolist())
+        for node, shape in zip(nodes, shapes, strict=True)
     }
-    if unknown := [name for name, count in counts.items() if count == 0]:
-        raise QuantizationError(f"the sizes of the layers {unknown[:5]} cannot be inferred.")
-    return counts
 
 
 def _names_of_maps(model: ModelProto) -> Iterator[str]:

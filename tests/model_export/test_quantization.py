@@ -418,6 +418,41 @@ def test_a_file_without_convolutions_is_refused(tmp_path: Path) -> None:
         Quantizer(tmp_path / "empty.onnx", [np.zeros((8, 8, 3), np.uint8)])
 
 
+def test_layers_whose_sizes_cannot_be_inferred_are_measured(tmp_path: Path) -> None:
+    """As in imported files: the layer follows a reshape to a size that is computed."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pixels"], ["transposed"], perm=[0, 3, 1, 2]),
+        helper.make_node("Shape", ["transposed"], ["shape"]),
+        helper.make_node("Mul", ["shape", "once"], ["computed"]),
+        helper.make_node("Reshape", ["transposed", "computed"], ["reshaped"]),
+        helper.make_node("Conv", ["reshaped", "wide"], ["first"], name="wide", strides=[2, 2]),
+        helper.make_node("Conv", ["first", "narrow"], ["scores"], name="narrow"),
+    ]
+    weights = {
+        "wide": np.ones((8, 3, 1, 1), np.float32),
+        "narrow": np.ones((1, 8, 1, 1), np.float32),
+    }
+    constants = {**weights, "once": np.ones(4, np.int64)}
+    graph = helper.make_graph(
+        nodes,
+        "computed",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 8, 16, 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    path = tmp_path / "computed.onnx"
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    quantizer = Quantizer(path, [np.zeros((8, 16, 3), np.uint8)])
+    # Multiplications: 24 and 8 in each of 4 x 8 cells.
+    effects = {"wide": 1.0, "narrow": 0.1}
+    assert quantizer.select_float_layers(effects, 0.26) == ["narrow"]
+    assert quantizer.select_float_layers(effects, 0.24) == []
+    assert quantizer.select_float_layers(effects, 0.76) == ["wide"]
+
+
 @pytest.mark.parametrize("damage", ["not a zip file", "another size"])
 def test_damaged_references_are_refused(
     trained: ModelPackage, images: Path, tmp_path: Path, damage: str
