@@ -101,6 +101,8 @@ class AsyncDetector:
         self._self_test_error: str | None = None
         self._all_metrics = metrics
         self._tasks: list[asyncio.Task[None]] = []
+        self.on_prediction: Callable[[Image, RequestOptions, Prediction], None] | None = None
+        """Function that receives each image with its options and prediction."""
         self._holders = 0
         self._released = asyncio.Event()
         self._released.set()
@@ -222,7 +224,10 @@ class AsyncDetector:
         """
         left_s = scheduling.deadline_at - time.perf_counter()
         with CancelScope(Timeout(left_s, _deadline_exceeded)):
-            return await self._detect(image, options, scheduling)
+            prediction = await self._detect(image, options, scheduling)
+        if self.on_prediction is not None:
+            self.on_prediction(image, options, prediction)
+        return prediction
 
     async def draw(
         self,

@@ -17,7 +17,8 @@ from service.image_pool import ImagePool
 from service.model_repository import FailedPackage, LoadedVersions, ModelRepository, Scan
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
-from service.settings import Settings
+from service.settings import Settings, Shadow
+from service.shadow import ShadowComparisons
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class ModelState:
 class ModelRegistry:
     """The models that are served, by name, and the default model.
 
-    ``detectors``: the newest version of each model. ``repository``: the packages to load; without
-    it, models can only be unloaded.
+    ``detectors``: the newest version of each model that is no shadow. ``repository``: the packages
+    to load; without it, models can only be unloaded.
 
     Lookups and changes take place in the event loop, packages are loaded in a thread. Changes are
     made one at a time, and each moves the requests of a model in one step: those that come after it
@@ -78,13 +79,28 @@ class ModelRegistry:
         self._changes: set[asyncio.Task[Any]] = set()
         self._is_started = False
         self._tracing: Tracing | None = None
+        self._shadows: Mapping[str, Shadow] = {}
+        self._comparisons: ShadowComparisons | None = None
+        if repository is not None:
+            settings = repository.settings
+            self._shadows = settings.shadows
+            self._comparisons = ShadowComparisons(settings, repository.metrics, pool, self._running)
         self._select()
 
     def _select(self) -> None:
         """Set the detectors that requests use from the versions that are served."""
-        self.detectors: Mapping[str, AsyncDetector] = {
-            name: versions[0] for name, versions in self._versions.items()
-        }
+        detectors: dict[str, AsyncDetector] = {}
+        shadows: dict[str, AsyncDetector] = {}
+        for name, versions in self._versions.items():
+            for detector in versions:
+                shadow = self._shadows.get(name)
+                if shadow is not None and detector.manifest.version == shadow.version:
+                    shadows[name] = detector
+                else:
+                    detectors.setdefault(name, detector)
+        self.detectors: Mapping[str, AsyncDetector] = detectors
+        if self._comparisons is not None:
+            self._comparisons.update(detectors, shadows)
 
     def get(self, name: str | None, version: str | None = None) -> AsyncDetector:
         """Return the model of that name, or the default model for None; its newest version.
@@ -149,7 +165,13 @@ class ModelRegistry:
 
     def _missing(self, name: str, version: str | None) -> Exception:
         known = _list(self.detectors)
-        if served := self.versions(name):
+        served = self.versions(name)
+        if served and version is None:
+            return UnknownModelError(
+                f"Version {served[0].manifest.version} of model {name} is loaded only as a shadow, "
+                "and no other version is loaded."
+            )
+        if served:
             return UnknownModelError(
                 f"There is no version {str(version)[:100]!r} of model {name}. The loaded versions "
                 f"are {_list(one.manifest.version for one in served)}."
@@ -225,6 +247,8 @@ class ModelRegistry:
 
     async def stop(self) -> None:
         """Finish the admitted requests and end all threads."""
+        if self._comparisons is not None:
+            self._comparisons.update({}, {})
         detectors = self._running()
         tasks = [*self._changes, *self._retiring.values()]
         for task in tasks:

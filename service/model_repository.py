@@ -143,6 +143,8 @@ class ModelRepository:
     ) -> LoadedVersions:
         """Load the newest packages of a model, as many as ``settings.model_versions``.
 
+        The version in ``settings.shadow`` is loaded in addition.
+
         Those that are served already are not loaded again. Packages are tried from the newest
         version on, so that in place of one that cannot be loaded the next is served. Likewise, a
         version that is served remains if the package that took its place cannot be loaded.
@@ -184,14 +186,16 @@ class ModelRepository:
                     return try_package(package) is None
             return directory in tried
 
+        shadow = self.settings.shadows.get(name)
+        left = self.settings.model_versions
         versions = {package.manifest.version for package in packages}
         versions |= {detector.manifest.version for detector in served}
         selected: list[AsyncDetector] = []
         for version in sorted(versions, key=version_key, reverse=True):
-            if len(selected) == self.settings.model_versions:
-                break
-            if detector := try_version(version):
+            is_shadow = shadow is not None and version == shadow.version
+            if (left or is_shadow) and (detector := try_version(version)):
                 selected.append(detector)
+                left -= not is_shadow
         for detector in tried.values():
             if detector is not None and detector not in (*selected, *served):
                 detector.detector.close()

@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +19,16 @@ _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 _ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
+_SHADOW = re.compile(
+    r"(?P<name>[a-z0-9_-]+):(?P<version>[A-Za-z0-9._+-]+)=(?P<share>[0-9]*\.?[0-9]+)"
+)
+
+
+class Shadow(NamedTuple):
+    """A version of a model that runs on a share of the requests, to be compared."""
+
+    version: str
+    share: float
 
 
 def split_commas(value: Any) -> Any:
@@ -98,6 +108,13 @@ class Settings(BaseSettings):
         le=86400,
         description="Seconds between two readings of the directory with the model control `poll`. "
         "Changed files are loaded when two readings find them equal.",
+    )
+    shadow: _Names = Field(
+        (),
+        description="Versions that run, while capacity is free, on a share of the requests of the "
+        "version that is served, to be compared with it in the metrics: NAME:VERSION=SHARE, such "
+        "as people:2=0.1; separated by commas. They are loaded in addition and are never the "
+        "default.",
     )
     strict_start: bool = Field(
         False,
@@ -323,6 +340,29 @@ class Settings(BaseSettings):
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
             raise ValueError(f"received {endpoint!r}; expected a URL such as http://localhost:4318")
         return endpoint
+
+    @field_validator("shadow")
+    @classmethod
+    def _are_shadows(cls, shadows: tuple[str, ...]) -> tuple[str, ...]:
+        names = []
+        for text in shadows:
+            match = _SHADOW.fullmatch(text)
+            if match is None:
+                raise ValueError(
+                    f"received {text!r}; expected NAME:VERSION=SHARE, such as people:2=0.1"
+                )
+            if not 0 < float(match["share"]) <= 1:
+                raise ValueError(f"received {text!r}; the share must be more than 0 and at most 1")
+            names.append(match["name"])
+        if len(set(names)) != len(names):
+            raise ValueError(f"received {', '.join(shadows)}; give one version of each model")
+        return shadows
+
+    @property
+    def shadows(self) -> dict[str, Shadow]:
+        """The shadow of each model that has one."""
+        matches = filter(None, map(_SHADOW.fullmatch, self.shadow))
+        return {match["name"]: Shadow(match["version"], float(match["share"])) for match in matches}
 
     @model_validator(mode="after")
     def _backend_can_be_built(self) -> Self:

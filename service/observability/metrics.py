@@ -19,6 +19,8 @@ _SECONDS = (
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_DIFFERENCES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
+_IOUS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 _MODEL = ("model", "version")
 """Labels of the series of one version of a model, which are removed when it is unloaded."""
 
@@ -122,6 +124,36 @@ class Metrics:
         )
         self.self_test_runs = self._counter(
             "self_test_runs", "Self-test runs by result.", *_MODEL, "result"
+        )
+
+        shadow = (*_MODEL, "shadow")
+        self.shadow_runs = self._counter(
+            "shadow_runs",
+            "Requests that were to be compared with a shadow version: compared, skipped because "
+            "there was no free capacity, failed.",
+            *shadow,
+            "result",
+        )
+        self.shadow_detections = self._counter(
+            "shadow_detections",
+            "Detections of the compared requests: matched, missing in those of the shadow, extra "
+            "in those of the shadow.",
+            *shadow,
+            "result",
+        )
+        self.shadow_score_difference = self._histogram(
+            "shadow_score_difference",
+            "Absolute difference of the scores of matched detections.",
+            *shadow,
+            buckets=_DIFFERENCES,
+        )
+        self.shadow_score_difference_max = self._gauge(
+            "shadow_score_difference_max",
+            "Largest absolute difference of the scores of matched detections.",
+            *shadow,
+        )
+        self.shadow_box_iou = self._histogram(
+            "shadow_box_iou", "IoU of the boxes of matched detections.", *shadow, buckets=_IOUS
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -289,3 +321,53 @@ class ModelMetrics:
         metrics.engine_seconds_per_image.labels(*labels).set_function(seconds_per_image)
         metrics.engine_seconds_per_batch.labels(*labels).set_function(seconds_per_batch)
         metrics.model_ready.labels(*labels).set_function(is_ready)
+
+
+class ShadowMetrics:
+    """The metrics of the comparison of a shadow version with the version that is served."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str, shadow: str) -> None:
+        labels = model, version, shadow
+        self._metrics = metrics
+        self._labels = dict(zip((*_MODEL, "shadow"), labels, strict=True))
+        self._runs = {
+            result: metrics.shadow_runs.labels(*labels, result)
+            for result in ("compared", "skipped", "failed")
+        }
+        self._detections = {
+            result: metrics.shadow_detections.labels(*labels, result)
+            for result in ("matched", "missing", "extra")
+        }
+        self._score_difference = metrics.shadow_score_difference.labels(*labels)
+        self._max_difference = metrics.shadow_score_difference_max.labels(*labels)
+        self._box_iou = metrics.shadow_box_iou.labels(*labels)
+        self._max = 0.0
+
+    def request(self, result: Literal["compared", "skipped", "failed"]) -> None:
+        """Count a request that was to be compared."""
+        self._runs[result].inc()
+
+    def agreement(
+        self, missing: int, extra: int, differences: Sequence[float], ious: Sequence[float]
+    ) -> None:
+        """Record a comparison; one difference of the scores and one IoU for each matched pair."""
+        self._detections["matched"].inc(len(ious))
+        self._detections["missing"].inc(missing)
+        self._detections["extra"].inc(extra)
+        for difference, iou in zip(differences, ious, strict=True):
+            self._score_difference.observe(difference)
+            self._box_iou.observe(iou)
+        self._max = max(self._max, *differences, 0.0)
+        self._max_difference.set(self._max)
+
+    def remove(self) -> None:
+        """Remove every series."""
+        metrics = self._metrics
+        for metric in (
+            metrics.shadow_runs,
+            metrics.shadow_detections,
+            metrics.shadow_score_difference,
+            metrics.shadow_score_difference_max,
+            metrics.shadow_box_iou,
+        ):
+            metric.remove_by_labels(self._labels)
