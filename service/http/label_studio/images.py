@@ -6,6 +6,7 @@ Label Studio in the settings are: no other origin, no redirect, and none of its 
 
 import asyncio
 import base64
+import logging
 import re
 import ssl
 import time
@@ -156,6 +157,8 @@ def _open_client() -> "httpx.AsyncClient":
     # Imported only where it is used: it takes 0.1 s.
     import httpx
 
+    # It logs every address at the level info; those of requests are not logged either.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # The time of each image is limited as a whole. A proxy from the environment is not used.
     return httpx.AsyncClient(
         verify=ssl.create_default_context(),

@@ -194,8 +194,9 @@ def start_connected(
 
 
 def test_images_are_requested_from_label_studio(
-    start_connected: StartServer, studio: FakeLabelStudio
+    start_connected: StartServer, studio: FakeLabelStudio, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     server = start_connected()
     storage = "s3://bucket/a b.png"
     resolved = f"/tasks/4/resolve/?fileuri={base64.urlsafe_b64encode(storage.encode()).decode()}"
@@ -208,6 +209,7 @@ def test_images_are_requested_from_label_studio(
     assert sorted(studio.requests) == sorted(
         ("GET", path, f"Token {LEGACY_TOKEN}") for path in (upload, upload, local, resolved)
     )
+    assert studio.url not in caplog.text
 
 
 def test_a_path_of_label_studio(start_connected: StartServer, studio: FakeLabelStudio) -> None:
