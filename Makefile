@@ -15,7 +15,7 @@ FAST_TESTS := tests/client tests/evaluation/metrics tests/labels tests/model_exp
 	tests/service/imaging tests/training/data tests/training/targets \
 	tests/training/test_losses.py tests/test_task_registration.py tests/test_documents.py
 
-.PHONY: help serve test test-fast test-engines test-images lint format check settings lock kernels \
+.PHONY: help serve test test-fast test-engines test-images lint format check settings messages lock kernels \
 	tensorrt-bindings clean
 
 help: ## List the targets
@@ -54,8 +54,15 @@ format: $(DEV_ENV)/installed ## Fix style
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
 
-settings: $(DEV_ENV)/installed ## Update the table in docs/settings.md
+settings: $(DEV_ENV)/installed ## Update the table in docs/settings.md and the settings in the Helm chart
 	$(DEV_ENV)/bin/python -m docs.generate_settings_table docs/settings.md
+	$(DEV_ENV)/bin/python -m deploy.kubernetes.generate_settings_schema \
+		deploy/kubernetes/centernet/values.schema.json
+
+# The version of grpcio-tools in constraints.txt decides the generated files.
+messages: $(DEV_ENV)/installed ## Generate the protobuf messages of the gRPC server
+	cd service/grpc && $(abspath $(DEV_ENV))/bin/python -m grpc_tools.protoc --proto_path=. \
+		--descriptor_set_out=messages.binpb --pyi_out=. inference.proto health.proto
 
 lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
 	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch' > constraints.txt

@@ -6,9 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from command_line.progress import COUNT, PERCENTAGE, Steps, add_quiet_option
 from command_line.version import add_version_option
 from evaluation.comparison import add_comparison, read_run
@@ -20,9 +17,9 @@ from evaluation.http_model import HttpModel
 from evaluation.label_readers import read_ground_truth
 from evaluation.local_model import LocalModel
 from evaluation.metrics.bootstrap import RESAMPLES
-from evaluation.metrics.coco import COCO_SIGMAS
-from evaluation.model_under_test import TASKS, DetectionRun, DetectionSource, ModelUnderTest
+from evaluation.model_under_test import TASKS, DetectionRun, DetectionSource
 from evaluation.report import Report, check_output, write_report
+from evaluation.tasks import check_task, choose_sigmas
 from reports.page import Section, Table
 
 _EXIT_INTERRUPTED = 130
@@ -140,56 +137,6 @@ def _evaluate(args: argparse.Namespace, steps: Steps) -> Report:
         with_centers = evaluate(model, ground_truth, run, task, sigmas)
         _add_center_analysis(report, with_centers)
     return report
-
-
-def check_task(task: str, model: ModelUnderTest, ground_truth: GroundTruth) -> str:
-    """Return ``task``, or raise :class:`EvaluationError` if model or labels do not support it."""
-    if task not in ("boxes", model.task):
-        raise EvaluationError(
-            f"--task {task}: {model.name} detects {model.task}. Evaluate it with --task "
-            f"{model.task}{'.' if model.task == 'boxes' else ' or --task boxes.'}"
-        )
-    if task == "boxes_3d" and ground_truth.boxes_3d is None:
-        raise EvaluationError(
-            f"{model.name} detects 3D boxes, but the labels have only 2D boxes. Give a KITTI label "
-            "directory, or --task boxes."
-        )
-    if task == "poses":
-        counts = {
-            len(label["keypoints"]) // 3
-            for label in ground_truth.coco["annotations"]
-            if label.get("keypoints")
-        }
-        if counts != {len(model.keypoints)}:
-            labelled = f"{sorted(counts)} keypoints" if counts else "no keypoints"
-            raise EvaluationError(
-                f"{model.name} detects {len(model.keypoints)} keypoints, but the labels have "
-                f"{labelled}. Give labels of the same keypoints, or --task boxes."
-            )
-    return task
-
-
-def choose_sigmas(
-    sigmas: Sequence[float] | None, model: ModelUnderTest, ground_truth: GroundTruth
-) -> NDArray[np.float64] | None:
-    """Return the keypoint sigmas (keypoints,) for OKS.
-
-    The option ``sigmas`` comes first, then the field ``sigmas`` of the category, then COCO's for
-    models with 17 keypoints, else None. Raises :class:`EvaluationError` for another number of
-    sigmas than keypoints.
-    """
-    if sigmas is None:
-        categories = ground_truth.coco["categories"]
-        sigmas = next((entry["sigmas"] for entry in categories if "sigmas" in entry), None)
-    if sigmas is None:
-        return COCO_SIGMAS if len(model.keypoints) == len(COCO_SIGMAS) else None
-    values = np.array(sigmas, np.float64)
-    if values.shape != (len(model.keypoints),) or not (values > 0).all():
-        raise EvaluationError(
-            f"sigmas: received {len(sigmas)}; {model.name} has {len(model.keypoints)} keypoints. "
-            "Give one positive number for each."
-        )
-    return values
 
 
 def _run(source: DetectionSource, ground_truth: GroundTruth, steps: Steps) -> DetectionRun:

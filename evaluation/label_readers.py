@@ -8,7 +8,7 @@ from evaluation.errors import EvaluationError
 from evaluation.ground_truth import GroundTruth, LabelledImage
 from labels.coco import check_annotations, read_coco
 from labels.errors import DatasetError
-from labels.image_files import IMAGE_SUFFIXES, find_image
+from labels.image_files import IMAGE_SUFFIXES, find_image, image_path
 from labels.kitti import DONT_CARE, KittiLabels, read_kitti, read_projection
 from labels.voc import read_voc
 
@@ -40,7 +40,7 @@ def _from_coco(path: Path, image_dir: Path) -> GroundTruth:
     check_annotations(dataset)
     images = sorted(dataset.images, key=lambda image: int(image["id"]))
     return GroundTruth(
-        [LabelledImage(image["id"], image_dir / image["file_name"]) for image in images],
+        [LabelledImage(image["id"], image_path(image_dir, image["file_name"])) for image in images],
         {
             "info": {},
             "images": images,

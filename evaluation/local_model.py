@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from evaluation.detections import ImageDetections
 from evaluation.errors import EvaluationError
@@ -31,7 +32,8 @@ class LocalModel:
     """A package, loaded by the service's library; ``CENTERNET_*`` variables apply as there.
 
     ``decoder`` replaces the decoder of the package; ``image_options`` then maps an image and its
-    decoding options to those that the decoder receives. Raises :class:`EvaluationError`.
+    decoding options to those that the decoder receives. ``settings`` are those of
+    :func:`service.detector.load_detector`. Raises :class:`EvaluationError`.
     """
 
     def __init__(
@@ -39,15 +41,16 @@ class LocalModel:
         package: Path,
         decoder: Decoder | None = None,
         image_options: ImageOptions | None = None,
+        **settings: Any,
     ) -> None:
         try:
-            self._detector = load_detector(package)
+            self._detector = load_detector(package, **settings)
         except (PackageError, EngineUnavailableError) as error:
             raise EvaluationError(str(error)) from error
         if decoder is not None:
             self._detector.decoder = decoder
         self._image_options = image_options
-        self.model = _describe(self._detector.manifest, self._detector.engine.description)
+        self.model = describe_model(self._detector.manifest, self._detector.engine.description)
 
     def detect(
         self, images: Sequence[LabelledImage], on_result: Callable[[], object]
@@ -78,7 +81,8 @@ class LocalModel:
         return replace(options, detection=self._image_options(image, options.detection))
 
 
-def _describe(manifest: ModelManifest, engine: str) -> ModelUnderTest:
+def describe_model(manifest: ModelManifest, engine: str) -> ModelUnderTest:
+    """Return the model of ``manifest``, run by ``engine`` in this process."""
     decoder = manifest.decoder
     return ModelUnderTest(
         name=manifest.name,

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from model_export.engines import cli as build_cli
 
             return build_cli.main(args[1:])
+        if "--evaluate" in args:
+            install = "pip install 'centernet-serving[export,serve,eval]'"
         from model_export import cli
 
         return cli.main(args)

@@ -120,7 +120,7 @@ def _quantize(args: argparse.Namespace, steps: Steps) -> int:
 def _describe_int8_file(
     package: ModelPackage, artifact: OnnxArtifact, quantization: Quantization
 ) -> str:
-    agreement, precision = artifact.agreement, quantization.average_precision
+    agreement = artifact.agreement
     assert agreement is not None
     lines = [
         f"{package.path_of(artifact)}: {artifact.size_bytes / 1e6:.1f} MB, "
@@ -129,10 +129,9 @@ def _describe_int8_file(
         f"{agreement.matched} of {agreement.detections} detections agree with fp32 in "
         f"{agreement.inputs} images",
     ]
-    if precision is not None:
-        aps = (f"{name} {ap:.4f} (fp32 {precision.fp32[name]:.4f})"
-               for name, ap in precision.int8.items())  # fmt: skip
-        lines.append(f"AP on {precision.images} images: {', '.join(aps)}")
+    for one in quantization.average_precisions:
+        aps = (f"{name} {ap:.4f} (fp32 {one.fp32[name]:.4f})" for name, ap in one.int8.items())
+        lines.append(f"AP of {one.metric} on {one.images} images: {', '.join(aps)}")
     return "\n".join(lines)
 
 

@@ -10,10 +10,13 @@ from model_export.architectures import ARCHITECTURES
 from model_export.config import ExportConfig, ExportPrecision
 from model_export.engines.cli import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
-from model_export.quantize_package import MAX_CALIBRATION_IMAGES
+from model_export.quantize_package import (
+    MAX_AP_LOSS,
+    MAX_CALIBRATION_IMAGES,
+    MAX_CLASS_AP_LOSS,
+)
 from model_export.references import MAX_IMAGES
 from model_export.tasks import TASKS
-from model_export.verification.average_precision import MAX_AP_LOSS, MAX_CLASS_AP_LOSS
 from model_package import ResizeMode
 
 _FREE_SIZE_PX = 1536
@@ -62,8 +65,9 @@ def _add_quantize(command: argparse.ArgumentParser) -> None:
         f"with; the first {MAX_CALIBRATION_IMAGES} by name are used",
     )  # fmt: skip
     add(
-        "--evaluate", nargs=2, type=Path, metavar=("FILE", "DIR"),
-        help="COCO labels and their images, not those of --images: also refuse int8 if AP is more "
+        "--evaluate", nargs=2, type=Path, metavar=("LABELS", "DIR"),
+        help="labels (a COCO file, or a directory of Pascal VOC or KITTI files) and the directory "
+        "of their images, not those of --images: also refuse int8 if an AP of the task is more "
         f"than {MAX_AP_LOSS} lower, or more than {MAX_CLASS_AP_LOSS} for a class",
     )  # fmt: skip
 

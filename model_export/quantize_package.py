@@ -1,6 +1,6 @@
 """Addition of int8 files to a package: calibration, selection of float32 layers, verification."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,15 +8,10 @@ import numpy as np
 
 from model_export.errors import ImagesError, QuantizationError
 from model_export.onnx.quantize import Quantizer
-from model_export.verification.average_precision import (
-    LabelledImages,
-    measure_average_precision,
-    read_labels,
-)
+from model_export.verification.detection_agreement import verify_int8
 from model_export.verification.images import MAX_IMAGES, ImageArray, read_images
-from model_export.verification.int8_agreement import verify_int8
-from model_export.verification.onnx_vs_torch import onnx_runner
 from model_package import (
+    AveragePrecision,
     ModelManifest,
     ModelPackage,
     OnnxArtifact,
@@ -35,17 +30,32 @@ FLOAT_SHARES = (0.01, 0.05, 0.1)
 """Shares of the multiplications that stay float32, tried in this order. The first costs no time
 that could be measured; with more than the last, int8 is hardly faster than bf16."""
 
+MAX_AP_LOSS = 0.010
+"""Largest accepted loss of AP from fp32 to int8, about the step between two trainings."""
+MAX_CLASS_AP_LOSS = 0.020
+"""Largest accepted loss of a class, which has fewer objects and therefore varies more."""
 
 QUANTIZATION_STEPS = 3
 """Calls of ``progress`` in :func:`quantize_package` for each fp32 file."""
 
+_AveragePrecisions = Mapping[str, Mapping[str, float]]
+"""By metric, for ``all`` classes and by class."""
+
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """A COCO file and the directory of its images."""
+    """A COCO file, or a directory of Pascal VOC or KITTI files, and the directory of the images."""
 
     annotations: Path
     images: Path
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Labelled images; ``measure`` returns the APs of a serialized graph on them."""
+
+    images: int
+    measure: Callable[[bytes], _AveragePrecisions]
 
 
 @dataclass(frozen=True)
@@ -72,12 +82,10 @@ def quantize_package(
         recorded = _read_recorded_images(directory, manifest)
         spec = manifest.input
         images = read_images(image_dir, spec.height_px, spec.width_px, MAX_CALIBRATION_IMAGES)
-        labelled = None
-        if labels is not None:
-            labelled = read_labels(labels.annotations, labels.images, manifest)
+        evaluation = None if labels is None else _read_labels(labels, manifest)
         files = fp32_files(manifest)
         quantized = [
-            _quantize(directory / artifact.file, manifest, images, recorded, labelled, progress)
+            _quantize(directory / artifact.file, manifest, images, recorded, evaluation, progress)
             for artifact in files
         ]
         for artifact, result in zip(files, quantized, strict=True):
@@ -127,48 +135,84 @@ def _read_recorded_images(directory: Path, manifest: ModelManifest) -> Sequence[
     return list(images)
 
 
+def _read_labels(labels: LabelFiles, manifest: ModelManifest) -> _Evaluation:
+    """Read the labels. Imports libraries that only this needs."""
+    from model_export.verification.average_precision import measure_average_precision, read_labels
+
+    labelled = read_labels(labels.annotations, labels.images, manifest)
+    return _Evaluation(
+        len(labelled.ground_truth.images),
+        lambda onnx_file: measure_average_precision(onnx_file, manifest, labelled),
+    )
+
+
+def compare_average_precisions(
+    fp32: _AveragePrecisions, int8: _AveragePrecisions, images: int
+) -> tuple[AveragePrecision, ...]:
+    """Return the APs of both files on the same ``images`` by metric.
+
+    Raises :class:`QuantizationError` if an AP is more than :data:`MAX_AP_LOSS` lower in int8, or
+    that of a class more than :data:`MAX_CLASS_AP_LOSS`.
+    """
+    failed = [
+        f"{metric} of {name} {ap:.4f} in fp32 and {int8[metric][name]:.4f} in int8"
+        for metric, aps in fp32.items()
+        for name, ap in aps.items()
+        if not ap - int8[metric][name] <= (MAX_AP_LOSS if name == "all" else MAX_CLASS_AP_LOSS)
+    ]
+    if failed:
+        raise QuantizationError(
+            f"int8 loses too much AP: {'; '.join(failed)}. At most {MAX_AP_LOSS} is accepted for "
+            f"all classes, and {MAX_CLASS_AP_LOSS} for one."
+        )
+    return tuple(
+        AveragePrecision.model_validate(
+            {"metric": metric, "images": images, "fp32": aps, "int8": int8[metric]}
+        )
+        for metric, aps in fp32.items()
+    )
+
+
 def _quantize(
     fp32_file: Path,
     manifest: ModelManifest,
     images: Sequence[ImageArray],
     recorded: Sequence[ImageArray],
-    labelled: LabelledImages | None,
+    evaluation: _Evaluation | None,
     progress: Callable[[str], None],
 ) -> _QuantizedFile:
     """Quantize one file with as few float32 layers as its verification requires."""
     progress(f"Calibrate {fp32_file.name} with {len(images)} images")
-    names = [output.name for output in manifest.decoder.outputs()]
-    with Quantizer(fp32_file, images) as quantizer:
-        quantizer.quantize(quantizer.layers)  # measures the ranges of all layers
-        progress(f"Measure the effect of each of {len(quantizer.layers)} layers")
-        effects = quantizer.measure_effects(images[:EFFECT_IMAGES])
-        progress("Compare int8 with fp32")
-        problem: QuantizationError | None = None
-        for share in FLOAT_SHARES:
-            float_layers = quantizer.select_float_layers(effects, share)
-            quantized = [layer for layer in quantizer.layers if layer not in float_layers]
-            content = quantizer.quantize(quantized).SerializeToString()
-            try:
-                agreement = verify_int8(content, fp32_file, names, recorded, images[:MAX_IMAGES])
-                average_precision = None
-                if labelled is not None:
-                    average_precision = measure_average_precision(
-                        onnx_runner(fp32_file, names),
-                        onnx_runner(content, names),
-                        labelled,
-                        manifest,
-                    )
-            except QuantizationError as error:
-                problem = error
-                continue
-            quantization = Quantization(
-                tool=f"ONNX Runtime {load_onnxruntime().__version__}",
-                calibration_images=len(images),
-                quantized_layers=len(quantized),
-                float_layers=tuple(float_layers),
-                average_precision=average_precision,
+    quantizer = Quantizer(fp32_file, images)
+    progress(f"Measure the effect of each of {len(quantizer.layers)} layers")
+    effects = quantizer.measure_effects(images[:EFFECT_IMAGES])
+    progress("Compare int8 with fp32")
+    fp32_aps = {} if evaluation is None else evaluation.measure(fp32_file.read_bytes())
+    problem: QuantizationError | None = None
+    for share in FLOAT_SHARES:
+        float_layers = quantizer.select_float_layers(effects, share)
+        quantized = [layer for layer in quantizer.layers if layer not in float_layers]
+        content = quantizer.quantize(quantized).SerializeToString()
+        try:
+            agreement = verify_int8(
+                content, fp32_file, manifest.decoder, recorded, images[:MAX_IMAGES]
             )
-            return _QuantizedFile(content, quantization, agreement)
+            average_precisions: tuple[AveragePrecision, ...] = ()
+            if evaluation is not None:
+                average_precisions = compare_average_precisions(
+                    fp32_aps, evaluation.measure(content), evaluation.images
+                )
+        except QuantizationError as error:
+            problem = error
+            continue
+        quantization = Quantization(
+            tool=f"ONNX Runtime {load_onnxruntime().__version__}",
+            calibration_images=len(images),
+            quantized_layers=len(quantized),
+            float_layers=tuple(float_layers),
+            average_precisions=average_precisions,
+        )
+        return _QuantizedFile(content, quantization, agreement)
     raise QuantizationError(
         f"with {FLOAT_SHARES[-1]:.0%} of the multiplications in float32: {problem} Calibrate with "
         "more images of the objects that the network detects, or serve it in bf16 or fp32."

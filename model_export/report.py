@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from client.results import Detection, Keypoint
+from labels.outputs import Outputs, boxes_in_cells
 from model_export.architectures import OUTPUT_STRIDE
-from model_export.verification.comparison import EXCEPTIONS, Detections
-from model_export.verification.detection_agreement import boxes_in_cells
+from model_export.verification.comparison import EXCEPTIONS
 from model_export.verification.images import ImageArray
 from model_export.verification.onnx_vs_torch import Run, VerifiedImage, onnx_runner
 from model_package import ModelManifest, OnnxArtifact, Verification
@@ -169,7 +169,7 @@ def _draw(manifest: ModelManifest, index: int, verified: VerifiedImage) -> Drawi
 
 
 def _to_client(
-    outputs: Detections, manifest: ModelManifest, input_size: tuple[int, int]
+    outputs: Outputs, manifest: ModelManifest, input_size: tuple[int, int]
 ) -> list[Detection]:
     """Convert the outputs for one image to detections in pixels of the network input."""
     size = np.array(input_size)

@@ -251,11 +251,15 @@ class _ArtifactFile(_StrictModel):
 
 
 class AveragePrecision(_StrictModel):
-    """COCO's box AP over IoU 0.50...0.95 of both files on the same labelled images.
+    """AP of both files on the same labelled images.
 
-    The key ``all`` is the mean over the classes, the others are class names.
+    ``boxes``: COCO's AP of 2D boxes; ``poses``: COCO's AP by object keypoint similarity;
+    ``boxes_3d``: KITTI's AP in 3D for moderate objects at the official IoU, 0.7 for cars, else 0.5;
+    ``boxes_3d_low_iou``: at 0.5 for cars, else 0.25. The key ``all`` is the mean over the classes,
+    the others are class names.
     """
 
+    metric: Literal["boxes", "poses", "boxes_3d", "boxes_3d_low_iou"]
     images: int = Field(gt=0)
     fp32: dict[_Text, float]
     int8: dict[_Text, float]
@@ -273,8 +277,8 @@ class Quantization(_StrictModel):
     quantized_layers: int = Field(gt=0)
     float_layers: tuple[_Text, ...]
     """Names of the convolutions that stay float32, because int8 changes the maps most there."""
-    average_precision: AveragePrecision | None = None
-    """None without labelled images."""
+    average_precisions: tuple[AveragePrecision, ...] = ()
+    """By metric of the task; empty without labelled images."""
 
 
 class OnnxArtifact(_ArtifactFile):

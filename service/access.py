@@ -1,5 +1,6 @@
 """Authentication by API key, and rate limiting; both before the body is read."""
 
+import binascii
 import hashlib
 import hmac
 import math
@@ -73,7 +74,20 @@ def _received_key(headers: Mapping[str, str]) -> str | None:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    return headers.get(KEY_HEADER.lower())
+    # The header of its own first: a proxy may ask for Basic credentials that are not ours.
+    return headers.get(KEY_HEADER.lower()) or _basic_password(scheme, credentials)
+
+
+def _basic_password(scheme: str, credentials: str) -> str | None:
+    """Return the password of HTTP Basic authentication, for clients that have no other kind."""
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user_and_password = binascii.a2b_base64(credentials.strip()).decode()
+    except ValueError:  # binascii.Error and UnicodeDecodeError too
+        return None
+    _, separator, password = user_and_password.partition(":")
+    return password if separator else None
 
 
 class Access:

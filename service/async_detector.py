@@ -4,8 +4,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +34,7 @@ from service.image_pool import COST_WEIGHT, NO_COST, ImagePool
 from service.imaging.image_decoding import open_image
 from service.imaging.types import DecodingCost
 from service.observability.metrics import Metrics, ModelMetrics
+from service.observability.statistics import InferenceStatistics
 from service.observability.tracing import Tracing
 from service.options import RequestOptions
 from service.self_test import SelfTest
@@ -48,11 +53,26 @@ MAX_SIZE_DELAY_S = 10.0
 """Longest delay of a request because of its number of inputs."""
 
 
+@dataclass(frozen=True)
+class NetworkOutputs:
+    """Outputs of the network for the inputs of one request.
+
+    ``outputs``: arrays (n, ...) by name, with the dtypes and shapes of the manifest. ``stage_s``:
+    seconds per stage (queue, infer). ``batch_size``: of the largest batch that an input was part
+    of.
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    stage_s: Mapping[str, float]
+    batch_size: int
+
+
 class AsyncDetector:
     """A :class:`Detector` whose inputs are batched with those of concurrent calls.
 
-    ``pool``: threads that decode images and, if an image has several inputs, outputs. Call
-    :meth:`warm_up`, then :meth:`start` inside the event loop.
+    ``pool``: threads that decode images and, if an image has several inputs, outputs.
+    ``directory``: that of its package, if it has one. Call :meth:`warm_up`, then :meth:`start`
+    inside the event loop. Requests use it within :meth:`hold`.
     """
 
     def __init__(
@@ -62,11 +82,15 @@ class AsyncDetector:
         settings: Settings,
         metrics: Metrics,
         self_test: SelfTest | None = None,
+        directory: Path | None = None,
     ) -> None:
         self.detector = detector
+        self.directory = directory
         self.manifest = detector.manifest
         self.rules = detector.rules
         self.timings: Sequence[BatchTiming] = ()
+        self.statistics = InferenceStatistics()
+        self.max_queue_delay_s = settings.max_queue_delay_ms / 1000
         self._engine = detector.engine
         self.max_batch_size = settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
         if self._engine.max_batch_size is not None:
@@ -75,8 +99,13 @@ class AsyncDetector:
         self._settings = settings
         self._self_test = self_test
         self._self_test_error: str | None = None
-        self._metrics = ModelMetrics(metrics, self.manifest.name)
+        self._all_metrics = metrics
         self._tasks: list[asyncio.Task[None]] = []
+        self.on_prediction: Callable[[Image, RequestOptions, Prediction], None] | None = None
+        """Function that receives each image with its options and prediction."""
+        self._holders = 0
+        self._released = asyncio.Event()
+        self._released.set()
 
     @property
     def engine_description(self) -> str:
@@ -102,6 +131,7 @@ class AsyncDetector:
     def start(self, tracing: Tracing | None = None) -> None:
         """Start the batcher and the periodic self-test; call it inside the running event loop."""
         settings, spec = self._settings, self.manifest.input
+        self._metrics = ModelMetrics(self._all_metrics, self.manifest.name, self.manifest.version)
         run_latency = LatencyModel((timing.batch_size, timing.run_s) for timing in self.timings)
         images_per_s = max((timing.images_per_s for timing in self.timings), default=0.0)
         self.admission = Admission(
@@ -114,17 +144,16 @@ class AsyncDetector:
         )
         limits = BatchLimits(
             self.max_batch_size,
-            settings.max_queue_delay_ms / 1000,
+            self.max_queue_delay_s,
             self.max_batch_size * spec.height_px * spec.width_px,
             # Without timings, slope and base of the model cannot be distinguished.
             RUN_OVERHEAD_S if self.timings else None,
         )
-        observer = MetricsBatchObserver(self.manifest.name, self._metrics, tracing)
+        observer = MetricsBatchObserver(self.manifest.name, self._metrics, self.statistics, tracing)
         self._run_latency = run_latency
         self._batcher = Batcher(self._engine, limits, run_latency, observer)
         self._batcher.start()
         self._metrics.watch(
-            self.manifest.version,
             self.engine_description,
             images_per_s=images_per_s,
             limit=self.admission.limit,
@@ -137,11 +166,34 @@ class AsyncDetector:
         if self._self_test is not None and settings.self_test_interval_s:
             self._tasks.append(asyncio.create_task(self._repeat_self_test(self._self_test)))
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the detector running until the block ends, even if it is unloaded meanwhile."""
+        self._holders += 1
+        self._released.clear()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._released.set()
+
+    async def retire(self) -> None:
+        """Wait for the end of the last request that holds the detector, then stop it."""
+        while self._holders:
+            await self._released.wait()
+        await self.stop()
+
+    def remove_metrics(self) -> None:
+        """Remove the series of the model, once no other detector of its version is served."""
+        self._all_metrics.remove_model(self.manifest.name, self.manifest.version)
+
     async def stop(self) -> None:
         """Finish the admitted requests, then close the engine."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # their exceptions refer to the detector
         await self._batcher.stop()
 
     @property
@@ -172,7 +224,10 @@ class AsyncDetector:
         """
         left_s = scheduling.deadline_at - time.perf_counter()
         with CancelScope(Timeout(left_s, _deadline_exceeded)):
-            return await self._detect(image, options, scheduling)
+            prediction = await self._detect(image, options, scheduling)
+        if self.on_prediction is not None:
+            self.on_prediction(image, options, prediction)
+        return prediction
 
     async def draw(
         self,
@@ -230,8 +285,7 @@ class AsyncDetector:
         else:
             detections = await asyncio.wrap_future(self._pool.submit(postprocess, scheduling))
         stage_s["postprocess"] = time.perf_counter() - began_at
-        for stage, seconds in stage_s.items():
-            self._metrics.stage(stage, seconds)
+        self._record_stages(stage_s)
         largest = max(items, key=lambda item: item.batch_size)
         return Prediction(
             detections,
@@ -242,6 +296,32 @@ class AsyncDetector:
             largest.batch_size,
             largest.trigger,
         )
+
+    async def infer(
+        self, pixels: Sequence[NDArray[np.uint8]], scheduling: SchedulingOptions, *, flip: bool
+    ) -> NetworkOutputs:
+        """Return the outputs of the network for inputs of its default size.
+
+        ``pixels``: uint8 RGB (height, width, 3) of each input. ``flip``: run the artifact that
+        averages over the flipped image.
+
+        Raises :class:`DeadlineExceededError`, :class:`StoppingError` and :class:`EngineError`.
+        """
+        inputs = [BatchInput(image, flip, 1.0 + flip) for image in pixels]
+        left_s = scheduling.deadline_at - time.perf_counter()
+        with CancelScope(Timeout(left_s, _deadline_exceeded)):
+            items = await self._batcher.submit(inputs, scheduling)
+        stage_s = _engine_stages(items)
+        self._record_stages(stage_s)
+        outputs = {
+            name: np.stack([item.outputs[name] for item in items]) for name in items[0].outputs
+        }
+        return NetworkOutputs(outputs, stage_s, max(item.batch_size for item in items))
+
+    def _record_stages(self, stage_s: Mapping[str, float]) -> None:
+        for stage, seconds in stage_s.items():
+            self._metrics.stage(stage, seconds)
+        self.statistics.count_stages(stage_s)
 
     async def _repeat_self_test(self, self_test: SelfTest) -> None:
         """Run the self-test periodically, at the lowest priority."""

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -16,9 +17,11 @@ from command_line.progress import print_line
 from command_line.version import add_version_option
 from model_package import PackageError
 from service.access import KeyFileError
-from service.app import create_app
+from service.app import GrpcUnavailableError, create_app
 from service.cpu_cores import available_cores, share_quota
 from service.engines import EngineUnavailableError
+from service.grpc_port import reserved_grpc_port
+from service.http.label_studio.images import TokenFileError
 from service.http.uvicorn_server import Server, WorkerServer
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry, load_models
@@ -32,7 +35,10 @@ from service.workers import Worker, supervise
 
 _Settings = TypeVar("_Settings", bound=Settings)
 
-_START_ERRORS = (PackageError, EngineUnavailableError, KeyFileError, TracingUnavailableError)
+_START_ERRORS = (
+    *(PackageError, EngineUnavailableError),
+    *(KeyFileError, TokenFileError, TracingUnavailableError, GrpcUnavailableError),
+)
 _EXIT_INTERRUPTED = 130
 SWITCH_INTERVAL_S = 0.0005
 """GIL switch interval: how long an engine thread waits for the GIL after a run. Python's default of
@@ -61,13 +67,20 @@ def _serve(arguments: list[str]) -> None:
         "for this machine.",
     )
     settings = _read_settings(Settings, parser, arguments, worker)
-    if worker is None and settings.workers > 1:
-        cores = available_cores()
-        if settings.workers > cores:
-            _fail(f"workers: received {settings.workers}, but the process may use {cores} cores")
-        sys.exit(supervise(settings))
-    metrics = Metrics(None if worker is None else worker.index)
+    if worker is not None:
+        _run(settings.model_copy(update={"grpc_port": worker.grpc_port}), worker)
+        return
+    cores = available_cores()
+    if settings.workers > cores:
+        _fail(f"workers: received {settings.workers}, but the process may use {cores} cores")
+    with _reserved_grpc_port(settings) as settings:
+        if settings.workers > 1:
+            sys.exit(supervise(settings))
+        _run(settings, None)
 
+
+def _run(settings: Settings, worker: Worker | None) -> None:
+    metrics = Metrics(None if worker is None else worker.index)
     loader = make_loader(settings, metrics)
     try:
         app = create_app(
@@ -92,6 +105,16 @@ def _serve(arguments: list[str]) -> None:
         _fail(str(loader.error))
     if loader.error is not None:
         raise loader.error
+
+
+@contextmanager
+def _reserved_grpc_port(settings: Settings) -> Iterator[Settings]:
+    with ExitStack() as stack:
+        try:
+            settings = stack.enter_context(reserved_grpc_port(settings))
+        except OSError as error:
+            _fail(f"grpc_port: {settings.host}:{settings.grpc_port}: {error.strerror}")
+        yield settings
 
 
 def make_loader(settings: Settings, metrics: Metrics) -> ModelLoader:

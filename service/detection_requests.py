@@ -6,8 +6,8 @@ and the limits that hold for all of them.
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -39,31 +39,38 @@ class RequestHead:
 class RequestBody(Generic[Item]):
     """The body of a request.
 
-    ``size_bytes``: the encoded size of the items. ``head``: the head, replaced where the body
-    contains options; None if it does not. ``inputs_per_item``: network inputs of each item; None
-    for images, whose number of inputs depends on the options.
+    ``size_bytes``: the encoded size of the items. ``head``: the head, with the options of the body
+    if it has any. ``inputs_per_item``: network inputs of each item; None for images, whose number
+    of inputs depends on the options.
     """
 
     items: list[Item]
     size_bytes: int
-    head: RequestHead | None = None
+    head: RequestHead
     inputs_per_item: int | None = None
 
 
 @dataclass(frozen=True)
 class AcceptedRequest(Generic[Item]):
-    """A detection request that was admitted."""
+    """A detection request that a model has admitted.
+
+    ``places``: its places in the queue, which are released at the end of the request; a caller that
+    no longer needs them closes it before.
+    """
 
     detector: AsyncDetector
     options: RequestOptions
     scheduling: SchedulingOptions
     items: list[Item]
+    places: ExitStack
 
 
-ReadBody = Callable[[AsyncDetector, Callable[[int], None]], Awaitable[RequestBody[Item]]]
-"""Reader of the body of a request: receives the detector, and a function that it calls with the
-number of bytes before it holds them, which raises :class:`service.errors.QueueFullError` if the
-bodies of other requests use all memory."""
+Claim = Callable[[int], None]
+"""Reserves memory for a number of bytes of a body, until the end of the request; raises
+:class:`service.errors.QueueFullError` if the bodies of other requests use all of it."""
+
+ReadBody = Callable[[AsyncDetector, RequestHead, Claim], Awaitable[RequestBody[Item]]]
+"""Reader of the body of a request for a model."""
 
 
 @asynccontextmanager
@@ -71,40 +78,67 @@ async def accept_request(
     state: ServiceState,
     record: RequestRecord,
     model: str | None,
+    version: str | None,
     read_head: Callable[[], RequestHead],
     read_body: ReadBody[Item],
 ) -> AsyncIterator[AcceptedRequest[Item]]:
-    """Read a detection request and admit it until the block ends.
+    """Read a request for one model and admit it until the block ends.
 
-    ``model``: its name, None for the default model. ``read_head`` and ``read_body`` raise the
-    errors of :mod:`service.errors` for what the protocol does not accept.
+    ``model``: its name, None for the default model; ``version``: None for its newest version. See
+    :func:`accept_request_for_models`.
+    """
+    models = [(model, version)]
+    async with accept_request_for_models(state, record, models, read_head, read_body) as [accepted]:
+        yield accepted
 
-    Order: model, options of the head, admission check without the body, body with its options,
+
+@asynccontextmanager
+async def accept_request_for_models(
+    state: ServiceState,
+    record: RequestRecord,
+    models: Sequence[tuple[str | None, str | None]],
+    read_head: Callable[[], RequestHead],
+    read_body: ReadBody[Item],
+) -> AsyncIterator[list[AcceptedRequest[Item]]]:
+    """Read a request for one or several models and admit it, by all or none, until the block ends.
+
+    ``models``: names and versions. They run until the block ends, even if they are unloaded
+    meanwhile. ``read_head`` and ``read_body`` raise the errors of :mod:`service.errors` for what
+    the protocol does not accept; the latter receives the first model.
+
+    Order: models, options of the head, admission check without the body, body with its options,
     admission. A request occupies places in the queue only once its whole body has arrived, so that
     slow uploads occupy none.
 
     Raises the errors of :mod:`service.errors` for head, body, options and queue.
     """
     received_at = time.perf_counter()
-    detector = state.loader.models.get(model)
-    record.model = detector.manifest.name
-    head = read_head()
-    options = detector.rules.complete(head.parameters)
-    # Under overload most requests are rejected here, before their bodies cost anything.
-    detector.admission.check(options.inputs.count, received_at + head.allowed_s)
-    with state.bodies.hold() as claim:
+    with ExitStack() as held:
+        detectors = [held.enter_context(state.loader.models.lease(*model)) for model in models]
+        for detector in detectors:
+            held.enter_context(detector.statistics.count_request())
+        claim = held.enter_context(state.bodies.hold())
+        record.model = ",".join(detector.manifest.name for detector in detectors)
+        head = read_head()
+        options = [detector.rules.complete(head.parameters) for detector in detectors]
+        # Under overload most requests are rejected here, before their bodies cost anything.
+        for detector, its_options in zip(detectors, options, strict=True):
+            detector.admission.check(its_options.inputs.count, received_at + head.allowed_s)
         with CancelScope(state.stopping):
-            body = await read_body(detector, claim)
+            body = await read_body(detectors[0], head, claim)
         record.record_body(body.size_bytes)
-        if body.head is not None:
+        if body.head is not head:
             head = body.head
-            options = detector.rules.complete(head.parameters)
+            options = [detector.rules.complete(head.parameters) for detector in detectors]
         deadline_at = min(
-            received_at + head.allowed_s,
-            time.perf_counter() + state.settings.request_timeout_s,
+            received_at + head.allowed_s, time.perf_counter() + state.settings.request_timeout_s
         )
-        places = (body.inputs_per_item or options.inputs.count) * len(body.items)
-        offset_s = PRIORITY_OFFSETS_S[head.priority] - detector.size_delay_s(places)
-        scheduling = SchedulingOptions(deadline_at, offset_s)
-        with detector.admission.admit(places, deadline_at):
-            yield AcceptedRequest(detector, options, scheduling, body.items)
+        accepted = []
+        for detector, its_options in zip(detectors, options, strict=True):
+            count = (body.inputs_per_item or its_options.inputs.count) * len(body.items)
+            offset_s = PRIORITY_OFFSETS_S[head.priority] - detector.size_delay_s(count)
+            scheduling = SchedulingOptions(deadline_at, offset_s)
+            places = held.enter_context(ExitStack())
+            places.enter_context(detector.admission.admit(count, deadline_at))
+            accepted.append(AcceptedRequest(detector, its_options, scheduling, body.items, places))
+        yield accepted

@@ -4,8 +4,10 @@ head     -> MalformedRequestError, SlowHeadError, RouterError, UnauthorizedError
             NotAcceptableError
 body     -> EmptyBodyError, BodyTooLargeError, BadFormError, BadJsonError, SlowBodyError,
             UnsupportedMediaTypeError
-image    -> UnsupportedImageError, BadImageError, ImageSizeError
-request  -> InvalidOptionError, UnknownModelError, ModelUnavailableError
+image    -> UnsupportedImageError, BadImageError, ImageSizeError, ImageAddressError,
+            ImageFetchError
+request  -> InvalidOptionError, InvalidInferenceRequestError, LabelingConfigError,
+            UnsupportedOperationError, UnknownModelError, ModelUnavailableError
 queue    -> NotReadyError, QueueFullError, DeadlineUnreachableError, StoppingError,
             DeadlineExceededError
 engine   -> EngineError, RestartRequiredError
@@ -132,6 +134,19 @@ class ImageSizeError(ServiceError):
     status, code, title = 413, "image_size", "The image size is not supported"
 
 
+class ImageAddressError(ServiceError):
+    """The address of an image is not one that the service requests."""
+
+    status, code, title = 422, "image_address", "The address of the image is not accepted"
+
+
+class ImageFetchError(ServiceError):
+    """An image could not be requested from Label Studio."""
+
+    status, code, title = 502, "image_fetch_failed", "The image could not be requested"
+    retryable = True
+
+
 class TooManyInputsError(ServiceError):
     """The request needs more network inputs than the queue of the model holds."""
 
@@ -142,6 +157,24 @@ class InvalidOptionError(ServiceError):
     """An option is unknown, out of range or not supported by the model."""
 
     status, code, title = 422, "invalid_option", "A request option is not valid"
+
+
+class InvalidInferenceRequestError(ServiceError):
+    """A tensor or a parameter of an inference request is not one that the model accepts."""
+
+    status, code, title = 400, "invalid_inference_request", "The inference request is not valid"
+
+
+class UnsupportedOperationError(ServiceError):
+    """The service does not have this part of a protocol."""
+
+    status, code, title = 501, "unsupported_operation", "The operation is not supported"
+
+
+class LabelingConfigError(ServiceError):
+    """A labeling configuration of Label Studio is invalid or has nothing of the model."""
+
+    status, code, title = 422, "labeling_config", "The labeling configuration cannot be used"
 
 
 class UnknownModelError(ServiceError):

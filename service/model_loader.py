@@ -1,9 +1,8 @@
 """Background loading of the models, while the server already responds to probes."""
 
-import asyncio
-import threading
 from collections.abc import Callable
 
+from service.daemon_thread import call_in_daemon_thread
 from service.errors import NotReadyError
 from service.model_registry import ModelRegistry
 from service.observability.tracing import Tracing
@@ -36,37 +35,16 @@ class ModelLoader:
         Sets :attr:`error` if that fails.
         """
         try:
-            models = self._loaded or await self._load_in_thread()
+            models = self._loaded
+            if models is None:
+                models = await call_in_daemon_thread(
+                    "model-loader", lambda: self._load(self._report_step)
+                )
         except Exception as error:
             self.error = error
             return
         models.start(tracing)
         self._models = models
-
-    async def _load_in_thread(self) -> ModelRegistry:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[ModelRegistry] = loop.create_future()
-
-        def finish(models: ModelRegistry | None, error: BaseException | None) -> None:
-            if done.cancelled():
-                return
-            if models is None:
-                done.set_exception(error or RuntimeError("no models were loaded"))
-            else:
-                done.set_result(models)
-
-        def load() -> None:
-            models, error = None, None
-            try:
-                models = self._load(self._report_step)
-            except BaseException as caught:  # of any type: the task must receive it
-                error = caught
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(finish, models, error)
-
-        # A daemon thread, so that SIGTERM does not wait for a large model.
-        threading.Thread(target=load, name="model-loader", daemon=True).start()
-        return await done
 
     def _report_step(self, step: str) -> None:
         self._step = step

@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from labels.output_agreement import (
     AGREEMENT_LIMITS,
     SCORE_TOLERANCES,
-    Outputs,
-    count_agreeing,
+    Agreement,
+    AgreementLimits,
+    combine_agreements,
+    compare_outputs,
 )
+from labels.outputs import Outputs
 from model_package import InputSpec, ModelManifest, ModelPackage, PackageInvalidError
 from service.cpu_cores import available_cores
 from service.engines import Engine, EngineUnavailableError, open_engine
@@ -37,7 +40,8 @@ class SelfTest:
     """Images of one model, and the outputs that a reference engine gives for them.
 
     ``images``: uint8 RGB (n, height, width, 3); ``outputs`` by name, (n, ...). ``is_recorded``:
-    whether they are from the package.
+    whether they are from the package; then detections are compared, in lower precisions from
+    ``score_threshold``, that of the model.
     """
 
     def __init__(
@@ -46,10 +50,12 @@ class SelfTest:
         outputs: Mapping[str, NDArray[Any]],
         *,
         is_recorded: bool = False,
+        score_threshold: float = 0.0,
     ) -> None:
         self.pixels = images[0]
         """The image of the periodic self-test."""
         self.is_recorded = is_recorded
+        self._score_threshold = score_threshold
         self._images = images
         self._rows = [_row(outputs, index) for index in range(len(images))]
 
@@ -73,23 +79,42 @@ class SelfTest:
         """Run the engine on every image.
 
         Raises :class:`EngineUnavailableError` if a score differs by more than the tolerance of the
-        engine's precision or, with recorded outputs, if too few detections agree within its limits.
+        engine's precision or, with recorded outputs, if too few detections match within its limits.
         """
-        limits = AGREEMENT_LIMITS.get(engine.precision) if self.is_recorded else None
-        agreeing = counted = 0
+        # The detections of fp16 files were compared when the package was made.
+        compares_detections = self.is_recorded and engine.precision != "fp16"
+        limits = AGREEMENT_LIMITS[engine.precision]
+        agreements = []
         for image, reference in zip(self._images, self._rows, strict=True):
             outputs = _row(engine.run(image[np.newaxis]), 0)
             if error := _score_error(reference, outputs, SCORE_TOLERANCES[engine.precision]):
                 raise EngineUnavailableError(f"{engine.description}: {error}")
-            if limits is not None:
-                counts = count_agreeing(reference, outputs, limits)
-                agreeing, counted = agreeing + counts[0], counted + counts[1]
-        if limits is not None and agreeing < limits.min_share * max(limits.min_count, counted):
-            raise EngineUnavailableError(
-                f"{engine.description}: {agreeing} of {counted} detections in the recorded images "
-                f"agree with the references of the package; at least {limits.min_share:.0%} of "
-                f"at least {limits.min_count} must."
-            )
+            if compares_detections:
+                agreements.append(
+                    compare_outputs(reference, outputs, limits, self._score_threshold)
+                )
+        if compares_detections:
+            _check_agreement(combine_agreements(agreements), limits, engine)
+
+
+def _check_agreement(agreement: Agreement, limits: AgreementLimits, engine: Engine) -> None:
+    if agreement.is_within(limits):
+        return
+    keypoints = ""
+    if agreement.keypoints:
+        keypoints = (
+            f", and {agreement.keypoints_matched} of {agreement.keypoints} of their keypoints"
+        )
+    needed = f"at least {limits.min_share:.0%} must"
+    if agreement.compared < limits.min_count:
+        needed = (
+            f"at least {limits.min_count} are needed. Record images with more objects with "
+            "centernet-export references"
+        )
+    raise EngineUnavailableError(
+        f"{engine.description}: {agreement.matched} of {agreement.compared} detections in the "
+        f"recorded images match the references of the package{keypoints}; {needed}."
+    )
 
 
 def make_self_test(package: ModelPackage, engine: Engine) -> SelfTest:
@@ -124,7 +149,8 @@ def _read_references(path: Path, manifest: ModelManifest) -> SelfTest:
         for output in manifest.decoder.outputs():
             shape = (len(images), *output.shape)
             _check_array(output.name, outputs[output.name], output.dtype, shape)
-        return SelfTest(images, outputs, is_recorded=True)
+        threshold = manifest.decoder.score_threshold
+        return SelfTest(images, outputs, is_recorded=True, score_threshold=threshold)
     except Exception as error:  # NumPy raises any exception for a damaged file
         raise PackageInvalidError(
             f"{path} does not contain references of this model: {error}. "

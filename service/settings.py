@@ -4,9 +4,9 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cpu_cores import available_cores
@@ -19,6 +19,16 @@ _SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT.*|PORT_.+)")
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 _ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
+_SHADOW = re.compile(
+    r"(?P<name>[a-z0-9_-]+):(?P<version>[A-Za-z0-9._+-]+)=(?P<share>[0-9]*\.?[0-9]+)"
+)
+
+
+class Shadow(NamedTuple):
+    """A version of a model that runs on a share of the requests, to be compared."""
+
+    version: str
+    share: float
 
 
 def split_commas(value: Any) -> Any:
@@ -39,6 +49,9 @@ def _split_names(value: object) -> object:
 
 
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
+_Triggers = Annotated[
+    tuple[Literal["explicit", "signal", "poll"], ...], NoDecode, BeforeValidator(_split_names)
+]
 
 
 class Settings(BaseSettings):
@@ -58,6 +71,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the Open Inference Protocol over gRPC, on the same address; 0 selects "
+        "a free one. Needs the extra `grpc`. Default: no gRPC.",
+    )
     workers: int = Field(
         1,
         ge=1,
@@ -69,10 +89,37 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="The model of POST /detect; may be omitted if there is only one model."
     )
+    model_versions: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Newest versions of each model that are served side by side. Requests that "
+        "name no version use the newest.",
+    )
+    model_control: _Triggers = Field(
+        (),
+        description="What changes the models while they are served, separated by commas: "
+        "`explicit` (the requests to load and unload models of the Open Inference Protocol), "
+        "`signal` (SIGHUP), `poll` (changes in the directory). Default: nothing.",
+    )
+    model_poll_s: float = Field(
+        5.0,
+        ge=0.1,
+        le=86400,
+        description="Seconds between two readings of the directory with the model control `poll`. "
+        "Changed files are loaded when two readings find them equal.",
+    )
+    shadow: _Names = Field(
+        (),
+        description="Versions that run, while capacity is free, on a share of the requests of the "
+        "version that is served, to be compared with it in the metrics: NAME:VERSION=SHARE, such "
+        "as people:2=0.1; separated by commas. They are loaded in addition and are never the "
+        "default.",
+    )
     strict_start: bool = Field(
         False,
         description="End the start if any package cannot be loaded. Otherwise the other packages "
-        "are served, and requests for that model get 503.",
+        "are served, and requests for a model without any get 503.",
     )
     backend: Literal[
         "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"
@@ -237,6 +284,16 @@ class Settings(BaseSettings):
         description="Origins of web pages that may call the API, such as https://example.org; "
         "separated by commas.",
     )
+    label_studio_url: str | None = Field(
+        None,
+        description="Label Studio whose files the routes /label-studio may request, such as "
+        "https://labels.example.org; the service requests no other address.",
+    )
+    label_studio_token_file: Path | None = Field(
+        None,
+        description="File with the access token of a user of that Label Studio, who sees the "
+        "projects that are to be annotated.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
@@ -248,12 +305,13 @@ class Settings(BaseSettings):
         "`otel`.",
     )
 
-    @field_validator("port", mode="before")
+    @field_validator("port", "grpc_port", mode="before")
     @classmethod
-    def _not_a_service_link(cls, port: object) -> object:
+    def _not_a_service_link(cls, port: object, info: ValidationInfo) -> object:
         if isinstance(port, str) and port.startswith("tcp://"):
+            service = "centernet" if info.field_name == "port" else "centernet-grpc"
             raise ValueError(
-                f"received {port!r}, which Kubernetes sets beside a Service named 'centernet'; "
+                f"received {port!r}, which Kubernetes sets beside a Service named {service!r}; "
                 "set enableServiceLinks: false in the pod, or choose another name for the Service"
             )
         return port
@@ -276,12 +334,35 @@ class Settings(BaseSettings):
                 )
         return origins
 
-    @field_validator("otlp_endpoint")
+    @field_validator("otlp_endpoint", "label_studio_url")
     @classmethod
     def _is_url(cls, endpoint: str | None) -> str | None:
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
             raise ValueError(f"received {endpoint!r}; expected a URL such as http://localhost:4318")
         return endpoint
+
+    @field_validator("shadow")
+    @classmethod
+    def _are_shadows(cls, shadows: tuple[str, ...]) -> tuple[str, ...]:
+        names = []
+        for text in shadows:
+            match = _SHADOW.fullmatch(text)
+            if match is None:
+                raise ValueError(
+                    f"received {text!r}; expected NAME:VERSION=SHARE, such as people:2=0.1"
+                )
+            if not 0 < float(match["share"]) <= 1:
+                raise ValueError(f"received {text!r}; the share must be more than 0 and at most 1")
+            names.append(match["name"])
+        if len(set(names)) != len(names):
+            raise ValueError(f"received {', '.join(shadows)}; give one version of each model")
+        return shadows
+
+    @property
+    def shadows(self) -> dict[str, Shadow]:
+        """The shadow of each model that has one."""
+        matches = filter(None, map(_SHADOW.fullmatch, self.shadow))
+        return {match["name"]: Shadow(match["version"], float(match["share"])) for match in matches}
 
     @model_validator(mode="after")
     def _backend_can_be_built(self) -> Self:
@@ -293,6 +374,23 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"build_engines works with one worker, received {self.workers} workers: each would "
                 "build the same engines; run centernet-export build before the start"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _label_studio_has_a_token(self) -> Self:
+        if (self.label_studio_url is None) != (self.label_studio_token_file is None):
+            raise ValueError(
+                "label_studio_url and label_studio_token_file belong together: set both, or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _models_are_controlled_in_every_worker(self) -> Self:
+        if "explicit" in self.model_control and self.workers > 1:
+            raise ValueError(
+                f"model_control explicit works with one worker, received {self.workers} workers: a "
+                "request reaches one of them; use signal or poll, which reach all"
             )
         return self
 

@@ -17,7 +17,8 @@ class ServiceState:
     """State shared by all requests of one process.
 
     ``draining``: set when no further requests should be sent to the service; ``stopping``: set when
-    bodies are no longer read. ``peers``: the other worker processes, if there are several.
+    bodies are no longer read; ``reload``: set to load the packages as they are now. ``peers``: the
+    other worker processes, if there are several.
     """
 
     loader: ModelLoader
@@ -27,4 +28,5 @@ class ServiceState:
     access: Access
     draining: asyncio.Event
     stopping: CancelSignal
+    reload: asyncio.Event
     peers: Peers | None

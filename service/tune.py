@@ -22,7 +22,7 @@ from service.batching.types import BatchInput, BatchLimits, BatchRun
 from service.detector import open_model_engine
 from service.engines import Engine
 from service.engines.batch_sizes import power_of_two_batch_sizes
-from service.model_registry import find_packages
+from service.model_repository import find_packages
 from service.self_test import draw_test_image
 from service.settings import Settings
 from service.warmup import BatchTiming, time_batches

@@ -41,6 +41,7 @@ class Worker:
     ``listener``: file descriptor of the listening socket; ``folder``: directory of the sockets on
     which the workers answer each other; ``supervisor_pid``: its parent process. ``listens_first``:
     it listens before its models are loaded, so that probes are answered during the start.
+    ``grpc_port``: port that all workers listen on for gRPC; None for no gRPC.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Worker:
     folder: str
     supervisor_pid: int
     listens_first: bool
+    grpc_port: int | None
 
     @classmethod
     def from_environment(cls) -> Self | None:
@@ -92,17 +94,24 @@ class _Supervisor:
         cores, count = sorted(os.sched_getaffinity(0)), settings.workers
         self._slots = [
             _Slot(
-                Worker(index, count, listener.fileno(), folder, os.getpid(), index == 0),
+                Worker(
+                    *(index, count, listener.fileno(), folder, os.getpid()),
+                    listens_first=index == 0,
+                    grpc_port=settings.grpc_port,
+                ),
                 set(cores[index * len(cores) // count : (index + 1) * len(cores) // count]),
             )
             for index in range(count)
         ]
         self._signals: list[int] = []
+        self._forwards_reload = "signal" in settings.model_control
 
     def run(self) -> int:
         """Return the exit status, negative for a signal."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        if self._forwards_reload:
+            signal.signal(signal.SIGHUP, self._on_reload)
         status = None
         is_ready = False
         while status is None and not self._signals:
@@ -120,6 +129,11 @@ class _Supervisor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._signals.append(number)
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        for slot in self._slots:
+            slot.must_reload = True
 
     def _replace_ended(self) -> int | None:
         """Start the workers that do not run; return an exit status if the service must end."""
@@ -156,6 +170,8 @@ class _Slot:
         """Time of the next start; None while the process runs."""
         self._failures = 0
         self.has_been_ready = False
+        self.must_reload = False
+        """Whether to send SIGHUP to the process once it is ready; it may have no handler before."""
 
     @property
     def is_running(self) -> bool:
@@ -171,9 +187,13 @@ class _Slot:
             if now >= self._start_at:
                 self._start(now)
             return None
-        self.has_been_ready = self.has_been_ready or self._worker.socket_path.exists()
+        is_ready = self._worker.socket_path.exists()
+        self.has_been_ready = self.has_been_ready or is_ready
         status = self.process.poll()
         if status is None:
+            if is_ready and self.must_reload:
+                self.must_reload = False
+                self.process.send_signal(signal.SIGHUP)
             return None
         index = self._worker.index
         if not self.has_been_ready:
@@ -199,6 +219,7 @@ class _Slot:
                 process_group=0,
             )
         self._started_at, self._start_at = now, None
+        self.must_reload = False  # it reads the packages as they are now
 
 
 @contextmanager

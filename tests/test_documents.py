@@ -8,7 +8,7 @@ import yaml
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md")
 ROOTS = (
-    "benchmarks/|client/|docker/|docs/|evaluation/|labels/|model_export/|model_package/|models/|"
+    "benchmarks/|client/|deploy/|docker/|docs/|evaluation/|labels/|model_export/|model_package/|models/|"
     "reports/|service/|tests/|training/"
 )
 

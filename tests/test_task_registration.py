@@ -13,11 +13,12 @@ import pytest
 
 import model_package
 from evaluation.model_under_test import TASKS as EVALUATION_TASKS
+from labels.output_agreement import AGREEMENT_LIMITS
+from labels.outputs import measure, split_kinds
 from model_export.architectures import ARCHITECTURES, CENTER_TASKS
 from model_export.config import ExportConfig, resolve_export
 from model_export.tasks import TASKS
-from model_export.verification import detection_agreement
-from model_export.verification.comparison import measure, split_kinds
+from model_export.verification.comparison import TOLERANCES
 from model_package import Decoder
 from service.decoders import DECODERS
 from service.decoders.types import Detections
@@ -100,9 +101,11 @@ def test_every_output_has_tolerances(task: str) -> None:
     kinds = split_kinds(outputs)
     none = np.zeros(0, np.int64)
     measured = {name for kind in kinds for name in measure(kind, none, kind, none)}
-    in_agreement = {*detection_agreement.TOLERANCES, "boxes", "sizes"}  # "overlap" covers both
-    place = "TOLERANCES in model_export/verification/detection_agreement.py"
-    check(measured & in_agreement, measured, place)
+    place = "TOLERANCES in model_export/verification/comparison.py"
+    check(measured & TOLERANCES.keys(), measured, place)
+    in_agreement = {*AGREEMENT_LIMITS["fp16"].tolerances(), "boxes", "sizes"}
+    place = "AgreementLimits.tolerances in labels/output_agreement.py"
+    check(measured & in_agreement, measured, place)  # "overlap" covers boxes and sizes
 
 
 def resolve(task: str) -> model_package.Decoder:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from benchmarks.comparison.servers import DEFAULT, FULL_DECODE
+from benchmarks.comparison.servers import DEFAULT, OWN
 from benchmarks.figures import COLOURS, svg_figure
 from benchmarks.quartiles import format_quartiles, quartiles
 from evaluation.report import markdown_row, markdown_table
@@ -145,7 +145,7 @@ def _bars(
         if not (values := measure(_turns(case, server))):
             continue
         low, middle, high = quartiles(values)
-        colour = COLOURS[0] if server in (DEFAULT, FULL_DECODE) else _OTHER_COLOUR
+        colour = COLOURS[0] if server in OWN else _OTHER_COLOUR
         axes.barh(row, middle, color=colour, xerr=[[middle - low], [high - middle]])
         axes.annotate(f" {middle:.3g}", (high, row), va="center")
     axes.set_yticks(range(len(servers)), servers)

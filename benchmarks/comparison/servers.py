@@ -36,9 +36,13 @@ DEFAULT = "centernet-serving"
 """This service with its default settings."""
 FULL_DECODE = "centernet-serving-full-decode"
 """This service with ``scaled_decoding`` off: JPEGs are decoded at full size, as by all others."""
+WORKERS = "centernet-serving-workers"
+"""This service with ``--workers``, as many as there are cores."""
 MINIMAL = "minimal"
 """``minimal_server.py``: a reference point, not a service."""
-LOCAL = (DEFAULT, FULL_DECODE, MINIMAL)
+OWN = (DEFAULT, FULL_DECODE, WORKERS)
+"""This service."""
+LOCAL = (*OWN, MINIMAL)
 """Servers that run from this checkout, in the current environment."""
 
 
@@ -108,7 +112,7 @@ def _triton_detections(body: bytes) -> list[dict[str, Any]]:
 SERVERS = {
     server.name: server
     for server in (
-        # No configuration is tuned: default settings except for scaled_decoding.
+        # No configuration is tuned: default settings except for scaled_decoding and workers.
         Server(FULL_DECODE, [Configuration(0, 0, 0, 0, "full decode")], "/detect", lambda _: []),
         # Detections are not verified: networks with random weights detect other objects in JPEGs
         # decoded at a fraction of their size. docs/measurements/image_decoding.md evaluates the
@@ -116,6 +120,13 @@ SERVERS = {
         Server(
             DEFAULT,
             [Configuration(0, 0, 0, 0, "defaults")],
+            "/detect",
+            lambda _: [],
+            min_matched_fraction=0.0,
+        ),
+        Server(
+            WORKERS,
+            [Configuration(2, 1, 1, 0)],
             "/detect",
             lambda _: [],
             min_matched_fraction=0.0,
@@ -386,7 +397,8 @@ def _local_command(
     backend, precision = CPU_ENGINES[engine]
     return [
         *("-c", "from service.cli import main; main()", "--models", str(model)),
-        *("--port", str(port), "--scaled-decoding", str(server.name == DEFAULT).lower()),
+        *("--port", str(port), "--scaled-decoding", str(server.name != FULL_DECODE).lower()),
+        *("--workers", str(max(1, configuration.workers))),
         *("--backend", backend, "--precision", precision),
         # No access log, as with the other servers.
         *("--log-level", "warning"),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_check.engines import open_precision, precisions
 from benchmarks.gpu_check.notes import Notes
+from labels.output_agreement import AGREEMENT_LIMITS, combine_agreements
 from model_package import ModelPackage
 from service.engines import Engine
 
@@ -108,17 +109,13 @@ def _compare_fp16(
     expected: Sequence[Detections],
     detections: Sequence[tuple[int, Detections]],
 ) -> Row:
-    from model_export.verification.detection_agreement import (
-        MIN_MATCHED_FRACTION,
-        combine_agreements,
-        measure_agreement,
-    )
+    from model_export.verification.detection_agreement import compare_fp16
 
     agreement = combine_agreements(
-        [measure_agreement(expected[index], actual) for index, actual in detections]
+        [compare_fp16(expected[index], actual) for index, actual in detections]
     )
     return {
-        "agrees": agreement.matched_fraction >= MIN_MATCHED_FRACTION,
+        "agrees": agreement.is_within(AGREEMENT_LIMITS["fp16"]),
         "matched": agreement.matched_fraction,
         "worst_errors": dict(agreement.worst_errors),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from model_export.errors import OnnxFileError
 from model_export.key_mappings.objects_as_points import HEADS
@@ -86,7 +86,8 @@ def _load(path: Path) -> onnx.ModelProto:
 def _check_parts(model: onnx.ModelProto, path: Path) -> None:
     """Reject custom operators, loops and invalid models."""
     nodes = list(islice(_nodes(model.graph), MAX_NODES + 1))
-    custom = {entry.domain for entry in [*nodes, *model.opset_import]} - _STANDARD_DOMAINS
+    domains = {node.domain for node in nodes} | {entry.domain for entry in model.opset_import}
+    custom = domains - _STANDARD_DOMAINS
     if custom or model.functions:
         names = _shown(sorted(custom, key=str)) or "functions"
         raise OnnxFileError(

@@ -10,6 +10,7 @@ largest sizes.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,43 +33,39 @@ _QUANTIZED_OPERATORS = ("Conv", "ConvTranspose")
 class Quantizer:
     """Makes int8 versions of one ONNX file from one calibration.
 
-    The graph has the input ``images``, uint8 RGB (N, height, width, 3). Raises
+    The constructor runs the file on all ``images`` to measure the ranges of the activations. The
+    graph has the input ``images``, uint8 RGB (N, height, width, 3). Raises
     :class:`QuantizationError` if ONNX Runtime cannot quantize it.
     """
 
     def __init__(self, onnx_file: Path, images: Sequence[ImageArray]) -> None:
+        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
         self._model = onnx.load(onnx_file)
         _name_nodes(self._model)
         self.layers = tuple(_names_of_layers(self._model))
         """Names of the convolutions, in the order of the graph."""
         if not self.layers:
             raise QuantizationError(f"{onnx_file} has no convolution that could be quantized.")
-        self._multiplications = _count_multiplications(self._model, self.layers, images[0].shape)
-        self._directory = TemporaryDirectory(prefix="quantization-")
-        self._images = images
-
-    def __enter__(self) -> "Quantizer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._directory.cleanup()
+        self._multiplications = _count_multiplications(self._model, self.layers, images[0])
+        add_pre_process_metadata(self._model)  # exported graphs are optimized already
+        with _translated_errors():
+            self._ranges = _measure_ranges(self._model, images)
 
     def quantize(self, layers: Collection[str]) -> ModelProto:
         """Return the model with ``layers`` in int8 and all other layers in float32."""
-        from onnxruntime.quantization import QuantType, quantize_static
-        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+        from onnxruntime.quantization import QuantType, quantize_static, save_tensors_data
 
-        output = Path(self._directory.name) / "int8.onnx"
-        ranges = Path(self._directory.name) / "ranges.json"
         model = ModelProto()
         model.CopyFrom(self._model)
-        add_pre_process_metadata(model)  # exported graphs are optimized already
-        try:
+        with TemporaryDirectory(prefix="quantization-") as directory, _translated_errors():
+            output, ranges = (Path(directory) / name for name in ("int8.onnx", "ranges.json"))
+            save_tensors_data(self._ranges, ranges)
             quantize_static(
                 model,
                 output,
-                None if ranges.exists() else _CalibrationImages(self._images),
-                calibration_cache_path=ranges,  # written in the first call
+                None,
+                calibration_cache_path=ranges,
                 op_types_to_quantize=list(_QUANTIZED_OPERATORS),
                 nodes_to_quantize=list(layers),
                 per_channel=True,
@@ -82,9 +79,7 @@ class Quantizer:
                     "OpTypesToExcludeOutputQuantization": list(_QUANTIZED_OPERATORS),
                 },
             )
-        except Exception as error:  # of any class, by the library
-            raise QuantizationError(f"ONNX Runtime cannot quantize the file: {error}") from error
-        quantized = onnx.load(output)
+            quantized = onnx.load(output)
         _read_float_values(quantized, layers)
         return quantized
 
@@ -130,6 +125,26 @@ class _CalibrationImages:
         return None if image is None else {"images": image[np.newaxis]}
 
 
+def _measure_ranges(model: ModelProto, images: Sequence[ImageArray]) -> Any:
+    """Return the extreme values of the inputs and outputs of all convolutions, as TensorsData."""
+    from onnxruntime.quantization import create_calibrator
+
+    with TemporaryDirectory(prefix="calibration-") as directory:
+        path, augmented_path = (Path(directory) / name for name in ("in.onnx", "augmented.onnx"))
+        onnx.save(model, path)
+        calibrator = create_calibrator(path, list(_QUANTIZED_OPERATORS), str(augmented_path))
+        calibrator.collect_data(_CalibrationImages(images))
+        return calibrator.compute_data()
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of any class, by the library
+        raise QuantizationError(f"ONNX Runtime cannot quantize the file: {error}") from error
+
+
 def _read_float_values(model: ModelProto, layers: Collection[str]) -> None:
     """Let all nodes but ``layers`` read the float32 values instead of the dequantized ones.
 
@@ -164,32 +179,26 @@ def _names_of_layers(model: ModelProto) -> Iterator[str]:
 
 
 def _count_multiplications(
-    model: ModelProto, layers: Collection[str], image_shape: Sequence[int]
+    model: ModelProto, layers: Collection[str], image: ImageArray
 ) -> dict[str, int]:
-    """Return the multiplications of each layer for one image of ``image_shape``."""
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    del fixed.graph.value_info[:]
-    for dimension, size in zip(
-        fixed.graph.input[0].type.tensor_type.shape.dim, (1, *image_shape), strict=True
-    ):
-        dimension.dim_value = size
-    inferred = onnx.shape_inference.infer_shapes(fixed).graph
-    cells = {
-        value.name: prod(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[2:])
-        for value in inferred.value_info
-    }
+    """Return the multiplications of each layer for ``image``.
+
+    Sizes are measured, because imported files have values whose shape cannot be inferred.
+    """
     weights = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
-    counts = {
+    nodes = [node for node in model.graph.node if node.name in layers]
+    extended = ModelProto()
+    extended.CopyFrom(model)
+    for node in nodes:
         # Each cell of the output of a convolution, or of the input of a transposed one.
-        node.name: weights[node.input[1]]
-        * cells.get(node.output[0] if node.op_type == "Conv" else node.input[0], 0)
-        for node in model.graph.node
-        if node.name in layers
+        value = node.output[0] if node.op_type == "Conv" else node.input[0]
+        shape = onnx.helper.make_node("Shape", [value], [f"{node.name}:shape"])
+        extended.graph.node.append(shape)
+    (shapes,) = _run(extended, [f"{node.name}:shape" for node in nodes], [image])
+    return {
+        node.name: weights[node.input[1]] * prod(shape[2:].tolist())
+        for node, shape in zip(nodes, shapes, strict=True)
     }
-    if unknown := [name for name, count in counts.items() if count == 0]:
-        raise QuantizationError(f"the sizes of the layers {unknown[:5]} cannot be inferred.")
-    return counts
 
 
 def _names_of_maps(model: ModelProto) -> Iterator[str]:

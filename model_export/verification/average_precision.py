@@ -1,136 +1,84 @@
-"""Average precision (AP) of ONNX files with center-point outputs on labelled images."""
+"""Average precision (AP) of ONNX files on labelled images, measured by ``centernet-eval``'s code.
 
-from collections.abc import Iterator, Mapping, Sequence
+The extras ``serve`` and ``eval`` contain the libraries that this needs besides those of the export.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluation.metrics.coco import box_scores
-from labels.coco import check_annotations, read_coco
-from labels.errors import DatasetError
-from model_export.errors import ImagesError, QuantizationError
-from model_export.verification.comparison import Detections
-from model_export.verification.images import ImageArray, read_image
-from model_export.verification.onnx_vs_torch import Run
-from model_package import AveragePrecision, CornerPairsDecoder, CornerTripletsDecoder, ModelManifest
+from evaluation.errors import EvaluationError
+from evaluation.ground_truth import GroundTruth, check_images, map_to_classes
+from evaluation.label_readers import read_ground_truth
+from evaluation.local_model import LocalModel, describe_model
+from evaluation.tasks import average_precisions, check_task, choose_sigmas
+from model_export.errors import ImagesError
+from model_package import ModelManifest, draft_package
 
-MAX_AP_LOSS = 0.010
-"""Largest accepted loss of AP from fp32 to int8, about the step between two trainings."""
-MAX_CLASS_AP_LOSS = 0.020
-"""Largest accepted loss of a class, which has fewer objects and therefore varies more."""
+AveragePrecisions = Mapping[str, Mapping[str, float]]
+"""AP by metric, for ``all`` and by class; see :func:`evaluation.tasks.average_precisions`."""
+
+_ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """COCO labels with the class ids of a model as category ids; the directory of the images."""
+    """Labels with the class ids of a model; ``sigmas``: those of the keypoints of poses."""
 
-    coco: Mapping[str, Any]
-    directory: Path
+    ground_truth: GroundTruth
+    sigmas: NDArray[np.float64] | None
 
 
 def read_labels(annotations: Path, directory: Path, manifest: ModelManifest) -> LabelledImages:
-    """Read the labels of the model's classes, which are found by name.
+    """Read the labels of the model's classes and task; ``directory`` has the images.
 
-    Raises :class:`ImagesError`, also for a model whose outputs are corners: their boxes need the
-    suppression of the service.
+    ``annotations``: a COCO file, or a directory of Pascal VOC or KITTI files. Raises
+    :class:`ImagesError`.
     """
-    if isinstance(manifest.decoder, CornerPairsDecoder | CornerTripletsDecoder):
-        raise ImagesError(
-            f"AP is measured for models with center points, not for {manifest.decoder.kind}. Leave "
-            "out --evaluate, and compare the precisions with centernet-eval."
-        )
+    model = describe_model(manifest, "")
     try:
-        dataset = read_coco(annotations)
-        check_annotations(dataset)
-    except DatasetError as error:
-        raise ImagesError(str(error)) from error
-    class_ids = {name: index for index, name in enumerate(manifest.classes)}
-    categories = {
-        category["id"]: class_ids[category["name"]]
-        for category in dataset.categories
-        if category["name"] in class_ids
-    }
-    labels = [
-        {**label, "id": number, "category_id": categories[label["category_id"]]}
-        for number, label in enumerate(dataset.annotations, start=1)
-        if label["category_id"] in categories
-    ]
-    if not labels:
+        ground_truth = read_ground_truth(annotations, directory)
+        check_images(ground_truth)
+        check_task(model.task, model, ground_truth)
+        ground_truth = map_to_classes(ground_truth, model.classes)
+        sigmas = choose_sigmas(None, model, ground_truth) if model.task == "poses" else None
+    except EvaluationError as error:
+        raise ImagesError(f"{annotations}: {error}") from error
+    if model.task == "poses" and sigmas is None:
         raise ImagesError(
-            f"{annotations} has no labels of the classes {', '.join(manifest.classes[:5])}. Give "
-            "labels with these category names."
+            f"{annotations} has no sigmas for the {len(model.keypoints)} keypoints of the model: "
+            'add "sigmas" to the category, one number per keypoint.'
         )
-    boxes = ({"area": label["bbox"][2] * label["bbox"][3], "iscrowd": 0} for label in labels)
-    coco = {
-        "info": {},
-        "images": list(dataset.images),
-        "annotations": [defaults | label for defaults, label in zip(boxes, labels, strict=True)],
-        "categories": [{"id": index, "name": name} for name, index in class_ids.items()],
-    }
-    return LabelledImages(coco, directory)
+    return LabelledImages(ground_truth, sigmas)
 
 
 def measure_average_precision(
-    run_fp32: Run, run_int8: Run, labelled: LabelledImages, manifest: ModelManifest
-) -> AveragePrecision:
-    """Measure the AP of both files on the same images.
+    onnx_file: bytes, manifest: ModelManifest, labelled: LabelledImages
+) -> AveragePrecisions:
+    """Measure the APs of a serialized graph in ONNX Runtime on the CPU.
 
-    Images are resized to the input without their aspect ratio. Raises :class:`ImagesError`, and
-    :class:`QuantizationError` if AP or the AP of a class is more than :data:`MAX_AP_LOSS` or
-    :data:`MAX_CLASS_AP_LOSS` lower in int8.
+    Images are processed as the service processes them. Raises :class:`ImagesError` for images that
+    cannot be read, and for labels without an object that counts.
     """
-    spec = manifest.input
-    results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for image in labelled.coco["images"]:
-        pixels, size = read_image(
-            labelled.directory / image["file_name"], spec.height_px, spec.width_px
-        )
-        for run, rows in zip((run_fp32, run_int8), results, strict=True):
-            rows += _coco_results(run(pixels[np.newaxis])[0], image["id"], pixels, size, manifest)
-    fp32, int8 = (_average_precisions(labelled.coco, rows) for rows in results)
-    losses = {name: fp32[name] - int8[name] for name in fp32}
-    failed = [
-        f"{name} {fp32[name]:.4f} in fp32 and {int8[name]:.4f} in int8"
-        for name, loss in losses.items()
-        if loss > (MAX_AP_LOSS if name == "all" else MAX_CLASS_AP_LOSS)
-    ]
-    if failed:
-        raise QuantizationError(
-            f"int8 loses too much AP: {'; '.join(failed)}. At most {MAX_AP_LOSS} is accepted for "
-            f"all classes, and {MAX_CLASS_AP_LOSS} for one."
-        )
-    return AveragePrecision(images=len(labelled.coco["images"]), fp32=fp32, int8=int8)
-
-
-def _average_precisions(
-    coco: Mapping[str, Any], results: Sequence[dict[str, Any]]
-) -> dict[str, float]:
-    scores = box_scores(coco, results)
-    per_class = {name: ap for name, (ap, _, _) in scores.per_class.items() if ap == ap}
-    return {"all": scores.summary["AP"], **per_class}
-
-
-def _coco_results(
-    detections: Detections,
-    image_id: int,
-    pixels: ImageArray,
-    size: tuple[int, int],
-    manifest: ModelManifest,
-) -> Iterator[dict[str, Any]]:
-    """Yield the detections in COCO's result format; ``size``: width and height of the image."""
-    decoder = manifest.decoder
-    assert not isinstance(decoder, CornerPairsDecoder | CornerTripletsDecoder)
-    scale = decoder.output_stride * np.divide(size, (pixels.shape[1], pixels.shape[0]))
-    sizes = detections["sizes"] * scale
-    corners = detections["centers"] * scale - sizes / 2
-    for corner, extent, score, class_id in zip(
-        corners, sizes, detections["scores"], detections["class_ids"], strict=True
-    ):
-        yield {
-            "image_id": image_id,
-            "category_id": int(class_id),
-            "bbox": [*corner.tolist(), *extent.tolist()],
-            "score": float(score),
-        }
+    images = labelled.ground_truth.images
+    with TemporaryDirectory(prefix="average-precision-") as parent:
+        # As the float32 file of a package: the backend refuses the other precisions.
+        with draft_package(Path(parent, "package")) as draft:
+            (draft.directory / _ONNX_FILE).write_bytes(onnx_file)
+            artifacts = (draft.describe_artifact(_ONNX_FILE),)
+            changes = {"artifacts": artifacts, "references": None}
+            package = draft.publish(manifest.model_copy(update=changes))
+        try:
+            model = LocalModel(package.directory, backend="onnxruntime-cpu", precision="fp32")
+            detections = model.detect(images, lambda: None).detections
+        except EvaluationError as error:
+            raise ImagesError(str(error)) from error
+    metrics = average_precisions(model.model, labelled.ground_truth, detections, labelled.sigmas)
+    for name, aps in metrics.items():
+        if aps["all"] != aps["all"]:  # NaN
+            raise ImagesError(f"the labels have no object that counts for the AP of {name}.")
+    return metrics

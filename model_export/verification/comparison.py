@@ -1,11 +1,10 @@
 """Comparison of two sets of detections of one image.
 
-Detections are matched by class and position, never by rank: two scores that agree to six digits
+Outputs are matched by class and position, never by rank: two scores that agree to six digits
 may be ranked differently by two runtimes, which shifts every later row.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labels.matching import match_greedily
+from labels.outputs import (
+    MAX_NEIGHBOUR_TIES,
+    NEIGHBOUR_CELLS,
+    Outputs,
+    add_exceptions,
+    distances_between,
+    measure,
+    split_kinds,
+)
 from model_export.errors import VerificationError
 
 TOLERANCES: Mapping[str, float] = {
@@ -35,15 +43,6 @@ errors grow with the value; keypoints are relative to the center. All lie well a
 differences between two float32 runtimes (about 1e-6 and 1e-5), and below the effect of a wrong
 operator, a swapped channel or fp16.
 """
-
-_MATCHED_EXACTLY = frozenset({"class_ids"})
-"""Outputs that are equal in all matched detections, so no difference is measured."""
-
-NEIGHBOUR_CELLS = 2.0
-"""Largest distance of two centers in adjacent cells: one cell, and their offsets."""
-
-MAX_NEIGHBOUR_TIES = 0.05
-"""Share of an image's detections that may be peaks in only one of the two because of rounding."""
 
 _MAX_REASSIGNED = 0.01
 """Share of an image's keypoints that may have been assigned to another peak, or to none.
@@ -69,9 +68,6 @@ EXCEPTIONS: Mapping[str, str] = {
 }
 """What is accepted without a match, by reason; scores are nearly equal within their tolerance."""
 
-Detections = Mapping[str, NDArray[Any]]
-"""Outputs for one image by name, as the decoders of :mod:`model_package` describe them."""
-
 _Indices = NDArray[np.int64]
 
 Heatmap = NDArray[np.floating[Any]]
@@ -92,8 +88,8 @@ class Comparison:
 
 
 def compare(
-    reference: Detections,
-    candidate: Detections,
+    reference: Outputs,
+    candidate: Outputs,
     where: str,
     tolerances: Mapping[str, float] = TOLERANCES,
     heatmap: Heatmap | None = None,
@@ -116,25 +112,6 @@ def compare(
     return _combine([_compare_kind(*kind, where, tolerances, heatmap) for kind in kinds])
 
 
-def split_kinds(outputs: Detections) -> list[Detections]:
-    """Separate corner pairs and centers; other outputs are of one kind.
-
-    Every kind has ``scores`` (0: an empty row), ``class_ids`` and ``boxes`` or ``centers``.
-    """
-    if "boxes" not in outputs:
-        return [outputs]
-    of_centers = {
-        "scores": "center_scores",
-        "class_ids": "center_class_ids",
-        "centers": "centers",
-    }
-    pairs = {name: values for name, values in outputs.items() if name not in of_centers.values()}
-    kinds: list[Detections] = [{**pairs, "scores": np.maximum(outputs["scores"], 0.0)}]
-    if "centers" in outputs:
-        kinds.append({name: outputs[output] for name, output in of_centers.items()})
-    return kinds
-
-
 def _combine(comparisons: Sequence[Comparison]) -> Comparison:
     """Combine the comparisons of all kinds of one image."""
     worst_errors: dict[str, float] = {}
@@ -149,17 +126,9 @@ def _combine(comparisons: Sequence[Comparison]) -> Comparison:
     )
 
 
-def add_exceptions(exceptions: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return the sum of several counts, by reason."""
-    total: Counter[str] = Counter()
-    for counts in exceptions:
-        total.update(counts)
-    return {reason: count for reason, count in total.items() if count}
-
-
 def _compare_kind(
-    reference: Detections,
-    candidate: Detections,
+    reference: Outputs,
+    candidate: Outputs,
     where: str,
     tolerances: Mapping[str, float],
     heatmap: Heatmap | None,
@@ -199,9 +168,7 @@ def _compare_kind(
     )
 
 
-def match(
-    reference: Detections, candidate: Detections, radius_cells: float
-) -> tuple[_Indices, _Indices]:
+def match(reference: Outputs, candidate: Outputs, radius_cells: float) -> tuple[_Indices, _Indices]:
     """Match each detection to the nearest unmatched one of its class within ``radius_cells``.
 
     Returns the indices of the matched detections in ``reference`` and in ``candidate``.
@@ -212,42 +179,10 @@ def match(
     return match_greedily(-distances, -radius_cells)
 
 
-def measure(
-    reference: Detections, reference_rows: _Indices, candidate: Detections, candidate_rows: _Indices
-) -> dict[str, NDArray[np.float64]]:
-    """Return the differences of each output over the pairs, in the units of :data:`TOLERANCES`.
-
-    Raises :class:`ValueError` for an output without a tolerance.
-    """
-    if missing := sorted(reference.keys() - TOLERANCES.keys() - _MATCHED_EXACTLY):
-        raise ValueError(f"the outputs {missing} have no tolerance: add them to TOLERANCES.")
-    return {
-        name: _differences(name, reference, reference_rows, candidate, candidate_rows)
-        for name in reference
-        if name not in _MATCHED_EXACTLY
-    }
-
-
-def _differences(
-    name: str,
-    reference: Detections,
-    reference_rows: _Indices,
-    candidate: Detections,
-    candidate_rows: _Indices,
-) -> NDArray[np.float64]:
-    values = reference[name][reference_rows].astype(np.float64)
-    differences: NDArray[np.float64] = np.abs(candidate[name][candidate_rows] - values)
-    if name in ("scores", "centers", "keypoint_scores", "boxes", "corner_scores"):
-        return differences
-    if name == "keypoints":
-        values = values - reference["centers"][reference_rows][:, np.newaxis]
-    return differences / np.maximum(np.abs(values), 1.0)
-
-
 def _errors(
-    reference: Detections,
+    reference: Outputs,
     reference_rows: _Indices,
-    candidate: Detections,
+    candidate: Outputs,
     candidate_rows: _Indices,
     where: str,
     tolerances: Mapping[str, float],
@@ -271,18 +206,10 @@ def _errors(
     return errors, int(moved.sum())
 
 
-def distances_between(a: Detections, b: Detections) -> NDArray[np.float32]:
-    """Return the distances in cells, (len(a), len(b)); infinite between classes."""
-    position = "boxes" if "boxes" in a else "centers"
-    distances: NDArray[np.float32] = np.abs(a[position][:, np.newaxis] - b[position]).max(axis=2)
-    distances[a["class_ids"][:, np.newaxis] != b["class_ids"]] = np.inf
-    return distances
-
-
 def _check_unmatched(
-    detections: Detections,
+    detections: Outputs,
     matched: _Indices,
-    others: Detections,
+    others: Outputs,
     finding: str,
     tolerances: Mapping[str, float],
     heatmap: Heatmap | None,
@@ -313,7 +240,7 @@ def _check_unmatched(
     return exceptions
 
 
-def _scores_around(heatmap: Heatmap, detections: Detections, row: int) -> Heatmap:
+def _scores_around(heatmap: Heatmap, detections: Outputs, row: int) -> Heatmap:
     """Return the scores of the detection's class map around its cell."""
     reach = int(NEIGHBOUR_CELLS) + 1
     column, line = np.floor(detections["centers"][row]).astype(int)

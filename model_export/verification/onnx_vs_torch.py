@@ -10,19 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from labels.outputs import Outputs, add_exceptions, measure, split_kinds
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import VerificationError
-from model_export.verification.comparison import (
-    TOLERANCES,
-    Comparison,
-    Detections,
-    Heatmap,
-    add_exceptions,
-    compare,
-    match,
-    measure,
-    split_kinds,
-)
+from model_export.verification.comparison import TOLERANCES, Comparison, Heatmap, compare, match
 from model_package import Verification
 from model_package.onnxruntime import load_onnxruntime
 
@@ -43,14 +34,14 @@ MAX_WIDENING = 50.0
 _ROUNDING_RADIUS_CELLS = 0.1  # of one detection between float32 and float64
 
 Image = NDArray[np.uint8]
-Run = Callable[[NDArray[np.uint8]], list[Detections]]
+Run = Callable[[NDArray[np.uint8]], list[Outputs]]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Detections of the network in one image, and the heatmap of the centers, if there is one."""
+    """Outputs of the network in one image, and the heatmap of the centers, if there is one."""
 
-    detections: Detections
+    detections: Outputs
     heatmap: Heatmap | None
 
 
@@ -63,8 +54,8 @@ class VerifiedImage:
     """
 
     image: Image
-    reference: Detections
-    found: Detections
+    reference: Outputs
+    found: Outputs
     worst_error: float
 
 
@@ -124,7 +115,7 @@ def _run_reference(graph: DetectionGraph, output_names: Sequence[str], image: Im
 def torch_runner(graph: nn.Module, output_names: Sequence[str]) -> Run:
     """Return a function from a batch of images to the detections of each, run in PyTorch."""
 
-    def run(images: NDArray[np.uint8]) -> list[Detections]:
+    def run(images: NDArray[np.uint8]) -> list[Outputs]:
         with torch.inference_mode():
             outputs = [output.numpy() for output in graph(torch.from_numpy(images))]
         return _rows(output_names, outputs)
@@ -142,11 +133,11 @@ def onnx_runner(onnx_file: Path | bytes, output_names: Sequence[str]) -> Run:
     return lambda images: _rows(output_names, session.run(list(output_names), {"images": images}))
 
 
-def _rows(names: Sequence[str], outputs: Sequence[NDArray[np.generic]]) -> list[Detections]:
+def _rows(names: Sequence[str], outputs: Sequence[NDArray[np.generic]]) -> list[Outputs]:
     return [dict(zip(names, rows, strict=True)) for rows in zip(*outputs, strict=True)]
 
 
-def run_on_all(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, Detections]]:
+def run_on_all(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, Outputs]]:
     """Run every image alone and some as a batch: image index, description and detections."""
     alone = [
         (index, f"image {index}", run_file(image[np.newaxis])[0])
@@ -163,7 +154,7 @@ def run_on_all(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, D
 
 def _compare_all(
     references: Sequence[Reference],
-    outputs: Sequence[tuple[int, str, Detections]],
+    outputs: Sequence[tuple[int, str, Outputs]],
     tolerances: Mapping[str, float],
 ) -> tuple[Verification, list[Comparison]]:
     comparisons = [
@@ -253,7 +244,7 @@ def _tolerances_for_rounding(
     return tolerances
 
 
-def _rounding_errors(exact: Detections, reference: Detections) -> dict[str, float]:
+def _rounding_errors(exact: Outputs, reference: Outputs) -> dict[str, float]:
     """Return the worst error of each output over the matched detections of one kind."""
     pairs = match(exact, reference, _ROUNDING_RADIUS_CELLS)
     worst = {}

@@ -1,12 +1,14 @@
 """Negotiation of compressed responses."""
 
+from collections.abc import Collection
+
 from starlette.datastructures import Headers
 
 
-def accepts_gzip(headers: Headers) -> bool:
-    """Return whether ``Accept-Encoding`` names gzip, without the weight 0."""
+def choose_encoding(headers: Headers, supported: Collection[str]) -> str | None:
+    """Return the first encoding of ``Accept-Encoding`` that is supported, without the weight 0."""
     for item in headers.get("accept-encoding", "").lower().split(","):
         coding, _, weight = item.partition(";")
-        if coding.strip() == "gzip":
-            return weight.replace(" ", "").rstrip("0.") != "q="
-    return False
+        if coding.strip() in supported and weight.replace(" ", "").rstrip("0.") != "q=":
+            return coding.strip()
+    return None

@@ -5,38 +5,34 @@ and options. Boxes are integers and clipped to the image.
 """
 
 import json
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 
 from service.access import KEY_HEADER
 from service.detector import Prediction
 from service.errors import ServiceError, UnauthorizedError
 from service.http.access import require_key
 from service.http.detection_requests import detect_in_image
+from service.http.image_route import ImageRoute
 from service.http.problem_details import record_error
 from service.http.request_body import BodyFields
 from service.http.request_scope import request_record
 from service.http.state import service_state
 
 
-class _FormRoute(APIRoute):
+class _FormRoute(ImageRoute):
     """A route whose API key may be a field of the body, and whose errors have DeepStack's form."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
-
-        async def handle(request: Request) -> Response:
-            try:
-                has_key = _has_key(request)
-                return _json(200, await endpoint(request, has_key, **request.path_params))
-            except ServiceError as error:
-                body = {"success": False, "error": error.detail, "code": error.status}
-                return _json(error.status, body, record_error(request, error))
-
-        return handle
+    async def respond(self, request: Request) -> Response:
+        """Call the endpoint with ``has_key``: whether the headers have a key."""
+        try:
+            has_key = _has_key(request)
+            return _json(200, await self.endpoint(request, has_key, **request.path_params))
+        except ServiceError as error:
+            body = {"success": False, "error": error.detail, "code": error.status}
+            return _json(error.status, body, record_error(request, error))
 
 
 deepstack = APIRouter(prefix="/v1/vision", route_class=_FormRoute, include_in_schema=False)

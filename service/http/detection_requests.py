@@ -9,7 +9,13 @@ from starlette.requests import Request
 from model_package import ModelManifest
 from service.async_detector import AsyncDetector
 from service.cancellation import CancelScope
-from service.detection_requests import AcceptedRequest, RequestBody, RequestHead, accept_request
+from service.detection_requests import (
+    AcceptedRequest,
+    Claim,
+    RequestBody,
+    RequestHead,
+    accept_request,
+)
 from service.detector import Prediction
 from service.http.query_parameters import read_parameters, read_scheduling_headers
 from service.http.request_body import BodyFields, read_body
@@ -37,6 +43,7 @@ def accept_images(
     model: str | None,
     max_images: int,
     to_options: Callable[[BodyFields], BodyFields] = dict,
+    version: str | None = None,
 ) -> AbstractAsyncContextManager[AcceptedRequest[bytes]]:
     """Read a request with encoded images and admit it until the block ends.
 
@@ -46,7 +53,7 @@ def accept_images(
     state = service_state(request)
 
     async def read_images(
-        detector: AsyncDetector, claim: Callable[[int], None]
+        detector: AsyncDetector, head: RequestHead, claim: Claim
     ) -> RequestBody[bytes]:
         del detector
         settings = state.settings
@@ -55,11 +62,12 @@ def accept_images(
         )
         size_bytes = sum(len(image) for image in body.images)
         options = to_options(body.options)
-        head = read_head(request, options) if options else None
-        return RequestBody(body.images, size_bytes, head)
+        return RequestBody(
+            body.images, size_bytes, read_head(request, options) if options else head
+        )
 
     return accept_request(
-        state, request_record(request), model, lambda: read_head(request), read_images
+        state, request_record(request), model, version, lambda: read_head(request), read_images
     )
 
 
@@ -72,13 +80,14 @@ async def detect_in_image(
     model: str | None,
     to_options: Callable[[BodyFields], BodyFields] = dict,
     then: Callable[[AcceptedRequest[bytes], Prediction], Awaitable[None]] = _do_nothing,
+    version: str | None = None,
 ) -> tuple[ModelManifest, Prediction]:
     """Detect objects in the image of a request; the arguments are those of :func:`accept_images`.
 
     ``then`` is called with the prediction while the image is still in memory. Returns the manifest
     of the model and its prediction, which is added to the request's record.
     """
-    async with accept_images(request, model, 1, to_options) as accepted:
+    async with accept_images(request, model, 1, to_options, version) as accepted:
         with CancelScope(disconnect_signal(request)):
             prediction = await accepted.detector.detect(
                 accepted.items[0], accepted.options, accepted.scheduling

@@ -1,4 +1,4 @@
-"""The route class of the detection endpoints."""
+"""The route class of the endpoints that receive images."""
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
@@ -13,15 +13,20 @@ class ImageRoute(APIRoute):
 
     FastAPI documents it as any other route, but does not solve dependencies, validate parameters
     or serialize the result: for a rejected request, that costs several times as much as
-    everything else (docs/adr/0013-image-route.md). The rate limit and the API key are checked here.
+    everything else (docs/adr/0013-image-route.md). A protocol that takes keys elsewhere, or whose
+    errors have a form of their own, overrides :meth:`respond`.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the endpoint and send its response; the application handles exceptions."""
-        if scope["method"] != "POST":
+        """Send the response of :meth:`respond`; the application handles exceptions."""
+        if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
-        request = Request(scope, receive)
+        response = await self.respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def respond(self, request: Request) -> Response:
+        """Check the rate limit and the API key, and call the endpoint."""
         check_key_and_rate(request)
         response: Response = await self.endpoint(request, **request.path_params)
-        await response(scope, receive, send)
+        return response

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Collection
 
@@ -15,13 +14,12 @@ from service.http.request_scope import set_request_record
 from service.http.state import state_of
 from service.observability.logs import log_request
 from service.observability.metrics import Metrics
-from service.observability.request_record import RequestRecord, current_record, new_request_id
+from service.observability.request_record import RequestRecord, choose_request_id, current_record
 from service.observability.tracing import Tracing, read_trace_context
 
 _log = logging.getLogger(__name__)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -127,7 +125,7 @@ def _new_record(scope: Scope) -> RequestRecord:
     headers = dict(reversed(scope["headers"]))  # the first of several
     received_id = headers.get(b"x-request-id", b"").decode("latin-1")
     return RequestRecord(
-        request_id=received_id if _REQUEST_ID.fullmatch(received_id) else new_request_id(),
+        request_id=choose_request_id(received_id),
         client=scope["client"][0] if scope.get("client") else "unknown",
         parent=read_trace_context(Headers(scope=scope)) if b"traceparent" in headers else None,
     )

@@ -1,13 +1,17 @@
 """Several models in one image: ``POST /detect/models?models=people,road_vehicles``."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from fastapi import Request, Response
 
 from service.async_detector import AsyncDetector
 from service.cancellation import CancelScope
-from service.detection_requests import RequestBody
+from service.detection_requests import (
+    Claim,
+    RequestBody,
+    RequestHead,
+    accept_request_for_models,
+)
 from service.errors import InvalidOptionError, ServiceError
 from service.http.detection_requests import read_head
 from service.http.problem_details import problem_of
@@ -17,7 +21,7 @@ from service.http.response_formats import NATIVE, RequestedFormat
 from service.http.responses import to_json, to_response
 from service.http.schemas import DetectResponse, MultiModelResponse, Problem
 from service.http.state import service_state
-from service.multi_model_requests import accept_for_models, detect_with_models
+from service.multi_model_requests import detect_with_models
 
 MODELS_PARAMETER = "models"
 MAX_MODELS = 16
@@ -37,21 +41,25 @@ async def detect_with_several_models(request: Request) -> Response:
     others = (MODELS_PARAMETER,)
 
     async def read_image(
-        detector: AsyncDetector, claim: Callable[[int], None]
+        detector: AsyncDetector, head: RequestHead, claim: Claim
     ) -> RequestBody[bytes]:
         del detector
         body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s, claim, 1)
         options = requested.take_from(body.options)
-        head = read_head(request, options, others) if options else None
+        head = read_head(request, options, others) if options else head
         return RequestBody(body.images, len(body.images[0]), head)
 
-    async with accept_for_models(
-        state, record, names, lambda: read_head(request, others=others), read_image
+    async with accept_request_for_models(
+        state,
+        record,
+        [(name, None) for name in names],
+        lambda: read_head(request, others=others),
+        read_image,
     ) as accepted:
         with CancelScope(disconnect_signal(request)):
-            results = await detect_with_models(accepted)
+            results = await detect_with_models(state, accepted)
     parts: list[DetectResponse | Problem] = []
-    for part, result in zip(accepted.parts, results, strict=True):
+    for part, result in zip(accepted, results, strict=True):
         if isinstance(result, ServiceError):
             state.metrics.errors.labels(result.code).inc()
             problem = problem_of(result, request.scope["path"], record.request_id)

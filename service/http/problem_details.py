@@ -31,6 +31,8 @@ _RETRY_AFTER_FIELD: Mapping[str, Any] = {
     }
 }
 _WITH_RETRY_AFTER = frozenset({429, 503})
+_OPEN_INFERENCE = "/v2/"
+"""Prefix of the paths of the Open Inference Protocol, whose clients read ``error``."""
 HANDLED = (ServiceError, HTTPException, ClientDisconnect)
 """The exceptions that :func:`problem_response` handles."""
 
@@ -130,6 +132,8 @@ def _response(
     request: Request, error: ServiceError, extra_headers: Mapping[str, str] | None = None
 ) -> Response:
     headers = {**record_error(request, error), **(extra_headers or {})}
-    request_id = request_record(request).request_id
-    document = to_json(problem_of(error, request.scope["path"], request_id))
-    return Response(document, error.status, headers, PROBLEM_JSON)
+    path: str = request.scope["path"]
+    problem = problem_of(error, path, request_record(request).request_id)
+    if f"{path.removeprefix(request.scope['root_path'])}/".startswith(_OPEN_INFERENCE):
+        problem.error = error.detail
+    return Response(to_json(problem), error.status, headers, PROBLEM_JSON)

@@ -59,8 +59,8 @@ async def read_body(
     of :mod:`service.errors`.
     """
     media_type = _media_type(request.headers)
-    body = _BoundedBody(request, max_bytes, claim)
-    with CancelScope(Timeout(timeout_s, lambda: _too_slow(timeout_s))):
+    body = BoundedBody(request, max_bytes, claim)
+    with CancelScope(body_timeout(timeout_s)):
         if media_type == _MULTIPART:
             return await _read_form(request.headers, body, max_images)
         if media_type == _JSON:
@@ -83,7 +83,25 @@ async def read_body(
         return RequestBody([image])
 
 
-class _BoundedBody:
+async def read_json_object(
+    request: Request,
+    max_bytes: int,
+    timeout_s: float,
+    claim: Callable[[int], None],
+    max_values: int,
+) -> dict[str, Any]:
+    """Read a body that is a JSON object of at most ``max_values`` values.
+
+    Its Content-Type is not checked. ``claim`` is called with sizes in bytes. Raises the body errors
+    of :mod:`service.errors`.
+    """
+    _media_type(request.headers)  # refuses compressed bodies
+    body = BoundedBody(request, max_bytes, claim)
+    with CancelScope(body_timeout(timeout_s)):
+        return await _read_json_object(body, max_values, "Send less in one request.")
+
+
+class BoundedBody:
     """The body of a request in chunks.
 
     The iteration raises :class:`BodyTooLargeError`, :class:`EmptyBodyError` and the errors of
@@ -119,9 +137,13 @@ class _BoundedBody:
         return b"".join([chunk async for chunk in self.chunks()])
 
 
-def _too_slow(timeout_s: float) -> SlowBodyError:
-    return SlowBodyError(
-        f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
+def body_timeout(timeout_s: float) -> Timeout:
+    """Return the timeout for reading a body; it raises :class:`SlowBodyError`."""
+    return Timeout(
+        timeout_s,
+        lambda: SlowBodyError(
+            f"The request body did not arrive within {timeout_s:g} s. Send a smaller image."
+        ),
     )
 
 
@@ -147,7 +169,7 @@ def _too_large(received: str, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> RequestBody:
+async def _read_form(headers: Headers, body: BoundedBody, max_images: int) -> RequestBody:
     """Parse a form while it arrives, so that a large one does not block the event loop."""
     parser = MultiPartParser(
         headers,
@@ -185,17 +207,11 @@ async def _read_form(headers: Headers, body: _BoundedBody, max_images: int) -> R
         await form.close()
 
 
-async def _read_json(body: _BoundedBody, max_images: int) -> RequestBody:
+async def _read_json(body: BoundedBody, max_images: int) -> RequestBody:
     """Read images in base64, or data URIs, and options."""
-    try:
-        document = from_json(await _read_json_text(body))
-    except ValueError as error:
-        raise BadJsonError(f"The body is not valid JSON: {_text_of(error)}.") from None
-    if not isinstance(document, dict):
-        raise BadJsonError(
-            f"The JSON body is a value of type {type(document).__name__}. Send an object with "
-            f"the image in base64 as {IMAGE_FIELD!r}."
-        )
+    document = await _read_json_object(
+        body, _MAX_JSON_VALUES, f"Send the image in base64 as {IMAGE_FIELD!r}, options beside it."
+    )
     texts = _as_list(document.pop(IMAGE_FIELD, None))
     if not texts:
         raise EmptyBodyError(
@@ -208,21 +224,30 @@ async def _read_json(body: _BoundedBody, max_images: int) -> RequestBody:
     texts.reverse()
     # Each text is released once it is decoded.
     return RequestBody(
-        [await _decode_base64(texts.pop(), body) for _ in range(len(texts))], options
+        [await decode_base64(texts.pop(), body.claim) for _ in range(len(texts))], options
     )
 
 
-async def _read_json_text(body: _BoundedBody) -> bytes:
+async def _read_json_object(body: BoundedBody, max_values: int, advice: str) -> dict[str, Any]:
+    try:
+        document = from_json(await _read_json_text(body, max_values, advice))
+    except ValueError as error:
+        raise BadJsonError(f"The body is not valid JSON: {_text_of(error)}.") from None
+    if not isinstance(document, dict):
+        raise BadJsonError(
+            f"The JSON body is a value of type {type(document).__name__}, not an object. {advice}"
+        )
+    return document
+
+
+async def _read_json_text(body: BoundedBody, max_values: int, advice: str) -> bytes:
     """Return the body; refuses one of more values than requests have, before it is parsed."""
     chunks: list[bytes] = []
     marks = 0
     async for chunk in body.chunks():
         marks += sum(chunk.count(mark) for mark in (b",", b"[", b"{"))
-        if marks > _MAX_JSON_VALUES:
-            raise BadJsonError(
-                f"The JSON body has more than {_MAX_JSON_VALUES} values. Send the image in "
-                f"base64 as {IMAGE_FIELD!r}, and options beside it."
-            )
+        if marks > max_values:
+            raise BadJsonError(f"The JSON body has more than {max_values} values. {advice}")
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -233,8 +258,11 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-async def _decode_base64(text: Any, body: _BoundedBody) -> bytes:
-    """Decode a string of base64, with white space or not, or a data URI."""
+async def decode_base64(text: Any, claim: Callable[[int], None]) -> bytes:
+    """Decode an image in base64, with white space or not, or in a data URI.
+
+    ``claim`` is called with its size in bytes. Raises :class:`BadJsonError`.
+    """
     try:
         if not isinstance(text, str):
             raise ValueError(f"it is of type {type(text).__name__}, not a string")
@@ -244,7 +272,7 @@ async def _decode_base64(text: Any, body: _BoundedBody) -> bytes:
                 raise ValueError(f"the data URI begins with {head[:60]!r}, not data:...;base64,")
         data = text.encode("ascii").translate(None, b" \t\r\n")
         del text
-        body.claim(len(data) * 3 // 4)
+        claim(len(data) * 3 // 4)
         parts: list[bytes] = []
         for start in range(0, len(data), _DECODED_AT_ONCE):
             part = data[start : start + _DECODED_AT_ONCE]

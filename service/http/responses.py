@@ -69,12 +69,13 @@ def _detections(manifest: ModelManifest, detections: Detections) -> list[Detecti
     ]
 
 
-def model_summary(detector: AsyncDetector, *, is_default: bool) -> ModelSummary:
+def model_summary(detector: AsyncDetector, models: ModelRegistry) -> ModelSummary:
     """Return the entry of a model in the list of models."""
     manifest, rules = detector.manifest, detector.rules
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
+        versions=[one.manifest.version for one in models.versions(manifest.name)],
         description=manifest.description,
         task=manifest.decoder.kind,
         classes=manifest.classes,
@@ -90,13 +91,13 @@ def model_summary(detector: AsyncDetector, *, is_default: bool) -> ModelSummary:
             camera=rules.has_camera,
         ),
         engine=detector.engine_description,
-        default=is_default,
+        default=detector is models.detectors.get(models.default_name),
     )
 
 
-def model_details(detector: AsyncDetector, *, is_default: bool) -> ModelDetails:
+def model_details(detector: AsyncDetector, models: ModelRegistry) -> ModelDetails:
     """Return the description of a model with its manifest."""
-    summary = model_summary(detector, is_default=is_default)
+    summary = model_summary(detector, models)
     decoder = detector.manifest.decoder
     fields = {**dict(summary), "manifest": detector.manifest}
     if isinstance(decoder, CenterPosesDecoder):
@@ -105,10 +106,15 @@ def model_details(detector: AsyncDetector, *, is_default: bool) -> ModelDetails:
 
 
 def failed_models(models: ModelRegistry) -> list[FailedModel]:
-    """Return an entry for each model that could not be loaded."""
+    """Return an entry for each package that could not be loaded."""
     return [
-        FailedModel(name=name, reason=reason, default=name == models.default_name)
-        for name, reason in models.failed.items()
+        FailedModel(
+            name=package.name,
+            version=package.version,
+            reason=package.reason,
+            default=package.name == models.default_name,
+        )
+        for package in models.failed
     ]
 
 

@@ -13,8 +13,9 @@ from service import errors
 from service.cancellation import CancelScope
 from service.detection_requests import AcceptedRequest
 from service.detector import Prediction
+from service.health import check_live, check_ready
 from service.http.annotated_images import AnnotatedImage
-from service.http.compression import accepts_gzip
+from service.http.compression import choose_encoding
 from service.http.detection_requests import accept_images, detect_in_image
 from service.http.image_route import ImageRoute
 from service.http.multi_model import detect_with_several_models
@@ -43,9 +44,8 @@ from service.http.schemas import (
     Readiness,
 )
 from service.http.state import service_state
-from service.model_loader import RETRY_AFTER_S
 from service.observability.metrics import merge_metrics
-from service.peers import METRICS, READINESS
+from service.peers import METRICS
 
 router = APIRouter()
 """Other endpoints for clients; API key and rate limit apply."""
@@ -55,19 +55,26 @@ monitoring = APIRouter()
 """Endpoints for Prometheus; the API key applies, the rate limit does not."""
 
 
+_Name = Annotated[str, Path(description="A name from GET /models.")]
+_Version = Annotated[str, Path(description="One of the versions of the model.")]
+
+
 async def detect(request: Request) -> Response:
     """Detect objects with the default model."""
     return await _detect(request, None)
 
 
-async def detect_with_model(
-    request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
-) -> Response:
+async def detect_with_model(request: Request, name: _Name) -> Response:
     """Detect objects with the named model."""
     return await _detect(request, name)
 
 
-async def _detect(request: Request, name: str | None) -> Response:
+async def detect_with_version(request: Request, name: _Name, version: _Version) -> Response:
+    """Detect objects with a version of the named model."""
+    return await _detect(request, name, version)
+
+
+async def _detect(request: Request, name: str | None, version: str | None = None) -> Response:
     requested = RequestedFormat(request, DETECT_FORMATS)
     request_id = request_record(request).request_id
     content: bytes | None = None
@@ -84,7 +91,7 @@ async def _detect(request: Request, name: str | None) -> Response:
             )
             prediction.stage_s["draw"] = time.perf_counter() - began_at
 
-    manifest, prediction = await detect_in_image(request, name, requested.take_from, draw)
+    manifest, prediction = await detect_in_image(request, name, requested.take_from, draw, version)
     response = to_response(manifest, prediction, request_id)
     timing = [f"{stage};dur={ms}" for stage, ms in response.timing_ms.items()]
     timing += [f'batch;desc="{prediction.batch_size}, {prediction.trigger}"']
@@ -101,17 +108,20 @@ async def detect_batch(request: Request) -> Response:
     return await _detect_batch(request, None)
 
 
-async def detect_batch_with_model(
-    request: Request, name: Annotated[str, Path(description="A name from GET /models.")]
-) -> Response:
+async def detect_batch_with_model(request: Request, name: _Name) -> Response:
     """Detect objects in several images with the named model."""
     return await _detect_batch(request, name)
 
 
-async def _detect_batch(request: Request, name: str | None) -> Response:
+async def detect_batch_with_version(request: Request, name: _Name, version: _Version) -> Response:
+    """Detect objects in several images with a version of the named model."""
+    return await _detect_batch(request, name, version)
+
+
+async def _detect_batch(request: Request, name: str | None, version: str | None = None) -> Response:
     requested = RequestedFormat(request, BATCH_FORMATS)
     max_images = service_state(request).settings.max_images_per_request
-    async with accept_images(request, name, max_images, requested.take_from) as accepted:
+    async with accept_images(request, name, max_images, requested.take_from, version) as accepted:
         with CancelScope(disconnect_signal(request)):
             results = await _detect_all(request, accepted)
     if requested.format is NATIVE:
@@ -158,8 +168,14 @@ def detection_routes(**options: Any) -> list[BaseRoute]:
     for path, endpoint, document in (
         ("/detect", detect, DETECT),
         ("/models/{name}/detect", detect_with_model, DETECT),
+        ("/models/{name}/versions/{version}/detect", detect_with_version, DETECT),
         ("/detect/batch", detect_batch, DETECT_BATCH),
         ("/models/{name}/detect/batch", detect_batch_with_model, DETECT_BATCH),
+        (
+            "/models/{name}/versions/{version}/detect/batch",
+            detect_batch_with_version,
+            DETECT_BATCH,
+        ),
         ("/detect/models", detect_with_several_models, DETECT_WITH_MODELS),
     ):
         routes.post(path, operation_id=endpoint.__name__, **document)(endpoint)
@@ -168,33 +184,40 @@ def detection_routes(**options: Any) -> list[BaseRoute]:
 
 @router.get("/models", operation_id="list_models", tags=["models"])
 async def list_models(request: Request) -> ModelList:
-    """List every loaded model, and those that could not be loaded."""
+    """List every loaded model with its newest version, and the packages that failed to load."""
     models = service_state(request).loader.models
     return ModelList(
-        models=[
-            model_summary(detector, is_default=name == models.default_name)
-            for name, detector in models.detectors.items()
-        ],
+        models=[model_summary(detector, models) for detector in models.detectors.values()],
         failed=failed_models(models),
     )
 
 
-@router.get(
-    "/models/{name}",
-    operation_id="get_model",
-    tags=["models"],
+_DESCRIBE: dict[str, Any] = {
+    "tags": ["models"],
     # 422 cannot occur; unless it is declared, FastAPI documents a schema of its own for it.
-    responses=problem_responses(
+    "responses": problem_responses(
         errors.UnknownModelError,
         errors.InvalidOptionError,
         errors.NotReadyError,
         errors.ModelUnavailableError,
     ),
-)
-async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDetails:
-    """Describe one loaded model, with its whole manifest."""
+}
+
+
+@router.get("/models/{name}", operation_id="get_model", **_DESCRIBE)
+async def get_model(request: Request, name: _Name) -> PoseModelDetails | ModelDetails:
+    """Describe the newest version of a loaded model, with its whole manifest."""
     models = service_state(request).loader.models
-    return model_details(models.get(name), is_default=name == models.default_name)
+    return model_details(models.get(name), models)
+
+
+@router.get("/models/{name}/versions/{version}", operation_id="get_model_version", **_DESCRIBE)
+async def get_model_version(
+    request: Request, name: _Name, version: _Version
+) -> PoseModelDetails | ModelDetails:
+    """Describe a version of a loaded model, with its whole manifest."""
+    models = service_state(request).loader.models
+    return model_details(models.get(name, version), models)
 
 
 @probes.head("/livez", include_in_schema=False)
@@ -206,10 +229,7 @@ async def get_model(request: Request, name: str) -> PoseModelDetails | ModelDeta
 )
 async def live(request: Request) -> Health:
     """Report whether the process can serve, or must be restarted. Uses no queue and no engine."""
-    loader = service_state(request).loader
-    problem = loader.models.fatal_problem if loader.is_done else None
-    if problem is not None:
-        raise errors.RestartRequiredError(f"{problem} Restart the service.")
+    check_live(service_state(request))
     return Health(status="live")
 
 
@@ -236,19 +256,13 @@ async def started(request: Request) -> Health:
 async def ready(request: Request) -> Readiness:
     """Report whether requests are served: models loaded, self-tests passed, not shutting down.
 
-    A model that could not be loaded does not affect the status; it is listed in `failed`. With
+    A package that could not be loaded does not affect the status; it is listed in `failed`. With
     several worker processes, all that have loaded their models must be ready.
     """
     state = service_state(request)
-    if state.draining.is_set():
-        raise errors.StoppingError("The service is shutting down. Send requests elsewhere.")
+    await check_ready(state)
     models = state.loader.models
-    problems = [models.problem or ""]
-    if state.peers is not None:
-        problems += [answer.decode() for answer in await state.peers.ask(READINESS)]
-    for problem in filter(None, problems):
-        raise errors.NotReadyError(problem, retry_after_s=RETRY_AFTER_S)
-    return Readiness(status="ready", failed=failed_models(models))
+    return Readiness(status="ready", failed=failed_models(models), loading=models.loading)
 
 
 @monitoring.head("/metrics", include_in_schema=False)
@@ -260,7 +274,7 @@ async def metrics(request: Request) -> Response:
     if state.peers is not None:
         content = merge_metrics([content, *await state.peers.ask(METRICS)])
     headers = {"Vary": "Accept-Encoding"}
-    if accepts_gzip(request.headers):
+    if choose_encoding(request.headers, ["gzip"]):
         headers["Content-Encoding"] = "gzip"
         # In a thread: it takes more than a millisecond, and this endpoint has no rate limit.
         content = await asyncio.to_thread(gzip.compress, content, compresslevel=1, mtime=0)

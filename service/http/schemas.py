@@ -139,6 +139,10 @@ class ModelSummary(BaseModel):
 
     name: str
     version: str
+    versions: list[str] = Field(
+        description="The versions that are loaded, newest first. Requests that name none use the "
+        "newest."
+    )
     description: str
     task: str
     classes: tuple[str, ...]
@@ -167,17 +171,21 @@ class PoseModelDetails(ModelDetails):
 
 
 class FailedModel(BaseModel):
-    """A model that could not be loaded; requests for it get 503."""
+    """A package that could not be loaded.
+
+    If no other package of the model could be loaded, requests for it get 503.
+    """
 
     name: str = Field(
         description="The name of the model, or of its directory if that cannot be read."
     )
+    version: str = Field(description="Empty if it cannot be read.")
     reason: str
-    default: bool
+    default: bool = Field(description="Whether it is the default model.")
 
 
 class ModelList(BaseModel):
-    """Every loaded model, and those that could not be loaded."""
+    """Every loaded model, and the packages that could not be loaded."""
 
     models: list[ModelSummary]
     failed: list[FailedModel]
@@ -190,9 +198,12 @@ class Health(BaseModel):
 
 
 class Readiness(Health):
-    """The state of the service, and the models that could not be loaded."""
+    """The state of the service, and the packages that could not be loaded."""
 
     failed: list[FailedModel]
+    loading: str | None = Field(
+        description="The current step, while a package is being loaded beside those served."
+    )
 
 
 @dataclass(slots=True)
@@ -207,6 +218,10 @@ class Problem:
     code: Annotated[str, Field(description="Stable name of the error.")]
     request_id: str
     retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
+    error: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="Routes of the Open Inference Protocol, under /v2: the detail again."),
+    ] = None
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""uvicorn with limits on every part of a request and with graceful shutdown."""
+"""uvicorn with limits on every part of a request, graceful shutdown, and reloading on SIGHUP."""
 
 import asyncio
 import logging
@@ -369,6 +369,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; the lifespan loads the models meanwhile."""
         self._loop = asyncio.get_running_loop()
+        if "signal" in self._settings.model_control:
+            self._loop.add_signal_handler(signal.SIGHUP, state_of(self.app).reload.set)
         await super().startup(sockets)
         _log.info(
             "CenterNet Serving %s listens on %s and loads the models in %s",

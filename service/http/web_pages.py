@@ -15,7 +15,7 @@ from pathlib import PurePath
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
-from service.http.compression import accepts_gzip
+from service.http.compression import choose_encoding
 
 web_pages = APIRouter(include_in_schema=False)
 """Pages for browsers; open."""
@@ -78,7 +78,7 @@ def get_file(request: Request) -> Response:
     content = file.content
     if file.compressed is not None:
         headers["Vary"] = "Accept-Encoding"
-        if accepts_gzip(request.headers):
+        if choose_encoding(request.headers, ["gzip"]):
             headers["Content-Encoding"] = "gzip"
             # Another representation has another strong validator.
             headers["ETag"] = f'{file.etag[:-1]}-gzip"'

@@ -1,6 +1,7 @@
 """The record of one request: the source of its log line and its spans."""
 
 import random
+import re
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -8,6 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.trace import SpanContext, format_trace_id
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def choose_request_id(received: str) -> str:
+    """Return the id that the client sent if it is printable, otherwise a new one."""
+    return received if _REQUEST_ID.fullmatch(received) else new_request_id()
 
 
 def new_request_id() -> str:

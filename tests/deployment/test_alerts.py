@@ -9,6 +9,7 @@ from support.dashboard import DCGM_METRICS
 from support.promtool import Alert, Case, check_cases, run_promtool
 
 from service.http.deepstack import deepstack
+from service.http.open_inference import inference_routes
 from service.http.routes import detection_routes
 
 A = 'instance="a:8000"'
@@ -357,7 +358,8 @@ def test_expressions_match_the_routes_that_detect(project: Path) -> None:
     files = ("prometheus/alerts.yml", "grafana/dashboards/centernet.json")
     text = "".join((project / "docker" / file).read_text() for file in files)
     (expression,) = set(re.findall(r'route=~\\?"([^"\\]*)', text))
-    routes = {route.path for route in [*detection_routes(), *deepstack.routes]}
+    every = [*detection_routes(), *inference_routes(), *deepstack.routes]
+    routes = {route.path for route in every}
     matched = {path for path in routes if re.fullmatch(expression, path)}
     assert routes - matched == {"/v1/vision/custom/list"}
     assert not re.fullmatch(expression, "/livez")

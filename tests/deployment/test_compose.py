@@ -102,7 +102,8 @@ def test_the_port_mapping_does_not_depend_on_centernet_env(project: Path, tmp_pa
         if name in {"cpu", "gpu"}:
             assert service["environment"]["CENTERNET_PORT"] == "8000"
             assert service["environment"]["CENTERNET_HOST"] == "0.0.0.0"
-            assert [port["target"] for port in service["ports"]] == [8000]
+            assert service["environment"]["CENTERNET_GRPC_PORT"] == "8001"
+            assert [port["target"] for port in service["ports"]] == [8000, 8001]
 
 
 def test_every_container_is_hardened(services: dict[str, Any]) -> None:

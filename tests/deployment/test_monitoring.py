@@ -4,6 +4,7 @@ import ast
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ SERVICE_SETTINGS = {
     "CENTERNET_BACKEND": "onnxruntime-cpu",
     "CENTERNET_MAX_QUEUE_SIZE": "8",
     "CENTERNET_SELF_TEST_INTERVAL_S": "1",
+    "CENTERNET_SHADOW": "blood_cells:2=1",
 }
 CLIENTS = 12
 
@@ -146,10 +148,10 @@ class Prometheus:
 
     def alert_states(self) -> dict[str, str]:
         """Return the state by rule; fail if the evaluation of a rule failed."""
-        (group,) = self._get("/rules")["groups"]
-        for rule in group["rules"]:
+        rules = [rule for group in self._get("/rules")["groups"] for rule in group["rules"]]
+        for rule in rules:
             assert rule["health"] in ("ok", "unknown"), rule
-        return {rule["name"]: rule["state"] for rule in group["rules"]}
+        return {rule["name"]: rule["state"] for rule in rules}
 
 
 class Monitored:
@@ -176,6 +178,11 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (directory / "prometheus.yml").write_text(config)
     (directory / "alerts.yml").write_bytes((project / "docker/prometheus/alerts.yml").read_bytes())
     image = (project / "docs/samples/blood_smear_1.jpg").read_bytes()
+    models = directory / "models"
+    shutil.copytree(project / "models", models)
+    shutil.copytree(models / "blood_cells", models / "shadow")
+    manifest = models / "shadow" / "model.json"
+    manifest.write_text(manifest.read_text().replace('"version": "1"', '"version": "2"'))
     with ExitStack() as stack:
         service = stack.enter_context(
             running(
@@ -183,7 +190,7 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 directory / "service.log",
                 **SERVICE_SETTINGS,
                 CENTERNET_PORT=str(port),
-                CENTERNET_MODELS=str(project / "models"),
+                CENTERNET_MODELS=str(models),
                 PYTHONPATH=str(project),
             )
         )
@@ -207,9 +214,18 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         url = f"http://127.0.0.1:{prometheus_port}"
         wait_for("Prometheus is ready", lambda: is_ok(f"{url}/-/ready"))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=30))
+        # Shadows run while there is free capacity, which the load leaves none of.
+        wait_for("a shadow run", lambda: has_shadow_run(port, image))
         load = stack.enter_context(Load(port, image))
         yield Monitored(service, port, Prometheus(client), load)
         assert not load.failures, load.failures
+
+
+def has_shadow_run(port: int, image: bytes) -> bool:
+    url = f"http://127.0.0.1:{port}"
+    httpx.post(f"{url}/detect", content=image, timeout=30)
+    metrics = httpx.get(f"{url}/metrics", timeout=30).text
+    return re.search(r'shadow_runs_total{.*result="compared".*} [1-9]', metrics) is not None
 
 
 def query_id(query: Query) -> str:

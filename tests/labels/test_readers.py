@@ -8,7 +8,7 @@ import pytest
 
 from labels.coco import check_annotations, read_coco
 from labels.errors import DatasetError
-from labels.image_files import find_image
+from labels.image_files import find_image, image_path
 from labels.kitti import read_kitti, read_projection
 from labels.voc import VocObject, read_voc
 
@@ -88,3 +88,20 @@ def test_images_are_found_by_name(tmp_path: Path) -> None:
     assert find_image(tmp_path, "a") is None
     (tmp_path / "a.jpg").touch()
     assert find_image(tmp_path, "a") == tmp_path / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    "file_name",
+    ["a.png", "../studio/data/media/upload/2/a.png", "images\\a.png", "/home/annotator/a.png"],
+)
+def test_images_are_found_by_the_last_part_of_a_path(tmp_path: Path, file_name: str) -> None:
+    assert image_path(tmp_path, file_name) == tmp_path / file_name  # missing
+    (tmp_path / "a.png").touch()
+    assert image_path(tmp_path, file_name) == tmp_path / "a.png"
+
+
+def test_the_whole_path_of_an_image_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "a.png").touch()
+    (tmp_path / "images" / "a.png").touch()
+    assert image_path(tmp_path, "images/a.png") == tmp_path / "images" / "a.png"

@@ -27,7 +27,7 @@ from model_export.networks.resnet import BasicBlock, DeformableDeconvolutionNeck
 from model_export.onnx.export import dynamic_batch, export_onnx, to_onnx
 from model_export.pipeline import export_package
 from model_export.tasks import TASKS
-from model_export.verification.detection_agreement import measure_agreement, verify_fp16
+from model_export.verification.detection_agreement import compare_fp16, verify_fp16
 from model_export.verification.fp16_rounding import with_explicit_rounding
 from model_export.verification.images import synthetic_images
 from model_export.verification.onnx_vs_torch import onnx_runner
@@ -202,6 +202,19 @@ def test_other_precisions_are_rejected(slim_config: ExportConfig, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nan_and_infinity_are_refused() -> None:
+    outputs = {
+        "scores": np.array([0.5], np.float32),
+        "class_ids": np.zeros(1, np.int32),
+        "centers": np.ones((1, 2), np.float32),
+        "sizes": np.ones((1, 2), np.float32),
+    }
+    assert compare_fp16(outputs, outputs).matched == 1
+    for value in (np.nan, np.inf):
+        with pytest.raises(Fp16Error, match="NaN or infinity"):
+            compare_fp16(outputs, {**outputs, "sizes": np.full((1, 2), value, np.float32)})
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_batch_normalization_is_folded(name: str) -> None:
     architecture = ARCHITECTURES[name]
@@ -337,7 +350,7 @@ def test_overflow_between_layers_is_detected(tmp_path: Path) -> None:
     images = synthetic_images(96, 128)[:3]
     # ONNX Runtime's CPU provider omits the rounding, so that the unchanged file shows no error.
     runs = [onnx_runner(file, names)(images[0][np.newaxis])[0] for file in (fp32, fp16)]
-    assert measure_agreement(*runs).matched_fraction >= 0.95
+    assert compare_fp16(*runs).matched_fraction >= 0.95
     with pytest.raises(Fp16Error, match="detections"):
         verify_fp16(fp16, fp32, names, images)
 

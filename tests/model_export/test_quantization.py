@@ -11,19 +11,20 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from evaluation.evaluate import evaluate
+from evaluation.local_model import LocalModel
 from model_export import quantize_package as quantization
 from model_export.cli import main
 from model_export.errors import ImagesError
 from model_export.onnx.quantize import Quantizer
 from model_export.verification.average_precision import (
-    MAX_AP_LOSS,
+    LabelledImages,
     measure_average_precision,
     read_labels,
 )
-from model_export.verification.comparison import Detections
 from model_export.verification.images import read_images
-from model_export.verification.onnx_vs_torch import Run, onnx_runner
-from model_package import CornerPairsDecoder, ModelPackage, OnnxArtifact, load_package
+from model_export.verification.onnx_vs_torch import onnx_runner
+from model_package import ModelManifest, ModelPackage, OnnxArtifact, load_package
 from model_package.directory import sha256_of
 from service.engines import open_engine
 
@@ -76,7 +77,7 @@ def test_the_package_gets_a_verified_file(int8_package: ModelPackage) -> None:
     assert agreement is not None
     assert report.calibration_images == 4
     assert report.quantized_layers + len(report.float_layers) == 29
-    assert report.average_precision is None
+    assert report.average_precisions == ()
     assert agreement.inputs == 4 + 4
     assert agreement.matched_fraction >= 0.9
     assert agreement.worst_errors["sorted_scores"] <= agreement.tolerances["sorted_scores"]
@@ -155,56 +156,159 @@ def test_quantizing_again_replaces_the_file_and_reports_ap(
     assert new.file != old.file
     assert not (directory / old.file).exists()
     assert new.quantization is not None
-    precision = new.quantization.average_precision
-    assert precision is not None
-    assert precision.images == 4
+    (precision,) = new.quantization.average_precisions
+    assert (precision.metric, precision.images) == ("boxes", 4)
     assert precision.fp32.keys() == precision.int8.keys() == {"all", "RBC", "WBC", "Platelets"}
     assert 0.5 < precision.fp32["all"] < 1
     assert precision.int8 != precision.fp32
-    assert precision.int8["all"] > precision.fp32["all"] - MAX_AP_LOSS
+    assert precision.int8["all"] > precision.fp32["all"] - quantization.MAX_AP_LOSS
     captured = capsys.readouterr()
     assert f"{directory / new.file}: " in captured.out
     assert "detections agree with fp32 in 7 images" in captured.out
-    assert f"AP on 4 images: all {precision.int8['all']:.4f}" in captured.out
+    assert f"AP of boxes on 4 images: all {precision.int8['all']:.4f}" in captured.out
     assert "[1/3] Calibrate model.onnx with 3 images" in captured.err
 
 
-class _Shrunk:
-    """Detections of a runner with smaller boxes."""
-
-    def __init__(self, run: Run, factor: float) -> None:
-        self._run, self._factor = run, factor
-
-    def __call__(self, images: NDArray[np.uint8]) -> list[Detections]:
-        return [{**rows, "sizes": rows["sizes"] * self._factor} for rows in self._run(images)]
-
-
-def test_a_loss_of_ap_is_refused(trained: ModelPackage, images: Path) -> None:
-    manifest = trained.manifest
-    labelled = read_labels(images / "blood_smears.json", images, manifest)
-    run = onnx_runner(trained.directory / "model.onnx", BOXES)
-    with pytest.raises(quantization.QuantizationError, match=r"loses too much AP: all 0\.\d{4}"):
-        measure_average_precision(run, _Shrunk(run, 0.9), labelled, manifest)
-    same = measure_average_precision(run, run, labelled, manifest)
-    assert same.int8 == same.fp32
+METRICS = {
+    "blood_cells": ("blood_smears.json", ".", {"boxes"}),
+    "people": ("people/people.json", "people", {"boxes", "poses"}),
+    "road_vehicles": (
+        *("road_scenes/label_2", "road_scenes/image_2"),
+        {"boxes", "boxes_3d", "boxes_3d_low_iou"},
+    ),
+}
+"""Labels, images and metrics of the bundled models."""
 
 
-def test_labels_of_other_classes_are_refused(
-    trained: ModelPackage, images: Path, tmp_path: Path
+def bundled_labels(project: Path, name: str) -> tuple[ModelPackage, LabelledImages]:
+    package = load_package(project / "models" / name)
+    annotations, directory, _ = METRICS[name]
+    samples = project / "docs" / "samples"
+    return package, read_labels(samples / annotations, samples / directory, package.manifest)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_ap_is_that_of_the_evaluation_for_all_metrics_of_the_task(project: Path, name: str) -> None:
+    package, labelled = bundled_labels(project, name)
+    content = (package.directory / "model.onnx").read_bytes()
+    measured = measure_average_precision(content, package.manifest, labelled)
+    assert measured.keys() == METRICS[name][2]
+    source = LocalModel(package.directory, backend="onnxruntime-cpu", precision="fp32")
+    ground_truth = labelled.ground_truth
+    run = source.detect(ground_truth.images, lambda: None)
+    metrics = evaluate(source.model, ground_truth, run, source.model.task, labelled.sigmas).metrics
+    for metric, aps in measured.items():
+        if metric in ("boxes", "poses"):
+            expected = {name: one[0] for name, one in metrics[metric]["per_class"].items()}
+            assert aps == {"all": metrics[metric]["all"]["AP"], **expected}
+        else:
+            at = {"Car": "0.7", "Van": "0.5"} if metric == "boxes_3d" else CAR_AND_VAN_LOW
+            expected = {name: metrics["kitti"][name][iou]["3D"][1] for name, iou in at.items()}
+            assert aps == {"all": sum(expected.values()) / 2, **expected}
+    assert measured["boxes"]["all"] > 0.5
+
+
+CAR_AND_VAN_LOW = {"Car": "0.5", "Van": "0.25"}
+
+
+def with_factor(content: bytes, output: str, factor: float) -> bytes:
+    """Multiply an output of a graph."""
+    model = onnx.load_from_string(content)
+    for node in model.graph.node:
+        node.output[:] = ["unscaled" if name == output else name for name in node.output]
+        node.input[:] = ["unscaled" if name == output else name for name in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["unscaled", "factor"], [output]))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "factor", "metric"),
+    [
+        ("blood_cells", "sizes", 0.8, "boxes"),
+        ("people", "keypoints", 0.97, "poses"),
+        ("road_vehicles", "depths", 1.2, "boxes_3d_low_iou"),
+    ],
+)
+def test_a_loss_of_ap_is_refused(
+    project: Path, name: str, output: str, factor: float, metric: str
 ) -> None:
+    package, labelled = bundled_labels(project, name)
+    content = (package.directory / "model.onnx").read_bytes()
+    before, after = (
+        measure_average_precision(one, package.manifest, labelled)
+        for one in (content, with_factor(content, output, factor))
+    )
+    with pytest.raises(
+        quantization.QuantizationError, match=rf"loses too much AP: .*{metric} of all 0\.\d{{4}}"
+    ):
+        quantization.compare_average_precisions(before, after, 4)
+    unchanged = before.keys() - {metric, *(("boxes_3d",) if name == "road_vehicles" else ())}
+    assert all(after[one] == before[one] for one in unchanged), "the other metrics do not change"
+    for one in quantization.compare_average_precisions(before, before, 4):
+        assert one.int8 == one.fp32 == before[one.metric]
+
+
+def test_the_loss_of_all_classes_and_of_one_have_their_limits() -> None:
+    def compare(overall: float, one_class: float) -> None:
+        fp32, int8 = (
+            {"boxes": {"all": 0.5, "cell": 0.5}},
+            {"boxes": {"all": overall, "cell": one_class}},
+        )
+        quantization.compare_average_precisions(fp32, int8, 1)
+
+    compare(0.4901, 0.4801)
+    compare(0.6, 0.6)
+    for values in ((0.4899, 0.5), (0.5, 0.4799), (float("nan"), 0.5)):
+        with pytest.raises(quantization.QuantizationError, match="loses too much AP"):
+            compare(*values)
+
+
+def test_labels_that_do_not_fit_the_model_are_refused(
+    project: Path, images: Path, tmp_path: Path
+) -> None:
+    def manifest(name: str) -> ModelManifest:
+        return load_package(project / "models" / name).manifest
+
     document = json.loads((images / "blood_smears.json").read_text())
     for category in document["categories"]:
         category["name"] += "?"
-    (tmp_path / "other.json").write_text(json.dumps(document))
-    with pytest.raises(ImagesError, match="no labels of the classes RBC, WBC, Platelets"):
-        read_labels(tmp_path / "other.json", images, trained.manifest)
+    other_classes = tmp_path / "other.json"
+    other_classes.write_text(json.dumps(document))
+    with pytest.raises(ImagesError, match=r"RBC\?.* which the model does not have"):
+        read_labels(other_classes, images, manifest("blood_cells"))
+    with pytest.raises(ImagesError, match="labels have only 2D boxes"):
+        read_labels(images / "blood_smears.json", images, manifest("road_vehicles"))
+    with pytest.raises(ImagesError, match="labels have no keypoints"):
+        read_labels(images / "blood_smears.json", images, manifest("people"))
+    with pytest.raises(ImagesError, match="4 of 4 images are missing"):
+        read_labels(images / "blood_smears.json", tmp_path, manifest("blood_cells"))
 
 
-def test_ap_of_corner_models_is_left_to_the_evaluation(trained: ModelPackage, images: Path) -> None:
-    decoder = CornerPairsDecoder(pairs=3, top_k=2, score_threshold=0.1)
-    manifest = trained.manifest.model_copy(update={"decoder": decoder})
-    with pytest.raises(ImagesError, match=r"not for corner_pairs.*centernet-eval"):
-        read_labels(images / "blood_smears.json", images, manifest)
+def test_keypoints_without_sigmas_are_refused(project: Path, tmp_path: Path) -> None:
+    directory = project / "docs" / "samples" / "people"
+    document = json.loads((directory / "people.json").read_text())
+    for label in document["annotations"]:
+        label["keypoints"] = label["keypoints"][:6]
+    labels = tmp_path / "two_keypoints.json"
+    labels.write_text(json.dumps(document))
+    manifest = load_package(project / "models" / "people").manifest
+    changes = {"keypoints": ("nose", "left_eye"), "skeleton": ()}
+    manifest = manifest.model_copy(update={"decoder": manifest.decoder.model_copy(update=changes)})
+    with pytest.raises(ImagesError, match="no sigmas for the 2 keypoints"):
+        read_labels(labels, directory, manifest)
+
+
+def test_labels_without_objects_are_refused(
+    trained: ModelPackage, images: Path, tmp_path: Path
+) -> None:
+    document = json.loads((images / "blood_smears.json").read_text())
+    document["annotations"] = []
+    (tmp_path / "empty.json").write_text(json.dumps(document))
+    labelled = read_labels(tmp_path / "empty.json", images, trained.manifest)
+    content = (trained.directory / "model.onnx").read_bytes()
+    with pytest.raises(ImagesError, match="no object that counts for the AP of boxes"):
+        measure_average_precision(content, trained.manifest, labelled)
 
 
 def with_outliers(model: ModelProto, first: str, second: str, factor: float) -> ModelProto:
@@ -254,15 +358,14 @@ def test_the_layer_that_needs_float32_is_found_by_measurement(
     original = trained.directory / "model.onnx"
     for run in (onnx_runner(path, BOXES), onnx_runner(original, BOXES)):
         assert run(inputs[0][np.newaxis])[0]["scores"][0] > 0.1
-    with Quantizer(original, inputs) as quantizer:
-        before = quantizer.measure_effects(inputs)
-    with Quantizer(path, inputs) as quantizer:
-        effects = quantizer.measure_effects(inputs)
-        assert max(effects, key=lambda name: effects[name]) == layer
-        assert effects[layer] > 20 * before[layer]
-        assert quantizer.select_float_layers(effects, 0.0) == []
-        assert layer in quantizer.select_float_layers(effects, 0.2)
-        assert set(quantizer.select_float_layers(effects, 1.0)) == set(quantizer.layers)
+    before = Quantizer(original, inputs).measure_effects(inputs)
+    quantizer = Quantizer(path, inputs)
+    effects = quantizer.measure_effects(inputs)
+    assert max(effects, key=lambda name: effects[name]) == layer
+    assert effects[layer] > 20 * before[layer]
+    assert quantizer.select_float_layers(effects, 0.0) == []
+    assert layer in quantizer.select_float_layers(effects, 0.2)
+    assert set(quantizer.select_float_layers(effects, 1.0)) == set(quantizer.layers)
 
 
 def test_more_layers_stay_float32_until_the_detections_agree(
@@ -283,7 +386,7 @@ def test_more_layers_stay_float32_until_the_detections_agree(
     (directory / "model.json").write_text(json.dumps(document))
     before = {path.name: sha256_of(path) for path in directory.iterdir()}
     monkeypatch.setattr(quantization, "FLOAT_SHARES", (0.0,))
-    with pytest.raises(quantization.QuantizationError, match=r"detections in .* images agree"):
+    with pytest.raises(quantization.QuantizationError, match="detections with a score from"):
         quantization.quantize_package(directory, images, None, lambda _: None)
     assert {path.name: sha256_of(path) for path in directory.iterdir()} == before
 
@@ -313,6 +416,41 @@ def test_a_file_without_convolutions_is_refused(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph), tmp_path / "empty.onnx")
     with pytest.raises(quantization.QuantizationError, match="no convolution"):
         Quantizer(tmp_path / "empty.onnx", [np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_layers_whose_sizes_cannot_be_inferred_are_measured(tmp_path: Path) -> None:
+    """As in imported files: the layer follows a reshape to a size that is computed."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pixels"], ["transposed"], perm=[0, 3, 1, 2]),
+        helper.make_node("Shape", ["transposed"], ["shape"]),
+        helper.make_node("Mul", ["shape", "once"], ["computed"]),
+        helper.make_node("Reshape", ["transposed", "computed"], ["reshaped"]),
+        helper.make_node("Conv", ["reshaped", "wide"], ["first"], name="wide", strides=[2, 2]),
+        helper.make_node("Conv", ["first", "narrow"], ["scores"], name="narrow"),
+    ]
+    weights = {
+        "wide": np.ones((8, 3, 1, 1), np.float32),
+        "narrow": np.ones((1, 8, 1, 1), np.float32),
+    }
+    constants = {**weights, "once": np.ones(4, np.int64)}
+    graph = helper.make_graph(
+        nodes,
+        "computed",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 8, 16, 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    path = tmp_path / "computed.onnx"
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    quantizer = Quantizer(path, [np.zeros((8, 16, 3), np.uint8)])
+    # Multiplications: 24 and 8 in each of 4 x 8 cells.
+    effects = {"wide": 1.0, "narrow": 0.1}
+    assert quantizer.select_float_layers(effects, 0.26) == ["narrow"]
+    assert quantizer.select_float_layers(effects, 0.24) == []
+    assert quantizer.select_float_layers(effects, 0.76) == ["wide"]
 
 
 @pytest.mark.parametrize("damage", ["not a zip file", "another size"])

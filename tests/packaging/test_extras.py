@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.checkpoints import save_slim_checkpoint
 from support.images import encode, plain
+from support.processes import free_port
 from support.serving import RunningServer
 
 SOURCES = ("client", "command_line", "evaluation", "labels", "model_export", "model_package")
@@ -245,6 +246,24 @@ def check_serve(
             assert httpx.get(url + path).status_code == 200
 
 
+def check_grpc(environment: Environment, server: RunningServer, image: Path) -> None:
+    del server, image
+    models = Path(__file__).parents[2] / "models/blood_cells"
+    port = free_port()
+    with serving(environment, "--models", models, "--grpc-port", port):
+        program = (
+            f"import grpc; channel = grpc.insecure_channel('127.0.0.1:{port}'); "
+            "print(channel.unary_unary('/grpc.health.v1.Health/Check')(b'', timeout=20))"
+        )
+        assert environment.run("python", "-c", program).strip() == r"b'\x08\x01'"  # SERVING
+
+
+def check_serve_alone(environment: Environment, server: RunningServer, image: Path) -> None:
+    check_serve(environment, server, image)
+    output = environment.run("centernet-serve", "--grpc-port", 0, status=2)
+    assert "Install 'centernet-serving[grpc]'" in output
+
+
 def check_eval(environment: Environment, server: RunningServer, image: Path) -> None:
     environment.run("centernet-eval", "--help")
     labels = image.with_suffix(".json")
@@ -317,7 +336,8 @@ CHECKS: Mapping[str, Check] = {
     "client": check_client_alone,
     "video": check_video,
     "http": check_http,
-    "serve": check_serve,
+    "serve": check_serve_alone,
+    "grpc": check_grpc,
     "gpu": partial(check_serve, options=("--backend", "onnxruntime-cpu")),
     "otel": partial(check_serve, options=("--otlp-endpoint", "http://127.0.0.1:9")),
     "eval": check_eval,
@@ -327,7 +347,12 @@ CHECKS: Mapping[str, Check] = {
     "train": check_train,
     "tensorboard": partial(check_train, options=("--tensorboard",)),
 }
-NEEDS: Mapping[str, str] = {"otel": "serve", "tensorrt-rtx": "build", "tensorboard": "train"}
+NEEDS: Mapping[str, str] = {
+    "grpc": "serve",
+    "otel": "serve",
+    "tensorrt-rtx": "build",
+    "tensorboard": "train",
+}
 """Extras that add to another one: they are installed into its environment after its own check."""
 WITH_TORCH = frozenset({"export", "train"})
 

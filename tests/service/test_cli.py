@@ -68,7 +68,8 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
         **{"build_engines": "False", "precision": "fp32", "strict_start": "True"},
         **{"trusted_proxies": "10.0.0.1, 10.1.0.0/16", "cors_origins": "https://a.org,http://b:1"},
         **{"log_format": "json", "log_level": "debug", "otlp_endpoint": "http://collector:4318"},
-        "root_path": "/vision",
+        **{"root_path": "/vision", "label_studio_url": "http://labels:8080"},
+        **{"model_control": "signal, poll", "shadow": "people:2=0.1"},
     }
     for name in set(Settings.model_fields) - set(values):
         values[name] = "5000" if name.endswith(("_bytes", "_pixels")) else "3"
@@ -81,6 +82,8 @@ def test_variables_and_options_set_the_same_settings(monkeypatch: pytest.MonkeyP
     assert Settings() == by_options
     lists = {"trusted_proxies": ("10.0.0.1", "10.1.0.0/16")}
     lists["cors_origins"] = ("https://a.org", "http://b:1")
+    lists["model_control"] = ("signal", "poll")
+    lists["shadow"] = ("people:2=0.1",)
     assert {name: value for name, value in by_options if isinstance(value, tuple)} == lists
     assert {name: str(value) for name, value in by_options if name not in lists} == {
         name: str(float(value)) if isinstance(getattr(by_options, name), float) else value
@@ -138,7 +141,7 @@ def test_several_models_require_a_default(
         path.write_text(path.read_text().replace('"name": "blood_cells"', f'"name": "{name}"'))
     with monkeypatch.context() as unloaded:
         # Before any model is loaded, which can take minutes.
-        unloaded.setattr("service.model_registry.open_detector", None)
+        unloaded.setattr("service.model_repository.open_detector", None)
         assert "--default-model" in start_error(capsys, "--models", str(tmp_path))
         assert "no model 'three'" in start_error(
             capsys, "--models", str(tmp_path), "--default-model", "three"

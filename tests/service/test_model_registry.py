@@ -1,6 +1,5 @@
 """Packages that cannot be loaded, among others that can."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,74 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.constant_model import write_constant_package
-from support.images import encode, plain
-from support.serving import BOXES, ColourEngine, RunningServer, run_server
+from support.packages import (
+    IMAGE,
+    change_file,
+    change_outputs,
+    cut_manifest,
+    edit_manifest,
+    replace_file,
+    write_version,
+)
+from support.serving import ColourEngine, RunningServer, run_server
 
-from model_package import CenterBoxesDecoder, InputSpec, PackageError, PackageInvalidError
-from model_package.directory import sha256_of
+from model_package import PackageError, PackageInvalidError
 from service.engines.errors import EngineBrokenError, EngineUnavailableError
-from service.model_registry import (
+from service.model_registry import ModelRegistry, load_models
+from service.model_repository import (
     BAD_FILES,
     BAD_MANIFEST,
+    DUPLICATE,
     FAILED_WARM_UP,
     NO_ENGINE,
-    ModelRegistry,
     find_packages,
-    load_models,
+    open_detector,
 )
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.tune import TuneSettings
-
-IMAGE = encode(plain(1, 2))
-
-
-def write_model(directory: Path, decoder: CenterBoxesDecoder = BOXES) -> Path:
-    """Write a package that has the name of its directory."""
-    rows = {name: values[0] for name, values in ColourEngine().run([plain(1, 2)]).items()}
-    rows["class_ids"] = 0 * rows["class_ids"]
-    spec = InputSpec(width_px=64, height_px=64)
-    write_constant_package(directory, rows, decoder, spec)
-    edit_manifest(directory, {"name": directory.name})
-    return directory
-
-
-def edit_manifest(package: Path, fields: dict[str, Any]) -> None:
-    path = package / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     """A directory with the packages ``good`` and ``bad``; tests damage the latter."""
     for name in ("good", "bad"):
-        write_model(tmp_path / "models" / name)
+        write_version(tmp_path / "models" / name, "1", name=name)
     return tmp_path / "models"
-
-
-def cut_manifest(package: Path) -> None:
-    path = package / "model.json"
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def change_file(package: Path) -> None:
-    path = package / "model.onnx"
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-
-
-def replace_file(package: Path) -> None:
-    """Replace the ONNX file with one that no runtime can read; size and digest are right."""
-    path = package / "model.onnx"
-    path.write_bytes(bytes(100))
-    (artifact,) = json.loads((package / "model.json").read_text())["artifacts"]
-    artifact |= {"sha256": sha256_of(path), "size_bytes": 100}
-    edit_manifest(package, {"artifacts": [artifact]})
-
-
-def change_outputs(package: Path) -> None:
-    decoder = json.loads((package / "model.json").read_text())["decoder"]
-    edit_manifest(package, {"decoder": decoder | {"top_k": 77}})
 
 
 DAMAGES = {
@@ -104,12 +69,15 @@ def test_the_other_models_are_served(
 ) -> None:
     damage(models / "bad")
     reason, version, cause = DAMAGES[damage]
-    failed = [{"name": "bad", "reason": reason, "default": False}]
+    failed = [{"name": "bad", "version": version, "reason": reason, "default": False}]
     with serve(models) as server:
         client = server.client
         assert client.post("/detect", content=IMAGE).status_code == 200
         ready = client.get("/readyz")
-        assert (ready.status_code, ready.json()) == (200, {"status": "ready", "failed": failed})
+        assert (ready.status_code, ready.json()) == (
+            200,
+            {"status": "ready", "failed": failed, "loading": None},
+        )
         assert client.get("/startupz").status_code == client.get("/livez").status_code == 200
         listed = client.get("/models").json()
         assert [model["name"] for model in listed["models"]] == ["good"]
@@ -125,7 +93,7 @@ def test_the_other_models_are_served(
         assert server.metric("centernet_model_ready", model="bad", version=version) == 0
         assert f'model_ready{{model="bad",version="{version}"}} 0.0' in client.get("/metrics").text
         assert server.metric("centernet_model_ready", model="good", version="1") == 1
-    assert "bad is not served: " in caplog.text
+    assert f"{'bad ' + version}".rstrip() + " is not served: " in caplog.text
     assert cause in caplog.text, "operators see the error"
 
 
@@ -158,7 +126,7 @@ def test_the_default_model_is_checked_before_any_is_loaded(
 ) -> None:
     cut_manifest(models / "bad")
     opened: list[object] = []
-    monkeypatch.setattr("service.model_registry.open_detector", lambda *args: opened.append(args))
+    monkeypatch.setattr("service.model_repository.open_detector", lambda *args: opened.append(args))
     with pytest.raises(PackageError, match="no model 'god'; there are good, bad"):
         load(Settings(models=models, default_model="god"), Metrics())
     with pytest.raises(PackageError, match="several models, good, bad"):
@@ -166,11 +134,26 @@ def test_the_default_model_is_checked_before_any_is_loaded(
     assert not opened
 
 
-def test_a_failed_package_with_the_name_of_another_ends_the_start(models: Path) -> None:
+def test_a_directory_with_the_name_of_a_loaded_model_may_fail(models: Path) -> None:
     cut_manifest(models / "bad")
     edit_manifest(models / "good", {"name": "bad"})
-    with pytest.raises(PackageError, match="have the name bad"):
-        load(Settings(models=models, default_model="bad"), Metrics())
+    with serve(models, default_model="bad") as server:
+        assert server.client.post("/detect", content=IMAGE).status_code == 200
+        (failed,) = server.client.get("/readyz").json()["failed"]
+        assert (failed["name"], failed["version"], failed["reason"]) == ("bad", "", BAD_MANIFEST)
+
+
+def test_packages_of_the_same_name_and_version_are_not_loaded(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_version(models / "other", "1", name="bad")
+    with serve(models) as server:
+        failed = server.client.get("/readyz").json()["failed"]
+        assert {(one["name"], one["version"], one["reason"]) for one in failed} == {
+            ("bad", "1", DUPLICATE)
+        }
+        assert server.client.post("/models/bad/detect", content=IMAGE).status_code == 503
+    assert f"the packages in {models / 'bad'} and {models / 'other'} have the name" in caplog.text
 
 
 def test_a_directory_name_may_be_any_bytes(models: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -186,14 +169,12 @@ def test_a_directory_name_may_be_any_bytes(models: Path, caplog: pytest.LogCaptu
 def test_an_unexpected_exception_is_logged_with_its_traceback(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    open_detector = load_models.__globals__["open_detector"]
-
     def fail_for_bad(package: Any, settings: Settings) -> Any:
         if package.manifest.name == "bad":
             raise RuntimeError("a bug of a library")
         return open_detector(package, settings)
 
-    monkeypatch.setattr("service.model_registry.open_detector", fail_for_bad)
+    monkeypatch.setattr("service.model_repository.open_detector", fail_for_bad)
     with serve(models) as server:
         assert server.client.get("/readyz").json()["failed"][0]["reason"] == NO_ENGINE
     assert "Traceback" in caplog.text
@@ -211,15 +192,13 @@ def test_the_engine_of_a_model_that_fails_in_the_warm_up_is_closed(
         def close(self) -> None:
             closed.append(self)
 
-    open_detector = load_models.__globals__["open_detector"]
-
     def replace_engine(package: Any, settings: Settings) -> Any:
         detector, self_test = open_detector(package, settings)
         if package.manifest.name == "bad":
             detector.engine = Engine()
         return detector, self_test
 
-    monkeypatch.setattr("service.model_registry.open_detector", replace_engine)
+    monkeypatch.setattr("service.model_repository.open_detector", replace_engine)
     with serve(models) as server:
         assert server.client.get("/readyz").json()["failed"][0]["reason"] == FAILED_WARM_UP
     assert len(closed) == 1
@@ -229,7 +208,7 @@ def test_a_broken_gpu_ends_the_start(models: Path, monkeypatch: pytest.MonkeyPat
     def break_gpu(*_: object) -> None:
         raise EngineBrokenError("an illegal memory access")
 
-    monkeypatch.setattr("service.model_registry.open_detector", break_gpu)
+    monkeypatch.setattr("service.model_repository.open_detector", break_gpu)
     with pytest.raises(EngineBrokenError):
         load(Settings(models=models, default_model="good"), Metrics())
 

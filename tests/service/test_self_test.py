@@ -154,14 +154,34 @@ def test_recorded_detections_must_agree_within_the_limits_of_the_precision(
 ) -> None:
     images = np.zeros((2, 64, 64, 3), np.uint8)
     self_test = SelfTest(images, boxes(*[0.0] * 11), is_recorded=True)
-    with nullcontext() if agrees else pytest.raises(EngineUnavailableError, match="of 40 detect"):
+    refused = pytest.raises(EngineUnavailableError, match=r"of 2[02] detections")
+    with nullcontext() if agrees else refused:
         self_test.check(RecordedEngine(boxes(*moves), precision))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_bf16_and_int8_are_compared_from_the_score_threshold(precision: ComputePrecision) -> None:
+    images, expected = np.zeros((2, 64, 64, 3), np.uint8), boxes(*[0.0] * 21)
+    # 11 of 21 rows have at least this score.
+    self_test = SelfTest(images, expected, is_recorded=True, score_threshold=0.5 - 1e-6)
+    low_scores_moved = RecordedEngine(boxes(*[0.0] * 11, *[9.0] * 10), precision)
+    high_scores_moved = RecordedEngine(boxes(*[9.0] * 2, *[0.0] * 19), precision)
+    if precision == "fp32":
+        for engine in (low_scores_moved, high_scores_moved):
+            with pytest.raises(EngineUnavailableError, match=r"of 4[02] detections"):
+                self_test.check(engine)
+    else:
+        self_test.check(low_scores_moved)
+        with pytest.raises(EngineUnavailableError, match="18 of 22 detections"):
+            self_test.check(high_scores_moved)
+
+
 def test_outputs_without_detections_are_not_accepted_by_a_comparison_of_detections() -> None:
-    images, outputs = np.zeros((2, 64, 64, 3), np.uint8), boxes(0.0)
-    with pytest.raises(EngineUnavailableError, match="0 of 0 detections"):
-        SelfTest(images, outputs, is_recorded=True).check(RecordedEngine(outputs, "bf16"))
+    images, outputs = np.zeros((2, 64, 64, 3), np.uint8), boxes(*[0.0] * 11)
+    self_test = SelfTest(images, outputs, is_recorded=True, score_threshold=0.95)
+    self_test.check(RecordedEngine(outputs, "fp32"))
+    with pytest.raises(EngineUnavailableError, match=r"0 of 0 detections.*Record images with more"):
+        self_test.check(RecordedEngine(outputs, "bf16"))
 
 
 @pytest.mark.parametrize(

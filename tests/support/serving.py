@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -172,9 +172,19 @@ class RunningServer:
         """Shut down as on SIGTERM."""
         self._server.handle_exit(signal.SIGTERM, None)
 
+    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the event loop of the server and return its result."""
+        assert self._server._loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._server._loop).result(60)
+
     def metric(self, name: str, **labels: str) -> float:
-        """Return the value of one series; 0 if it does not exist."""
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        """Return the sum of the series with these labels; 0 if there is none."""
+        return sum(
+            sample.value
+            for metric in self.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from labels.coco import CocoDataset, check_annotations, read_coco
 from labels.errors import DatasetError
+from labels.image_files import image_path
 from model_export.graph.normalization import Normalization
 from training.data.image_files import NO_PIXELS, Images, check_boxes, image_size
 from training.data.sample import AnnotatedImage, FloatArray, Pixels
@@ -96,7 +97,7 @@ def _annotate(
     keypoint_count: int,
     annotation_file: Path,
 ) -> tuple[Path, AnnotatedImage]:
-    path = image_dir / entry["file_name"]
+    path = image_path(image_dir, entry["file_name"])
     try:
         width, height = image_size(path)
     except DatasetError as error:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from support.openvino import openvino_runner
 
+from labels.outputs import Outputs
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
@@ -27,7 +28,6 @@ from model_export.graph.corner_pairs import MAX_EMBEDDING_DISTANCE, find_corners
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.onnx.export import export_onnx
 from model_export.tasks import TASKS
-from model_export.verification.comparison import Detections
 from model_export.verification.onnx_vs_torch import Run, onnx_runner, torch_runner
 
 
@@ -122,7 +122,7 @@ def _match(local: NDArray, upstream: NDArray) -> tuple[NDArray, NDArray]:
     return rows, nearest[rows]
 
 
-def _pairs(detections: Detections) -> tuple[NDArray, NDArray]:
+def _pairs(detections: Outputs) -> tuple[NDArray, NDArray]:
     """Return positions with classes, and three scores each, of the possible pairs."""
     possible = detections["scores"] > -1
     positions = np.column_stack((detections["boxes"], detections["class_ids"]))

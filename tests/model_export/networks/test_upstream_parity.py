@@ -26,6 +26,7 @@ from support.upstream import (
     to_rows,
 )
 
+from labels.outputs import Outputs
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
@@ -33,11 +34,10 @@ from model_export.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS, PixelNormalization
 from model_export.onnx.export import export_onnx
 from model_export.tasks import TASKS
-from model_export.verification.comparison import Detections
 from model_export.verification.onnx_vs_torch import onnx_runner, torch_runner
 from model_package import FreeSize
 
-Run = Callable[[np.ndarray], list[Detections]]
+Run = Callable[[np.ndarray], list[Outputs]]
 
 heavy = pytest.mark.skipif(
     not os.environ.get("HEAVY_TESTS"),

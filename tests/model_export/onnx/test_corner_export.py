@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from labels.outputs import Outputs, split_kinds
 from model_export.config import ExportConfig, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import VerificationError
@@ -21,7 +22,7 @@ from model_export.networks.hourglass import StackedHourglass
 from model_export.onnx.export import export_onnx
 from model_export.pipeline import collect_images
 from model_export.tasks import TASKS
-from model_export.verification.comparison import Detections, compare, split_kinds
+from model_export.verification.comparison import compare
 from model_export.verification.onnx_vs_torch import verify
 
 CLASSES = 3
@@ -144,7 +145,7 @@ def _windows(function: onnx.FunctionProto) -> list[list[int]]:
     ]
 
 
-def _outputs(scores: list[float], boxes: list[list[float]] | None = None) -> Detections:
+def _outputs(scores: list[float], boxes: list[list[float]] | None = None) -> Outputs:
     count = len(scores)
     boxes_in_a_row = [[4.0 * row, 2.0, 4.0 * row + 3, 9.0] for row in range(count)]
     return {
@@ -155,7 +156,7 @@ def _outputs(scores: list[float], boxes: list[list[float]] | None = None) -> Det
     }
 
 
-def _shuffled(outputs: Detections) -> dict[str, NDArray]:
+def _shuffled(outputs: Outputs) -> dict[str, NDArray]:
     return {name: values[::-1] for name, values in outputs.items()}
 
 

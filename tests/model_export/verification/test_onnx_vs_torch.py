@@ -10,19 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from labels.outputs import Outputs, measure
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import ImagesError, VerificationError
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.verification import onnx_vs_torch
-from model_export.verification.comparison import (
-    TOLERANCES,
-    Comparison,
-    Detections,
-    compare,
-    measure,
-)
+from model_export.verification.comparison import TOLERANCES, Comparison, compare
 from model_export.verification.images import MAX_IMAGES, read_images, synthetic_images
 from model_export.verification.onnx_vs_torch import merge_verifications, summarise, verify
 from model_package import ModelPackage
@@ -31,7 +26,7 @@ COUNT = 40
 
 
 @pytest.fixture
-def found() -> Detections:
+def found() -> Outputs:
     random = np.random.default_rng(11)
     cells = random.choice(64 * 64, COUNT, replace=False)
     centers = np.stack((cells % 64, cells // 64), axis=1) + random.random((COUNT, 2))
@@ -43,25 +38,25 @@ def found() -> Detections:
     }
 
 
-def _with(detections: Detections, name: str, row: int, value: object) -> Detections:
+def _with(detections: Outputs, name: str, row: int, value: object) -> Outputs:
     values = detections[name].copy()
     values[row] = value
     return {**detections, name: values}
 
 
-def test_identical_detections_match_exactly(found: Detections) -> None:
+def test_identical_detections_match_exactly(found: Outputs) -> None:
     comparison = compare(found, found, "image 0")
     assert comparison.matched == comparison.total == COUNT
     assert set(comparison.worst_errors.values()) == {0.0}
 
 
-def test_ranks_do_not_matter(found: Detections) -> None:
+def test_ranks_do_not_matter(found: Outputs) -> None:
     order = np.random.default_rng(5).permutation(COUNT)
     shuffled = {name: values[order] for name, values in found.items()}
     assert compare(found, shuffled, "image 0").matched == COUNT
 
 
-def test_errors_are_measured(found: Detections) -> None:
+def test_errors_are_measured(found: Outputs) -> None:
     other = _with(found, "scores", 3, found["scores"][3] + 5e-5)
     other = _with(other, "sizes", 4, found["sizes"][4] * (1 + 5e-4))
     worst = compare(found, other, "image 0").worst_errors
@@ -81,16 +76,14 @@ def test_errors_are_measured(found: Detections) -> None:
         ("sizes", np.inf, "NaN or infinity"),
     ],
 )
-def test_one_wrong_value_is_an_error(
-    found: Detections, name: str, value: float, message: str
-) -> None:
+def test_one_wrong_value_is_an_error(found: Outputs, name: str, value: float, message: str) -> None:
     with pytest.raises(VerificationError, match=message) as caught:
         compare(found, _with(found, name, 3, value), "image 0")
     assert caught.value.code == "verification_failed"
     assert str(caught.value).startswith("image 0: ")
 
 
-def test_an_additional_detection_is_an_error(found: Detections) -> None:
+def test_an_additional_detection_is_an_error(found: Outputs) -> None:
     # Two detections at one position, of which only one can be matched.
     other = _with(found, "centers", -1, found["centers"][0])
     other = _with(other, "class_ids", -1, found["class_ids"][0])
@@ -99,7 +92,7 @@ def test_an_additional_detection_is_an_error(found: Detections) -> None:
         compare(found, other, "image 0")
 
 
-def test_ties_at_the_top_k_limit_are_accepted(found: Detections) -> None:
+def test_ties_at_the_top_k_limit_are_accepted(found: Outputs) -> None:
     tied = _with(found, "scores", [-2, -1], 0.1)
     other = _with(tied, "centers", -1, 100.5)
     comparison = compare(tied, other, "image 0")
@@ -107,7 +100,7 @@ def test_ties_at_the_top_k_limit_are_accepted(found: Detections) -> None:
     assert comparison.exceptions == {"top_k_limit": 1}
 
 
-def heatmap_of(found: Detections) -> NDArray[np.float32]:
+def heatmap_of(found: Outputs) -> NDArray[np.float32]:
     """Return a heatmap (3, 64, 64) in which every detection is an isolated peak."""
     heatmap = np.zeros((3, 64, 64), np.float32)
     columns, rows = np.floor(found["centers"]).astype(int).T
@@ -118,7 +111,7 @@ def heatmap_of(found: Detections) -> NDArray[np.float32]:
 @pytest.mark.parametrize("other_side", [False, True])
 @pytest.mark.parametrize("step", [(1, 0), (0, 1), (1, 1)])
 def test_a_missing_peak_is_accepted_if_a_neighbour_has_the_same_score(
-    found: Detections, step: tuple[int, int], other_side: bool
+    found: Outputs, step: tuple[int, int], other_side: bool
 ) -> None:
     left, right = found, _with(found, "scores", 0, 0.0)
     if other_side:
@@ -130,7 +123,7 @@ def test_a_missing_peak_is_accepted_if_a_neighbour_has_the_same_score(
     heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] + 5e-5
     comparison = compare(left, right, "image 0", heatmap=heatmap)
     assert comparison.matched == COUNT - 1
-    # Detections of the reference are counted; the other side has one more in the second case.
+    # Outputs of the reference are counted; the other side has one more in the second case.
     assert comparison.exceptions == ({} if other_side else {"adjacent_cells": 1})
     assert comparison.total == COUNT - other_side
     heatmap[found["class_ids"][0], row - step[0], column - step[1]] = found["scores"][0] - 2e-4
@@ -138,7 +131,7 @@ def test_a_missing_peak_is_accepted_if_a_neighbour_has_the_same_score(
         compare(left, right, "image 0", heatmap=heatmap)
 
 
-def test_many_missing_peaks_are_an_error(found: Detections) -> None:
+def test_many_missing_peaks_are_an_error(found: Outputs) -> None:
     # Every cell has the same score as its left neighbour.
     heatmap = heatmap_of(found)
     heatmap = np.maximum(heatmap, np.roll(heatmap, -1, axis=2))
@@ -147,7 +140,7 @@ def test_many_missing_peaks_are_an_error(found: Detections) -> None:
         compare(found, other, "image 0", heatmap=heatmap)
 
 
-def test_rows_with_score_0_are_not_compared(found: Detections) -> None:
+def test_rows_with_score_0_are_not_compared(found: Outputs) -> None:
     empty = slice(COUNT // 2, None)
     left = _with(found, "scores", empty, 0.0)
     right = _with(left, "centers", empty, 1.0)
@@ -212,7 +205,7 @@ def test_tolerances_are_widened_to_the_rounding_error(
     names = ("scores", "class_ids", "centers", "sizes")
     graph = _RoundingGraph(rounding)
 
-    def run(images: NDArray[np.uint8]) -> list[Detections]:
+    def run(images: NDArray[np.uint8]) -> list[Outputs]:
         rows = onnx_vs_torch.torch_runner(graph, names)(images)
         return [{**row, "sizes": row["sizes"] * np.float32(1 + difference)} for row in rows]
 
@@ -234,7 +227,7 @@ def test_too_few_matches_are_an_error(matched: int, total: int) -> None:
         summarise([comparison], inputs=1)
 
 
-def test_the_summary_keeps_the_worst_errors(found: Detections) -> None:
+def test_the_summary_keeps_the_worst_errors(found: Outputs) -> None:
     fine = compare(found, found, "image 0")
     worse = compare(found, _with(found, "scores", 3, found["scores"][3] + 5e-5), "image 1")
     verification = summarise([fine, worse, fine], inputs=3)
@@ -243,7 +236,7 @@ def test_the_summary_keeps_the_worst_errors(found: Detections) -> None:
     assert verification.inputs == 3
 
 
-def test_the_summary_counts_what_was_not_matched(found: Detections) -> None:
+def test_the_summary_counts_what_was_not_matched(found: Outputs) -> None:
     fine = compare(found, found, "image 0")
     tied = _with(found, "scores", slice(-4, None), 0.1)
     other = _with(tied, "centers", slice(-3, None), 100.5)
@@ -268,7 +261,7 @@ def test_corner_pairs_at_a_threshold_are_counted() -> None:
     assert comparison.exceptions == {"corner_threshold": 2}
 
 
-def test_keypoints_of_another_peak_are_counted(found: Detections) -> None:
+def test_keypoints_of_another_peak_are_counted(found: Outputs) -> None:
     poses = {
         **found,
         "keypoints": np.repeat(found["centers"][:, np.newaxis], 5, axis=1),

@@ -48,12 +48,16 @@ def test_a_build_is_logged_at_intervals(
     caplog.set_level("INFO")
     program = 'for share in (0, 0.5, 1): print(\'{"progress": %s, "step": "tactics"}\' % share)'
     replace_build_command(monkeypatch, program)
-    monkeypatch.setattr("service.model_registry.BUILD_LOG_INTERVAL_S", interval_s)
+    monkeypatch.setattr("service.model_repository.BUILD_LOG_INTERVAL_S", interval_s)
     settings = Settings(models=bundled, backend="tensorrt", build_engines=True)
     steps: list[str] = []
     with pytest.raises(EngineUnavailableError):  # the program has built no engine
         load_models(settings, Metrics(), steps.append)
-    builds = [step for step in steps if step.startswith("building an engine of blood_cells, ")]
+    builds = [
+        step.removesuffix(", model 1 of 1")
+        for step in steps
+        if step.startswith("building an engine of blood_cells 1, ")
+    ]
     assert [build.partition(", ")[2] for build in builds] == [
         f"{percentage} % done: tactics" for percentage in (0, 50, 100)
     ]

@@ -1,6 +1,7 @@
 """API keys, rate limits, CORS and security headers."""
 
 import socket
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from service.rate_limit import RateLimiter
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 IMAGE = encode(plain(1, 2))
 StartServer = Callable[..., RunningServer]
+
+
+def basic(user: str, password: str) -> str:
+    """Return the header of HTTP Basic authentication, as Label Studio sends it."""
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 @pytest.fixture
@@ -39,6 +45,8 @@ def key_server(start_server: StartServer, key_file: Path) -> RunningServer:
         {"authorization": f"bearer  {SECOND}"},
         {"X-API-Key": SECOND},
         {"Authorization": "Basic Zm9v", "X-API-Key": SECOND},
+        {"Authorization": basic("anybody", FIRST)},
+        {"Authorization": basic("a", "password of a proxy"), "X-API-Key": SECOND},
     ],
 )
 def test_accepts_valid_keys(key_server: RunningServer, headers: dict[str, str]) -> None:
@@ -51,6 +59,10 @@ def test_accepts_valid_keys(key_server: RunningServer, headers: dict[str, str]) 
     [
         ({}, "no API key"),
         ({"Authorization": "Basic Zm9v"}, "no API key"),
+        ({"Authorization": "Basic a"}, "no API key"),
+        ({"Authorization": "Basic /w=="}, "no API key"),
+        ({"Authorization": basic(FIRST, "")}, "an unknown API key"),
+        ({"Authorization": basic("anybody", FIRST[:-1])}, "an unknown API key"),
         ({"Authorization": f"Bearer {FIRST}x"}, "an unknown API key"),
         ({"Authorization": "Bearer"}, "an unknown API key"),
         ({"X-API-Key": FIRST[:-1]}, "an unknown API key"),

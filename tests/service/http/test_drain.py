@@ -148,7 +148,7 @@ def test_an_engine_that_hangs_does_not_keep_the_process_alive(stop: signal.Signa
             target=lambda: responses.append(service.client.post("/detect", content=IMAGE))
         )
         client.start()
-        gauge = 'centernet_queue_inputs{model="painted"} 1.0'
+        gauge = 'centernet_queue_inputs{model="painted",version="1"} 1.0'
         with httpx.Client(base_url=service.client.base_url) as other:
             wait_until(lambda: gauge in other.get("/metrics").text)
         service.process.send_signal(stop)

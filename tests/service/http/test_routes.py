@@ -16,7 +16,11 @@ from service.options import DetectParameters
 
 def test_health_probes(server: RunningServer) -> None:
     assert server.client.get("/livez").json() == {"status": "live"}
-    assert server.client.get("/readyz").json() == {"status": "ready", "failed": []}
+    assert server.client.get("/readyz").json() == {
+        "status": "ready",
+        "failed": [],
+        "loading": None,
+    }
 
 
 def test_probes_and_metrics_support_head(start_server: Callable[..., RunningServer]) -> None:
@@ -105,9 +109,9 @@ def test_metrics_count_requests_errors_stages_and_batches(server: RunningServer)
     text = server.client.get("/metrics").text
     for line in (
         'centernet_http_requests_total{method="POST",route="/detect",status="200"}',
-        'centernet_stage_duration_seconds_count{model="painted",stage="infer"}',
-        'centernet_batch_size_bucket{le="1.0",model="painted"}',
-        'centernet_queue_limit_inputs{model="painted"} 128.0',
+        'centernet_stage_duration_seconds_count{model="painted",stage="infer",version="1"}',
+        'centernet_batch_size_bucket{le="1.0",model="painted",version="1"}',
+        'centernet_queue_limit_inputs{model="painted",version="1"} 128.0',
     ):
         assert line in text
 

@@ -11,7 +11,7 @@ def test_merged_metrics_are_those_of_each_worker() -> None:
         metrics = Metrics(worker)
         # Text that could be mistaken for the head of a metric.
         metrics.record_request("# HELP a\n# HELP b", "GET", "200", 0.5)
-        ModelMetrics(metrics, "tiny").batch(worker + 3, "full")
+        ModelMetrics(metrics, "tiny", "1").batch(worker + 3, "full")
         texts.append(metrics.render())
     merged = merge_metrics(texts).decode()
     assert merged.count("# TYPE centernet_images_total counter") == 1
@@ -20,8 +20,8 @@ def test_merged_metrics_are_those_of_each_worker() -> None:
     samples = [sample for family in families for sample in family.samples]
     images = [one for one in samples if one.name == "centernet_images_total"]
     assert [(one.labels, one.value) for one in images] == [
-        ({"model": "tiny", "worker": "0"}, 3.0),
-        ({"model": "tiny", "worker": "1"}, 4.0),
+        ({"model": "tiny", "version": "1", "worker": "0"}, 3.0),
+        ({"model": "tiny", "version": "1", "worker": "1"}, 4.0),
     ]
     separate = [
         sample

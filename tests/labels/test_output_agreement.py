@@ -1,12 +1,25 @@
-"""Agreement of detections: tolerances and exceptions."""
+"""Agreement of the outputs of two engines: limits and exceptions."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.errors import Fp16Error
-from model_export.verification.comparison import Detections
-from model_export.verification.detection_agreement import measure_agreement
+from labels.output_agreement import (
+    AGREEMENT_LIMITS,
+    Agreement,
+    AgreementLimits,
+    combine_agreements,
+    compare_outputs,
+)
+from labels.outputs import Outputs
+
+FP16 = AGREEMENT_LIMITS["fp16"]
+
+
+def measure_agreement(reference: Outputs, candidate: Outputs) -> Agreement:
+    return compare_outputs(reference, candidate, FP16, score_threshold=0.0)
 
 
 def _boxes(count: int = 40, **changes: NDArray) -> dict[str, NDArray]:
@@ -20,7 +33,7 @@ def _boxes(count: int = 40, **changes: NDArray) -> dict[str, NDArray]:
     }
 
 
-def _counts(reference: Detections, candidate: Detections) -> tuple[int, int]:
+def _counts(reference: Outputs, candidate: Outputs) -> tuple[int, int]:
     agreement = measure_agreement(reference, candidate)
     return agreement.matched, agreement.lost
 
@@ -110,7 +123,69 @@ def test_no_detections_or_nan_do_not_agree() -> None:
     reference = _boxes()
     nothing = {**reference, "scores": np.zeros(40, np.float32)}
     assert _counts(reference, nothing) == (0, 40)
-    assert measure_agreement(reference, nothing).matched_fraction == 0
-    broken = {**reference, "sizes": np.full((40, 2), np.nan, np.float32)}
-    with pytest.raises(Fp16Error, match="NaN or infinity"):
-        measure_agreement(reference, broken)
+    assert not measure_agreement(reference, nothing).is_within(FP16)
+    assert not measure_agreement(nothing, nothing).is_within(FP16)
+    for name in ("sizes", "scores"):
+        broken = {**reference, name: np.full_like(reference[name], np.nan)}
+        assert not measure_agreement(reference, broken).is_within(FP16)
+
+
+def _from_half(**limits: float) -> AgreementLimits:
+    return replace(FP16, from_threshold=True, **limits)
+
+
+def test_detections_below_the_score_threshold_are_not_compared() -> None:
+    reference = _boxes()  # 21 scores from 0.5
+    moved = reference["centers"].copy()
+    moved[21:] += 4
+    candidate = {**reference, "centers": moved}
+    assert _counts(reference, candidate) == (21, 18)  # the lowest score is at the limit
+    agreement = compare_outputs(reference, candidate, _from_half(), 0.5 - 1e-6)
+    assert (agreement.found, agreement.matched, agreement.lost) == (21, 21, 0)
+    agreement = compare_outputs(candidate, reference, _from_half(), 0.5 - 1e-6)
+    assert (agreement.found, agreement.matched, agreement.lost) == (21, 21, 0)
+    moved[20] += 4
+    for pair in ((reference, candidate), (candidate, reference)):
+        agreement = compare_outputs(*pair, _from_half(), 0.5 - 1e-6)
+        assert (agreement.found, agreement.matched, agreement.lost) == (21, 20, 1)
+
+
+def test_a_compared_detection_may_match_one_below_the_score_threshold() -> None:
+    reference = _boxes()
+    lower = {**reference, "scores": reference["scores"] - np.float32(0.009)}
+    agreement = compare_outputs(reference, lower, _from_half(), 0.5 - 1e-6)
+    assert (agreement.found, agreement.matched, agreement.lost) == (21, 21, 0)
+    agreement = compare_outputs(lower, reference, _from_half(), 0.5 - 1e-6)
+    assert (agreement.found, agreement.matched, agreement.lost) == (20, 20, 0)
+
+
+def test_a_detection_matches_only_one() -> None:
+    reference = _boxes()
+    twice = {name: rows.copy() for name, rows in reference.items()}
+    for name in ("centers", "scores"):
+        twice[name][1] = twice[name][0]  # the second object is lost
+    assert _counts(reference, twice) == (39, 1)
+
+
+def test_share_and_count_decide() -> None:
+    limits = replace(FP16, min_share=0.9, min_count=20)
+    agreement = measure_agreement(_boxes(), _boxes())
+    assert agreement.is_within(limits)
+    assert not agreement.is_within(replace(limits, min_count=41))
+    for lost, is_within in ((4, True), (5, False)):
+        assert replace(agreement, matched=40 - lost, lost=lost).is_within(limits) == is_within
+    poses = replace(agreement, keypoints=80)
+    assert replace(poses, keypoints_matched=72).is_within(limits)
+    assert not replace(poses, keypoints_matched=71).is_within(limits)
+    both = combine_agreements([agreement, replace(agreement, lost=3)])
+    assert (both.found, both.matched, both.lost, both.compared) == (80, 80, 3, 83)
+
+
+@pytest.mark.parametrize("precision", AGREEMENT_LIMITS)
+def test_lower_precisions_have_wider_tolerances(precision: str) -> None:
+    order = ["fp32", "fp16", "bf16", "int8"]
+    assert set(order) == set(AGREEMENT_LIMITS)
+    wider = order[order.index(precision) :]
+    for other in wider:
+        narrow, wide = (AGREEMENT_LIMITS[name].tolerances() for name in (precision, other))
+        assert all(narrow[name] <= wide[name] for name in narrow)

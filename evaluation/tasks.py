@@ -1,0 +1,110 @@
+"""What a task needs of the labels, and its average precisions (AP)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.detections import ImageDetections, to_coco_results
+from evaluation.errors import EvaluationError
+from evaluation.evaluate import kitti_metrics
+from evaluation.ground_truth import GroundTruth
+from evaluation.metrics.coco import COCO_SIGMAS, CocoScores, box_scores, pose_scores
+from evaluation.metrics.kitti import DIFFICULTIES
+from evaluation.model_under_test import ModelUnderTest
+
+OVERALL = "all"
+"""Key of the mean over the classes."""
+
+
+def check_task(task: str, model: ModelUnderTest, ground_truth: GroundTruth) -> str:
+    """Return ``task``, or raise :class:`EvaluationError` if model or labels do not support it."""
+    if task not in ("boxes", model.task):
+        raise EvaluationError(
+            f"--task {task}: {model.name} detects {model.task}. Evaluate it with --task "
+            f"{model.task}{'.' if model.task == 'boxes' else ' or --task boxes.'}"
+        )
+    if task == "boxes_3d" and ground_truth.boxes_3d is None:
+        raise EvaluationError(
+            f"{model.name} detects 3D boxes, but the labels have only 2D boxes. Give a KITTI label "
+            "directory; centernet-eval --task boxes evaluates the 2D boxes alone."
+        )
+    if task == "poses":
+        counts = {
+            len(label["keypoints"]) // 3
+            for label in ground_truth.coco["annotations"]
+            if label.get("keypoints")
+        }
+        if counts != {len(model.keypoints)}:
+            labelled = f"{sorted(counts)} keypoints" if counts else "no keypoints"
+            raise EvaluationError(
+                f"{model.name} detects {len(model.keypoints)} keypoints, but the labels have "
+                f"{labelled}. Give labels of the same keypoints; centernet-eval --task boxes "
+                "evaluates the boxes alone."
+            )
+    return task
+
+
+def choose_sigmas(
+    sigmas: Sequence[float] | None, model: ModelUnderTest, ground_truth: GroundTruth
+) -> NDArray[np.float64] | None:
+    """Return the keypoint sigmas (keypoints,) for OKS.
+
+    The option ``sigmas`` comes first, then the field ``sigmas`` of the category, then COCO's for
+    models with 17 keypoints, else None. Raises :class:`EvaluationError` for another number of
+    sigmas than keypoints.
+    """
+    if sigmas is None:
+        categories = ground_truth.coco["categories"]
+        sigmas = next((entry["sigmas"] for entry in categories if "sigmas" in entry), None)
+    if sigmas is None:
+        return COCO_SIGMAS if len(model.keypoints) == len(COCO_SIGMAS) else None
+    values = np.array(sigmas, np.float64)
+    if values.shape != (len(model.keypoints),) or not (values > 0).all():
+        raise EvaluationError(
+            f"sigmas: received {len(sigmas)}; {model.name} has {len(model.keypoints)} keypoints. "
+            "Give one positive number for each."
+        )
+    return values
+
+
+def average_precisions(
+    model: ModelUnderTest,
+    ground_truth: GroundTruth,
+    detections: Sequence[ImageDetections],
+    sigmas: NDArray[np.float64] | None,
+) -> dict[str, dict[str, float]]:
+    """Return the APs of the model's task: by metric, for :data:`OVERALL` and by class.
+
+    ``boxes`` is COCO's AP of 2D boxes. Poses add ``poses``, COCO's AP by object keypoint similarity
+    with ``sigmas``; 3D boxes add KITTI's AP in 3D for moderate objects, ``boxes_3d`` at the
+    official IoU and ``boxes_3d_low_iou`` at the lower one of
+    :func:`~evaluation.evaluate.kitti_metrics`. Classes without
+    labelled objects are left out. ``ground_truth``: with the model's class ids.
+    """
+    results = to_coco_results(detections, [image.image_id for image in ground_truth.images])
+    metrics = {"boxes": _coco_aps(box_scores(ground_truth.coco, results))}
+    if sigmas is not None:
+        metrics["poses"] = _coco_aps(pose_scores(ground_truth.coco, results, sigmas))
+    if model.task == "boxes_3d":
+        by_class = kitti_metrics(ground_truth, detections, model.classes)
+        for index, name in enumerate(("boxes_3d", "boxes_3d_low_iou")):
+            metrics[name] = _kitti_aps({key: list(ious.values())[index]["3D"][_MODERATE]
+                                        for key, ious in by_class.items()})  # fmt: skip
+    return metrics
+
+
+_MODERATE = DIFFICULTIES.index("moderate")
+
+
+def _coco_aps(scores: CocoScores) -> dict[str, float]:
+    return {
+        OVERALL: scores.summary["AP"],
+        **{name: ap for name, (ap, _, _) in scores.per_class.items()},
+    }
+
+
+def _kitti_aps(by_class: Mapping[str, float]) -> dict[str, float]:
+    labelled = {name: ap for name, ap in by_class.items() if ap == ap}
+    mean = float(np.mean(list(labelled.values()))) if labelled else float("nan")
+    return {OVERALL: mean, **labelled}

@@ -1,0 +1,1 @@
+"""gRPC front end: the Open Inference Protocol, and health checks; needs the extra ``grpc``."""

@@ -1,0 +1,218 @@
+"""Labeling configurations: which regions of which image a Label Studio project wants from a model.
+
+A configuration is XML. An ``Image`` tag names the field of the task with the image;
+``RectangleLabels`` and ``KeyPointLabels`` tags with its name in ``toName`` have a ``Label`` for
+each class or keypoint::
+
+    <View>
+      <Image name="image" value="$image"/>
+      <RectangleLabels name="box" toName="image" model_score_threshold="0.4">
+        <Label value="Car" predicted_values="car, van"/>
+      </RectangleLabels>
+    </View>
+
+The attributes ``predicted_values``, ``model_index`` and ``model_score_threshold`` have the meaning
+that they have in the YOLO example of label-studio-ml.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from model_package import CenterPosesDecoder, ModelManifest
+from service.errors import LabelingConfigError
+
+MAX_CONFIG_CHARACTERS = 256 * 1024
+"""Enough for thousands of labels; parsing as many takes about 10 ms."""
+_LISTED = 20
+"""Names that an error text lists."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a class or a keypoint becomes: a label of a control tag.
+
+    ``min_score``: lowest score of the detection.
+    """
+
+    from_name: str
+    label: str
+    min_score: float
+
+
+@dataclass(frozen=True)
+class RegionTargets:
+    """The regions that a project wants from a model.
+
+    ``image_name``: name of the Image tag; ``data_field``: field of the task's data with the image;
+    ``boxes``: by class id; ``keypoints``: by class id and index of the keypoint.
+    """
+
+    image_name: str
+    data_field: str
+    boxes: Mapping[int, Target]
+    keypoints: Mapping[tuple[int, int], Target]
+
+    @property
+    def class_ids(self) -> frozenset[int]:
+        """The classes of which something is wanted."""
+        return frozenset(self.boxes) | {class_id for class_id, _ in self.keypoints}
+
+    @property
+    def min_score(self) -> float:
+        """The lowest score of all targets."""
+        return min(target.min_score for target in (*self.boxes.values(), *self.keypoints.values()))
+
+
+def match_labels(config: object, manifest: ModelManifest) -> RegionTargets:
+    """Find the labels of the classes and keypoints of a model in a labeling configuration.
+
+    A label stands for the classes, or keypoints, in its ``predicted_values``, or else for that of
+    its own name; upper and lower case are the same. A label of a keypoint may instead name its
+    class in ``predicted_values`` and the index of the keypoint in ``model_index``. Of several
+    images, the first with such a label is used.
+
+    Raises :class:`LabelingConfigError`.
+    """
+    tags = list(_parse(config).iter())
+    images = [tag for tag in tags if _kind(tag) == "image" and tag.get("name")]
+    if not images:
+        raise LabelingConfigError(
+            "The labeling configuration has no Image tag with a name. Add one, such as "
+            '<Image name="image" value="$image"/>.'
+        )
+    labels: list[str] = []
+    for image in images:
+        name, value = image.get("name", ""), image.get("value", "")
+        controls = [tag for tag in tags if name in tag.get("toName", "").split(",")]
+        rectangles = [tag for tag in controls if _kind(tag) == "rectanglelabels"]
+        points = [tag for tag in controls if _kind(tag) == "keypointlabels"]
+        targets = RegionTargets(
+            name, value[1:], _box_targets(rectangles, manifest), _point_targets(points, manifest)
+        )
+        if targets.class_ids:
+            if not value.startswith("$"):
+                raise LabelingConfigError(
+                    f"Image {name[:100]!r}: received value={value[:100]!r}. Name the field of the "
+                    'task that has the image, such as value="$image"; several images of a task '
+                    "are not supported."
+                )
+            return targets
+        labels += [label for control in (*rectangles, *points) for label, _ in _labels(control)]
+    raise LabelingConfigError(_no_match(labels, manifest))
+
+
+def _parse(config: object) -> Element:
+    if not isinstance(config, str):
+        raise LabelingConfigError(
+            f"The labeling configuration is of type {type(config).__name__}. Send its XML as a "
+            "string."
+        )
+    if len(config) > MAX_CONFIG_CHARACTERS:
+        raise LabelingConfigError(
+            f"The labeling configuration has {len(config)} characters; at most "
+            f"{MAX_CONFIG_CHARACTERS} are accepted. Use fewer labels."
+        )
+    try:
+        root: Element = fromstring(config, forbid_dtd=True)
+    except DefusedXmlException:
+        raise LabelingConfigError(
+            "The labeling configuration declares a document type or entities. Remove them."
+        ) from None
+    except (ParseError, ValueError) as error:
+        raise LabelingConfigError(
+            f"The labeling configuration is not valid XML: {str(error)[:200]}."
+        ) from None
+    return root
+
+
+def _kind(tag: Element) -> str:
+    return str(tag.tag).lower()
+
+
+def _labels(control: Element) -> Iterator[tuple[str, Element]]:
+    """Yield the labels of a control tag: what the regions contain, and the tag."""
+    for tag in control.iter():
+        label = tag.get("alias") or tag.get("value")
+        if _kind(tag) == "label" and label:
+            yield label, tag
+
+
+def _predicted_names(label: str, tag: Element) -> set[str]:
+    names = {name.strip().casefold() for name in tag.get("predicted_values", "").split(",")} - {""}
+    return names or {label.casefold()}
+
+
+def _min_score(control: Element, manifest: ModelManifest) -> float:
+    text = control.get("model_score_threshold")
+    if text is None:
+        return manifest.decoder.score_threshold
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise LabelingConfigError(
+            f"model_score_threshold: received {text[:100]!r}. It is a score from 0 to 1."
+        )
+    return score
+
+
+def _box_targets(controls: Sequence[Element], manifest: ModelManifest) -> dict[int, Target]:
+    targets: dict[int, Target] = {}
+    for control in controls:
+        min_score = _min_score(control, manifest)
+        for label, tag in _labels(control):
+            names = _predicted_names(label, tag)
+            for class_id, name in enumerate(manifest.classes):
+                if name.casefold() in names:
+                    target = Target(control.get("name", ""), label, min_score)
+                    targets.setdefault(class_id, target)
+    return targets
+
+
+def _point_targets(
+    controls: Sequence[Element], manifest: ModelManifest
+) -> dict[tuple[int, int], Target]:
+    targets: dict[tuple[int, int], Target] = {}
+    decoder = manifest.decoder
+    if not isinstance(decoder, CenterPosesDecoder):
+        return targets
+    classes = [name.casefold() for name in manifest.classes]
+    keypoints = [name.casefold() for name in decoder.keypoints]
+    for control in controls:
+        min_score = _min_score(control, manifest)
+        for label, tag in _labels(control):
+            names, index = _predicted_names(label, tag), tag.get("model_index")
+            for class_id, class_name in enumerate(classes):
+                for number, keypoint in enumerate(keypoints):
+                    if (
+                        keypoint in names
+                        if index is None
+                        else class_name in names and str(number) == index
+                    ):
+                        target = Target(control.get("name", ""), label, min_score)
+                        targets.setdefault((class_id, number), target)
+    return targets
+
+
+def _no_match(labels: Sequence[str], manifest: ModelManifest) -> str:
+    classes = _listed(manifest.classes)
+    if not labels:
+        return (
+            "The labeling configuration has no labels for boxes of its images. Add a "
+            f"RectangleLabels tag with labels for the classes of model {manifest.name}: {classes}."
+        )
+    return (
+        f"None of the labels {_listed(labels)} is a class of model {manifest.name}, which has "
+        f'{classes}. Name its classes in the labels: <Label value="..." '
+        f'predicted_values="{manifest.classes[0][:100]}"/>.'
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name[:100] for name in names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown}, ... ({len(names)} in all)"
