@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.hostile_inputs.bounds import CPU_S, EVENT_LOOP_S, MEMORY_BYTES
 from benchmarks.hostile_inputs.campaign import Campaign
-from benchmarks.hostile_inputs.http_requests import REQUESTS
 from benchmarks.hostile_inputs.readers import FILE_KINDS
+from benchmarks.hostile_inputs.request_kinds import REQUESTS
 from evaluation.report import markdown_table
 
 KINDS = (*FILE_KINDS, *REQUESTS)

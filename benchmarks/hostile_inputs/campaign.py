@@ -19,9 +19,9 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks.hostile_inputs.bounds import Measurement, measure
-from benchmarks.hostile_inputs.http_requests import REQUESTS
 from benchmarks.hostile_inputs.live_service import LiveService
 from benchmarks.hostile_inputs.readers import ACCEPTED, kind_of
+from benchmarks.hostile_inputs.request_kinds import REQUESTS
 
 CLIENTS = 32
 _SILENCE_S = 120.0

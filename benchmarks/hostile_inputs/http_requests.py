@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections.abc import Callable
 from random import Random
 
 from PIL import Image
@@ -66,7 +65,7 @@ def http_bodies(rng: Random) -> bytes:
     if framed is body or rng.random() < 0.1:
         fields.append(b"Content-Length: " + _content_length(rng, len(framed)))
     path = b"/detect" + (_query(rng) if rng.random() < 0.5 else b"")
-    head = _head(rng, b"POST", path, fields)
+    head = request_head(rng, b"POST", path, fields)
     return mutate_some(rng, head + framed + rng.choice((b"", b"", b"", _request(rng))))
 
 
@@ -87,7 +86,7 @@ def http_forms(rng: Random) -> bytes:
         )
     path = rng.choice((b"/detect", b"/detect/batch"))
     fields = [b"Content-Type: " + content_type, b"Content-Length: %d" % len(form)]
-    return _head(rng, b"POST", path, fields) + form
+    return request_head(rng, b"POST", path, fields) + form
 
 
 def http_json(rng: Random) -> bytes:
@@ -101,7 +100,7 @@ def http_json(rng: Random) -> bytes:
         body = rng.choice((*_JSON_FLOODS, rng.randbytes(1000), b""))
     path = rng.choice((b"/detect", b"/detect/batch"))
     head = [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
-    return _head(rng, b"POST", path, head) + body
+    return request_head(rng, b"POST", path, head) + body
 
 
 _JSON_FLOODS = (
@@ -147,7 +146,8 @@ _UPGRADES = (
 )
 
 
-def _head(rng: Random, method: bytes, path: bytes, fields: list[bytes]) -> bytes:
+def request_head(rng: Random, method: bytes, path: bytes, fields: list[bytes]) -> bytes:
+    """Return the head of a request, in most cases of HTTP/1.1."""
     version = b"1.1" if rng.random() < 0.9 else rng.choice((b"1.0", b"2.0", b"0.9", b"x"))
     lines = [b"%s %s HTTP/%s" % (method, path, version), b"Host: localhost", *fields]
     return b"\r\n".join(lines) + b"\r\n\r\n"
@@ -159,7 +159,7 @@ def _request(rng: Random) -> bytes:
     )
     path = rng.choice(_PATHS) + _query(rng)
     fields = [_field(rng) for _ in range(rng.choice((0, 1, 3, 10)))]
-    return _head(rng, method, path, fields)
+    return request_head(rng, method, path, fields)
 
 
 def _query(rng: Random) -> bytes:
@@ -280,11 +280,3 @@ def _part(rng: Random) -> bytes:
         )
     )
     return b"\r\n".join(fields) + b"\r\n\r\n" + content
-
-
-REQUESTS: dict[str, Callable[[Random], bytes]] = {
-    "http_head": http_heads,
-    "http_body": http_bodies,
-    "http_form": http_forms,
-    "http_json": http_json,
-}

@@ -29,9 +29,11 @@ from service.settings import Settings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header with the length of the JSON; binary tensor data follow it."""
-MAX_JSON_VALUES = 100_000
-"""Values in the JSON of a request: about 5 ms of the event loop."""
+MAX_JSON_VALUES = 50_000
+"""Values in the JSON of a request: up to 15 ms of the event loop."""
 _MAX_ID_CHARACTERS = 1000
+_MAX_TENSORS = 32
+"""Inputs, and requested outputs; no model has so many."""
 _MAX_NESTING = 4
 """Levels of nested lists in the data of a tensor, as in a batch of images."""
 
@@ -68,8 +70,12 @@ class InferenceReader:
 
         Raises the body errors of :mod:`service.errors` and :class:`InvalidInferenceRequestError`.
         """
-        body = await self._read_bytes(claim)
-        json_size = self._json_size(len(body))
+        json_size = self._json_size()
+        body = await self._read_bytes(json_size, claim)
+        if json_size is None:
+            json_size = len(body)
+        if json_size > len(body):
+            raise _invalid(f"{HEADER_LENGTH} is {json_size}, and the body has {len(body)} bytes")
         if json_size == 0:
             self._all_binary = True
             return _raw_request(form, body)
@@ -83,13 +89,17 @@ class InferenceReader:
         outputs = [self._output(item) for item in _objects(document, "outputs")]
         inputs, rest = [], data[json_size:]
         for item in _objects(document, "inputs"):
-            tensor, rest = await _read_input(item, rest, claim)
+            tensor, rest = await _read_input(item, rest, form.max_images, claim)
             inputs.append(tensor)
         if len(rest):
             raise _invalid(f"{len(rest)} bytes of the body belong to no input")
         return InferRequest(inputs, outputs, parameters)
 
-    async def _read_bytes(self, claim: Claim) -> bytes:
+    async def _read_bytes(self, json_size: int | None, claim: Claim) -> bytes:
+        """Return the decompressed body; its JSON is at most ``json_size`` bytes, None: all of it.
+
+        JSON with too many values is refused before it is parsed.
+        """
         settings = self._settings
         body = BoundedBody(self._request, settings.max_body_bytes, claim)
         encoding = self._request.headers.get("content-encoding", "identity").lower()
@@ -100,21 +110,31 @@ class InferenceReader:
             raise UnsupportedMediaTypeError(
                 f"Content-Encoding: received {encoding!r:.100}; accepted are gzip and deflate."
             )
+        received: list[bytes] = []
+        left = settings.max_body_bytes if json_size is None else json_size
+        values = 0
         with CancelScope(body_timeout(settings.body_timeout_s)):
             try:
-                return b"".join([chunk async for chunk in chunks])
+                async for chunk in chunks:
+                    values += sum(chunk.count(mark, 0, left) for mark in (b",", b"[", b"{"))
+                    if values > MAX_JSON_VALUES:
+                        raise BadJsonError(
+                            f"The JSON has more than {MAX_JSON_VALUES} values. Send tensors as "
+                            f"binary data: with 'binary_data_size' and the header {HEADER_LENGTH}."
+                        )
+                    left = max(0, left - len(chunk))
+                    received.append(chunk)
             except EmptyBodyError:
                 raise _invalid("the body is empty; send JSON with 'inputs'") from None
+        return b"".join(received)
 
-    def _json_size(self, body_size: int) -> int:
+    def _json_size(self) -> int | None:
+        """Return the length of the JSON that the header states; None without the header."""
         text = self._request.headers.get(HEADER_LENGTH)
         if text is None:
-            return body_size
-        if not re.fullmatch("[0-9]{1,18}", text) or int(text) > body_size:
-            raise _invalid(
-                f"{HEADER_LENGTH}: received {text!r:.100}; the body has {body_size} bytes, of "
-                "which it is the number before the binary data"
-            )
+            return None
+        if not re.fullmatch("[0-9]{1,18}", text):
+            raise _invalid(f"{HEADER_LENGTH}: received {text!r:.100}, accepted: a number of bytes")
         return int(text)
 
     def _output(self, item: Mapping[str, Any]) -> RequestedOutput:
@@ -133,12 +153,6 @@ def _raw_request(form: ModelForm[Any], body: bytes) -> InferRequest:
 
 
 def _parse(text: bytes) -> Mapping[str, Any]:
-    """Parse JSON; refuses text with too many values before it is parsed."""
-    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
-        raise BadJsonError(
-            f"The JSON has more than {MAX_JSON_VALUES} values. Send tensors as binary data: "
-            f"with 'binary_data_size' and the header {HEADER_LENGTH}."
-        )
     try:
         document = from_json(text)
     except ValueError as error:
@@ -149,7 +163,7 @@ def _parse(text: bytes) -> Mapping[str, Any]:
 
 
 async def _read_input(
-    item: Mapping[str, Any], rest: memoryview, claim: Claim
+    item: Mapping[str, Any], rest: memoryview, max_files: int, claim: Claim
 ) -> tuple[InputTensor, memoryview]:
     """Return a tensor, and the binary data after its own."""
     name, datatype = _get(item, "name", str), _get(item, "datatype", str)
@@ -159,12 +173,16 @@ async def _read_input(
         size = _get(parameters, "binary_data_size", int)
         if "data" in item or not 0 <= size <= len(rest):
             raise _invalid(
-                f"input {name!r:.100}: received the binary_data_size {size} with {len(rest)} bytes "
-                "left in the body; it has either so many bytes there or 'data'"
+                f"input {name[:100]!r}: received the binary_data_size {size} with {len(rest)} "
+                "bytes left in the body; it has either so many bytes there or 'data'"
             )
         data, rest = rest[:size], rest[size:]
     elif datatype == BYTES:
         texts = _get(item, "data", list, [])
+        if len(texts) > max_files:
+            raise _invalid(
+                f"input {name[:100]!r}: received {len(texts)} files; at most {max_files} are read"
+            )
         data = [await decode_base64(text, claim) for text in texts]
     else:
         data = _flatten(_get(item, "data", list, []))
@@ -182,6 +200,8 @@ def _flatten(values: list[Any]) -> list[Any]:
 
 def _objects(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     items = _get(document, name, list, [])
+    if len(items) > _MAX_TENSORS:
+        raise _invalid(f"{name}: received {len(items)} items, accepted: at most {_MAX_TENSORS}")
     if not all(isinstance(item, dict) for item in items):
         raise _invalid(f"{name}: received an item that is not an object")
     return items

@@ -17,7 +17,7 @@ from benchmarks.hostile_inputs.bounds import (
     measure,
 )
 from benchmarks.hostile_inputs.campaign import Campaign, input_of
-from benchmarks.hostile_inputs.http_requests import REQUESTS
+from benchmarks.hostile_inputs.request_kinds import REQUESTS
 
 CASES = 10_000
 MIN_SHARE = 0.01

@@ -351,6 +351,24 @@ def test_binary_data_of_no_input_is_refused(server: RunningServer) -> None:
     assert_error(response, 400, "invalid_inference_request", "1 bytes of the body")
 
 
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_the_number_of_tensors_is_bounded(server: RunningServer, field: str) -> None:
+    body = {"inputs": [], field: [{"name": "boxes"}] * 33}
+    assert_error(
+        server.client.post(INFER, json=body), 400, "invalid_inference_request", "at most 32"
+    )
+
+
+def test_the_number_of_files_in_json_is_bounded(server: RunningServer) -> None:
+    tensor = {"name": "image", "shape": [17], "datatype": "BYTES", "data": [""] * 17}
+    assert_error(
+        server.client.post(INFER, json={"inputs": [tensor]}),
+        400,
+        "invalid_inference_request",
+        "17 files; at most 16",
+    )
+
+
 def test_json_with_many_values_is_refused(server: RunningServer) -> None:
     body = b'{"inputs": [' + b"0," * 200_000 + b"0]}"
     assert_error(server.client.post(INFER, content=body), 400, "bad_json", "binary data")

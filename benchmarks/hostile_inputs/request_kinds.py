@@ -1,0 +1,15 @@
+"""The kinds of inputs that are requests, and their generators."""
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+from benchmarks.hostile_inputs.http_requests import http_bodies, http_forms, http_heads, http_json
+from benchmarks.hostile_inputs.open_inference import open_inference
+
+REQUESTS: Mapping[str, Callable[[Random], bytes]] = {
+    "http_head": http_heads,
+    "http_body": http_bodies,
+    "http_form": http_forms,
+    "http_json": http_json,
+    "open_inference": open_inference,
+}
