@@ -167,7 +167,7 @@ def _import_grpc_server(settings: Settings) -> "type[GrpcServer] | None":
 
 def _stopping_error() -> StoppingError:
     return StoppingError(
-        "The service began to shut down before the whole body had arrived. Send the request again."
+        "The service began to shut down before it had accepted the request. Send it again."
     )
 
 

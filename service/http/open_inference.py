@@ -209,7 +209,9 @@ async def load_model(request: Request, name: _Name) -> dict[str, Any]:
     """
     _check_explicit_control(request)
     await _check_parameters(request, accepted=frozenset())
-    await service_state(request).loader.models.load(repository.split_name(name)[0])
+    state = service_state(request)
+    with CancelScope(state.stopping):
+        await state.loader.models.load(repository.split_name(name)[0])
     return {}
 
 

@@ -80,7 +80,7 @@ FIRING: dict[str, list[tuple[Case, Alert]]] = {
             Case({UP: "1x24", READY: "1x3 0x20"}, "6m"),
             Alert(
                 {**MODEL_LABELS, "version": "1"},
-                "a:8000 is up, but model cells is not ready.",
+                "a:8000 is up, but model cells, version 1, is not ready.",
             ),
         ),
         (

@@ -117,19 +117,39 @@ def test_a_key_is_needed_if_keys_are_configured(models: Path, tmp_path: Path) ->
         assert (response.status_code, response.json()) == (200, {})
 
 
-def test_loading_continues_if_the_client_disconnects(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, may_end = threading.Event(), threading.Event()
+@pytest.fixture
+def began() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def may_end() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def slow_server(
+    models: Path, monkeypatch: pytest.MonkeyPatch, began: threading.Event, may_end: threading.Event
+) -> Iterator[RunningServer]:
+    """A server that loads version 2 once ``may_end`` is set, and sets ``began`` before."""
 
     def open_slowly(*given: Any) -> Any:
         began.set()
         assert may_end.wait(20)
         return open_detector(*given)
 
-    with serve(models) as server, ThreadPoolExecutor(1) as callers:
+    with serve(models) as server:
         monkeypatch.setattr("service.model_repository.open_detector", open_slowly)
         write_version(models / "two", "2", score=0.6)
+        yield server
+        may_end.set()
+
+
+def test_loading_continues_if_the_client_disconnects(
+    slow_server: RunningServer, began: threading.Event, may_end: threading.Event
+) -> None:
+    server = slow_server
+    with ThreadPoolExecutor(1) as callers:
         with httpx.Client(base_url=server.url, timeout=0.5) as client:
             request = callers.submit(client.post, "/v2/repository/models/cells/load")
             assert began.wait(20)
@@ -137,3 +157,13 @@ def test_loading_continues_if_the_client_disconnects(
                 request.result(20)
         may_end.set()
         wait_until(lambda: server.client.get("/models/cells").json()["version"] == "2")
+
+
+def test_a_shutdown_does_not_wait_for_loading(
+    slow_server: RunningServer, began: threading.Event
+) -> None:
+    with ThreadPoolExecutor(1) as callers:
+        request = callers.submit(change, slow_server, "load")
+        assert began.wait(20)
+        slow_server.stop()
+        assert_error(request.result(20), 503, "stopping")
