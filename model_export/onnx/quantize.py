@@ -43,6 +43,7 @@ class Quantizer:
 
         self._model = onnx.load(onnx_file)
         _name_nodes(self._model)
+        _merge_opset_imports(self._model)
         self.layers = tuple(_names_of_layers(self._model))
         """Names of the convolutions, in the order of the graph."""
         if not self.layers:
@@ -169,6 +170,15 @@ def _name_nodes(model: ModelProto) -> None:
     """Name the nodes without a name, by which layers are selected."""
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
+
+
+def _merge_opset_imports(model: ModelProto) -> None:
+    """List each domain once: imported files repeat them, which ONNX Runtime's quantizer refuses."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(
+        onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()
+    )
 
 
 def _names_of_layers(model: ModelProto) -> Iterator[str]:

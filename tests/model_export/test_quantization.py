@@ -418,8 +418,8 @@ def test_a_file_without_convolutions_is_refused(tmp_path: Path) -> None:
         Quantizer(tmp_path / "empty.onnx", [np.zeros((8, 8, 3), np.uint8)])
 
 
-def test_layers_whose_sizes_cannot_be_inferred_are_measured(tmp_path: Path) -> None:
-    """As in imported files: the layer follows a reshape to a size that is computed."""
+def test_files_like_imported_ones_are_quantized(tmp_path: Path) -> None:
+    """Sizes of layers cannot be inferred, here after a reshape, and a domain is listed twice."""
     helper = onnx.helper
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -443,7 +443,7 @@ def test_layers_whose_sizes_cannot_be_inferred_are_measured(tmp_path: Path) -> N
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
     )
     path = tmp_path / "computed.onnx"
-    opsets = [helper.make_opsetid("", 20)]
+    opsets = [helper.make_opsetid("", 20)] * 2
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     quantizer = Quantizer(path, [np.zeros((8, 16, 3), np.uint8)])
     # Multiplications: 24 and 8 in each of 4 x 8 cells.
@@ -451,6 +451,9 @@ def test_layers_whose_sizes_cannot_be_inferred_are_measured(tmp_path: Path) -> N
     assert quantizer.select_float_layers(effects, 0.26) == ["narrow"]
     assert quantizer.select_float_layers(effects, 0.24) == []
     assert quantizer.select_float_layers(effects, 0.76) == ["wide"]
+    quantized = quantizer.quantize(["wide"])
+    assert [node.op_type for node in quantized.graph.node].count("QuantizeLinear") == 1
+    assert sum(not entry.domain for entry in quantized.opset_import) == 1
 
 
 @pytest.mark.parametrize("damage", ["not a zip file", "another size"])

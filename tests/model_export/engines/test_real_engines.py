@@ -153,7 +153,7 @@ def test_builds_engines_of_whole_networks(
         ).unlink()  # saves disk space; the next build removes it from the package
 
 
-def test_builds_an_engine_of_a_quantized_network(project: Path, tmp_path: Path) -> None:
+def test_builds_an_int8_engine_of_a_quantized_network(project: Path, tmp_path: Path) -> None:
     directory = tmp_path / "package"
     shutil.copytree(project / "models" / "blood_cells", directory)
     options = ("--precision", "int8", "--compute-capability", "8.9")
