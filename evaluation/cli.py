@@ -127,7 +127,7 @@ def _evaluate(args: argparse.Namespace, steps: Steps) -> Report:
         resamples = RESAMPLES * (1 if sigmas is None else 2)
         steps.begin(f"Compare with {args.compare}", PERCENTAGE, resamples)
         add_comparison(
-            *(report, earlier, ground_truth, run.detections, model.classes, sigmas),
+            *(report, earlier, ground_truth, run.detections, model, sigmas),
             steps.advance,
         )
     if args.ground_truth_centers:

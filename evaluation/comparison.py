@@ -22,8 +22,9 @@ from evaluation.metrics.coco import (
 )
 from evaluation.metrics.error_kinds import corrected_ap_gains
 from evaluation.metrics.kitti import DIFFICULTIES
-from evaluation.model_under_test import TOP_K
+from evaluation.model_under_test import TOP_K, ModelUnderTest
 from evaluation.report import DETECTIONS_FILE, RESULTS_FILE, Report
+from evaluation.worst_images import differing_images
 from reports.charts import Chart, Line
 from reports.page import Cell, Section, Table
 
@@ -141,7 +142,7 @@ def add_comparison(
     earlier: EarlierRun,
     ground_truth: GroundTruth,
     detections: Sequence[ImageDetections],
-    classes: Sequence[str],
+    model: ModelUnderTest,
     sigmas: NDArray[np.float64] | None,
     on_resample: Callable[[], object],
 ) -> None:
@@ -164,11 +165,13 @@ def add_comparison(
         sections.append(_compare_scores(report, "poses", "OKS", coco, evaluations, on_resample))
     if report.metrics["task"] == "boxes_3d":
         sections.append(
-            _compare_kitti(*(kitti_metrics(ground_truth, run, classes) for run in runs))
+            _compare_kitti(*(kitti_metrics(ground_truth, run, model.classes) for run in runs))
         )
     labels = labels_by_image(ground_truth)
     gains = [corrected_ap_gains(ground_truth, labels, run) for run in runs]
     sections.append(_compare_errors(*gains))
+    before, after = ([one.filter_by_score(model.score_threshold) for one in run] for run in runs)
+    sections.append(differing_images(ground_truth.images, labels, before, after, model))
     sections.append(_compare_speed(earlier.speed, report))
     report.sections[:0] = sections
 

@@ -1,4 +1,4 @@
-"""Drawings of the images with the most errors, labels and detections side by side."""
+"""Drawings of the images with the most errors, and of those in which two runs differ most."""
 
 from collections.abc import Sequence
 
@@ -64,6 +64,63 @@ def worst_images(
         else "No image has an error at the model's score threshold."
     )
     return Section("Worst images", drawings, note)
+
+
+def differing_images(
+    images: Sequence[LabelledImage],
+    labels: Sequence[ImageLabels],
+    reference: Sequence[ImageDetections],
+    detections: Sequence[ImageDetections],
+    model: ModelUnderTest,
+) -> Section:
+    """Draw the images with the most detections that only one of two runs has.
+
+    A detection is in both runs if the other one has a detection of the same class at the same
+    place: matched one to one, with an IoU of at least 0.5. ``reference``, ``detections``: those of
+    the two runs at the threshold.
+    """
+    differences = {}
+    for index, (before, after) in enumerate(zip(reference, detections, strict=True)):
+        matches = match_detections(_as_labels(before), after, same_class=True)
+        sides = before[matches.false_negatives], after[matches.false_positives]
+        if any(map(len, sides)):
+            differences[index] = sides
+    ranked = sorted(differences.items(), key=lambda item: _rank_of_difference(*item[1]))
+    drawings = []
+    for index, (removed, added) in ranked[:WORST]:
+        before_f1, after_f1 = (
+            match_detections(labels[index], run[index], same_class=True).f1
+            for run in (reference, detections)
+        )
+        caption = (
+            f"{images[index].path.name}: {len(removed)} only in the reference, {len(added)} only "
+            f"in this run, F1 {before_f1:.3f} and {after_f1:.3f}"
+        )
+        drawings.append(_draw(caption, images[index], (removed, added), model))
+    note = (
+        f"Detections at the score threshold {model.score_threshold:g} without one of the same "
+        "class at the same place (IoU of at least 0.5) in the other run. Left: those of the "
+        f"reference. Right: those of this run. {len(ranked)} of {len(images)} images have any; "
+        "those with the most come first, then those with the highest scores."
+        if drawings
+        else "Both runs have the same detections at the model's score threshold: of the same "
+        "classes and at the same places (IoU of at least 0.5)."
+    )
+    return Section("Images that differ most", drawings, note)
+
+
+def _rank_of_difference(removed: ImageDetections, added: ImageDetections) -> tuple[int, float]:
+    scores = np.concatenate([removed.scores, added.scores])
+    return -len(scores), -float(scores.max())
+
+
+def _as_labels(detections: ImageDetections) -> ImageLabels:
+    return ImageLabels(
+        detections.boxes_xyxy,
+        detections.class_ids,
+        np.zeros(len(detections), np.bool_),
+        detections.keypoints,
+    )
 
 
 def _pose_error(labels: ImageLabels, detections: ImageDetections) -> float:

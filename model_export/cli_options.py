@@ -48,6 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_quantize(
         commands.add_parser("quantize", help="add int8 files to a package, verified on detections")
     )
+    report = commands.add_parser("report", help="write the report of a package again")
+    report.add_argument("package", type=Path, metavar="PACKAGE", help="a package with references")
     for command in commands.choices.values():
         add_quiet_option(command)
 

@@ -78,7 +78,7 @@ def import_package(
         references = draft_references(draft, resolved, image_dir)
         manifest = _manifest(draft, resolved, onnx_file, verification, references)
         progress("Measure the latency")
-        write_package_report(draft.directory, manifest, ONNX_FILE, verified)
+        write_package_report(draft.directory, manifest, verified)
 
         progress(f"Write {output}")
         return draft.publish(manifest)

@@ -93,7 +93,7 @@ def export_package(
             references=draft_references(draft, resolved, image_dir),
         )
         progress("Measure the latency")
-        write_package_report(draft.directory, manifest, ONNX_FILE, verified)
+        write_package_report(draft.directory, manifest, verified)
 
         progress(f"Write {output}")
         return draft.publish(manifest)

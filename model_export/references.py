@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from model_export.errors import ImagesError
 from model_export.verification.images import ImageArray, read_images, synthetic_images
 from model_export.verification.onnx_vs_torch import onnx_runner
 from model_package import InputSpec, ModelManifest, ModelPackage, References
@@ -65,6 +66,30 @@ def add_references(directory: Path, image_dir: Path | None) -> ModelPackage:
         )
         edit.set_references(references, content)
     return load_package(directory)
+
+
+def recorded_images(directory: Path, manifest: ModelManifest) -> list[ImageArray]:
+    """Return the images of the references of a package.
+
+    Raises :class:`~model_export.errors.ImagesError` if there are none or the file is damaged.
+    """
+    if manifest.references is None:
+        raise ImagesError(
+            f"{directory} has no references. Record them first: centernet-export references "
+            f"{directory} --images DIR"
+        )
+    path, spec = directory / manifest.references.file, manifest.input
+    try:
+        with np.load(path) as file:
+            images: ImageArray = file["images"]
+        if images.dtype != np.uint8 or images.shape[1:] != (spec.height_px, spec.width_px, 3):
+            raise ValueError(f"images are {images.dtype} of shape {images.shape}")
+    except Exception as error:  # NumPy raises any exception for a damaged file
+        raise ImagesError(
+            f"{path} does not contain references of this model: {error}. Record them again: "
+            f"centernet-export references {directory} --images DIR"
+        ) from error
+    return list(images)
 
 
 def _fp32_file(manifest: ModelManifest) -> str:

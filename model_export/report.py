@@ -1,9 +1,9 @@
-"""The report of a package: what was verified, the images that differ most, the latency."""
+"""The report of a package: what was verified, the detections of each file, the latency."""
 
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -13,10 +13,12 @@ from PIL import Image
 from client.results import Detection, Keypoint
 from labels.outputs import Outputs, boxes_in_cells
 from model_export.architectures import OUTPUT_STRIDE
+from model_export.references import recorded_images
 from model_export.verification.comparison import EXCEPTIONS
 from model_export.verification.images import ImageArray
 from model_export.verification.onnx_vs_torch import Run, VerifiedImage, onnx_runner
 from model_package import ModelManifest, OnnxArtifact, Verification
+from model_package.editing import edit_package
 from model_package.onnxruntime import load_onnxruntime
 from reports.drawings import draw_side_by_side
 from reports.page import Cell, Drawing, Section, Table, render_page
@@ -26,8 +28,24 @@ BATCH_SIZES = (1, 2, 4)
 _RUNS = 5
 _BUDGET_S = 15.0
 """Networks take milliseconds to seconds for an image."""
-_MAX_DRAWN_IMAGES, _MAX_DRAWN_DETECTIONS = 4, 50
+NETWORK = "the network"
+_MAX_DRAWN_IMAGES, _MAX_DRAWN_REFERENCES, _MAX_DRAWN_DETECTIONS = 4, 2, 50
 _MAX_TEXT = 300
+
+
+@dataclass(frozen=True)
+class ComparedImage:
+    """An image and the detections in it that are drawn beside each other.
+
+    ``image``: uint8 RGB (height, width, 3); ``sides``: outputs by the name of what computed them,
+    the reference first; ``differences``: parts of the caption; ``score_difference``: the largest
+    one of a sorted score between fp32 and the files of other precisions.
+    """
+
+    image: ImageArray
+    sides: Mapping[str, Outputs]
+    differences: Sequence[str]
+    score_difference: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,17 +83,76 @@ def _duration(run: Run, batch: ImageArray) -> float:
 
 
 def write_package_report(
-    directory: Path, manifest: ModelManifest, onnx_file: str, verified: Sequence[VerifiedImage]
+    directory: Path, manifest: ModelManifest, verified: Sequence[VerifiedImage] = ()
 ) -> None:
-    """Measure the latency of ``onnx_file`` and write ``report.html`` to the package."""
-    run = onnx_runner(directory / onnx_file, [one.name for one in manifest.decoder.outputs()])
-    latencies = measure_latency(run, verified[0].image)
-    page = render_report(manifest, verified, latencies)
-    (directory / REPORT_FILE).write_text(page, "utf-8")
+    """Measure the latency of the fp32 file and write ``report.html`` to the package.
+
+    The detections of all files are drawn in the images of the verification, ``verified``, which had
+    the largest errors; without them, in those of the references in which the files differ most.
+    """
+    names = [one.name for one in manifest.decoder.outputs()]
+    files = [
+        artifact
+        for artifact in manifest.artifacts
+        if isinstance(artifact, OnnxArtifact) and not artifact.flip
+    ]
+    files.sort(key=lambda artifact: artifact.precision != "fp32")
+    images = worst_images(verified) or [
+        ComparedImage(image, {}, [f"image {index}"])
+        for index, image in enumerate(recorded_images(directory, manifest))
+    ]
+    latencies: list[BatchLatency] = []
+    for artifact in files:
+        run = onnx_runner(directory / artifact.file, names)
+        latencies = latencies or measure_latency(run, images[0].image)
+        images = [_with_side(one, artifact.precision, run) for one in images]
+    if not verified:
+        images = sorted(images, key=lambda one: -one.score_difference)[:_MAX_DRAWN_REFERENCES]
+    page = render_report(manifest, images, latencies)
+    partial = directory / f".{REPORT_FILE}.partial"
+    partial.write_text(page, "utf-8")
+    partial.replace(directory / REPORT_FILE)
+
+
+def rewrite_package_report(directory: Path) -> None:
+    """Write the report of an existing package again.
+
+    Raises :class:`~model_export.errors.ImagesError` and :class:`~model_package.PackageError`.
+    """
+    with edit_package(directory) as edit:
+        write_package_report(directory, edit.manifest)
+
+
+def worst_images(verified: Sequence[VerifiedImage]) -> list[ComparedImage]:
+    """Return the images with the largest errors, with the detections of the network."""
+    ranked = sorted(enumerate(verified), key=lambda numbered: -numbered[1].worst_error)
+    return [
+        ComparedImage(
+            one.image,
+            {NETWORK: one.reference, "fp32": one.found},
+            [f"image {index}: largest error {one.worst_error:.1%} of its tolerance"],
+        )
+        for index, one in ranked[:_MAX_DRAWN_IMAGES]
+    ]
+
+
+def _with_side(one: ComparedImage, name: str, run: Run) -> ComparedImage:
+    """Add the detections of a file, and how far its sorted scores differ from those of fp32."""
+    if name in one.sides:
+        return one
+    (outputs,) = run(one.image[np.newaxis])
+    sides = {**one.sides, name: outputs}
+    if "fp32" not in one.sides:
+        return replace(one, sides=sides)
+    before, after = (np.sort(side["scores"]) for side in (one.sides["fp32"], outputs))
+    difference = float(np.abs(after - before).max())
+    text = f"scores in {name} differ by {difference:.2g} or less"
+    worst = max(one.score_difference, difference)
+    return replace(one, sides=sides, differences=[*one.differences, text], score_difference=worst)
 
 
 def render_report(
-    manifest: ModelManifest, verified: Sequence[VerifiedImage], latencies: Sequence[BatchLatency]
+    manifest: ModelManifest, images: Sequence[ComparedImage], latencies: Sequence[BatchLatency]
 ) -> str:
     """Return the report as an HTML document; it shows the same numbers as the manifest."""
     verification, provenance = manifest.verification, manifest.provenance
@@ -86,18 +163,18 @@ def render_report(
     return render_page(
         f"{manifest.name} {manifest.version}",
         [
-            f"{provenance.architecture}, {manifest.decoder.kind}, {len(manifest.classes)} classes",
+            f"{provenance.architecture}, {manifest.decoder.kind}, classes: {len(manifest.classes)}",
             f"source: {_shortened(provenance.source)}; license: {_shortened(provenance.license)}",
         ],
         [
-            ("detections matched", f"{verification.matched} of {verification.detections}"),
+            ("detections matched", _matched(verification)),
             ("largest error / tolerance", worst),
             ("ms per image, batch of 1", f"{latencies[0].seconds * 1000:.1f}"),
             ("MB of ONNX files", f"{size / 1e6:.1f}"),
         ],
         [
             _verification_section(manifest),
-            _image_section(manifest, verified),
+            _image_section(manifest, images),
             _latency_section(manifest, latencies),
             _package_section(manifest),
         ],
@@ -136,33 +213,41 @@ def _verification_table(caption: str, verification: Verification) -> Table:
         ["output", "worst error", "tolerance", "of the tolerance"],
         rows,
         caption,
-        f"Reference: {verification.reference}. {verification.matched} of {verification.detections} "
-        f"detections matched in {verification.inputs} images.{exceptions}",
+        f"Reference: {verification.reference}. Detections matched: {_matched(verification)}, in "
+        f"{verification.inputs} images.{exceptions}",
         {3: shares},
     )
 
 
-def _image_section(manifest: ModelManifest, verified: Sequence[VerifiedImage]) -> Section:
-    ranked = sorted(enumerate(verified), key=lambda numbered: -numbered[1].worst_error)
-    drawings = [_draw(manifest, index, one) for index, one in ranked[:_MAX_DRAWN_IMAGES]]
-    note = (
-        "The images of the verification with the largest errors, as network inputs. Left: "
-        "detections of the reference, right: of the ONNX file, both at the score threshold "
-        f"{manifest.decoder.score_threshold:g}, before any suppression. Images are synthetic, "
-        "unless the export was given images (--verify-images)."
+def _matched(verification: Verification) -> str:
+    if verification.detections is None:  # in packages of earlier versions
+        return f"{verification.matched_fraction:.1%}"
+    return f"{verification.matched} of {verification.detections}"
+
+
+def _image_section(manifest: ModelManifest, images: Sequence[ComparedImage]) -> Section:
+    sides = list(images[0].sides) if images else []
+    source = (
+        "The images of the verification with the largest errors, which are synthetic unless the "
+        "export was given images (--verify-images)."
+        if NETWORK in sides
+        else "The images of the references in which the scores of the files differ most."
     )
-    return Section("Images with the largest errors", drawings, note)
+    note = (
+        f"{source} Detections from left to right: {', '.join(sides)}; at the score threshold "
+        f"{manifest.decoder.score_threshold:g}, before any suppression, in pixels of the network "
+        "input. bf16 is no file: centernet-eval --compare shows where it differs."
+    )
+    drawings = [_draw(manifest, one) for one in images]
+    return Section("Detections of each file", drawings, note)
 
 
-def _draw(manifest: ModelManifest, index: int, verified: VerifiedImage) -> Drawing:
-    image = Image.fromarray(verified.image)
+def _draw(manifest: ModelManifest, compared: ComparedImage) -> Drawing:
+    image = Image.fromarray(compared.image)
     return draw_side_by_side(
-        f"image {index}: largest error {verified.worst_error:.1%} of its tolerance",
+        "; ".join(compared.differences),
         image,
-        [
-            _to_client(detections, manifest, image.size)
-            for detections in (verified.reference, verified.found)
-        ],
+        [_to_client(side, manifest, image.size) for side in compared.sides.values()],
         skeleton=getattr(manifest.decoder, "skeleton", ()),
         keypoint_names=getattr(manifest.decoder, "keypoints", ()),
     )

@@ -10,9 +10,9 @@ from client.drawing import draw_birds_eye, draw_detections
 from client.results import Detection
 from reports.page import Drawing
 
-MAX_JPEG_BYTES = 250_000
-_SIDES_AND_QUALITIES = ((640, 85), (640, 60), (320, 60), (160, 60))
-"""Longest side of an image in pixels and JPEG quality; the first is used that is small enough."""
+MAX_IMAGE_BYTES = 250_000
+_SIDES_AND_QUALITIES = ((640, 80), (640, 60), (320, 60), (160, 60))
+"""Longest side of an image in pixels and WebP quality; the first is used that is small enough."""
 _GAP_PX = 8
 
 
@@ -28,8 +28,8 @@ def draw_side_by_side(
     """Draw several sets of detections, each on its own copy of the upright ``image``.
 
     The image is reduced. With ``range_m``, the 3D boxes up to that distance are drawn from above,
-    too. ``skeleton``, ``keypoint_names``: see :func:`client.drawing.draw_detections`. The JPEG has
-    at most :data:`MAX_JPEG_BYTES`.
+    too. ``skeleton``, ``keypoint_names``: see :func:`client.drawing.draw_detections`. The file
+    has at most :data:`MAX_IMAGE_BYTES`.
     """
     for side_px, quality in _SIDES_AND_QUALITIES:
         scale = min(1.0, side_px / max(image.size))
@@ -45,8 +45,8 @@ def draw_side_by_side(
                 panels[-1].append(draw_birds_eye(scaled, max(1, width // 2), range_m))
         sheet = _arrange(panels)
         buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= MAX_JPEG_BYTES:
+        sheet.save(buffer, "WEBP", quality=quality)
+        if buffer.tell() <= MAX_IMAGE_BYTES:
             break
     return Drawing(caption, buffer.getvalue(), sheet.width, sheet.height)
 

@@ -68,21 +68,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image with detections: an encoded JPEG, and what it shows."""
+    """An image with detections, encoded as WebP, and what it shows."""
 
     caption: str
-    jpeg: bytes
+    webp: bytes
     width_px: int
     height_px: int
 
     def html(self) -> str:
         """Return a ``figure`` element with the image as a data URI."""
-        data = base64.b64encode(self.jpeg).decode()
+        data = base64.b64encode(self.webp).decode()
         caption = escape(self.caption)
         return (
             f'<figure class="drawing"><figcaption>{caption}</figcaption><img alt="{caption}" '
             f'width="{self.width_px}" height="{self.height_px}" '
-            f'src="data:image/jpeg;base64,{data}"></figure>'
+            f'src="data:image/webp;base64,{data}"></figure>'
         )
 
 

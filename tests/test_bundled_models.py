@@ -235,3 +235,16 @@ def test_the_vehicles_of_new_images_are_found(url: str, tmp_path: Path) -> None:
     assert errors.depth <= 0.03
     assert errors.rotation_deg <= 5
     assert errors.iou_3d >= 0.5
+
+
+def test_the_reports_of_the_packages_are_those_of_their_files(project: Path) -> None:
+    """``centernet-export report PACKAGE`` writes them again after a change of a package."""
+    total = 0
+    for directory in sorted((project / "models").iterdir()):
+        page = (directory / "report.html").read_text("utf-8")
+        manifest = json.loads((directory / "model.json").read_text("utf-8"))
+        for artifact in manifest["artifacts"]:
+            assert artifact["sha256"] in page
+        assert manifest["provenance"]["checkpoint_sha256"] in page
+        total += len(page)
+    assert total <= 300_000, "the repository has a copy for each change"

@@ -118,7 +118,7 @@ def test_the_report_is_complete(smears: list[object], project: Path, tmp_path: P
     page = (output / "report.html").read_text("utf-8")
     sources = re.findall(r'src="([^"]{0,30})', page)
     assert 0 < len(sources) <= 6
-    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert {one[0] for one in re.findall(r'href="([^"]+)"', page)} == {"#"}
     assert "<script" not in page
     for title in ("Boxes (COCO)", "Errors by kind", "Scores", "False discovery", "Speed"):
@@ -180,6 +180,7 @@ def test_a_run_is_compared_with_an_earlier_one(
         assert (same[name]["reference"], same[name]["difference"]) == (value, 0)
     assert [same[name]["interval"] for name in ("AP", "AP50", "AP75")] == [[0, 0]] * 3
     assert same["APs"]["interval"] is None
+    assert "Both runs have the same detections" in (tmp_path / "same/report.html").read_text()
 
     # Half of the detections are lost: less AP in every resample.
     path.write_text(json.dumps(rows[::2]))
@@ -188,6 +189,8 @@ def test_a_run_is_compared_with_an_earlier_one(
     assert 0 < low <= better["difference"] <= high
     page = (tmp_path / "better/report.html").read_text("utf-8")
     shown = table_rows(page, "Comparison of boxes")[1]
+    assert "4 of 4 images have any; those with the most come first" in page
+    assert page.count(" only in the reference, ") == 2 * 4  # captions and text alternatives
     assert shown[3:] == [f"{better['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}"]
 
 

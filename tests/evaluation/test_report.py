@@ -18,7 +18,7 @@ from evaluation.metrics.thresholds import ScoredDetections
 from evaluation.model_under_test import ModelUnderTest
 from evaluation.report import Report, write_report
 from evaluation.sections import confusion_section, recall_curves, score_section
-from evaluation.worst_images import worst_images
+from evaluation.worst_images import differing_images, worst_images
 from reports.charts import MAX_LINES, Chart, Line, Mark
 from reports.page import Drawing, Section, Table, render_page
 
@@ -50,7 +50,7 @@ def test_reports_escape_names_and_are_written_atomically(tmp_path: Path) -> None
 def test_every_text_of_a_page_is_escaped() -> None:
     chart = Chart(HOSTILE, HOSTILE, HOSTILE, [Line(HOSTILE, [0], [0])], [Mark(HOSTILE, 0.5)])
     table = Table([HOSTILE], [[HOSTILE]], HOSTILE, HOSTILE)
-    section = Section(HOSTILE, [chart, table, Drawing(HOSTILE, b"jpeg", 1, 1)], HOSTILE)
+    section = Section(HOSTILE, [chart, table, Drawing(HOSTILE, b"image", 1, 1)], HOSTILE)
     page = render_page(HOSTILE, [HOSTILE], [(HOSTILE, HOSTILE)], [section])
     assert "<script" not in page
     assert "&amp;amp;" in page
@@ -128,6 +128,43 @@ def test_worst_images_are_sorted_and_images_without_errors_omitted(tmp_path: Pat
     assert "No image has an error" in none.note
 
 
+def colours_in(image: Image.Image) -> int:
+    return len(image.getcolors(1 << 16) or ())
+
+
+def test_the_images_in_which_two_runs_differ_most_come_first(tmp_path: Path) -> None:
+    images = []
+    for number, name in enumerate(["same", "moved", "other class", "lost", "found"]):
+        path = tmp_path / f"{name}.png"
+        Image.new("RGB", (64, 16)).save(path)
+        images.append(LabelledImage(number, path))
+    both, first = detections((LEFT, 0), (RIGHT, 0)), detections((LEFT, 0))
+    near = [21.0, 0.0, 31.0, 10.0]
+    found = [both, detections((LEFT, 0), (near, 0)), detections((LEFT, 0), (RIGHT, 1)), first, both]
+    # The lost one has a higher score than the one that is found.
+    lost = replace(both, scores=np.array([0.9, 0.85]))
+    reference = [both, both, both, lost, first]
+    ground_truth = [labels((LEFT, 0), (RIGHT, 0))] * 5
+    model = replace(MODEL, classes=("a", "b"))
+    section = differing_images(images, ground_truth, reference, found, model)
+    drawings = [one for one in section.blocks if isinstance(one, Drawing)]
+    assert [one.caption for one in drawings] == [
+        "other class.png: 1 only in the reference, 1 only in this run, F1 1.000 and 0.500",
+        "lost.png: 1 only in the reference, 0 only in this run, F1 1.000 and 0.667",
+        "found.png: 0 only in the reference, 1 only in this run, F1 0.667 and 1.000",
+    ]
+    assert "3 of 5 images have any" in section.note
+    # Only what differs is drawn: nothing on the right side, and not the object that both have.
+    with Image.open(io.BytesIO(drawings[1].webp)) as drawn:
+        left, right = drawn.crop((0, 0, 64, 16)), drawn.crop((72, 0, 136, 16))
+        assert colours_in(right.crop((8, 0, 64, 16))) == 1
+        assert colours_in(left.crop((0, 0, 12, 16))) == 1
+        assert colours_in(left.crop((20, 0, 40, 16))) > 10
+    same = differing_images(images[:2], ground_truth[:2], reference[:2], found[:2], model)
+    assert same.blocks == []
+    assert "Both runs have the same detections" in same.note
+
+
 @pytest.mark.parametrize("size", [(4000, 3000), (10, 9000), (3000, 1)])
 def test_drawings_are_bounded(tmp_path: Path, size: tuple[int, int]) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
@@ -137,8 +174,8 @@ def test_drawings_are_bounded(tmp_path: Path, size: tuple[int, int]) -> None:
     section = worst_images([image], [labels((LEFT, 0))], [detections()], MODEL)
     (drawing,) = section.blocks
     assert isinstance(drawing, Drawing)
-    assert len(drawing.jpeg) <= 250_000
-    with Image.open(io.BytesIO(drawing.jpeg)) as drawn:
+    assert len(drawing.webp) <= 250_000
+    with Image.open(io.BytesIO(drawing.webp)) as drawn:
         assert drawn.size == (drawing.width_px, drawing.height_px)
         assert max(drawn.size) <= 2 * 640 + 8
 

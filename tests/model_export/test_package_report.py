@@ -1,7 +1,9 @@
 """``report.html`` of a package: the numbers of the manifest, drawings, and latencies."""
 
 import io
+import json
 import re
+import shutil
 from base64 import b64decode
 from pathlib import Path
 
@@ -9,12 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_export.cli import main
 from model_export.report import (
     BATCH_SIZES,
+    NETWORK,
     REPORT_FILE,
     BatchLatency,
+    ComparedImage,
     measure_latency,
     render_report,
+    worst_images,
 )
 from model_export.verification.onnx_vs_torch import VerifiedImage
 from model_package import (
@@ -30,14 +36,14 @@ LATENCIES = [BatchLatency(1, 0.25, 5), BatchLatency(2, 0.4, 1)]
 
 
 def drawings(page: str) -> list[Image.Image]:
-    encoded = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    encoded = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
     return [Image.open(io.BytesIO(b64decode(one))) for one in encoded]
 
 
 def test_an_export_ends_with_a_report_of_its_verification(slim_package: ModelPackage) -> None:
     page = (slim_package.directory / REPORT_FILE).read_text("utf-8")
     verification = slim_package.manifest.verification
-    assert f"{verification.matched} of {verification.detections} detections matched" in page
+    assert f"Detections matched: {verification.matched} of {verification.detections}, in " in page
     for name, error in verification.worst_errors.items():
         row = f'<th scope="row">{name}</th><td>{error:.2g}</td>'
         assert f"{row}<td>{verification.tolerances[name]:.2g}</td>" in page
@@ -64,10 +70,10 @@ def with_decoder(package: ModelPackage, decoder: Decoder) -> ModelManifest:
     return package.manifest.model_copy(update={"decoder": decoder})
 
 
-def verified(outputs: dict[str, np.ndarray], size_px: int, error: float = 0.5) -> VerifiedImage:
+def compared(outputs: dict[str, np.ndarray], size_px: int) -> list[ComparedImage]:
     image = np.zeros((size_px, size_px, 3), np.uint8)
     empty = {name: np.zeros_like(values) for name, values in outputs.items()}
-    return VerifiedImage(image, empty, outputs, error)
+    return [ComparedImage(image, {NETWORK: empty, "fp32": outputs}, [])]
 
 
 def bounds_of_drawing(page: str) -> tuple[int, int, int, int]:
@@ -88,7 +94,7 @@ def test_corner_pairs_are_drawn_in_pixels_of_the_input(slim_package: ModelPackag
     }
     decoder = CornerPairsDecoder(pairs=3, top_k=3, score_threshold=0.85)
     manifest = with_decoder(slim_package, decoder)
-    page = render_report(manifest, [verified(outputs, 511)], LATENCIES)
+    page = render_report(manifest, compared(outputs, 511), LATENCIES)
     left, _, right, bottom = bounds_of_drawing(page)
     # 511 pixels are 128 cells; lines have a width.
     cell_px = 511 / 128
@@ -114,24 +120,68 @@ def test_poses_are_drawn_in_pixels_of_the_input(slim_package: ModelPackage) -> N
         skeleton=((0, 1),),
     )
     manifest = with_decoder(slim_package, decoder)
-    page = render_report(manifest, [verified(outputs, 256)], LATENCIES)
+    page = render_report(manifest, compared(outputs, 256), LATENCIES)
     left, _, right, bottom = bounds_of_drawing(page)
     assert (left, right, bottom) == pytest.approx((96, 240, 208), abs=5)
 
 
-def test_images_with_the_largest_errors_come_first(slim_package: ModelPackage) -> None:
-    outputs = {
-        "scores": np.zeros(1, np.float32),
-        "class_ids": np.zeros(1, np.int32),
-        "centers": np.zeros((1, 2), np.float32),
-        "sizes": np.zeros((1, 2), np.float32),
-    }
+def test_images_with_the_largest_errors_come_first() -> None:
+    image, outputs = np.zeros((32, 32, 3), np.uint8), {"scores": np.zeros(1, np.float32)}
     errors = (0.1, 0.9, 0.3, 0.2, 0.8, 0.05)
-    images = [verified(outputs, 32, error) for error in errors]
-    page = render_report(slim_package.manifest, images, LATENCIES)
-    captions = re.findall(r"<figcaption>image (\d): largest error ([0-9.]+)%", page)
-    assert captions == [("1", "90.0"), ("4", "80.0"), ("2", "30.0"), ("3", "20.0")]
+    ranked = worst_images([VerifiedImage(image, outputs, outputs, error) for error in errors])
+    assert [one.differences for one in ranked] == [
+        [f"image {index}: largest error {error:.1%} of its tolerance"]
+        for index, error in ((1, 0.9), (4, 0.8), (2, 0.3), (3, 0.2))
+    ]
+
+
+def test_the_latency_is_that_of_the_batch_and_of_an_image(slim_package: ModelPackage) -> None:
+    page = render_report(slim_package.manifest, [], LATENCIES)
     assert '<th scope="row">2</th><td>400.0</td><td>200.0</td><td>5.0</td><td>1</td>' in page
+
+
+def captions(page: str) -> list[str]:
+    return re.findall(r"<figcaption>([^<]*)</figcaption>", page)
+
+
+def test_the_files_of_a_package_are_compared_in_its_references(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "package"
+    shutil.copytree(project / "models/blood_cells", directory)
+    (directory / REPORT_FILE).write_text("an earlier report")
+    assert main(["report", str(directory)]) == 0
+    assert capsys.readouterr().out == f"The report is {directory / REPORT_FILE}.\n"
+    page = (directory / REPORT_FILE).read_text("utf-8")
+    assert "Detections from left to right: fp32, fp16, int8;" in page
+    sheets = drawings(page)
+    assert [sheet.size for sheet in sheets] == [(3 * 384 + 2 * 8, 288)] * 2
+    errors = np.array(
+        [re.findall(r"differ by ([0-9.e-]+) or less", caption) for caption in captions(page)], float
+    )
+    assert errors.shape == (2, 2)
+    assert (errors > 0).all()
+    assert (errors[:, 0] < errors[:, 1]).all(), "fp16 is closer to fp32 than int8"
+    assert 0.1 > errors[0, 1] >= errors[1, 1], "the image that differs most comes first"
+    left, _, right = (
+        np.asarray(sheets[0].convert("L"), float)[:, x : x + 384] for x in (0, 392, 784)
+    )
+    assert 0 < np.abs(left - right).mean() < 20, "the same image with nearly the same boxes"
+    assert {path.name for path in directory.iterdir()} == {
+        path.name for path in (project / "models/blood_cells").iterdir()
+    } | {REPORT_FILE}
+
+
+def test_a_package_without_references_has_no_images_to_compare(
+    slim_package: ModelPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "package"
+    shutil.copytree(slim_package.directory, directory)
+    document = json.loads((directory / "model.json").read_text())
+    document["references"] = None
+    (directory / "model.json").write_text(json.dumps(document))
+    assert main(["report", str(directory)]) == 2
+    assert f"centernet-export references {directory}" in capsys.readouterr().err
 
 
 def test_names_are_escaped_and_shortened(slim_package: ModelPackage) -> None:
@@ -145,6 +195,15 @@ def test_names_are_escaped_and_shortened(slim_package: ModelPackage) -> None:
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 2
     assert "x" * 301 not in page
+
+
+def test_packages_of_earlier_versions_have_a_share_of_matched_detections(
+    slim_package: ModelPackage,
+) -> None:
+    counts = {"detections": None, "matched": None, "matched_fraction": 0.975}
+    verification = slim_package.manifest.verification.model_copy(update=counts)
+    manifest = slim_package.manifest.model_copy(update={"verification": verification})
+    assert "Detections matched: 97.5%, in " in render_report(manifest, [], LATENCIES)
 
 
 def test_slow_networks_are_measured_once() -> None:

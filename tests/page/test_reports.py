@@ -11,8 +11,7 @@ from PIL import Image
 from support.browser import serious_problems, sideways_overflow_px
 
 from evaluation.cli import main
-from model_export.report import BatchLatency, render_report
-from model_export.verification.onnx_vs_torch import VerifiedImage
+from model_export.report import BatchLatency, ComparedImage, render_report
 from model_package import load_package
 from reports.charts import Chart, Line, Mark
 from reports.page import Drawing, Section, Table, render_page
@@ -42,7 +41,7 @@ def open_report(browser: Any) -> OpenReport:
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("dialog", lambda dialog: messages.append(dialog.message))
         page.goto(path.as_uri())
-        assert [url for url in requests if not url.startswith("data:image/jpeg")] == [path.as_uri()]
+        assert [url for url in requests if not url.startswith("data:image/webp")] == [path.as_uri()]
         assert messages == []
         assert serious_problems(page) == []
         assert sideways_overflow_px(page) <= 0
@@ -89,14 +88,15 @@ def test_the_report_of_a_package_in_chromium(
     assert package.manifest.references is not None
     with np.load(package.directory / package.manifest.references.file) as file:
         arrays = dict(file)
-    images = arrays.pop("images")
-    verified = [
-        VerifiedImage(image, outputs, outputs, 0.1 * index)
-        for index, image in enumerate(images)
+    images = [
+        ComparedImage(
+            image, {"fp32": outputs, "fp16": outputs, "int8": outputs}, [f"image {index}"]
+        )
+        for index, image in enumerate(arrays.pop("images"))
         for outputs in [{name: values[index] for name, values in arrays.items()}]
     ]
     path = tmp_path / "report.html"
-    path.write_text(render_report(package.manifest, verified, [BatchLatency(1, 0.01, 5)]), "utf-8")
+    path.write_text(render_report(package.manifest, images, [BatchLatency(1, 0.01, 5)]), "utf-8")
     page = open_report(path, color_scheme="dark")
     assert page.locator("img").count() == len(images)
     assert page.locator("tbody th", has_text="scores").count()
@@ -104,7 +104,7 @@ def test_the_report_of_a_package_in_chromium(
 
 def test_untrusted_texts_are_shown_as_they_are(open_report: OpenReport, tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(buffer, "JPEG")
+    Image.new("RGB", (9, 9)).save(buffer, "WEBP")
     drawing = Drawing(HOSTILE, buffer.getvalue(), 9, 9)
     table = Table([HOSTILE, "AP"], [[HOSTILE, 0.5]], HOSTILE, HOSTILE, {1: [0.5]}, "heat")
     chart = Chart(HOSTILE, HOSTILE, HOSTILE, [Line(HOSTILE, [0, 1], [0, 1])], [Mark(HOSTILE, 1)])
