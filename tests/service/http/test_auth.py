@@ -89,7 +89,7 @@ def test_every_route_except_the_probes_requires_a_key(key_server: RunningServer)
         for path, operations in document["paths"].items()
         for method in operations
     }
-    probes = {"/livez", "/readyz", "/startupz"}
+    probes = {"/livez", "/readyz", "/startupz", "/v2/health/live", "/v2/health/ready"}
     assert {path for path, status in responses.items() if status == 200} == probes
     assert {status for path, status in responses.items() if path not in probes} == {401}
     for path, operations in document["paths"].items():
