@@ -40,14 +40,12 @@ class RequestBody(Generic[Item]):
     """The body of a request.
 
     ``size_bytes``: the encoded size of the items. ``head``: the head, with the options of the body
-    if it has any. ``inputs_per_item``: network inputs of each item; None for images, whose number
-    of inputs depends on the options.
+    if it has any.
     """
 
     items: list[Item]
     size_bytes: int
     head: RequestHead
-    inputs_per_item: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,14 +79,17 @@ async def accept_request(
     version: str | None,
     read_head: Callable[[], RequestHead],
     read_body: ReadBody[Item],
+    *,
+    inputs_per_item: int | None = None,
 ) -> AsyncIterator[AcceptedRequest[Item]]:
     """Read a request for one model and admit it until the block ends.
 
     ``model``: its name, None for the default model; ``version``: None for its newest version. See
     :func:`accept_request_for_models`.
     """
-    models = [(model, version)]
-    async with accept_request_for_models(state, record, models, read_head, read_body) as [accepted]:
+    async with accept_request_for_models(
+        state, record, [(model, version)], read_head, read_body, inputs_per_item=inputs_per_item
+    ) as [accepted]:
         yield accepted
 
 
@@ -99,12 +100,15 @@ async def accept_request_for_models(
     models: Sequence[tuple[str | None, str | None]],
     read_head: Callable[[], RequestHead],
     read_body: ReadBody[Item],
+    *,
+    inputs_per_item: int | None = None,
 ) -> AsyncIterator[list[AcceptedRequest[Item]]]:
     """Read a request for one or several models and admit it, by all or none, until the block ends.
 
     ``models``: names and versions. They run until the block ends, even if they are unloaded
     meanwhile. ``read_head`` and ``read_body`` raise the errors of :mod:`service.errors` for what
-    the protocol does not accept; the latter receives the first model.
+    the protocol does not accept; the latter receives the first model. ``inputs_per_item``: network
+    inputs of each item; None for images, whose number of inputs depends on the options.
 
     Order: models, options of the head, admission check without the body, body with its options,
     admission. A request occupies places in the queue only once its whole body has arrived, so that
@@ -123,7 +127,8 @@ async def accept_request_for_models(
         options = [detector.rules.complete(head.parameters) for detector in detectors]
         # Under overload most requests are rejected here, before their bodies cost anything.
         for detector, its_options in zip(detectors, options, strict=True):
-            detector.admission.check(its_options.inputs.count, received_at + head.allowed_s)
+            count = inputs_per_item or its_options.inputs.count
+            detector.admission.check(count, received_at + head.allowed_s)
         with CancelScope(state.stopping):
             body = await read_body(detectors[0], head, claim)
         record.record_body(body.size_bytes)
@@ -135,7 +140,7 @@ async def accept_request_for_models(
         )
         accepted = []
         for detector, its_options in zip(detectors, options, strict=True):
-            count = (body.inputs_per_item or its_options.inputs.count) * len(body.items)
+            count = (inputs_per_item or its_options.inputs.count) * len(body.items)
             offset_s = PRIORITY_OFFSETS_S[head.priority] - detector.size_delay_s(count)
             scheduling = SchedulingOptions(deadline_at, offset_s)
             places = held.enter_context(ExitStack())

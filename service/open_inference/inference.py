@@ -42,7 +42,15 @@ async def infer(
         request = await read_request(form, claim)
         return form.read(request, head)
 
-    async with accept_request(state, record, model, version, read_head, read_body) as accepted:
+    async with accept_request(
+        state,
+        record,
+        model,
+        version,
+        read_head,
+        read_body,
+        inputs_per_item=form_type.inputs_per_image,
+    ) as accepted:
         result = await form.run(accepted)
     manifest = accepted.detector.manifest
     record.record_prediction(manifest.name, result.batch_size, result.stage_s)

@@ -67,6 +67,8 @@ class ModelForm(ABC, Generic[Item]):
     """Suffix of the name of the package in the name of the form."""
     has_batch_dimension: ClassVar[bool]
     """Whether the first dimension is what Triton calls the batch dimension."""
+    inputs_per_image: ClassVar[int | None]
+    """Network inputs of each image; None if their number depends on the options."""
 
     def __init__(self, detector: AsyncDetector, max_images: int) -> None:
         self.detector = detector
@@ -107,6 +109,7 @@ class ImageForm(ModelForm[bytes]):
     options = frozenset(DetectParameters.model_fields)
     suffix = ""
     has_batch_dimension = False
+    inputs_per_image = None
 
     def __init__(self, detector: AsyncDetector, max_images: int) -> None:
         super().__init__(detector, max_images)
@@ -142,6 +145,7 @@ class TensorForm(ModelForm[NDArray[np.uint8]]):
     options = frozenset({"flip"})
     suffix = TENSOR_SUFFIX
     has_batch_dimension = True
+    inputs_per_image = 1
 
     def __init__(self, detector: AsyncDetector, max_images: int) -> None:
         super().__init__(detector, max_images)
@@ -154,7 +158,7 @@ class TensorForm(ModelForm[NDArray[np.uint8]]):
 
     def _read_input(self, tensor: InputTensor, head: RequestHead) -> RequestBody[NDArray[np.uint8]]:
         images = read_images(tensor, self.input, self.max_images)
-        return RequestBody(images, sum(image.nbytes for image in images), head, inputs_per_item=1)
+        return RequestBody(images, sum(image.nbytes for image in images), head)
 
     async def run(self, accepted: AcceptedRequest[NDArray[np.uint8]]) -> InferResult:
         """Return the outputs of the network."""

@@ -122,7 +122,8 @@ def test_the_tensor_form_of_corner_models_takes_single_images(start_server: Star
     """The flipped image, which ``/detect`` adds, is left to the client."""
     engine = FixedEngine(PAIR_ROWS)
     decoder = CornerPairsDecoder(pairs=3, top_k=3, score_threshold=0.1)
-    running = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
+    running = start_server(engine, make_manifest(decoder, CORNER_CANVAS), max_queue_size=1)
+    assert_error(infer(running, image_input(FIRST)), 413, "too_many_inputs")
     engine.calls.clear()
     images = np.zeros((1, 127, 127, 3), np.uint8)
     arrays = arrays_of(infer(running, tensor_input(images), INFER_TENSOR))
