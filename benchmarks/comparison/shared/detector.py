@@ -14,7 +14,7 @@ import numpy as np
 from engines import BATCH_SIZES, Engine, OnnxRuntimeEngine, OpenVinoEngine
 from preparer import Prepared, Preparer
 
-_OUTPUTS = ("scores", "class_ids", "centers", "sizes")
+OUTPUTS = ("scores", "class_ids", "centers", "sizes")
 
 
 class Settings(NamedTuple):
@@ -76,9 +76,9 @@ class Detector(Preparer):
     ) -> Engine:
         if settings.backend == "openvino":
             return OpenVinoEngine(
-                model, _OUTPUTS, shape, settings.precision, settings.threads, concurrency
+                model, OUTPUTS, shape, settings.precision, settings.threads, concurrency
             )
-        return OnnxRuntimeEngine(model, _OUTPUTS, settings.threads)
+        return OnnxRuntimeEngine(model, OUTPUTS, settings.threads)
 
     def run(self, batch: list[Prepared]) -> list[dict[str, Any]]:
         """Run one batch; return one response document per image."""

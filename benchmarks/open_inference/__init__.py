@@ -1,0 +1,1 @@
+"""perf_analyzer on the tensor form of a model, beside Triton."""
