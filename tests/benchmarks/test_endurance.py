@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from support.images import encode, plain
 from support.serving import ColourEngine, one_model, run_server, wait_until
 
+from benchmarks.endurance import model_replacement
 from benchmarks.endurance.drain import Client, outcomes, summarize, terminate_under_load
 from benchmarks.endurance.report import Check, exit_with_checks
 from benchmarks.endurance.service import Metrics, run_service
@@ -146,3 +147,33 @@ def test_totals_sum_over_the_other_labels() -> None:
     assert scraped.total("a") == 5
     assert scraped.total("a", stage="infer") == 3
     assert scraped.total("b") == 0
+
+
+def test_a_model_is_replaced_under_load_and_damaged_packages_are_refused(tmp_path: Path) -> None:
+    model_replacement.write_package(tmp_path / "1", 1)
+    options = ("--model-control", "explicit", "--max-batch-size", "1")
+    with run_service(*options, package=tmp_path) as service:
+        url = f"http://127.0.0.1:{service.port}"
+        clients = model_replacement.Clients(url, model_replacement.expected_scores(url, 1))
+        with clients.sending() as results:
+            replacements = model_replacement.replace(service, url, tmp_path, 2)
+    assert (replacements.not_replaced, replacements.not_refused) == (0, 0)
+    assert len(replacements.states) == 2
+    assert (results.lost, results.wrong, set(results.statuses)) == (0, 0, {200})
+    assert set(results.versions) >= {"1", "2"}
+
+
+def test_responses_with_the_detections_of_another_version_are_wrong() -> None:
+    image = model_replacement.IMAGES[0]
+    clients = model_replacement.Clients("", {image: [0.8, 0.4]})
+    for version, scores, wrong in (
+        ("2", [0.8, 0.4], 0),
+        ("3", [0.4, 0.2], 0),
+        ("3", [0.8, 0.4], 1),
+        ("2", [0.8, 0.2], 1),
+        ("2", [0.8], 1),
+    ):
+        results = model_replacement.Results()
+        detections = [{"score": score} for score in scores]
+        clients._check(results, image, {"model": {"version": version}, "detections": detections})
+        assert results.wrong == wrong, (version, scores)
