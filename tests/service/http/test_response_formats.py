@@ -240,7 +240,7 @@ def test_a_large_annotated_image_is_reduced_with_its_boxes(server: RunningServer
 
 def test_drawing_has_a_limit(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start_server(ColourEngine())
-    monkeypatch.setattr(annotated_images, "MAX_DRAWING_S", 0.02)
+    monkeypatch.setattr(annotated_images, "MAX_DRAWING_S", 0.015)
     problem = assert_problem(post(server, "?format=png"), 422, "invalid_option")
     assert "Drawing 5 detections" in str(problem["detail"])
     assert post(server, "?format=png&top_k=1").status_code == 200
