@@ -27,6 +27,7 @@ from service.http.open_inference import health as open_inference_health
 from service.http.open_inference import inference_routes
 from service.http.open_inference import router as open_inference
 from service.http.problem_details import install_problem_handlers, problem_responses
+from service.http.roboflow import roboflow
 from service.http.routes import detection_routes, monitoring, probes, router
 from service.http.state import attach_state
 from service.http.web_pages import web_pages
@@ -238,6 +239,7 @@ def _include_routers(
     app.router.routes += detection_routes(**with_key_and_rate)
     app.router.routes += inference_routes(**with_key_and_rate)
     app.router.routes += deepstack.routes
+    app.router.routes += roboflow.routes
     app.router.routes += label_studio_routes(task_images)
     app.include_router(router, **with_key_and_rate)
     app.include_router(open_inference, **with_key_and_rate)

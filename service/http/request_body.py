@@ -261,9 +261,12 @@ def _as_list(value: Any) -> list[Any]:
 async def decode_base64(text: Any, claim: Callable[[int], None]) -> bytes:
     """Decode an image in base64, with white space or not, or in a data URI.
 
+    It may be the ``value`` of an object of the type ``base64``, as Roboflow's clients send it.
     ``claim`` is called with its size in bytes. Raises :class:`BadJsonError`.
     """
     try:
+        if isinstance(text, dict) and text.get("type") == "base64":
+            text = text.get("value")
         if not isinstance(text, str):
             raise ValueError(f"it is of type {type(text).__name__}, not a string")
         if text.startswith("data:"):
