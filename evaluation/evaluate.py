@@ -15,7 +15,13 @@ from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
 from evaluation.metrics.boxes_3d import box_3d_errors, to_boxes_3d
 from evaluation.metrics.coco import CocoScores, box_scores, false_discovery, pose_scores
 from evaluation.metrics.error_kinds import corrected_ap_gains, find_errors
-from evaluation.metrics.kitti import DIFFICULTIES, Frame, kitti_scores, official_iou
+from evaluation.metrics.kitti import (
+    DIFFICULTIES,
+    Frame,
+    compared_ious,
+    kitti_scores,
+    official_iou,
+)
 from evaluation.metrics.matching import confusion_matrix, match_detections
 from evaluation.metrics.poses import PCK_THRESHOLDS, keypoint_errors
 from evaluation.metrics.thresholds import ScoredDetections
@@ -185,26 +191,34 @@ def kitti_metrics(
 ) -> KittiMetrics:
     """Return KITTI's AP and AOS by class, IoU and kind, for each difficulty.
 
-    At the official IoU and a lower one, which is more informative in 3D for a single camera; 2D
-    boxes and AOS keep the official IoU.
+    At both IoUs of :func:`~evaluation.metrics.kitti.compared_ious`; 2D boxes and AOS keep the
+    official IoU.
     """
-    boxes_3d = [(ground_truth.boxes_3d or {})[image.image_id] for image in ground_truth.images]
-    labelled = {category["id"] for category in ground_truth.coco["categories"]}
     metrics: KittiMetrics = {}
-    for class_id, name in enumerate(classes):
-        if class_id not in labelled:
-            continue
-        frames = [
-            Frame(labels, one[one.class_ids == class_id])
-            for labels, one in zip(boxes_3d, detections, strict=True)
-        ]
+    for name, frames in frames_by_class(ground_truth, detections, classes).items():
         metrics[name] = {}
         official = official_iou(name)
-        for iou in (official, official - 0.2 if official > 0.5 else 0.25):
+        for iou in compared_ious(name):
             scores = kitti_scores(frames, name, iou, min_iou_2d=official)
             values_of = {**scores.ap, "AOS": scores.aos}
             metrics[name][f"{iou:g}"] = {kind: list(values) for kind, values in values_of.items()}
     return metrics
+
+
+def frames_by_class(
+    ground_truth: GroundTruth, detections: Sequence[ImageDetections], classes: Sequence[str]
+) -> dict[str, list[Frame]]:
+    """Return the labels and detections of each class that has labels, image by image."""
+    boxes_3d = [(ground_truth.boxes_3d or {})[image.image_id] for image in ground_truth.images]
+    labelled = {category["id"] for category in ground_truth.coco["categories"]}
+    return {
+        name: [
+            Frame(labels, one[one.class_ids == class_id])
+            for labels, one in zip(boxes_3d, detections, strict=True)
+        ]
+        for class_id, name in enumerate(classes)
+        if class_id in labelled
+    }
 
 
 def _add_kitti(

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from evaluation.detections import ImageDetections, to_coco_results
 from evaluation.errors import EvaluationError
-from evaluation.evaluate import kitti_metrics
+from evaluation.evaluate import frames_by_class
 from evaluation.ground_truth import GroundTruth
 from evaluation.metrics.coco import COCO_SIGMAS, CocoScores, box_scores, pose_scores
-from evaluation.metrics.kitti import DIFFICULTIES
+from evaluation.metrics.kitti import compared_ious, moderate_ap_3d
 from evaluation.model_under_test import ModelUnderTest
 
 OVERALL = "all"
@@ -79,7 +79,7 @@ def average_precisions(
     ``boxes`` is COCO's AP of 2D boxes. Poses add ``poses``, COCO's AP by object keypoint similarity
     with ``sigmas``; 3D boxes add KITTI's AP in 3D for moderate objects, ``boxes_3d`` at the
     official IoU and ``boxes_3d_low_iou`` at the lower one of
-    :func:`~evaluation.evaluate.kitti_metrics`. Classes without
+    :func:`~evaluation.metrics.kitti.compared_ious`. Classes without
     labelled objects are left out. ``ground_truth``: with the model's class ids.
     """
     results = to_coco_results(detections, [image.image_id for image in ground_truth.images])
@@ -87,14 +87,15 @@ def average_precisions(
     if sigmas is not None:
         metrics["poses"] = _coco_aps(pose_scores(ground_truth.coco, results, sigmas))
     if model.task == "boxes_3d":
-        by_class = kitti_metrics(ground_truth, detections, model.classes)
-        for index, name in enumerate(("boxes_3d", "boxes_3d_low_iou")):
-            metrics[name] = _kitti_aps({key: list(ious.values())[index]["3D"][_MODERATE]
-                                        for key, ious in by_class.items()})  # fmt: skip
+        by_class = frames_by_class(ground_truth, detections, model.classes)
+        for index, metric in enumerate(("boxes_3d", "boxes_3d_low_iou")):
+            metrics[metric] = _kitti_aps(
+                {
+                    name: moderate_ap_3d(frames, name, compared_ious(name)[index])
+                    for name, frames in by_class.items()
+                }
+            )
     return metrics
-
-
-_MODERATE = DIFFICULTIES.index("moderate")
 
 
 def _coco_aps(scores: CocoScores) -> dict[str, float]:
