@@ -51,6 +51,7 @@ class Annotation:
 
         try:
             if isinstance(content, bytes):
+                _register_heic()
                 image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
             else:
                 image = Image.fromarray(content)
@@ -70,6 +71,15 @@ class Annotation:
     def _path_of(self, item: Item) -> Path:
         path = self._target if self._is_file else self._target / item.name
         return path if _is_image(path) else path.with_name(path.name + ".png")
+
+
+def _register_heic() -> None:
+    """Let Pillow open HEIC files, where the extra ``heic`` is installed."""
+    try:
+        import pi_heif
+    except ImportError:
+        return
+    pi_heif.register_heif_opener()
 
 
 def _is_image(path: Path) -> bool:

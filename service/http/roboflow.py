@@ -45,7 +45,7 @@ class _KeyRoute(ImageRoute):
     """A route whose API key may be in the query string or the body."""
 
     async def respond(self, request: Request) -> Response:
-        """Check the rate limit, and call the endpoint with whether the headers have a key."""
+        """Check the rate limit; call the endpoint with whether the headers have a key."""
         record = request_record(request)
         has_key = service_state(request).access.limit_rate(request.headers, record) is not None
         content = await self.endpoint(request, has_key)

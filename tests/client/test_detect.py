@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.fake_service import Reply, detected, fake_service, problem
+from support.heif import encode_heic
 from support.images import encode, plain
 from support.processes import free_port
 from support.serving import FixedEngine, RunningServer, make_manifest, wait_until
@@ -81,6 +83,28 @@ def test_boxes_are_printed_and_drawn(
     # The colour of class 0 is on the box's edge and not in its middle.
     assert tuple(pixels[27, 28]) == (0xD5, 0x5E, 0x00)
     assert tuple(pixels[25, 32]) == (8, 6, 0)
+
+
+def test_a_folder_of_further_formats_is_drawn(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, drawn = tmp_path / "images", tmp_path / "drawn"
+    folder.mkdir()
+    colour = Image.new("RGB", (64, 64), (8, 6, 0))
+    names = ["a.gif", "b.tif", "c.avif"]
+    for name in names:
+        colour.save(folder / name)
+    if find_spec("pi_heif") and find_spec("pillow_heif"):
+        (folder / "d.heic").write_bytes(encode_heic(colour))
+        names.append("d.heic")
+    run(folder, "--url", server.url, "--quiet", "--draw", drawn)
+    rows = rows_of(capsys.readouterr().out)
+    assert [Path(row["file"]).name for row in rows] == names
+    assert all(len(row["detections"]) == 5 for row in rows)
+    for name in names:
+        path = next(drawn.glob(f"{name}*"))
+        with Image.open(path) as image:
+            assert image.size == (64, 64)
 
 
 def test_a_folder_is_searched_recursively_and_each_image_is_processed_once(
