@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 """What a request asks to detect in: an encoded image, or a network input."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RequestHead:
     """What is known of a request before its body is read.
 
@@ -35,7 +35,7 @@ class RequestHead:
     priority: Priority = "normal"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RequestBody(Generic[Item]):
     """The body of a request.
 
@@ -119,31 +119,40 @@ async def accept_request_for_models(
     received_at = time.perf_counter()
     with ExitStack() as held:
         detectors = [held.enter_context(state.loader.models.lease(*model)) for model in models]
-        for detector in detectors:
-            held.enter_context(detector.statistics.count_request())
-        claim = held.enter_context(state.bodies.hold())
         record.model = ",".join(detector.manifest.name for detector in detectors)
-        head = read_head()
-        options = [detector.rules.complete(head.parameters) for detector in detectors]
-        # Under overload most requests are rejected here, before their bodies cost anything.
-        for detector, its_options in zip(detectors, options, strict=True):
-            count = inputs_per_item or its_options.inputs.count
-            detector.admission.check(count, received_at + head.allowed_s)
-        with CancelScope(state.stopping):
-            body = await read_body(detectors[0], head, claim)
-        record.record_body(body.size_bytes)
-        if body.head is not head:
-            head = body.head
+        has_succeeded = False
+        try:
+            claim = held.enter_context(state.bodies.hold())
+            head = read_head()
             options = [detector.rules.complete(head.parameters) for detector in detectors]
-        deadline_at = min(
-            received_at + head.allowed_s, time.perf_counter() + state.settings.request_timeout_s
-        )
-        accepted = []
-        for detector, its_options in zip(detectors, options, strict=True):
-            count = (inputs_per_item or its_options.inputs.count) * len(body.items)
-            offset_s = PRIORITY_OFFSETS_S[head.priority] - detector.size_delay_s(count)
-            scheduling = SchedulingOptions(deadline_at, offset_s)
-            places = held.enter_context(ExitStack())
-            places.enter_context(detector.admission.admit(count, deadline_at))
-            accepted.append(AcceptedRequest(detector, its_options, scheduling, body.items, places))
-        yield accepted
+            # Under overload most requests are rejected here, before their bodies cost anything.
+            for detector, its_options in zip(detectors, options, strict=True):
+                count = inputs_per_item or its_options.inputs.count
+                detector.admission.check(count, received_at + head.allowed_s)
+            with CancelScope(state.stopping):
+                body = await read_body(detectors[0], head, claim)
+            record.record_body(body.size_bytes)
+            if body.head is not head:
+                head = body.head
+                options = [detector.rules.complete(head.parameters) for detector in detectors]
+            deadline_at = min(
+                received_at + head.allowed_s,
+                time.perf_counter() + state.settings.request_timeout_s,
+            )
+            accepted = []
+            for detector, its_options in zip(detectors, options, strict=True):
+                count = (inputs_per_item or its_options.inputs.count) * len(body.items)
+                offset_s = PRIORITY_OFFSETS_S[head.priority] - detector.size_delay_s(count)
+                scheduling = SchedulingOptions(deadline_at, offset_s)
+                places = held.enter_context(ExitStack())
+                places.enter_context(detector.admission.admit(count, deadline_at))
+                accepted.append(
+                    AcceptedRequest(detector, its_options, scheduling, body.items, places)
+                )
+            yield accepted
+            has_succeeded = True
+        finally:
+            seconds = time.perf_counter() - received_at
+            for detector in detectors:
+                statistics = detector.statistics
+                (statistics.success if has_succeeded else statistics.fail).add(seconds)

@@ -1,25 +1,24 @@
 """Cumulative inference statistics of one model, as the Open Inference Protocol reports them."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(slots=True)
 class DurationStatistic:
     """Number of events and their total duration."""
 
     count: int = 0
-    ns: int = 0
+    seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
         """Add one event."""
         self.count += 1
-        self.ns += round(1e9 * seconds)
+        self.seconds += seconds
 
 
-@dataclass
+@dataclass(slots=True)
 class InferenceStatistics:
     """Counters of one model since it was loaded; updated by the event loop.
 
@@ -43,17 +42,6 @@ class InferenceStatistics:
     last_inference_ms: int = 0
     batches: dict[int, DurationStatistic] = field(default_factory=dict)
 
-    @contextmanager
-    def count_request(self) -> Iterator[None]:
-        """Count the block as a request that succeeds, or fails if the block raises."""
-        began_at = time.perf_counter()
-        result = self.fail
-        try:
-            yield
-            result = self.success
-        finally:
-            result.add(time.perf_counter() - began_at)
-
     def count_stages(self, stage_s: Mapping[str, float]) -> None:
         """Add the durations of the stages, named as in the metrics."""
         self.queue.add(stage_s.get("decode_queue", 0.0) + stage_s["queue"])
@@ -66,4 +54,7 @@ class InferenceStatistics:
         self.inference_count += size
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
-        self.batches.setdefault(size, DurationStatistic()).add(infer_s)
+        batches = self.batches.get(size)
+        if batches is None:
+            batches = self.batches[size] = DurationStatistic()
+        batches.add(infer_s)

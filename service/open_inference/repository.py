@@ -146,7 +146,7 @@ def _batch_statistics(counted: InferenceStatistics) -> list[dict[str, Any]]:
 
 
 def _duration(statistic: DurationStatistic) -> dict[str, int]:
-    return {"count": statistic.count, "ns": statistic.ns}
+    return {"count": statistic.count, "ns": round(1e9 * statistic.seconds)}
 
 
 def all_statistics(state: ServiceState) -> list[dict[str, Any]]:
