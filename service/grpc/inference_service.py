@@ -57,6 +57,9 @@ _CONTENTS = {
 }
 """The field of ``InferTensorContents`` for each datatype; FP16 and BF16 have none."""
 
+_STREAM_PARAMETER = "triton_enable_empty_final_response"
+"""Parameter for responses in a stream, which Triton's C++ client sends with every request."""
+
 MAX_ID_LENGTH = 1000
 """Characters of the id of an inference request, which is returned in the response."""
 
@@ -145,7 +148,7 @@ class InferenceService:
 
             async def read_request(form: ModelForm[Any], claim: Claim) -> InferRequest:
                 del form
-                request = _read_request(message, raw)
+                request = to_request(message, raw)
                 # The elements of a BYTES tensor are copied.
                 claim(sum(map(len, raw)) if _has_bytes(request) else 0)
                 return request
@@ -190,8 +193,11 @@ def _unsupported(name: str) -> Callable[[Rpc], Awaitable[bytes]]:
     return handle
 
 
-def _read_request(message: messages.ModelInferRequest, raw: Sequence[memoryview]) -> InferRequest:
-    """Return the request of a message, of which ``raw`` are the ``raw_input_contents``."""
+def to_request(message: messages.ModelInferRequest, raw: Sequence[memoryview]) -> InferRequest:
+    """Return the request of a message, of which ``raw`` are the ``raw_input_contents``.
+
+    Raises :class:`InvalidInferenceRequestError`.
+    """
     if raw and len(raw) != len(message.inputs):
         raise InvalidInferenceRequestError(
             f"The request has {len(message.inputs)} inputs and {len(raw)} raw_input_contents; "
@@ -218,7 +224,9 @@ def _read_request(message: messages.ModelInferRequest, raw: Sequence[memoryview]
     outputs = [
         RequestedOutput(output.name, _parameters(output.parameters)) for output in message.outputs
     ]
-    return InferRequest(inputs, outputs, _parameters(message.parameters))
+    parameters = _parameters(message.parameters)
+    parameters.pop(_STREAM_PARAMETER, None)
+    return InferRequest(inputs, outputs, parameters)
 
 
 def _contents(tensor: messages.ModelInferRequest.InferInputTensor) -> list[Any]:

@@ -1,33 +1,11 @@
-"""HTTP/2 frames as an attacker writes them: a client library sends only valid, whole messages."""
+"""HTTP/2 connections on which a test writes every byte, as no client library does."""
 
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_STREAM, END_HEADERS = 1, 4
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Return a frame of HTTP/2."""
-    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def request_headers(path: str, stream: int, *fields: tuple[str, str]) -> bytes:
-    """Return the HEADERS frame of an RPC; the fields are literals that are not indexed."""
-    pseudo = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "tests")]
-    grpc = [("te", "trailers"), ("content-type", "application/grpc")]
-    block = b"".join(
-        b"\0" + _text(name) + _text(value) for name, value in [*pseudo, *grpc, *fields]
-    )
-    return frame(HEADERS, END_HEADERS, stream, block)
-
-
-def message_prefix(size: int, *, is_compressed: bool = False) -> bytes:
-    """Return the five bytes before a message of gRPC."""
-    return struct.pack(">BI", is_compressed, size)
+from benchmarks.hostile_inputs.http2_frames import HEADERS, PREFACE, SETTINGS, frame
 
 
 class Http2Connection:
@@ -75,14 +53,3 @@ def http2_connection(address: str, timeout_s: float = 30) -> Iterator[Http2Conne
     with socket.create_connection((host, int(port)), timeout_s) as connection:
         connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
         yield Http2Connection(connection)
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    if len(data) < 127:
-        return bytes([len(data)]) + data
-    rest, size = len(data) - 127, bytearray([127])
-    while rest > 127:
-        size.append(rest & 127 | 128)
-        rest >>= 7
-    return bytes([*size, rest]) + data

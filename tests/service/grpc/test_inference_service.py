@@ -197,6 +197,14 @@ def test_tensors_that_lie_are_refused(
     assert text in error.details()
 
 
+def test_the_parameter_that_perf_analyzer_sends_with_every_request(
+    grpc_server: GrpcServer,
+) -> None:
+    request = raw_request(element(IMAGES[0]))
+    request.parameters["triton_enable_empty_final_response"].bool_param = False
+    assert grpc_server.call("ModelInfer", request.SerializeToString())
+
+
 def test_contents_and_raw_contents_together_are_refused(grpc_server: GrpcServer) -> None:
     request = raw_request(element(IMAGES[0]))
     request.inputs[0].contents.bytes_contents.append(IMAGES[0])

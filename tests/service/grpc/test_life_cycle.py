@@ -1,12 +1,13 @@
 """Health checks, deadlines, cancellation and shutdown of the gRPC server."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.http2 import DATA, GOAWAY, frame, http2_connection, message_prefix, request_headers
+from support.http2 import http2_connection
 from support.serving import (
     ColourEngine,
     GatedEngine,
@@ -16,6 +17,8 @@ from support.serving import (
 )
 from tritonclient.grpc import InferenceServerClient, InferenceServerException
 
+from benchmarks.hostile_inputs.http2_frames import DATA, GOAWAY, frame, message_prefix, rpc_headers
+from service.errors import UnknownModelError
 from service.grpc_port import reserved_grpc_port
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry
@@ -175,6 +178,26 @@ def test_accepted_rpcs_complete_at_shutdown(start_grpc_server: StartServer) -> N
         assert all(future.result() for future in pending)
 
 
+def test_the_process_waits_for_rpcs_that_have_left_the_queue(
+    start_grpc_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun = threading.Event()
+
+    async def respond_late(*_: object) -> None:
+        has_begun.set()
+        await asyncio.sleep(2)
+        raise UnknownModelError("a late response")
+
+    monkeypatch.setattr("service.grpc.inference_service.infer", respond_late)
+    server = start_grpc_server(ColourEngine())
+    pending = server.channel.unary_unary(ROUTE).future(infer_message(), timeout=30)
+    assert has_begun.wait(10)
+    server.http.stop()
+    error = pending.exception()
+    assert isinstance(error, grpc.RpcError)
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "a late response")
+
+
 def test_rpcs_are_served_during_the_drain_delay(start_grpc_server: StartServer) -> None:
     server = start_grpc_server(ColourEngine(), drain_delay_s=600)
     server.http.stop()
@@ -190,8 +213,8 @@ def test_watches_and_slow_messages_end_at_shutdown(start_grpc_server: StartServe
     watch = server.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
     assert next(watch)
     with http2_connection(server.address) as slow:
-        slow.send(request_headers(ROUTE, 1) + frame(DATA, 0, 1, message_prefix(1000) + b"1"))
-        slow.send(request_headers("/inference.GRPCInferenceService/ServerLive", 3))
+        slow.send(rpc_headers(ROUTE.encode(), 1) + frame(DATA, 0, 1, message_prefix(1000) + b"1"))
+        slow.send(rpc_headers(b"/inference.GRPCInferenceService/ServerLive", 3))
         slow.trailers(3)  # the RPC before it has begun
         server.http.stop()
         assert b"shut down" in slow.trailers(1)

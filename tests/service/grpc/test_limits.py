@@ -10,7 +10,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.http2 import (
+from support.http2 import http2_connection
+from support.images import encode, plain
+from support.serving import ColourEngine, GatedEngine, wait_until
+
+from benchmarks.hostile_inputs.bounds import memory_bytes
+from benchmarks.hostile_inputs.http2_frames import (
     DATA,
     END_STREAM,
     GOAWAY,
@@ -19,16 +24,11 @@ from support.http2 import (
     PREFACE,
     RST_STREAM,
     frame,
-    http2_connection,
     message_prefix,
-    request_headers,
+    rpc_headers,
 )
-from support.images import encode, plain
-from support.serving import ColourEngine, GatedEngine, wait_until
-
-from benchmarks.hostile_inputs.bounds import memory_bytes
+from service.errors import UnknownModelError
 from service.grpc import rpc, server
-from service.grpc.inference_pb2 import ModelInferRequest
 
 from .conftest import GrpcServer, StartServer
 from .test_access import ROUTE, infer_message
@@ -64,7 +64,7 @@ def test_compression_bomb(small_server: GrpcServer, encoding: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = memory_bytes("self", "VmHWM")
     with http2_connection(small_server.address) as connection:
-        connection.send(request_headers(ROUTE, 1, ("grpc-encoding", encoding)))
+        connection.send(rpc_headers(ROUTE.encode(), 1, [(b"grpc-encoding", encoding.encode())]))
         message = message_prefix(len(bomb), is_compressed=True) + bomb
         for start in range(0, len(message), 16384):
             connection.send(frame(DATA, 0, 1, message[start : start + 16384]))
@@ -84,18 +84,24 @@ def test_metadata_over_the_limit(grpc_server: GrpcServer) -> None:
     assert grpc_server.call("ServerMetadata")
 
 
-def test_text_of_an_error_is_bounded(grpc_server: GrpcServer) -> None:
-    error = grpc_server.error(
-        "ModelInfer", ModelInferRequest(model_name="é" * 9000).SerializeToString()
-    )
+def test_text_of_an_error_is_bounded(
+    grpc_server: GrpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients refuse trailers of more than 8 KiB, in which each byte of "é" takes three."""
+
+    def fail(*_: object) -> None:
+        raise UnknownModelError("é" * 5000)
+
+    monkeypatch.setattr("service.grpc.inference_service.find_form", fail)
+    error = grpc_server.error("ModelConfig")
     assert error.code() is grpc.StatusCode.NOT_FOUND
-    assert len(error.details().encode()) <= rpc.MAX_DETAIL_BYTES
+    assert error.details() == "é" * (rpc.MAX_DETAIL_BYTES // 2)
 
 
 def test_a_message_must_arrive_in_time(start_grpc_server: StartServer) -> None:
     server = start_grpc_server(ColourEngine(), body_timeout_s=0.5)
     with http2_connection(server.address) as connection:
-        connection.send(request_headers(ROUTE, 1))
+        connection.send(rpc_headers(ROUTE.encode(), 1))
         connection.send(frame(DATA, 0, 1, message_prefix(1000) + bytes(10)))
         trailers = connection.trailers(1)
     assert b"did not arrive within 0.5 s" in trailers
@@ -113,8 +119,12 @@ def test_slow_clients_do_not_stop_the_others(start_grpc_server: StartServer) -> 
     )
     with http2_connection(server.address) as connection:
         for stream in range(1, 101, 2):
-            connection.send(request_headers(ROUTE, stream, ("x-forwarded-for", "10.0.0.1")))
+            connection.send(
+                rpc_headers(ROUTE.encode(), stream, [(b"x-forwarded-for", b"10.0.0.1")])
+            )
             connection.send(frame(DATA, 0, stream, message_prefix(1000) + bytes(10)))
+        connection.send(rpc_headers(b"/inference.GRPCInferenceService/ServerLive", 101))
+        connection.trailers(101)  # the RPCs before it have begun
         metadata = [("x-forwarded-for", "10.0.0.2")]
         assert server.call("ModelInfer", infer_message(), metadata=metadata)
         assert server.client.is_server_ready()
@@ -182,7 +192,7 @@ def flood_of_pings() -> bytes:
 def flood_of_resets() -> bytes:
     """Return RPCs that are cancelled at once, as in the attack "rapid reset"."""
     return b"".join(
-        request_headers(ROUTE, stream) + frame(RST_STREAM, 0, stream, bytes(4))
+        rpc_headers(ROUTE.encode(), stream) + frame(RST_STREAM, 0, stream, bytes(4))
         for stream in range(1, 4001, 2)
     )
 
@@ -192,7 +202,7 @@ def damaged_frames() -> bytes:
 
 
 def frame_over_the_limit() -> bytes:
-    return request_headers(ROUTE, 1) + b"\xff\xff\xff\0\0\0\0\0\x01"
+    return rpc_headers(ROUTE.encode(), 1) + b"\xff\xff\xff\0\0\0\0\0\x01"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +230,7 @@ def test_pings_close_their_connection(grpc_server: GrpcServer) -> None:
 
 def test_message_that_lies_about_its_length(grpc_server: GrpcServer) -> None:
     with http2_connection(grpc_server.address) as connection:
-        connection.send(request_headers(ROUTE, 1))
+        connection.send(rpc_headers(ROUTE.encode(), 1))
         connection.send(frame(DATA, END_STREAM, 1, message_prefix(2**32 - 1) + bytes(10)))
         answer = next(
             (kind, payload)
