@@ -5,6 +5,10 @@ from typing import Any
 from client.results import Detection
 
 
+_DECIMALS = 3
+"""Coordinates of responses are multiples of 0.001 pixels."""
+
+
 def coco_result(detection: Detection, image_id: Any) -> dict[str, Any]:
     """Return an entry of a COCO results list, as ``pycocotools.coco.COCO.loadRes`` reads it.
 
@@ -15,7 +19,7 @@ def coco_result(detection: Detection, image_id: Any) -> dict[str, Any]:
     result: dict[str, Any] = {
         "image_id": image_id,
         "category_id": detection.class_id,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "bbox": [x1, y1, round(x2 - x1, _DECIMALS), round(y2 - y1, _DECIMALS)],
         "score": detection.score,
     }
     if detection.keypoints:

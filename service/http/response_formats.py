@@ -165,10 +165,10 @@ def _roboflow_boxes(result: DetectionResult, manifest: ModelManifest) -> Iterato
     for index, detection in enumerate(result.detections):
         x1, y1, x2, y2 = detection.bbox
         prediction = {
-            "x": (x1 + x2) / 2,
-            "y": (y1 + y2) / 2,
-            "width": x2 - x1,
-            "height": y2 - y1,
+            "x": round((x1 + x2) / 2, 4),
+            "y": round((y1 + y2) / 2, 4),
+            "width": round(x2 - x1, 3),
+            "height": round(y2 - y1, 3),
             "confidence": detection.score,
             "class": detection.class_name,
             "class_id": detection.class_id,
