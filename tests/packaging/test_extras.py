@@ -24,7 +24,9 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 from support.checkpoints import save_slim_checkpoint
+from support.heif import encode_heic
 from support.images import encode, plain
 from support.processes import free_port
 from support.serving import RunningServer
@@ -288,6 +290,18 @@ def coco_labels(image: Path) -> Mapping[str, object]:
     }
 
 
+def check_heic(environment: Environment, server: RunningServer, image: Path) -> None:
+    del server, image
+    path = environment.directory / "image.heic"
+    path.write_bytes(encode_heic(Image.new("RGB", (64, 48), (200, 30, 30))))
+    program = (
+        "from service.imaging.image_decoding import ACCEPTED_FORMATS, open_image; "
+        f"image = open_image(open({str(path)!r}, 'rb').read(), 10_000); "
+        "print(ACCEPTED_FORMATS, image.decode().pixels.shape)"
+    )
+    assert "HEIC (48, 64, 3)" in environment.run("python", "-c", program)
+
+
 def check_build(environment: Environment, server: RunningServer, image: Path) -> None:
     del server, image
     environment.run("centernet-export", "build", "--help")
@@ -338,6 +352,7 @@ CHECKS: Mapping[str, Check] = {
     "http": check_http,
     "serve": check_serve_alone,
     "grpc": check_grpc,
+    "heic": check_heic,
     "gpu": partial(check_serve, options=("--backend", "onnxruntime-cpu")),
     "otel": partial(check_serve, options=("--otlp-endpoint", "http://127.0.0.1:9")),
     "eval": check_eval,
@@ -349,6 +364,7 @@ CHECKS: Mapping[str, Check] = {
 }
 NEEDS: Mapping[str, str] = {
     "grpc": "serve",
+    "heic": "serve",
     "otel": "serve",
     "tensorrt-rtx": "build",
     "tensorboard": "train",
