@@ -4,7 +4,6 @@ from typing import Any
 
 from client.results import Detection
 
-
 _DECIMALS = 3
 """Coordinates of responses are multiples of 0.001 pixels."""
 

@@ -207,7 +207,9 @@ def _summary(verification: Verification) -> str:
         f"\n  accepted without a match: {count} {EXCEPTIONS[reason]}"
         for reason, count in verification.exceptions.items()
     )
+    left_out = "".join(f"\n  left out: {text}" for text in verification.left_out)
     return (
         f"{verification.matched} of {verification.detections} detections matched in "
-        f"{verification.inputs} images, alone and in a batch; worst errors {errors}{exceptions}"
+        f"{verification.inputs} images, alone and in a batch; worst errors {errors}"
+        f"{exceptions}{left_out}"
     )

@@ -19,7 +19,12 @@ from model_export.onnx.export import export_onnx, max_units
 from model_export.references import record_references, reference_images
 from model_export.report import write_package_report
 from model_export.verification.detection_agreement import verify_fp16
-from model_export.verification.images import ImageArray, read_images, synthetic_images
+from model_export.verification.images import (
+    ImageArray,
+    drawn_scenes,
+    read_images,
+    synthetic_images,
+)
 from model_export.verification.onnx_vs_torch import (
     VerifiedImage,
     merge_verifications,
@@ -166,11 +171,12 @@ def _verify(
 ) -> tuple[Verification, list[VerifiedImage]]:
     """Verify every file; returns the images of the first, without flip."""
     names = resolved.output_names()
-    results = [
-        verify_images(graph, draft.directory / file, names, images)
+    results = {
+        file: verify_images(graph, draft.directory / file, names, images)
         for file, graph in graphs.items()
-    ]
-    return merge_verifications([verification for verification, _ in results]), results[0][1]
+    }
+    merged = merge_verifications({file: result[0] for file, result in results.items()})
+    return merged, results[ONNX_FILE][1]
 
 
 def draft_references(
@@ -196,15 +202,15 @@ def tool_versions() -> dict[str, str]:
 def collect_images(resolved: ResolvedExport, image_dir: Path | None) -> list[ImageArray]:
     """Return verification images: synthetic ones, of two input sizes if dynamic, and real ones."""
     height_px, width_px = resolved.input.height_px, resolved.input.width_px
-    images = synthetic_images(height_px, width_px)
+    images = synthetic_images(height_px, width_px) + drawn_scenes(height_px, width_px)
     if resolved.input.free_size is not None:
         free_size = resolved.input.free_size
         unit, reduction_px = free_size.multiple_px, free_size.reduction_px
         units = max_units(free_size)
         height_units, width_units = min(2, units), min(3, units)
-        images += synthetic_images(
+        images += drawn_scenes(
             height_units * unit - reduction_px, width_units * unit - reduction_px
-        )[:2]
+        )
     if image_dir is not None:
         images += read_images(image_dir, height_px, width_px)
     return images

@@ -125,14 +125,14 @@ def rewrite_package_report(directory: Path) -> None:
 
 def worst_images(verified: Sequence[VerifiedImage]) -> list[ComparedImage]:
     """Return the images with the largest errors, with the detections of the network."""
-    ranked = sorted(enumerate(verified), key=lambda numbered: -numbered[1].worst_error)
+    ranked = sorted(verified, key=lambda one: -one.worst_error)
     return [
         ComparedImage(
             one.image,
             {NETWORK: one.reference, "fp32": one.found},
-            [f"image {index}: largest error {one.worst_error:.1%} of its tolerance"],
+            [f"image {one.index}: largest error {one.worst_error:.1%} of its tolerance"],
         )
-        for index, one in ranked[:_MAX_DRAWN_IMAGES]
+        for one in ranked[:_MAX_DRAWN_IMAGES]
     ]
 
 
@@ -209,12 +209,13 @@ def _verification_table(caption: str, verification: Verification) -> Table:
         f" Accepted without a match: {count} {EXCEPTIONS.get(reason, reason)}."
         for reason, count in verification.exceptions.items()
     )
+    left_out = "".join(f" Left out: {text}." for text in verification.left_out)
     return Table(
         ["output", "worst error", "tolerance", "of the tolerance"],
         rows,
         caption,
         f"Reference: {verification.reference}. Detections matched: {_matched(verification)}, in "
-        f"{verification.inputs} images.{exceptions}",
+        f"{verification.inputs} images.{exceptions}{left_out}",
         {3: shares},
     )
 

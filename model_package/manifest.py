@@ -237,6 +237,8 @@ class Verification(_StrictModel):
     """Of these, those that the artifact finds within the tolerances."""
     exceptions: dict[_Text, int] = {}
     """The others, and keypoints, by the reason for which they were accepted."""
+    left_out: tuple[_Text, ...] = ()
+    """Images that were not compared, because the reference itself depends on rounding in them."""
 
 
 class _ArtifactFile(_StrictModel):

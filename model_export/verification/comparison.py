@@ -103,13 +103,18 @@ def compare(
     in one image are an error. Raises :class:`VerificationError`, naming ``where``.
     """
     for detections in (reference, candidate):
-        if not all(np.isfinite(values).all() for values in detections.values()):
-            raise VerificationError(
-                f"{where}: the detections contain NaN or infinity. The weights are damaged or "
-                "overflow float32; train again or use another checkpoint."
-            )
+        check_finite(detections, where)
     kinds = zip(split_kinds(reference), split_kinds(candidate), strict=True)
     return _combine([_compare_kind(*kind, where, tolerances, heatmap) for kind in kinds])
+
+
+def check_finite(detections: Outputs, where: str) -> None:
+    """Raise :class:`VerificationError` if a value is NaN or infinite."""
+    if not all(np.isfinite(values).all() for values in detections.values()):
+        raise VerificationError(
+            f"{where}: the detections contain NaN or infinity. The weights are damaged or "
+            "overflow float32; train again or use another checkpoint."
+        )
 
 
 def _combine(comparisons: Sequence[Comparison]) -> Comparison:

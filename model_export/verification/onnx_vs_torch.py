@@ -13,7 +13,14 @@ from torch import nn
 from labels.outputs import Outputs, add_exceptions, measure, split_kinds
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import VerificationError
-from model_export.verification.comparison import TOLERANCES, Comparison, Heatmap, compare, match
+from model_export.verification.comparison import (
+    TOLERANCES,
+    Comparison,
+    Heatmap,
+    check_finite,
+    compare,
+    match,
+)
 from model_package import Verification
 from model_package.onnxruntime import load_onnxruntime
 
@@ -29,7 +36,10 @@ ROUNDING_MARGIN = 5.0
 """Tolerance for two float32 runtimes, as a multiple of the error of one against float64."""
 
 MAX_WIDENING = 50.0
-"""Largest factor by which the tolerances are widened; networks that need more are rejected."""
+"""Largest factor by which the tolerances are widened; images that need more are left out."""
+
+MIN_COMPARED_IMAGES = 2
+"""Images that must not be left out."""
 
 _ROUNDING_RADIUS_CELLS = 0.1  # of one detection between float32 and float64
 
@@ -47,16 +57,22 @@ class Reference:
 
 @dataclass(frozen=True)
 class VerifiedImage:
-    """The detections of one image.
+    """The detections of one image that was not left out.
 
-    ``image``: uint8 RGB (height, width, 3); ``reference``: of the network; ``found``: of the file;
-    ``worst_error``: the largest difference as a fraction of its tolerance.
+    ``index``: its position in the images of the verification; ``image``: uint8 RGB (height, width,
+    3); ``reference``: of the network; ``found``: of the file, run alone; ``worst_error``: the
+    largest difference as a fraction of its tolerance.
     """
 
+    index: int
     image: Image
     reference: Outputs
     found: Outputs
     worst_error: float
+
+
+class _SensitiveError(Exception):
+    """The network itself depends on rounding in an image; the message says how."""
 
 
 def verify(
@@ -66,9 +82,12 @@ def verify(
 
     ``images`` are uint8 RGB (height, width, 3) of accepted input sizes. Every image runs alone, and
     the first few of one size also run as one batch. Deformable convolutions amplify rounding
-    errors, in some networks beyond :data:`~model_export.verification.comparison.TOLERANCES`; only
-    if the comparison fails, they are widened to five times the error of float32 against float64.
-    Raises :class:`VerificationError` if a detection is missing or differs by more.
+    errors, in some networks and images beyond
+    :data:`~model_export.verification.comparison.TOLERANCES`. If the comparison of an image fails,
+    the network runs on it in float64: the tolerances are widened to five times the difference to
+    float32, and an image in which float32 and float64 do not find the same detections says nothing
+    about the file and is left out. Raises :class:`VerificationError` if a detection in another
+    image is missing or differs by more, or if too few images remain.
     """
     return verify_images(graph, onnx_file, output_names, images)[0]
 
@@ -76,32 +95,80 @@ def verify(
 def verify_images(
     graph: DetectionGraph, onnx_file: Path, output_names: Sequence[str], images: Sequence[Image]
 ) -> tuple[Verification, list[VerifiedImage]]:
-    """Do the same as :func:`verify`; also return the detections of each image, run alone."""
+    """Do the same as :func:`verify`; also return the detections of each image that was compared."""
     run_file = onnx_runner(onnx_file, output_names)
     references = [_run_reference(graph, output_names, image) for image in images]
     found = run_on_all(run_file, images)
-    tolerances: Mapping[str, float] = TOLERANCES
-    try:
-        verification, comparisons = _compare_all(references, found, tolerances)
-    except VerificationError:
-        if not any(True for _ in graph.parameters()):  # an imported network has no float64 version
-            raise
-        tolerances = _tolerances_for_rounding(graph, output_names, images, references)
-        if tolerances == TOLERANCES:
-            raise
-        verification, comparisons = _compare_all(references, found, tolerances)
-    verified = [
-        VerifiedImage(
-            image,
-            reference.detections,
-            detections,
-            max(error / tolerances[name] for name, error in comparison.worst_errors.items()),
+    for index, reference in enumerate(references):
+        check_finite(reference.detections, f"image {index}")
+    # An imported network has no float64 version.
+    has_parameters = any(True for _ in graph.parameters())
+    exact = _ExactNetwork(graph, output_names) if has_parameters else None
+    tolerances = dict(TOLERANCES)
+    comparisons: list[Comparison] = []
+    verified: list[VerifiedImage] = []
+    left_out: list[str] = []
+    for index, (image, reference) in enumerate(zip(images, references, strict=True)):
+        runs = [(where, detections) for of_image, where, detections in found if of_image == index]
+        try:
+            accepted, compared = _compare_runs(image, reference, runs, exact)
+        except _SensitiveError as error:
+            left_out.append(f"image {index}: {error}")
+            continue
+        comparisons += compared
+        tolerances = {name: max(value, accepted[name]) for name, value in tolerances.items()}
+        alone, (_, detections) = compared[0], runs[0]
+        worst_error = max(error / accepted[name] for name, error in alone.worst_errors.items())
+        verified.append(VerifiedImage(index, image, reference.detections, detections, worst_error))
+    if len(verified) < min(MIN_COMPARED_IMAGES, len(images)):
+        raise VerificationError(
+            f"this network is too sensitive to rounding to be verified with {len(images)} images. "
+            f"{left_out[0]}. Verify with images of the objects that it detects (--verify-images), "
+            "or train it further."
         )
-        for image, reference, (_, _, detections), comparison in zip(
-            images, references, found, comparisons, strict=False
-        )  # the images that ran alone come first
-    ]
-    return verification, verified
+    return summarise(comparisons, len(verified), tolerances, left_out), verified
+
+
+class _ExactNetwork:
+    """The network in float64, which is made when it first runs."""
+
+    def __init__(self, graph: nn.Module, output_names: Sequence[str]) -> None:
+        self._graph, self._output_names = graph, output_names
+        self._run: Run | None = None
+
+    def detections(self, image: Image) -> Outputs:
+        """Return the detections of one image."""
+        if self._run is None:
+            self._run = torch_runner(copy.deepcopy(self._graph).double(), self._output_names)
+        return self._run(image[np.newaxis])[0]
+
+
+def _compare_runs(
+    image: Image,
+    reference: Reference,
+    runs: Sequence[tuple[str, Outputs]],
+    exact: _ExactNetwork | None,
+) -> tuple[Mapping[str, float], list[Comparison]]:
+    """Compare the runs of one image; return the tolerances and the comparisons.
+
+    Raises :class:`VerificationError`, and :class:`_SensitiveError` for an image to leave out.
+    """
+
+    def compare_all(tolerances: Mapping[str, float]) -> list[Comparison]:
+        return [
+            compare(reference.detections, detections, where, tolerances, reference.heatmap)
+            for where, detections in runs
+        ]
+
+    try:
+        return TOLERANCES, compare_all(TOLERANCES)
+    except VerificationError:
+        if exact is None:
+            raise
+        for where, detections in runs:
+            check_finite(detections, where)
+        tolerances = _tolerances_for_rounding(exact.detections(image), reference)
+        return tolerances, compare_all(tolerances)
 
 
 def _run_reference(graph: DetectionGraph, output_names: Sequence[str], image: Image) -> Reference:
@@ -152,28 +219,16 @@ def run_on_all(run_file: Run, images: Sequence[Image]) -> list[tuple[int, str, O
     ]
 
 
-def _compare_all(
-    references: Sequence[Reference],
-    outputs: Sequence[tuple[int, str, Outputs]],
-    tolerances: Mapping[str, float],
-) -> tuple[Verification, list[Comparison]]:
-    comparisons = [
-        compare(
-            references[index].detections, detections, where, tolerances, references[index].heatmap
-        )
-        for index, where, detections in outputs
-    ]
-    return summarise(comparisons, len(references), tolerances), comparisons
-
-
 def summarise(
     comparisons: Sequence[Comparison],
     inputs: int,
     tolerances: Mapping[str, float] = TOLERANCES,
+    left_out: Sequence[str] = (),
 ) -> Verification:
     """Combine the comparisons of ``inputs`` images for the manifest.
 
-    Raises :class:`VerificationError` if too few detections matched.
+    ``left_out``: which other images were left out, and why. Raises :class:`VerificationError` if
+    too few detections matched.
     """
     matched = sum(comparison.matched for comparison in comparisons)
     total = sum(comparison.total for comparison in comparisons)
@@ -194,15 +249,16 @@ def summarise(
         detections=total,
         matched=matched,
         exceptions=add_exceptions(comparison.exceptions for comparison in comparisons),
+        left_out=tuple(left_out),
     )
 
 
-def merge_verifications(verifications: Sequence[Verification]) -> Verification:
-    """Combine the verifications of several files of one package.
+def merge_verifications(by_file: Mapping[str, Verification]) -> Verification:
+    """Combine the verifications of the files of one package, by file name.
 
     Keeps the worst of each value, and the sum of each count.
     """
-    first = verifications[0]
+    first, *_ = verifications = list(by_file.values())
     return first.model_copy(
         update={
             "tolerances": {
@@ -217,30 +273,36 @@ def merge_verifications(verifications: Sequence[Verification]) -> Verification:
             "detections": sum(one.detections or 0 for one in verifications),
             "matched": sum(one.matched or 0 for one in verifications),
             "exceptions": add_exceptions(one.exceptions for one in verifications),
+            "inputs": min(one.inputs for one in verifications),
+            "left_out": tuple(
+                f"{file}, {text}" for file, one in by_file.items() for text in one.left_out
+            ),
         }
     )
 
 
-def _tolerances_for_rounding(
-    graph: nn.Module,
-    output_names: Sequence[str],
-    images: Sequence[Image],
-    references: Sequence[Reference],
-) -> dict[str, float]:
-    """Return tolerances widened to the rounding errors of this network."""
-    run = torch_runner(copy.deepcopy(graph).double(), output_names)
+def _tolerances_for_rounding(exact: Outputs, reference: Reference) -> dict[str, float]:
+    """Return tolerances widened to the rounding errors of the network in one image.
+
+    ``exact``: its detections in float64. Raises :class:`_SensitiveError` if those of ``reference``
+    are not the same.
+    """
     tolerances = dict(TOLERANCES)
-    for image, reference in zip(images, references, strict=True):
-        (exact,) = run(image[np.newaxis])
-        for kinds in zip(split_kinds(exact), split_kinds(reference.detections), strict=True):
-            for name, error in _rounding_errors(*kinds).items():
-                tolerances[name] = max(tolerances[name], ROUNDING_MARGIN * error)
+    kinds = list(zip(split_kinds(exact), split_kinds(reference.detections), strict=True))
+    for pair in kinds:
+        for name, error in _rounding_errors(*pair).items():
+            tolerances[name] = max(tolerances[name], ROUNDING_MARGIN * error)
+    shared = sum(len(match(*pair, _ROUNDING_RADIUS_CELLS)[0]) for pair in kinds)
+    total = sum(int((of_reference["scores"] > 0).sum()) for _, of_reference in kinds)
+    sharing = f"the network finds {shared} of {total} detections in both float32 and float64"
     for name, tolerance in tolerances.items():
         if tolerance > MAX_WIDENING * TOLERANCES[name]:
-            raise VerificationError(
-                f"{name} change by {tolerance / ROUNDING_MARGIN:.2g} between float32 and float64: "
-                "this network is too sensitive to rounding to be verified. Train it further."
-            )
+            error = tolerance / ROUNDING_MARGIN
+            raise _SensitiveError(f"{sharing}, whose {name} differ by up to {error:.2g}")
+    try:
+        compare(exact, reference.detections, "float64", tolerances, reference.heatmap)
+    except VerificationError:
+        raise _SensitiveError(sharing) from None
     return tolerances
 
 

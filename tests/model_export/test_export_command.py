@@ -99,6 +99,7 @@ def test_the_summary_says_what_was_not_matched() -> None:
         detections=400,
         matched=300,
         exceptions=dict(zip(EXCEPTIONS, range(98, 0, -1), strict=False)),
+        left_out=("model.onnx, image 0: it is noise",),
     )
     first, *lines = cli._summary(verification).splitlines()
     assert first == (
@@ -110,7 +111,7 @@ def test_the_summary_says_what_was_not_matched() -> None:
         "  accepted without a match: 97 beside a cell of nearly the same score: rounding decides "
         "which is the peak",
     ]
-    assert len(lines) == len(EXCEPTIONS)
+    assert lines[len(EXCEPTIONS) :] == ["  left out: model.onnx, image 0: it is noise"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_the_manifest_describes_the_export(
     checkpoint = slim_package.directory.parent / "slim.pth"
     assert manifest.provenance.checkpoint_sha256 == sha256_of(checkpoint)
     assert {"torch", "onnx", "onnxruntime"} <= set(manifest.provenance.tools)
-    assert manifest.verification.inputs == 4
+    assert manifest.verification.inputs == 6
     assert manifest.verification.matched_fraction > 0.99
 
 

@@ -127,12 +127,21 @@ def test_poses_are_drawn_in_pixels_of_the_input(slim_package: ModelPackage) -> N
 
 def test_images_with_the_largest_errors_come_first() -> None:
     image, outputs = np.zeros((32, 32, 3), np.uint8), {"scores": np.zeros(1, np.float32)}
-    errors = (0.1, 0.9, 0.3, 0.2, 0.8, 0.05)
-    ranked = worst_images([VerifiedImage(image, outputs, outputs, error) for error in errors])
+    errors = {0: 0.1, 1: 0.9, 3: 0.3, 4: 0.2, 5: 0.8, 6: 0.05}  # image 2 was left out
+    ranked = worst_images(
+        [VerifiedImage(index, image, outputs, outputs, error) for index, error in errors.items()]
+    )
     assert [one.differences for one in ranked] == [
-        [f"image {index}: largest error {error:.1%} of its tolerance"]
-        for index, error in ((1, 0.9), (4, 0.8), (2, 0.3), (3, 0.2))
+        [f"image {index}: largest error {errors[index]:.1%} of its tolerance"]
+        for index in (1, 5, 3, 4)
     ]
+
+
+def test_images_that_were_left_out_are_named(slim_package: ModelPackage) -> None:
+    verification = slim_package.manifest.verification
+    left_out = verification.model_copy(update={"left_out": ("image 2: it is noise",)})
+    manifest = slim_package.manifest.model_copy(update={"verification": left_out})
+    assert "Left out: image 2: it is noise." in render_report(manifest, [], LATENCIES)
 
 
 def test_the_latency_is_that_of_the_batch_and_of_an_image(slim_package: ModelPackage) -> None:

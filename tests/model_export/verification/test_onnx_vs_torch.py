@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from support.damage import DAMAGES, damage
 from torch import Tensor, nn
 
 from labels.outputs import Outputs, measure
@@ -19,7 +20,12 @@ from model_export.graph.normalization import NORMALIZATIONS
 from model_export.verification import onnx_vs_torch
 from model_export.verification.comparison import TOLERANCES, Comparison, compare
 from model_export.verification.images import MAX_IMAGES, read_images, synthetic_images
-from model_export.verification.onnx_vs_torch import merge_verifications, summarise, verify
+from model_export.verification.onnx_vs_torch import (
+    merge_verifications,
+    summarise,
+    verify,
+    verify_images,
+)
 from model_package import ModelPackage
 
 COUNT = 40
@@ -220,6 +226,125 @@ def test_tolerances_are_widened_to_the_rounding_error(
             verify(graph, Path("unused"), names, images)
 
 
+class _NoiseGraph(_RoundingGraph):
+    """Like :class:`_RoundingGraph`; in noise, float32 moves the detections by ``step_cells``."""
+
+    def __init__(self, error: float, step_cells: float) -> None:
+        super().__init__(error)
+        self.step_cells = step_cells
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        is_noise = images.float().diff(dim=1).abs().mean(dim=(1, 2, 3)) > 50
+        return {**super().maps(images), "noise": is_noise}
+
+    def decode(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        scores, class_ids, centers, sizes = super().decode(maps)
+        steps = self.step_cells * maps["noise"] * (centers.dtype == torch.float32)
+        return scores, class_ids, centers + steps.reshape(-1, 1, 1), sizes
+
+
+def _run_file(
+    monkeypatch: pytest.MonkeyPatch, graph: DetectionGraph, difference: float, noise_cells: float
+) -> None:
+    """Let the file find what the graph finds, but sizes that differ, and other places in noise."""
+
+    def run(images: NDArray[np.uint8]) -> list[Outputs]:
+        is_noise = graph.maps(torch.from_numpy(images))["noise"].tolist()
+        rows = onnx_vs_torch.torch_runner(graph, NAMES)(images)
+        return [
+            {
+                **row,
+                "sizes": row["sizes"] * np.float32(1 + difference),
+                "centers": row["centers"] + np.float32(noise_cells * noise),
+            }
+            for row, noise in zip(rows, is_noise, strict=True)
+        ]
+
+    monkeypatch.setattr(onnx_vs_torch, "onnx_runner", lambda *_: run)
+
+
+NAMES = ("scores", "class_ids", "centers", "sizes")
+
+
+@pytest.mark.parametrize(
+    ("step_cells", "expected"),
+    [
+        (
+            0.09,
+            "image 0: the network finds 10 of 10 detections in both float32 and float64, whose ",
+        ),
+        (0.7, "image 0: the network finds 0 of 10 detections in both float32 and float64"),
+    ],
+)
+def test_images_in_which_float32_and_float64_differ_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, step_cells: float, expected: str
+) -> None:
+    graph, images = _NoiseGraph(0.0, step_cells), synthetic_images(16, 16)
+    _run_file(monkeypatch, graph, difference=0.0, noise_cells=0.3)
+    verification, verified = verify_images(graph, Path("unused"), NAMES, images)
+    (left_out,) = verification.left_out
+    assert left_out.startswith("image 0: ")
+    assert expected in left_out
+    assert verification.inputs == len(images) - 1
+    assert verification.tolerances == {name: TOLERANCES[name] for name in verification.tolerances}
+    assert [one.index for one in verified] == [1, 2, 3]
+
+
+def test_images_in_which_only_the_file_differs_are_not_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph, images = _NoiseGraph(0.0, 0.0), synthetic_images(16, 16)
+    _run_file(monkeypatch, graph, difference=0.0, noise_cells=0.3)
+    with pytest.raises(VerificationError, match="image 0: ONNX Runtime does not find 9"):
+        verify(graph, Path("unused"), NAMES, images)
+
+
+def test_a_wrong_file_is_refused_whatever_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, images = _NoiseGraph(0.0, 0.7), synthetic_images(16, 16)
+    _run_file(monkeypatch, graph, difference=0.004, noise_cells=0.3)
+    with pytest.raises(VerificationError, match=r"image 1: sizes differ by 0\.004"):
+        verify(graph, Path("unused"), NAMES, images)
+
+
+def test_each_image_has_tolerances_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rounding widens the tolerance of the sizes in noise, but not in the other images.
+    class OnlyInNoise(_NoiseGraph):
+        def decode(self, maps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            *others, sizes = super().decode(maps)
+            is_rounded = maps["noise"] & (sizes.dtype == torch.float32)
+            return *others, sizes + 0.002 * is_rounded.reshape(-1, 1, 1)
+
+    graph, images = OnlyInNoise(0.0, 0.0), synthetic_images(16, 16)
+    _run_file(monkeypatch, graph, difference=0.004, noise_cells=0.0)
+    with pytest.raises(VerificationError, match=r"image 1: sizes differ by 0\.004"):
+        verify(graph, Path("unused"), NAMES, images)
+
+
+def test_two_images_must_remain(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = _NoiseGraph(0.0, 0.7)
+    noise, blobs, *_ = synthetic_images(16, 16)
+    _run_file(monkeypatch, graph, difference=0.0, noise_cells=0.3)
+    assert verify(graph, Path("unused"), NAMES, [noise, blobs, blobs]).inputs == 2
+    with pytest.raises(VerificationError, match=r"too sensitive .* 3 images.*--verify-images"):
+        verify(graph, Path("unused"), NAMES, [noise, noise, blobs])
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_small_mistakes_are_found(
+    slim_state: dict[str, Tensor], slim_package: ModelPackage, kind: str
+) -> None:
+    manifest = slim_package.manifest
+    state = {key: value for key, value in slim_state.items() if "num_batches" not in key}
+    network = load_network(identify(state), state)
+    graph = DetectionGraph(network, NORMALIZATIONS["coco"], manifest.decoder.top_k)
+    damage(graph, kind)
+    onnx_file = slim_package.path_of(manifest.artifacts[0])
+    names = [spec.name for spec in manifest.decoder.outputs()]
+    images = synthetic_images(manifest.input.height_px, manifest.input.width_px)
+    with pytest.raises(VerificationError, match="does not reproduce the network"):
+        verify(graph, onnx_file, names, images)
+
+
 @pytest.mark.parametrize(("matched", "total"), [(0, 0), (4, 10)])
 def test_too_few_matches_are_an_error(matched: int, total: int) -> None:
     comparison = Comparison(dict.fromkeys(TOLERANCES, 0.0), matched, total, {})
@@ -243,9 +368,11 @@ def test_the_summary_counts_what_was_not_matched(found: Outputs) -> None:
     verification = summarise([fine, compare(tied, other, "image 1")], inputs=2)
     assert (verification.detections, verification.matched) == (2 * COUNT, 2 * COUNT - 3)
     assert verification.exceptions == {"top_k_limit": 3}
-    merged = merge_verifications([verification, summarise([fine], inputs=1)])
+    other_file = summarise([fine], inputs=1, left_out=["image 0: noise"])
+    merged = merge_verifications({"a.onnx": verification, "b.onnx": other_file})
     assert (merged.detections, merged.matched) == (3 * COUNT, 3 * COUNT - 3)
     assert merged.exceptions == {"top_k_limit": 3}
+    assert (merged.inputs, merged.left_out) == (1, ("b.onnx, image 0: noise",))
 
 
 def test_corner_pairs_at_a_threshold_are_counted() -> None:
