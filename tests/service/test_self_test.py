@@ -176,6 +176,31 @@ def test_bf16_and_int8_are_compared_from_the_score_threshold(precision: ComputeP
             self_test.check(high_scores_moved)
 
 
+class InTurnEngine(RecordedEngine):
+    """Engine that returns the outputs of one image after the other."""
+
+    def run(self, images: Images, flip: bool = False) -> Outputs:
+        outputs = super().run(images, flip)
+        self.outputs = {name: np.roll(values, -1, axis=0) for name, values in self.outputs.items()}
+        return outputs
+
+
+def test_the_score_threshold_is_that_of_the_model(bundled: Path) -> None:
+    package = load_package(bundled)
+    manifest = package.manifest
+    assert manifest.references is not None
+    with np.load(package.directory / manifest.references.file) as file:
+        outputs = {output.name: file[output.name] for output in manifest.decoder.outputs()}
+    is_below = outputs["scores"] < manifest.decoder.score_threshold
+    assert 0.5 < is_below.mean() < 1
+    for moved, agrees in ((is_below, True), (~is_below, False)):
+        centers = np.where(moved[..., np.newaxis], outputs["centers"] + 9, outputs["centers"])
+        engine = InTurnEngine({**outputs, "centers": centers}, "bf16")
+        refused = pytest.raises(EngineUnavailableError, match="detections in the recorded images")
+        with nullcontext() if agrees else refused:
+            make_self_test(package, engine).check(engine)
+
+
 def test_outputs_without_detections_are_not_accepted_by_a_comparison_of_detections() -> None:
     images, outputs = np.zeros((2, 64, 64, 3), np.uint8), boxes(*[0.0] * 11)
     self_test = SelfTest(images, outputs, is_recorded=True, score_threshold=0.95)
