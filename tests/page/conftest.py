@@ -1,4 +1,4 @@
-"""A browser for the tests of a module.
+"""Browsers for the tests of a module.
 
 Playwright runs an event loop in the thread of the tests, so it ends with the module.
 """
@@ -7,23 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.tools import find_tool
-
-FLAGS = (
-    "--no-sandbox",  # it needs privileges that containers do not have
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-    # No network: only the service can be reached.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--force-color-profile=srgb",
-)
+from support.browser import CHROMIUM, launch
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def playwright_driver() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = find_tool("chromium", "Debian: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        yield launched
-        launched.close()
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def browser(playwright_driver: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Chromium, or the browser that the marker ``in_every_browser`` names."""
+    launched = launch(playwright_driver, getattr(request, "param", CHROMIUM))
+    yield launched
+    launched.close()

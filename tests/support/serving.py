@@ -219,12 +219,12 @@ def make_async_detector(
 def one_model(
     engine: Engine, manifest: ModelManifest | None = None
 ) -> Callable[[Settings, Metrics], ModelRegistry]:
-    """Return a function that loads the model ``painted`` with ``engine``."""
+    """Return a function that loads one model, by default ``painted``, with ``engine``."""
 
     def load(settings: Settings, metrics: Metrics) -> ModelRegistry:
-        pool = open_image_pool(settings, metrics)
-        detector = make_async_detector(manifest or make_manifest(), engine, pool, settings, metrics)
-        return ModelRegistry({"painted": detector}, "painted", pool)
+        pool, served = open_image_pool(settings, metrics), manifest or make_manifest()
+        detector = make_async_detector(served, engine, pool, settings, metrics)
+        return ModelRegistry({served.name: detector}, served.name, pool)
 
     return load
 

@@ -2,6 +2,16 @@
 
 const KEY_ITEM = "centernet-api-key";
 
+export const STAGE_NAMES = {
+  decode_queue: "Wait for decoding",
+  prepare: "Decode and resize",
+  queue: "Wait for a batch",
+  infer: "Engine",
+  postprocess: "Boxes",
+};
+
+export const delay = (ms) => new Promise((done) => setTimeout(done, ms));
+
 /** An error response (RFC 9457), or a request that got none (status 0). */
 export class ServiceError extends Error {
   constructor(problem) {

@@ -102,11 +102,12 @@ function drawBox3d(context, view, corners, colour, line, dash) {
   const front = new Path2D();
   FACES[0].forEach((index, at) => (at ? front.lineTo(...points[index]) : front.moveTo(...points[index])));
   front.closePath();
-  const alpha = context.globalAlpha;
-  context.globalAlpha = alpha * (isFacing[0] ? 0.35 : 0.15);
-  context.fillStyle = colour;
-  context.fill(front);
-  context.globalAlpha = alpha;
+  if (context.globalAlpha === 1) { // a hundred faint candidates would cover the image
+    context.globalAlpha = isFacing[0] ? 0.35 : 0.15;
+    context.fillStyle = colour;
+    context.fill(front);
+    context.globalAlpha = 1;
+  }
   stroke(context, edges.visible, line, colour, dash);
 }
 

@@ -1,6 +1,6 @@
 // The page: models, images and requests, and what happens when someone acts.
 
-import { detect, getJson, key, send, ServiceError } from "./api.js";
+import { delay, detect, getJson, key, send, ServiceError } from "./api.js";
 import { drawDetections, fit } from "./draw.js";
 import { buildOptions, chosenOptions } from "./options.js";
 import { renderExport, renderSelection, renderSide, renderWaterfall, showProblem } from "./panels.js";
@@ -35,7 +35,7 @@ async function waitForModels() {
     showProblem(isStarting ? null : problem);
     if (!problem) return;
     setState(isStarting ? "Loading models" : "Not ready", isStarting ? "" : "bad");
-    await new Promise((done) => setTimeout(done, START_POLL_MS));
+    await delay(START_POLL_MS);
   }
 }
 
@@ -69,8 +69,9 @@ async function loadModels() {
       return option;
     }),
   );
-  select.disabled = !state.models.length;
-  const first = state.models.find((model) => model.default) ?? state.models[0];
+  select.disabled = byId("camera").disabled = !state.models.length;
+  const kept = state.models.find(({ name }) => name === state.model?.name);
+  const first = kept ?? state.models.find((model) => model.default) ?? state.models[0];
   if (first) await chooseModel(first.name);
   startStatus();
 }
@@ -78,10 +79,16 @@ async function loadModels() {
 let updateStatus = null;
 function startStatus() {
   if (updateStatus) return;
+  let wasReady = true;
   updateStatus = showStatus(
     { models: byId("models"), latency: byId("latency"), latencyTitle: byId("latency-title"), window: byId("window") },
     () => ({ models: state.models, failed: state.failed, selected: state.model?.name }),
-    (problem) => (problem ? setState(problem.title, "bad") : setState("Ready", "good")),
+    (problem) => {
+      const isReady = !problem;
+      if (isReady && !wasReady) loadModels(); // a restarted service may have other models
+      wasReady = isReady;
+      setState(isReady ? "Ready" : problem.title, isReady ? "good" : "bad");
+    },
   );
 }
 
@@ -100,9 +107,14 @@ async function chooseModel(name) {
     return;
   }
   if (byId("model").value !== name) return; // another one was chosen meanwhile
+  const isSame = state.model?.name === name && state.model.version === model.version;
   state.model = model;
+  if (isSame) { // after a restart of the service: the threshold, classes and options stay
+    if (state.current?.problem) enqueue(state.current, true);
+    return;
+  }
   state.hiddenClasses.clear();
-  byId("model-text").textContent = model.description && `${model.name}: ${model.description}.`;
+  byId("model-text").textContent = model.description;
   setThreshold(state.model.score_threshold);
   buildOptions();
   byId("birds-eye-panel").hidden = state.model.task !== "center_boxes_3d";
@@ -128,7 +140,6 @@ function addImages(files) {
   state.images.push(...added);
   for (const item of added) item.button = imageButton(item);
   byId("opened").append(...added.map((item) => item.button));
-  byId("opened").hidden = state.images.length < 2;
   show(added[0]);
   for (const item of added.slice(1)) enqueue(item);
 }
@@ -146,7 +157,10 @@ function imageButton(item) {
     canvas.height = bitmap.height;
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
     bitmap.close();
-  }, () => button.append(item.name));
+  }, () => {
+    button.className = "named"; // a format that this browser does not show
+    button.replaceChildren(item.name);
+  });
   return button;
 }
 
@@ -155,12 +169,14 @@ async function show(item) {
   Object.assign(state, { current: item, selected: null, zoom: 1, center: [0.5, 0.5] });
   for (const other of state.images) other.button.setAttribute("aria-pressed", other === item);
   setBitmap(null);
+  byId("not-shown").hidden = true;
   render();
   if (!item.result && !item.run) enqueue(item, true);
   const bitmap = await createImageBitmap(item.blob).catch(() => null);
   if (state.current !== item) bitmap?.close();
   else {
     setBitmap(bitmap);
+    byId("not-shown").hidden = Boolean(bitmap);
     render();
   }
 }
@@ -204,7 +220,6 @@ async function detectOne(item, run) {
   } catch (error) {
     if (error.name === "AbortError") return;
     problem = problemOf(error);
-    if (problem.status === 401) byId("key-form").hidden = false;
   }
   if (item.run !== run) return;
   Object.assign(item, { result, problem, run: null });
@@ -241,6 +256,7 @@ function setThreshold(value) {
 
 /** Draw everything. */
 function render() {
+  byId("opened").hidden = !state.images.some((item) => item !== state.current);
   renderImage();
   renderSide();
   renderResult();
@@ -249,6 +265,7 @@ function render() {
 function renderResult() {
   const { current } = state;
   const result = current?.result;
+  if (current?.problem?.status === 401) byId("key-form").hidden = false;
   showProblem(current?.problem ?? null, () => enqueue(current, true));
   renderWaterfall(result);
   renderExport();
@@ -339,13 +356,19 @@ byId("samples").append(...SAMPLES.map(({ name, model, text }) => {
   const image = Object.assign(document.createElement("img"), { src: `page/${name.replace(".jpg", ".webp")}`, alt: text });
   button.append(image);
   button.addEventListener("click", async () => {
-    const response = await fetch(`page/${name}`);
-    const file = new File([await response.blob()], name, { type: "image/jpeg" });
+    let file;
+    try {
+      file = new File([await (await send(`page/${name}`)).blob()], name, { type: "image/jpeg" });
+    } catch (error) {
+      showProblem(problemOf(error), () => button.click());
+      return;
+    }
     // The model that the sample was made for, where it is served.
     const isServed = state.models.some((one) => one.name === model);
     if (isServed && state.model?.name !== model) {
       state.current = null;
       await chooseModel(model);
+      if (state.model?.name !== model) return;
     }
     show(newItem(file));
   });
@@ -354,53 +377,86 @@ byId("samples").append(...SAMPLES.map(({ name, model, text }) => {
 
 byId("camera").addEventListener("click", () => (state.camera ? stopCamera() : startCamera()));
 
+const CAMERA_PROBLEMS = {
+  NotAllowedError: "The browser was not allowed to use the camera. Allow it in the settings of this page, then press Camera again.",
+  NotFoundError: "No camera was found. Connect one, then press Camera again.",
+  NotReadableError: "The camera cannot be read; another program may be using it.",
+};
+
 async function startCamera() {
   if (!navigator.mediaDevices) {
     showProblem({ title: "No camera", detail: "Browsers allow cameras only on pages from localhost or over HTTPS." });
     return;
   }
-  let stream;
+  const camera = { tracks: [], controller: new AbortController() };
+  setCamera(camera); // before the permission: pressing the button again withdraws the request
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 }, facingMode: "environment" } });
+    const stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 }, facingMode: "environment" } });
+    camera.tracks = stream.getTracks();
+    if (state.camera !== camera) return;
+    for (const track of camera.tracks) {
+      track.addEventListener("ended", () => endCamera(camera, "The camera was disconnected, or the browser stopped it."));
+    }
+    const video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
+    await video.play();
+    await followCamera(video, camera);
   } catch (error) {
-    showProblem({ title: "No camera", detail: `The browser did not allow or find a camera: ${error.message}` });
-    return;
+    endCamera(camera, CAMERA_PROBLEMS[error.name] ?? `The camera cannot be used: ${error.message}`);
+  } finally {
+    for (const track of camera.tracks) track.stop();
   }
-  const video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
-  await video.play();
-  state.camera = { stream };
-  byId("camera").setAttribute("aria-pressed", "true");
-  byId("camera").textContent = "Stop camera";
-  followCamera(video, state.camera);
 }
 
 /** Detect in one frame after the other; each is shown with its own detections. */
 async function followCamera(video, camera) {
-  const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  const canvas = document.createElement("canvas");
+  let pauseMs = 0;
   while (state.camera === camera) {
+    // The size changes when a phone is turned.
+    Object.assign(canvas, { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext("2d").drawImage(video, 0, 0);
     const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
     const bitmap = await createImageBitmap(canvas);
-    const item = { name: "camera.jpg", blob, result: null, problem: null, run: null };
+    const item = newItem(new File([blob], "camera.jpg", { type: blob.type }));
     try {
-      item.result = await detect(state.model.name, blob, chosenOptions());
+      item.result = await detect(state.model.name, blob, chosenOptions(), camera.controller.signal);
     } catch (error) {
-      item.problem = problemOf(error);
+      if (state.camera === camera) item.problem = problemOf(error);
     }
-    if (state.camera !== camera) return;
+    if (state.camera !== camera) {
+      bitmap.close();
+      return;
+    }
     Object.assign(state, { current: item, selected: null });
     setBitmap(bitmap);
+    byId("not-shown").hidden = true;
     render();
-    if (item.problem) stopCamera();
+    if (item.problem && !item.problem.retryAfter) return setCamera(null);
+    // For all frames from now on, so that not every other one is refused.
+    if (item.problem) pauseMs = 1000 * item.problem.retryAfter;
+    await delay(pauseMs);
+    if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
   }
+}
+
+function setCamera(camera) {
+  state.camera = camera;
+  byId("camera").setAttribute("aria-pressed", String(Boolean(camera)));
+  byId("camera").textContent = camera ? "Stop camera" : "Camera";
 }
 
 function stopCamera() {
   if (!state.camera) return;
-  for (const track of state.camera.stream.getTracks()) track.stop();
-  state.camera = null;
-  byId("camera").setAttribute("aria-pressed", "false");
-  byId("camera").textContent = "Camera";
+  for (const track of state.camera.tracks) track.stop();
+  state.camera.controller.abort();
+  setCamera(null);
+}
+
+/** Stop the camera, unless it was stopped already, and say why. */
+function endCamera(camera, detail) {
+  if (state.camera !== camera) return;
+  stopCamera();
+  showProblem({ title: "No camera", detail });
 }
 
 // --- Start --------------------------------------------------------------------------------------

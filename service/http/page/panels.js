@@ -1,18 +1,10 @@
 // The panels beside and below the image.
 
-import { curlCommand } from "./api.js";
+import { curlCommand, STAGE_NAMES } from "./api.js";
 import { colourOf, extent } from "./draw.js";
 import { chosenOptions, currentQuery } from "./options.js";
-import { accepted, allDetections, byId, isShownClass, state, visible } from "./state.js";
+import { accepted, allDetections, byId, candidates, isShownClass, state, visible } from "./state.js";
 import { renderOverlay, select, selectionListeners } from "./viewer.js";
-
-const STAGE_NAMES = {
-  decode_queue: "Wait for decoding",
-  prepare: "Decode and resize",
-  queue: "Wait for a batch",
-  infer: "Engine",
-  postprocess: "Boxes",
-};
 
 export function showProblem(problem, retry = null) {
   const box = byId("problem");
@@ -78,7 +70,7 @@ function renderClasses() {
   if (box.dataset.names !== JSON.stringify(names)) {
     box.dataset.names = JSON.stringify(names);
     box.replaceChildren(...names.map((name) => classFilter(name, best.get(name).class_id)));
-    if (!names.length) box.append(Object.assign(document.createElement("p"), { className: "hint", textContent: "No image yet." }));
+    if (!names.length) box.append(Object.assign(document.createElement("p"), { className: "hint", textContent: "Those of the best candidates appear here." }));
   }
   for (const label of box.querySelectorAll("label")) {
     const name = label.dataset.name;
@@ -153,6 +145,8 @@ function renderSummary() {
     const { width, height } = result.response.image;
     const count = accepted().length;
     text = `${count} ${count === 1 ? "detection" : "detections"} in ${current.name} · ${width} × ${height} · ${result.totalMs.toFixed(0)} ms`;
+    const [best] = candidates();
+    if (!count && best) text += ` · no score reaches the threshold; the best is ${best.score.toFixed(3)} (${best.class_name})`;
     if (state.bitmap && (state.bitmap.width !== width || state.bitmap.height !== height)) {
       text += ` · this browser shows the image as ${state.bitmap.width} × ${state.bitmap.height}`;
     }

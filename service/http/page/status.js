@@ -1,10 +1,9 @@
 // The status view: readiness, and rates and percentiles from the Prometheus metrics.
 
-import { send } from "./api.js";
+import { send, STAGE_NAMES } from "./api.js";
 
 const POLL_MS = 2000;
 const WINDOW_MS = 60_000;
-const STAGES = ["decode_queue", "prepare", "queue", "infer", "postprocess"];
 
 /** Return the series of the Prometheus text format: `{ name, labels, value }`. */
 export function parseMetrics(text) {
@@ -155,11 +154,11 @@ export function showStatus(elements, getModels, onReadiness) {
     const isRecent = history.increase("images_total", { model: selected }) > 0;
     elements.latencyTitle.textContent =
       `Latency of ${selected ?? "the model"} by stage (ms), ${isRecent ? `last ${Math.round(seconds)} s` : "since the start of the service"}`;
-    setRows(elements.latency, STAGES.map((stage) => {
+    setRows(elements.latency, Object.entries(STAGE_NAMES).map(([stage, text]) => {
       const buckets = history.buckets("stage_duration_seconds", { model: selected, stage }, isRecent);
       const count = Math.max(0, ...buckets.map(([, value]) => value));
       const percentiles = [0.5, 0.95, 0.99].map((fraction) => number(1000 * quantile(buckets, fraction)));
-      return [stage.replace("_", " "), ...percentiles, String(count)];
+      return [text, ...percentiles, String(count)];
     }));
   }
 
