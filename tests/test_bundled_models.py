@@ -14,6 +14,13 @@ import httpx
 import numpy as np
 import pytest
 from support.images import encode
+from support.open_inference import (
+    arrays_of,
+    assert_same,
+    binary_body,
+    detections_of,
+    image_input,
+)
 from support.serving import post_concurrently
 
 from client import Client
@@ -172,6 +179,29 @@ def detect(
     response = httpx.post(f"{url}/models/{model}/detect", content=image.read_bytes(), timeout=60)
     assert response.status_code == 200, response.text
     return read_detections(response.json()["detections"], keypoint_count=keypoints, is_3d=is_3d)
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [("blood_cells", ""), ("people", "people"), ("road_vehicles", "road_scenes/image_2")],
+)
+def test_the_open_inference_protocol_finds_the_detections_of_detect(
+    url: str, project: Path, model: str, folder: str
+) -> None:
+    files = sorted((project / "docs" / "samples" / folder).glob("*.jpg"))[:2]
+    images = [file.read_bytes() for file in files]
+    tensor, data = image_input(*images)
+    body, headers = binary_body({"inputs": [tensor]}, data)
+    with httpx.Client(base_url=url, timeout=60) as client:
+        response = client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+        classes = client.get(f"/models/{model}").json()["classes"]
+        arrays = arrays_of(response)
+        for index, image in enumerate(images):
+            expected = client.post(f"/models/{model}/detect", content=image).json()["detections"]
+            for detection in expected:
+                detection.get("box3d", {}).pop("corners_px", None)  # not part of the protocol
+            assert_same(detections_of(arrays, classes, index), expected)
+            assert expected
 
 
 def test_the_people_of_the_sample_images_are_found(url: str, project: Path) -> None:
