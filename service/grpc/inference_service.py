@@ -45,6 +45,11 @@ _UNSUPPORTED = (
     *("TraceSetting", "LogSettings", "RepositoryModelLoad", "RepositoryModelUnload"),
     "ModelStreamInfer",
 )
+_REFLECTION = tuple(
+    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+    for version in ("v1", "v1alpha")
+)
+"""What tools such as grpcurl ask for first."""
 _CONTENTS = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -88,7 +93,10 @@ class InferenceService:
             **{name: Method(_no_regions) for name in _SHARED_MEMORY_STATUS},
             **{name: Method(_unsupported(name)) for name in _UNSUPPORTED},
         }
-        return {_PREFIX + name: method for name, method in methods.items()}
+        return {
+            **{_PREFIX + name: method for name, method in methods.items()},
+            **{path: Method(_unsupported(path)) for path in _REFLECTION},
+        }
 
     # The requests of the first three have no fields: their messages are not read.
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -23,7 +22,6 @@ from service.errors import (
     QueueFullError,
     ServiceError,
     SlowBodyError,
-    UnsupportedOperationError,
 )
 from service.grpc.status import STATUS_DETAILS_KEY, status_code, status_details
 from service.observability.logs import log_request
@@ -135,8 +133,8 @@ class Method:
     is_streaming: bool = False
 
 
-class RpcHandlers(grpc.GenericRpcHandler):
-    """The methods of all services by path, such as ``/grpc.health.v1.Health/Check``.
+class RpcHandlers:
+    """The handlers of all methods, ``by_path``, such as ``/grpc.health.v1.Health/Check``.
 
     Every method is registered as one with streamed requests, which are the same on the wire: its
     message is then received when the method asks for it, after the checks of access and load.
@@ -148,29 +146,21 @@ class RpcHandlers(grpc.GenericRpcHandler):
         settings = state.settings
         self._state = state
         self._tracing = tracing
-        self._handlers = {
-            path: self._handler(path, path, method) for path, method in methods.items()
-        }
+        self.by_path = {path: self._handler(path, method) for path, method in methods.items()}
         self._slots = MessageSlots(max(1, settings.max_upload_bytes // settings.max_body_bytes))
         self._active = 0
         self._proxies = ProxyHeadersMiddleware(_no_app, list(settings.trusted_proxies))
 
-    def service(self, handler_call_details: "grpc.HandlerCallDetails") -> _Handler:
-        """Return the handler of a method; that of an unknown one responds with an error."""
-        path = handler_call_details.method
-        known = self._handlers.get(path)
-        return known or self._handler("unmatched", path, Method(partial(_unknown, path)))
-
-    def _handler(self, route: str, path: str, method: Method) -> _Handler:
+    def _handler(self, path: str, method: Method) -> _Handler:
         async def serve(requests: object, context: Context) -> bytes:
             del requests
-            return await self._serve(route, path, method, context)
+            return await self._serve(path, method, context)
 
         if method.is_streaming:
             return grpc.stream_stream_rpc_method_handler(serve)
         return grpc.stream_unary_rpc_method_handler(serve)
 
-    async def _serve(self, route: str, path: str, method: Method, context: Context) -> bytes:
+    async def _serve(self, path: str, method: Method, context: Context) -> bytes:
         rpc = Rpc(self._state, *self._open(context), context, self._slots)
         record = rpc.record
         response, error = b"", None
@@ -180,7 +170,7 @@ class RpcHandlers(grpc.GenericRpcHandler):
             error = caught
         except asyncio.CancelledError:  # by gRPC: nothing can be sent
             status, record.code = _cancellation(rpc)
-            self._end(route, path, record, status, is_quiet=method.is_probe)
+            self._end(path, record, status, is_quiet=method.is_probe)
             raise
         except Exception:
             _log.exception(
@@ -195,10 +185,10 @@ class RpcHandlers(grpc.GenericRpcHandler):
         trailers: tuple[tuple[str, str | bytes], ...] = (("x-request-id", record.request_id),)
         if error is None:
             context.set_trailing_metadata(trailers)
-            self._end(route, path, record, 200, is_quiet=method.is_probe)
+            self._end(path, record, 200, is_quiet=method.is_probe)
             return response
         record.code = error.code
-        self._end(route, path, record, error.status, is_quiet=method.is_probe)
+        self._end(path, record, error.status, is_quiet=method.is_probe)
         detail = error.detail.encode()[:MAX_DETAIL_BYTES].decode(errors="ignore")
         details = status_details(error, detail, record.request_id)
         trailers = (*trailers, (STATUS_DETAILS_KEY, details))
@@ -245,9 +235,7 @@ class RpcHandlers(grpc.GenericRpcHandler):
         finally:
             self._active -= 1
 
-    def _end(
-        self, route: str, path: str, record: RequestRecord, status: int, *, is_quiet: bool
-    ) -> None:
+    def _end(self, path: str, record: RequestRecord, status: int, *, is_quiet: bool) -> None:
         """Write the metrics, the log line and the span of an RPC.
 
         ``status``: the HTTP status of the same response, so that dashboards and alerts cover all
@@ -257,13 +245,13 @@ class RpcHandlers(grpc.GenericRpcHandler):
         if record.code is not None:
             metrics.errors.labels(record.code).inc()
         seconds = time.perf_counter() - record.started_at
-        metrics.record_request(route, "POST", str(status), seconds)
+        metrics.record_request(path, "POST", str(status), seconds)
         is_starting = not self._state.loader.is_done
         log_request(
-            *(record, "POST", route, path, status, seconds), quiet=is_quiet, starting=is_starting
+            *(record, "POST", path, path, status, seconds), quiet=is_quiet, starting=is_starting
         )
         if self._tracing and not is_quiet:
-            self._tracing.end(record, "POST", route, status)
+            self._tracing.end(record, "POST", path, status)
 
 
 def peer_host(peer: str) -> str:
@@ -277,14 +265,6 @@ def _cancellation(rpc: Rpc) -> tuple[int, str]:
     if rpc.allowed_s <= 0:
         return 504, "deadline_exceeded"
     return (503, "stopping") if rpc.state.stopping.is_set else (400, "client_disconnected")
-
-
-async def _unknown(path: str, rpc: Rpc) -> bytes:
-    del rpc
-    raise UnsupportedOperationError(
-        f"There is no method {path[:200]!r}. The methods are those of "
-        "inference.GRPCInferenceService and grpc.health.v1.Health."
-    )
 
 
 async def _no_app(*_: object) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+from typing import Any
 
-from grpc import aio
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from service.cancellation import CancelScope
 from service.errors import StoppingError
@@ -39,9 +40,9 @@ class GrpcServer:
     def __init__(self, state: ServiceState, tracing: Tracing | None) -> None:
         self._state = state
         methods = {**InferenceService(state).methods, **HealthService(state).methods}
-        self._server = aio.server(
-            handlers=[RpcHandlers(state, tracing, methods)], options=_options(state.settings)
-        )
+        loop, options = asyncio.get_running_loop(), tuple(_options(state.settings))
+        self._server = _Server(loop, None, [], None, options, None)
+        self._server.add_registered_method_handlers(RpcHandlers(state, tracing, methods).by_path)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -56,9 +57,11 @@ class GrpcServer:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"{host}:{settings.grpc_port}"
         try:
-            self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address} for gRPC: {error}") from None
+            port = self._server.add_insecure_port(address.encode())
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise OSError(f"cannot listen on {address} for gRPC")
         await self._server.start()
         self._serving = asyncio.create_task(self._serve(), name="gRPC")
         _log.info("gRPC listens on %s", address)
@@ -73,7 +76,23 @@ class GrpcServer:
             with CancelScope(self._state.stopping):
                 await asyncio.get_running_loop().create_future()
         except StoppingError:
-            await self._server.stop(self._state.settings.shutdown_timeout_s)
+            await self._server.shutdown(self._state.settings.shutdown_timeout_s)
+
+
+class _Server(cygrpc.AioServer):  # type: ignore[misc]
+    """The server of ``grpc.aio``, without RPCs of methods that are not registered.
+
+    ``grpc.aio`` decodes the path of such an RPC as UTF-8 in its main loop, where an error ends the
+    server: one RPC with another path would be enough (grpcio 1.85.1). Those RPCs are left to gRPC's
+    core, which holds a bounded number of them until their deadlines. ``pyproject.toml`` limits the
+    version of grpcio, because the method is not public.
+    """
+
+    def _make_request_call_future(self, method: bytes | None) -> "asyncio.Future[Any]":
+        if method is None:
+            return asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = super()._make_request_call_future(method)
+        return future
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -36,7 +36,7 @@ def test_keys_are_needed_except_for_probes(start_grpc_server: StartServer, tmp_p
     keys = tmp_path / "keys"
     keys.write_text(KEY)
     server = start_grpc_server(ColourEngine(), api_keys_file=keys)
-    for method in ("ModelInfer", "ServerMetadata", "RepositoryIndex", "/no/Method"):
+    for method in ("ModelInfer", "ServerMetadata", "RepositoryIndex", "LogSettings"):
         error = server.error(method)
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         assert "API key" in error.details()

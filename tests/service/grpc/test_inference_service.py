@@ -242,9 +242,11 @@ def test_parts_of_the_protocol_that_are_not_supported(grpc_server: GrpcServer) -
         with pytest.raises(InferenceServerException, match="not supported") as caught:
             request()
         assert status_of(caught) == "StatusCode.UNIMPLEMENTED"
-    error = grpc_server.error("/a.Service/Method")
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "/a.Service/Method" in error.details()
+    reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    for method in ("ModelStreamInfer", "RepositoryModelLoad", reflection):
+        error = grpc_server.error(method)
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert method in error.details()
 
 
 def test_compressed_messages(grpc_server: GrpcServer) -> None:

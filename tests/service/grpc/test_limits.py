@@ -241,6 +241,17 @@ def test_message_that_lies_about_its_length(grpc_server: GrpcServer) -> None:
     assert grpc_server.call("ModelInfer", infer_message())
 
 
+@pytest.mark.parametrize("path", [b"/a\xff\xfe", b"/no.Service/Method", b"", b"\xff" * 9000])
+def test_unknown_paths_do_not_end_the_server(grpc_server: GrpcServer, path: bytes) -> None:
+    """Handled by grpc.aio itself, a path that is not UTF-8 ends its server."""
+    with http2_connection(grpc_server.address) as connection:
+        connection.send(rpc_headers(path, 1) + frame(DATA, END_STREAM, 1, message_prefix(0)))
+        connection.send(rpc_headers(b"/inference.GRPCInferenceService/ServerLive", 3))
+        assert connection.trailers(3)
+        assert grpc_server.call("ModelInfer", infer_message())
+    assert grpc_server.call("ModelInfer", infer_message())
+
+
 def test_watches_at_a_time(grpc_server: GrpcServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.grpc.health.MAX_WATCHES", 2)
     watch = grpc_server.channel.unary_stream("/grpc.health.v1.Health/Watch")
