@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.hostile_inputs.bounds import Measurement, measure
 from benchmarks.hostile_inputs.live_service import LiveService
 from benchmarks.hostile_inputs.readers import ACCEPTED, kind_of
-from benchmarks.hostile_inputs.request_kinds import REQUESTS
+from benchmarks.hostile_inputs.request_kinds import GRPC_KINDS, REQUESTS
 
 CLIENTS = 32
 _SILENCE_S = 120.0
@@ -144,7 +144,7 @@ class Campaign:
     def _send_requests(self) -> None:
         """Send requests of ``CLIENTS`` clients at a time; if they exceed a bound, one by one."""
         with ExitStack() as stack:
-            service = stack.enter_context(LiveService())
+            service = stack.enter_context(self._new_service())
             for start in range(0, len(self._indices), CLIENTS):
                 indices = self._indices[start : start + CLIENTS]
                 bodies = [input_of(self.summary.kind, self._seed, index) for index in indices]
@@ -159,8 +159,11 @@ class Campaign:
                 except (OSError, httpx.HTTPError) as error:
                     self._fail(indices[0], f"with {len(bodies) - 1} more: {error!r}")
                     stack.close()
-                    service = stack.enter_context(LiveService())
+                    service = stack.enter_context(self._new_service())
                 self._progress.update(len(indices))
+
+    def _new_service(self) -> LiveService:
+        return LiveService(is_grpc=self.summary.kind in GRPC_KINDS)
 
 
 def _work(kind: str, indices: range, seed: int, results: Connection) -> None:

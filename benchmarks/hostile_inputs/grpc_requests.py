@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.hostile_inputs.http2_frames import (
     CONTINUATION,
     DATA,
+    END_STREAM,
     HEADERS,
     PING,
     PREFACE,
@@ -140,6 +141,14 @@ def grpc_frames(rng: Random) -> bytes:
     if rng.random() < 0.2:
         frames.append(rng.choice(_FRAMES) * rng.choice((1, 100, 5000)))
     return mutate_some(rng, b"".join(frames)[:_MAX_BYTES])
+
+
+def ordinary_rpc() -> bytes:
+    """Return the bytes of a connection with one inference request that must be answered."""
+    message = _small_message()
+    body = message_prefix(len(message)) + message
+    headers = rpc_headers(b"/inference.GRPCInferenceService/ModelInfer", 1)
+    return PREFACE + frame(SETTINGS, 0, 0, b"") + headers + frame(DATA, END_STREAM, 1, body)
 
 
 def _small_message() -> bytes:

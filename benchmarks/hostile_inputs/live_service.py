@@ -6,6 +6,7 @@ python -m benchmarks.hostile_inputs.live_service  # started by LiveService
 import asyncio
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -20,14 +21,18 @@ from typing import Any, Self
 import httpx
 
 from benchmarks.hostile_inputs.bounds import Measurement, memory_bytes
+from benchmarks.hostile_inputs.grpc_requests import ordinary_rpc
 from benchmarks.hostile_inputs.http_requests import JPEG
 from service.app import create_app
 from service.cli import make_loader
+from service.grpc_port import reserved_grpc_port
 from service.http.uvicorn_server import Server
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
 PACKAGE = Path(__file__).parents[2] / "models" / "blood_cells"
+INTERNAL_ERROR = "which is not caused by the request; see the log"
+"""Part of the text of unexpected errors."""
 _QUIET_S = 0.5
 """Time without bytes after which a client that got a response, or will get none, disconnects."""
 _CLIENT_S = 20.0
@@ -35,7 +40,13 @@ _START_S = 120.0
 
 
 class LiveService:
-    """A running service; a context manager that starts and stops it."""
+    """A running service; a context manager that starts and stops it.
+
+    ``is_grpc``: the inputs are sent to its port for gRPC.
+    """
+
+    def __init__(self, *, is_grpc: bool = False) -> None:
+        self._is_grpc = is_grpc
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -46,8 +57,9 @@ class LiveService:
             text=True,
             env={**os.environ, "CENTERNET_LOG_LEVEL": "error"},
         )
-        self._port = int(self._line())
-        url = f"http://127.0.0.1:{self._port}"
+        http_port, grpc_port = map(int, self._line().split())
+        self._port = grpc_port if self._is_grpc else http_port
+        url = f"http://127.0.0.1:{http_port}"
         self._client = httpx.Client(base_url=url, timeout=_CLIENT_S)
         deadline = time.monotonic() + _START_S
         while True:
@@ -73,16 +85,19 @@ class LiveService:
         """Send all ``bodies``, each on a connection of its own, and an ordinary request after them.
 
         The outcome is the status of the first response to each of them, separated by spaces. It is
-        an error if one is 500, or if the ordinary request is not answered.
+        an error if one is 500, or if the ordinary request, or one over gRPC, is not answered.
         """
         before = self._report()
         statuses = asyncio.run(self._exchange(bodies))
         ordinary = self._client.post(
             "/detect", content=JPEG, headers={"Content-Type": "image/jpeg"}
         )
+        rpcs = asyncio.run(self._exchange([ordinary_rpc()])) if self._is_grpc else []
         after = self._report()
         error = None
-        if ordinary.status_code != 200:
+        if rpcs not in ([], ["200"]):
+            error = f"an ordinary RPC got {rpcs[0]}"
+        elif ordinary.status_code != 200:
             error = f"an ordinary request got {ordinary.status_code}"
         elif "500" in statuses:
             error = "a response with the status 500"
@@ -116,8 +131,7 @@ class LiveService:
                             quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_S)
                 finally:
                     writer.close()
-        status = received[9:12].decode(errors="replace")
-        return status if received.startswith(b"HTTP/") else "none"
+        return _grpc_status(received) if self._is_grpc else _http_status(received)
 
     def _report(self) -> dict[str, float]:
         assert self._process.stdin is not None
@@ -134,6 +148,24 @@ class LiveService:
         return line
 
 
+def _http_status(received: bytes) -> str:
+    status = received[9:12].decode(errors="replace")
+    return status if received.startswith(b"HTTP/") else "none"
+
+
+def _grpc_status(received: bytes) -> str:
+    """Return the HTTP status that stands for the first status of gRPC, or its number.
+
+    gRPC sends the first occurrence of a header as plain text. The status INTERNAL (13) of gRPC
+    itself, such as for data that cannot be decompressed, is no error of the service.
+    """
+    found = re.search(rb"grpc-status.(\d+)", received, re.DOTALL)
+    code = found[1].decode() if found else "none"
+    if code == "13" and INTERNAL_ERROR.encode() in received:
+        return "500"
+    return {"0": "200", "none": "none"}.get(code, f"gRPC_{code}")
+
+
 class _Observed(Server):
     """A server that measures the longest CPU time between two timers of its event loop."""
 
@@ -143,7 +175,7 @@ class _Observed(Server):
         """Listen, print the port and measure from then on."""
         await super().startup(*arguments, **options)
         port = self.servers[0].sockets[0].getsockname()[1]
-        print(port, flush=True)
+        print(port, self._settings.grpc_port, flush=True)
         self._task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -157,7 +189,12 @@ class _Observed(Server):
 
 def main() -> None:
     """Serve, and write a line of JSON for each line on standard input."""
-    settings = Settings(models=PACKAGE, port=0, log_level="error")
+    given = Settings(models=PACKAGE, port=0, grpc_port=0, log_level="error")
+    with reserved_grpc_port(given) as settings:
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
     metrics = Metrics()
     server = _Observed(create_app(make_loader(settings, metrics), settings, metrics), settings)
 

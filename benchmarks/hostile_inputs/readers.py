@@ -4,6 +4,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(name: str) -> Kind:
-    """Return the kind ``name``; torch and onnx are imported only for those that need them."""
+    """Return the kind ``name``; torch, onnx and protobuf are imported only where needed."""
     if name == "checkpoint":
         from benchmarks.hostile_inputs.checkpoints import checkpoint_file
 
@@ -44,7 +45,29 @@ def kind_of(name: str) -> Kind:
         from benchmarks.hostile_inputs.onnx_files import onnx_file
 
         return Kind(onnx_file, _onnx_reader())
+    if name == "grpc_message":
+        from benchmarks.hostile_inputs.grpc_requests import check_message, grpc_message
+
+        return Kind(grpc_message, request_reader(check_message))
     return _KINDS[name]
+
+
+def request_reader(read_request: Callable[[bytes], None]) -> Reader:
+    """Return a reader of requests in the event loop; errors of the service refuse them."""
+
+    def read(body: bytes) -> Reading:
+        began_at = time.thread_time()
+        outcome = ACCEPTED
+        try:
+            read_request(body)
+        except ServiceError as error:
+            if error.status >= 500 and error.status != HTTPStatus.NOT_IMPLEMENTED:
+                raise
+            outcome, length = error.code, len(error.detail)
+            assert length <= MAX_MESSAGE_CHARACTERS, f"a message of {length} characters"
+        return Reading(outcome, event_loop_s=time.thread_time() - began_at)
+
+    return read
 
 
 def read_image(body: bytes) -> Reading:
@@ -135,7 +158,7 @@ _KINDS = {
     "manifest": Kind(manifest_file, file_reader(_read_manifest, PackageError)),
 }
 IMAGE_KINDS = ("jpeg", "png", "webp", "bmp", "gif", "tiff", "avif", "heic")
-FILE_KINDS = (*_KINDS, "checkpoint", "onnx")
+FILE_KINDS = (*_KINDS, "checkpoint", "onnx", "grpc_message")
 
 if sys.platform != "linux":
     raise SystemExit("the measurements read /proc, which only Linux has")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from random import Random
 
+from benchmarks.hostile_inputs.grpc_requests import grpc_frames
 from benchmarks.hostile_inputs.http_requests import http_bodies, http_forms, http_heads, http_json
 from benchmarks.hostile_inputs.open_inference import open_inference
 
@@ -12,4 +13,7 @@ REQUESTS: Mapping[str, Callable[[Random], bytes]] = {
     "http_form": http_forms,
     "http_json": http_json,
     "open_inference": open_inference,
+    "grpc_frames": grpc_frames,
 }
+GRPC_KINDS = ("grpc_frames",)
+"""Kinds that are sent to the port for gRPC."""
