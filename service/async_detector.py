@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,12 +167,12 @@ class AsyncDetector:
             self._tasks.append(asyncio.create_task(self._repeat_self_test(self._self_test)))
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> Iterator[Self]:
         """Keep the detector running until the block ends, even if it is unloaded meanwhile."""
         self._holders += 1
         self._released.clear()
         try:
-            yield
+            yield self
         finally:
             self._holders -= 1
             if not self._holders:

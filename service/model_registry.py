@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -118,12 +118,14 @@ class ModelRegistry:
             raise self._missing(name, version)
         return detector
 
-    @contextmanager
-    def lease(self, name: str | None, version: str | None = None) -> Iterator[AsyncDetector]:
-        """Yield the model as :meth:`get` does; it runs until the block ends, even if unloaded."""
-        detector = self.get(name, version)
-        with detector.hold():
-            yield detector
+    def lease(
+        self, name: str | None, version: str | None = None
+    ) -> AbstractContextManager[AsyncDetector]:
+        """Return a block with the model of :meth:`get`, which keeps running until the block ends.
+
+        Enter it at once: before, the model may be stopped.
+        """
+        return self.get(name, version).hold()
 
     def versions(self, name: str) -> Sequence[AsyncDetector]:
         """Return the versions of a model that are served, newest first."""

@@ -18,7 +18,7 @@ from labels.matching import box_iou, match_boxes
 from service.async_detector import AsyncDetector
 from service.batching.types import PRIORITY_STEP_S, SchedulingOptions
 from service.decoders.types import Detections
-from service.detector import Image, Prediction
+from service.detector import Image, Prediction, PreprocessedImage
 from service.errors import ServiceError
 from service.image_pool import ImagePool
 from service.imaging.types import InputOptions
@@ -109,6 +109,8 @@ class ShadowRuns:
         is_running = self._task is not None and not self._task.done()
         if (
             is_running
+            # Network inputs of the served version; the shadow may need others.
+            or isinstance(image, PreprocessedImage)
             or not self._is_idle(options.inputs.count)
             or not _supports(self.shadow, options.inputs)
         ):

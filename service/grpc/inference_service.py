@@ -21,11 +21,13 @@ from service.open_inference.models import ModelForm
 from service.open_inference.repository import (
     all_statistics,
     find_form,
+    load_model,
     model_config,
     model_metadata,
     model_statistics,
     repository_index,
     server_metadata,
+    unload_model,
 )
 from service.open_inference.types import (
     BYTES,
@@ -42,7 +44,7 @@ _SHARED_MEMORY_STATUS = ("SystemSharedMemoryStatus", "CudaSharedMemoryStatus")
 _UNSUPPORTED = (
     *("SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
     *("CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
-    *("TraceSetting", "LogSettings", "RepositoryModelLoad", "RepositoryModelUnload"),
+    *("TraceSetting", "LogSettings"),
     "ModelStreamInfer",
 )
 _REFLECTION = tuple(
@@ -90,6 +92,8 @@ class InferenceService:
             "ModelConfig": Method(_simple(messages.ModelConfigRequest, self._model_config)),
             "ModelStatistics": Method(_simple(messages.ModelStatisticsRequest, self._statistics)),
             "RepositoryIndex": Method(_simple(messages.RepositoryIndexRequest, self._index)),
+            "RepositoryModelLoad": Method(self._load),
+            "RepositoryModelUnload": Method(self._unload),
             **{name: Method(_no_regions) for name in _SHARED_MEMORY_STATUS},
             **{name: Method(_unsupported(name)) for name in _UNSUPPORTED},
         }
@@ -144,6 +148,18 @@ class InferenceService:
         index = repository_index(self._state, only_ready=request.ready)
         return ParseDict({"models": index}, messages.RepositoryIndexResponse())
 
+    async def _load(self, rpc: Rpc) -> bytes:
+        data = await rpc.read_message()
+        request = parse_message(data, messages.RepositoryModelLoadRequest)
+        await load_model(self._state, request.model_name, request.parameters)
+        return _to_bytes(messages.RepositoryModelLoadResponse())
+
+    async def _unload(self, rpc: Rpc) -> bytes:
+        data = await rpc.read_message()
+        request = parse_message(data, messages.RepositoryModelUnloadRequest)
+        await unload_model(self._state, request.model_name, request.parameters)
+        return _to_bytes(messages.RepositoryModelUnloadResponse())
+
     async def _model_infer(self, rpc: Rpc) -> bytes:
         data = await rpc.read_message()
         with self._state.bodies.hold() as claim:
@@ -194,8 +210,7 @@ def _unsupported(name: str) -> Callable[[Rpc], Awaitable[bytes]]:
         del rpc
         raise UnsupportedOperationError(
             f"{name} is not supported: this service has no shared memory, trace or log settings "
-            "and streams, and does not load models on request. Send tensors in ModelInfer, of "
-            "which a connection carries many at a time."
+            "and streams. Send tensors in ModelInfer, of which a connection carries many at a time."
         )
 
     return handle

@@ -207,11 +207,8 @@ async def load_model(request: Request, name: _Name) -> dict[str, Any]:
 
     Needs the setting `model_control`: `explicit`.
     """
-    _check_explicit_control(request)
-    await _check_parameters(request, accepted=frozenset())
-    state = service_state(request)
-    with CancelScope(state.stopping):
-        await state.loader.models.load(repository.split_name(name)[0])
+    parameters = await _read_parameters(request)
+    await repository.load_model(service_state(request), name, parameters)
     return {}
 
 
@@ -223,30 +220,16 @@ async def unload_model(request: Request, name: _Name) -> dict[str, Any]:
 
     Needs the setting `model_control`: `explicit`.
     """
-    _check_explicit_control(request)
-    # Other models never depend on this one.
-    await _check_parameters(request, accepted=frozenset({"unload_dependents"}))
-    await service_state(request).loader.models.unload(repository.split_name(name)[0])
+    parameters = await _read_parameters(request)
+    await repository.unload_model(service_state(request), name, parameters)
     return {}
 
 
-def _check_explicit_control(request: Request) -> None:
-    if "explicit" not in service_state(request).settings.model_control:
-        raise errors.UnsupportedOperationError(
-            "Loading and unloading of models on request is not supported by this service. Start it "
-            "with --model-control explicit."
-        )
-
-
-async def _check_parameters(request: Request, accepted: frozenset[str]) -> None:
+async def _read_parameters(request: Request) -> dict[str, Any]:
     parameters = (await _read_object(request)).get("parameters", {})
-    names = parameters if isinstance(parameters, dict) else {"parameters"}
-    if unknown := sorted(set(names) - accepted):
-        raise errors.UnsupportedOperationError(
-            f"Received the parameter {unknown[0][:100]!r}; accepted are "
-            f"{', '.join(sorted(accepted)) or 'none'}. Packages are read from the directory of the "
-            "service, with the configuration in their model.json."
-        )
+    if not isinstance(parameters, dict):
+        raise errors.BadJsonError("parameters: the value is not an object. Send one, or nothing.")
+    return parameters
 
 
 async def _read_object(request: Request) -> dict[str, Any]:

@@ -5,10 +5,13 @@ are also those of the fields of their protobuf messages.
 """
 
 import json
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
 from model_package import CenterPosesDecoder
+from service.cancellation import CancelScope
+from service.errors import UnsupportedOperationError
 from service.observability.statistics import DurationStatistic, InferenceStatistics
 from service.open_inference.models import TENSOR_SUFFIX, ImageForm, ModelForm, TensorForm
 from service.open_inference.parameters import DEFAULT_PRIORITY, PRIORITIES
@@ -158,6 +161,38 @@ def all_statistics(state: ServiceState) -> list[dict[str, Any]]:
         for detector in models.versions(name)
         for suffix in ("", TENSOR_SUFFIX)
     ]
+
+
+async def load_model(state: ServiceState, name: str, parameters: Iterable[str]) -> None:
+    """Load the packages of a model as they are now; ``name``: of either form.
+
+    ``parameters``: names of those of the request. Raises :class:`UnsupportedOperationError`,
+    :class:`StoppingError` and the errors of :meth:`ModelRegistry.load`.
+    """
+    _check_change(state, parameters, accepted=frozenset())
+    with CancelScope(state.stopping):
+        await state.loader.models.load(split_name(name)[0])
+
+
+async def unload_model(state: ServiceState, name: str, parameters: Iterable[str]) -> None:
+    """Unload a model; see :func:`load_model`."""
+    # Other models never depend on this one.
+    _check_change(state, parameters, accepted=frozenset({"unload_dependents"}))
+    await state.loader.models.unload(split_name(name)[0])
+
+
+def _check_change(state: ServiceState, parameters: Iterable[str], accepted: frozenset[str]) -> None:
+    if "explicit" not in state.settings.model_control:
+        raise UnsupportedOperationError(
+            "Loading and unloading of models on request is not supported by this service. Start it "
+            "with --model-control explicit."
+        )
+    if unknown := sorted(set(parameters) - accepted):
+        raise UnsupportedOperationError(
+            f"Received the parameter {unknown[0][:100]!r}; accepted are "
+            f"{', '.join(sorted(accepted)) or 'none'}. Packages are read from the directory of the "
+            "service, with the configuration in their model.json."
+        )
 
 
 def repository_index(state: ServiceState, *, only_ready: bool) -> list[dict[str, str]]:

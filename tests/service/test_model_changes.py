@@ -1,5 +1,6 @@
 """Models that are loaded, replaced and unloaded while the service runs."""
 
+import asyncio
 import gc
 import shutil
 import signal
@@ -9,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -482,6 +483,30 @@ def test_complete_packages_are_loaded_while_the_directory_is_polled(
         time.sleep(1)
         assert caplog.text.count("the models are not changed") == 1
         assert served(server) == "3"
+
+
+def test_files_that_are_still_changing_are_not_loaded(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(models) as server:
+        registry = registry_of(server)
+        readings = [registry._signature, "a", "b", "b", "b", "c", "b", "c", "c"]
+        reloaded_at = []
+
+        async def read() -> object:
+            if not readings:
+                raise asyncio.CancelledError
+            return readings.pop(0)
+
+        async def reload() -> None:
+            reloaded_at.append(len(readings))
+            registry._signature = {5: "b", 0: "c"}[len(readings)]
+
+        monkeypatch.setattr(registry, "_read_signature", read)
+        monkeypatch.setattr(registry, "reload", reload)
+        with pytest.raises(CancelledError):
+            server.call(registry.reload_on_change(0))
+        assert reloaded_at == [5, 0], "after two equal readings that differ from the last reload"
 
 
 def test_several_workers_cannot_be_controlled_by_requests() -> None:

@@ -172,19 +172,19 @@ def test_versions_that_cannot_be_compared_are_reported(
 
 
 class ControlledEngine:
-    """An engine whose runs wait for ``gate``, or raise ``error``."""
+    """An engine whose runs take a permit from ``permits``, or raise ``error``."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.gate = threading.Event()
-        self.gate.set()
+        self.permits: threading.Semaphore | None = None
         self.error: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def run(self, images: Images, flip: bool = False) -> Any:
-        assert self.gate.wait(20), "the test did not open the gate"
+        if self.permits is not None:
+            assert self.permits.acquire(timeout=20), "the test has released no permit"
         if self.error is not None:
             raise self.error
         return self._engine.run(images, flip)
@@ -223,20 +223,19 @@ def test_a_shadow_that_takes_long_skips_requests(
     models: Path, engines: dict[str, ControlledEngine]
 ) -> None:
     with serve(models, shadow=("cells:2=1",)) as server:
-        engines["2"].gate.clear()
+        permits = engines["2"].permits = threading.Semaphore(0)
         for number in range(5):
             detect(server)
             assert runs(server, "skipped") == number, "one run at a time"
-        engines["2"].gate.set()
+        permits.release()
         wait_until(lambda: runs(server, "compared") == 1)
         # A shadow may be unloaded during a run.
-        engines["2"].gate.clear()
         detect(server)
         wait_until(lambda: server.metric("centernet_queue_inputs", version="2") == 1)
         (models / "two").rename(models / ".two")
         server.call(server.state.loader.models.reload())
         detect(server)
-        engines["2"].gate.set()
+        permits.release()
         wait_until(lambda: 'version="2"' not in server.client.get("/metrics").text)
         assert 'shadow="2"' not in server.client.get("/metrics").text
 
@@ -245,15 +244,18 @@ def test_a_shadow_does_not_run_beside_requests(
     models: Path, engines: dict[str, ControlledEngine]
 ) -> None:
     with serve(models, shadow=("cells:2=1",), engine_concurrency=1) as server:
-        engines["1"].gate.clear()
+        permits = engines["1"].permits = threading.Semaphore(0)
         threads = [threading.Thread(target=post, args=(server,)) for _ in range(2)]
         for thread in threads:
             thread.start()
         wait_until(lambda: server.metric("centernet_queue_inputs", version="1") == 2)
-        engines["1"].gate.set()
+        permits.release()
+        # While the first is answered, the second occupies the only run of the engine.
+        wait_until(lambda: server.metric("centernet_queue_inputs", version="1") == 1)
+        assert (runs(server, "compared"), runs(server, "skipped")) == (0, 1)
+        permits.release()
         for thread in threads:
             thread.join()
-        # While the first was answered, the second occupied the only run of the engine.
         wait_until(lambda: runs(server, "compared") == 1)
         assert runs(server, "skipped") == 1
 
