@@ -12,11 +12,13 @@ from service.options import DetectParameters
 
 _PATHS = (
     *(b"/detect", b"/detect", b"/detect", b"/detect/batch", b"/models", b"/livez", b"/metrics"),
+    *(b"/detect/models", b"/model/registry", b"/infer/object_detection"),
     *(b"/docs", b"/" + b"a" * 5000, b"*", b"//x/../detect", b"/%00%ff", b"http://h/detect", b""),
 )
-_OPTIONS = tuple(name.encode() for name in DetectParameters.model_fields)
+_OPTIONS = (*(name.encode() for name in DetectParameters.model_fields), b"format", b"models")
 _VALUES = (
     *(b"0.5", b"1", b"-1", b"true", b"nan", b"1e400", b"0.25,0.5,1", b"", b"%", b"%ff"),
+    *(b"png", b"coco", b"blood_cells"),
     *(b"9" * 5000, b"x" * 1000, b"," * 20_000, b"1," * 20_000),
 )
 _FLOODS = (1, 10, 1000, 20_000)
@@ -89,16 +91,24 @@ def http_forms(rng: Random) -> bytes:
     return request_head(rng, b"POST", path, fields) + form
 
 
+_IMAGE_PATHS = (
+    *(b"/detect", b"/detect", b"/detect/batch", b"/detect?format=png", b"/detect?format=coco"),
+    *(b"/detect/models?models=blood_cells", b"/infer/object_detection"),
+)
+
+
 def http_json(rng: Random) -> bytes:
     """Return a request with a JSON body."""
     fields = {_json_name(rng): _json_value(rng) for _ in range(rng.choice((0, 0, 0, 1, 2, 5)))}
+    path = rng.choice(_IMAGE_PATHS)
     if rng.random() < 0.9:
         fields[b'"image"'] = _json_image(rng)
+    if path.startswith(b"/infer") and rng.random() < 0.8:
+        fields[b'"model_id"'] = b'"blood_cells"'
     parts = [name + b": " + value for name, value in fields.items()]
     body = mutate_some(rng, (b"{" + b", ".join(parts) + b"}")[:_MAX_BYTES])
     if rng.random() < 0.1:
         body = rng.choice((*_JSON_FLOODS, rng.randbytes(1000), b""))
-    path = rng.choice((b"/detect", b"/detect/batch"))
     head = [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
     return request_head(rng, b"POST", path, head) + body
 
@@ -136,7 +146,8 @@ def _json_image(rng: Random) -> bytes:
     image = b'"' + uri + text[:_MAX_BYTES] + b'"'
     copies = rng.choice((0, 2, 17, 900))
     several = b"[" + b", ".join([image] * min(copies, _MAX_BYTES // len(image))) + b"]"
-    return rng.choice((image, image, image, several, b"7", b"{}"))
+    typed = b'{"type": "base64", "value": ' + image + b"}"
+    return rng.choice((image, image, image, typed, several, b"7", b"{}"))
 
 
 _UPGRADES = (
