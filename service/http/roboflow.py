@@ -6,7 +6,7 @@ are problem documents, whose text the client shows.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -24,7 +24,7 @@ from service.detection_requests import (
 )
 from service.errors import InvalidOptionError
 from service.http.image_route import ImageRoute
-from service.http.request_body import BodyFields, read_body
+from service.http.request_body import BodyFields, read_body, read_json_object
 from service.http.request_scope import disconnect_signal, request_record
 from service.http.response_formats import as_received, roboflow_predictions
 from service.http.responses import to_response
@@ -38,6 +38,8 @@ _OPTIONS: Mapping[str, str] = {
     "max_detections": "top_k",
     "class_filter": "classes",
 }
+_MAX_VALUES = 100
+"""Values of a JSON body without images."""
 _DEFAULT_CONFIDENCES = ("best", "default")
 
 
@@ -61,8 +63,25 @@ async def list_registry(request: Request, has_key: bool) -> dict[str, Any]:
     """List the models with their tasks and input sizes."""
     if not has_key:
         _check_key(request, request.query_params.get(KEY_FIELD))
-    detectors = service_state(request).loader.models.detectors
-    return {"models": [_describe(name, detector) for name, detector in detectors.items()]}
+    return _registry(request)
+
+
+@roboflow.post("/model/add")
+async def add_model(request: Request, has_key: bool) -> dict[str, Any]:
+    """Return the registry if it contains the model; models are not loaded by these requests.
+
+    The client calls it for models that are not in the registry.
+    """
+    state = service_state(request)
+    settings = state.settings
+    with state.bodies.hold() as claim, CancelScope(state.stopping):
+        fields = await read_json_object(
+            request, settings.max_body_bytes, settings.body_timeout_s, claim, _MAX_VALUES
+        )
+    if not has_key:
+        _check_key(request, fields.get(KEY_FIELD))
+    state.loader.models.get(_model_name([fields.get(MODEL_FIELD)]))
+    return _registry(request)
 
 
 @roboflow.post("/infer/object_detection")
@@ -79,12 +98,7 @@ async def infer(request: Request, has_key: bool) -> dict[str, Any] | list[dict[s
         if not has_key:
             _check_key(request, fields.get(KEY_FIELD, [None])[-1])
         head = RequestHead(validate_options(DetectParameters, _options(fields)))
-        names = fields.get(MODEL_FIELD, [])
-        if len(names) != 1 or not isinstance(names[0], str):
-            raise InvalidOptionError(
-                f"{MODEL_FIELD}: received {names!r:.100}. Give the name of a model; GET /models "
-                "lists them."
-            )
+        name = _model_name(fields.get(MODEL_FIELD, []))
 
         async def read_again(
             detector: AsyncDetector, head: RequestHead, claim: Claim
@@ -93,7 +107,7 @@ async def infer(request: Request, has_key: bool) -> dict[str, Any] | list[dict[s
             return RequestBody(body.images, sum(map(len, body.images)), head)
 
         async with accept_request(
-            state, request_record(request), names[0], None, lambda: head, read_again
+            state, request_record(request), name, None, lambda: head, read_again
         ) as accepted:
             with CancelScope(disconnect_signal(request)):
                 predictions = await _detect_all(request, accepted)
@@ -117,6 +131,20 @@ async def _detect_all(request: Request, accepted: AcceptedRequest[bytes]) -> lis
         response = as_received(to_response(manifest, result, request_id))
         predictions.append(roboflow_predictions(response, manifest))
     return predictions
+
+
+def _registry(request: Request) -> dict[str, Any]:
+    detectors = service_state(request).loader.models.detectors
+    return {"models": [_describe(name, detector) for name, detector in detectors.items()]}
+
+
+def _model_name(values: Sequence[Any]) -> str:
+    if len(values) != 1 or not isinstance(values[0], str):
+        raise InvalidOptionError(
+            f"{MODEL_FIELD}: received {values!r:.100}. Give the name of a model; GET /models lists "
+            "them."
+        )
+    return values[0]
 
 
 def _check_key(request: Request, key: Any) -> None:

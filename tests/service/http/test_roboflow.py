@@ -126,6 +126,16 @@ def test_keys(start_server: Start, tmp_path: Path) -> None:
     assert server.client.get("/model/registry", headers=headers).status_code == 200
 
 
+def test_a_model_is_not_loaded_by_the_client(server: RunningServer) -> None:
+    """The request of ``get_model_description`` for a model that is not in the registry."""
+    body = {"api_key": None, "model_id": "coco/3"}
+    problem = assert_problem(server.client.post("/model/add", json=body), 404, "unknown_model")
+    assert "The loaded models are painted" in str(problem["detail"])
+    added = server.client.post("/model/add", json={"model_id": "painted"})
+    assert added.json() == server.client.get("/model/registry").json()
+    assert_problem(server.client.post("/model/add", json={}), 422, "invalid_option")
+
+
 def test_bodies_count_in_the_budget(start_server: Start) -> None:
     server = start_server(ColourEngine(), max_upload_bytes=2000)
     noise = encode(plain(1, 2, 3, (64, 64)), "BMP")
