@@ -25,20 +25,15 @@ def read_gif_header(body: bytes) -> ImageHeader:
     try:
         signature, width, height, flags, background, aspect = _SCREEN.unpack_from(body)
         palette_end = _SCREEN.size + _palette_bytes(flags)
-        position, control = palette_end, b""
-        for _ in range(MAX_PARTS):
-            kind = body[position]
-            if kind == _FRAME_START:
-                break
+        position, control, blocks_left = palette_end, b"", MAX_PARTS
+        while (kind := body[position]) != _FRAME_START:
             if kind != _EXTENSION:
                 end = " before its first frame" if kind == _END else ""
                 raise HeaderError(f"it has the byte 0x{kind:02x} in place of a block{end}")
             label, content = body[position + 1], position + 3
-            position = _end_of_blocks(body, position + 2)
+            position, blocks_left = _end_of_blocks(body, position + 2, blocks_left)
             if label == _GRAPHIC_CONTROL and position - content >= _CONTROL_BYTES:
                 control = _graphic_control(body[content : content + _CONTROL_BYTES])
-        else:
-            raise too_many_parts(MAX_PARTS, "GIF extensions before the first frame")
         _, left, top, frame_width, frame_height, _ = _FRAME.unpack_from(body, position)
     except (IndexError, struct.error):
         raise HeaderError("it has no complete frame") from None
@@ -53,14 +48,14 @@ def _palette_bytes(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & _HAS_PALETTE else 0
 
 
-def _end_of_blocks(body: bytes, position: int) -> int:
-    """Return the end of a list of sub-blocks, which ends with an empty one."""
-    for _ in range(MAX_PARTS):
+def _end_of_blocks(body: bytes, position: int, blocks_left: int) -> tuple[int, int]:
+    """Return the end of a list of blocks, which ends with an empty one, and how many are left."""
+    for used in range(1, blocks_left + 1):
         size = body[position]
         position += 1 + size
         if not size:
-            return position
-    raise too_many_parts(MAX_PARTS, "sub-blocks of a GIF extension")
+            return position, blocks_left - used
+    raise too_many_parts(MAX_PARTS, "blocks of GIF extensions before the first frame")
 
 
 def _graphic_control(content: bytes) -> bytes:

@@ -80,7 +80,15 @@ def test_the_size_of_a_gif_is_that_of_its_frame_if_larger() -> None:
         opened(bytes(body))
 
 
-@pytest.mark.parametrize("extension", [b"\x21\xfe" + b"\1x" * MAX_PARTS, b"\x21\xfe\0" * MAX_PARTS])
+@pytest.mark.parametrize(
+    "extension",
+    [
+        b"\x21\xfe" + b"\1x" * MAX_PARTS,
+        b"\x21\xfe\0" * (MAX_PARTS + 1),
+        # Neither the extensions nor the blocks of one of them are many.
+        (b"\x21\xfe" + b"\1x" * 99 + b"\0") * 50,
+    ],
+)
 def test_blocks_of_a_gif_are_bounded(extension: bytes) -> None:
     with pytest.raises(UnsupportedImageError, match="more than the 4096"):
         opened(GIF[:GIF_PALETTE_END] + extension + b"\0" + GIF[GIF_PALETTE_END:])
