@@ -15,7 +15,7 @@ The attributes ``predicted_values``, ``model_index`` and ``model_score_threshold
 that they have in the YOLO example of label-studio-ml.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, ParseError
 
@@ -25,8 +25,9 @@ from defusedxml.ElementTree import fromstring
 from model_package import CenterPosesDecoder, ModelManifest
 from service.errors import LabelingConfigError
 
-MAX_CONFIG_CHARACTERS = 256 * 1024
-"""Enough for thousands of labels; parsing as many takes about 10 ms."""
+MAX_CONFIG_CHARACTERS = 128 * 1024
+"""Enough for thousands of labels."""
+_MAX_IMAGES = 10
 _LISTED = 20
 """Names that an error text lists."""
 
@@ -67,6 +68,23 @@ class RegionTargets:
         return min(target.min_score for target in (*self.boxes.values(), *self.keypoints.values()))
 
 
+@dataclass(frozen=True)
+class _Label:
+    """A label, the names that it stands for in lower case, and its ``model_index``."""
+
+    text: str
+    predicted: frozenset[str]
+    index: str | None
+
+
+@dataclass(frozen=True)
+class _Control:
+    kind: str
+    name: str
+    min_score: float
+    labels: Sequence[_Label]
+
+
 def match_labels(config: object, manifest: ModelManifest) -> RegionTargets:
     """Find the labels of the classes and keypoints of a model in a labeling configuration.
 
@@ -78,20 +96,31 @@ def match_labels(config: object, manifest: ModelManifest) -> RegionTargets:
     Raises :class:`LabelingConfigError`.
     """
     tags = list(_parse(config).iter())
-    images = [tag for tag in tags if _kind(tag) == "image" and tag.get("name")]
+    images: dict[str, Element] = {}
+    controls: dict[str, list[_Control]] = {}
+    for tag in tags:
+        if _kind(tag) == "image" and tag.get("name"):
+            images.setdefault(tag.get("name", ""), tag)
+        elif _kind(tag) in ("rectanglelabels", "keypointlabels"):
+            control = _read_control(tag, manifest)
+            for name in set(tag.get("toName", "").split(",")):
+                controls.setdefault(name, []).append(control)
     if not images:
         raise LabelingConfigError(
             "The labeling configuration has no Image tag with a name. Add one, such as "
             '<Image name="image" value="$image"/>.'
         )
+    if len(images) > _MAX_IMAGES:
+        raise LabelingConfigError(
+            f"The labeling configuration has {len(images)} images; at most {_MAX_IMAGES} are "
+            "accepted. Remove those that are not annotated."
+        )
     labels: list[str] = []
-    for image in images:
-        name, value = image.get("name", ""), image.get("value", "")
-        controls = [tag for tag in tags if name in tag.get("toName", "").split(",")]
-        rectangles = [tag for tag in controls if _kind(tag) == "rectanglelabels"]
-        points = [tag for tag in controls if _kind(tag) == "keypointlabels"]
+    for name, image in images.items():
+        value = image.get("value", "")
+        of_image = controls.get(name, [])
         targets = RegionTargets(
-            name, value[1:], _box_targets(rectangles, manifest), _point_targets(points, manifest)
+            name, value[1:], _box_targets(of_image, manifest), _point_targets(of_image, manifest)
         )
         if targets.class_ids:
             if not value.startswith("$"):
@@ -101,7 +130,7 @@ def match_labels(config: object, manifest: ModelManifest) -> RegionTargets:
                     "are not supported."
                 )
             return targets
-        labels += [label for control in (*rectangles, *points) for label, _ in _labels(control)]
+        labels += [label.text for control in of_image for label in control.labels]
     raise LabelingConfigError(_no_match(labels, manifest))
 
 
@@ -133,17 +162,16 @@ def _kind(tag: Element) -> str:
     return str(tag.tag).lower()
 
 
-def _labels(control: Element) -> Iterator[tuple[str, Element]]:
-    """Yield the labels of a control tag: what the regions contain, and the tag."""
+def _read_control(control: Element, manifest: ModelManifest) -> _Control:
+    labels = []
     for tag in control.iter():
-        label = tag.get("alias") or tag.get("value")
-        if _kind(tag) == "label" and label:
-            yield label, tag
-
-
-def _predicted_names(label: str, tag: Element) -> set[str]:
-    names = {name.strip().casefold() for name in tag.get("predicted_values", "").split(",")} - {""}
-    return names or {label.casefold()}
+        text = tag.get("alias") or tag.get("value")
+        if _kind(tag) == "label" and text:
+            names = map(str.strip, tag.get("predicted_values", "").casefold().split(","))
+            predicted = frozenset(filter(None, names)) or frozenset({text.casefold()})
+            labels.append(_Label(text, predicted, tag.get("model_index")))
+    min_score = _min_score(control, manifest)
+    return _Control(_kind(control), control.get("name", ""), min_score, labels)
 
 
 def _min_score(control: Element, manifest: ModelManifest) -> float:
@@ -161,42 +189,53 @@ def _min_score(control: Element, manifest: ModelManifest) -> float:
     return score
 
 
-def _box_targets(controls: Sequence[Element], manifest: ModelManifest) -> dict[int, Target]:
+def _box_targets(controls: Sequence[_Control], manifest: ModelManifest) -> dict[int, Target]:
+    class_ids = _numbers_by_name(manifest.classes)
     targets: dict[int, Target] = {}
     for control in controls:
-        min_score = _min_score(control, manifest)
-        for label, tag in _labels(control):
-            names = _predicted_names(label, tag)
-            for class_id, name in enumerate(manifest.classes):
-                if name.casefold() in names:
-                    target = Target(control.get("name", ""), label, min_score)
+        if control.kind != "rectanglelabels":
+            continue
+        for label in control.labels:
+            for name in label.predicted & class_ids.keys():
+                for class_id in class_ids[name]:
+                    target = Target(control.name, label.text, control.min_score)
                     targets.setdefault(class_id, target)
     return targets
 
 
 def _point_targets(
-    controls: Sequence[Element], manifest: ModelManifest
+    controls: Sequence[_Control], manifest: ModelManifest
 ) -> dict[tuple[int, int], Target]:
     targets: dict[tuple[int, int], Target] = {}
-    decoder = manifest.decoder
-    if not isinstance(decoder, CenterPosesDecoder):
+    if not isinstance(manifest.decoder, CenterPosesDecoder):
         return targets
-    classes = [name.casefold() for name in manifest.classes]
-    keypoints = [name.casefold() for name in decoder.keypoints]
+    class_ids = _numbers_by_name(manifest.classes)
+    keypoints = _numbers_by_name(manifest.decoder.keypoints)
+    every_class = range(len(manifest.classes))
+    indices = {str(number): number for number in range(len(manifest.decoder.keypoints))}
     for control in controls:
-        min_score = _min_score(control, manifest)
-        for label, tag in _labels(control):
-            names, index = _predicted_names(label, tag), tag.get("model_index")
-            for class_id, class_name in enumerate(classes):
-                for number, keypoint in enumerate(keypoints):
-                    if (
-                        keypoint in names
-                        if index is None
-                        else class_name in names and str(number) == index
-                    ):
-                        target = Target(control.get("name", ""), label, min_score)
-                        targets.setdefault((class_id, number), target)
+        if control.kind != "keypointlabels":
+            continue
+        for label in control.labels:
+            pairs: list[tuple[int, int]] = []
+            if label.index is None:
+                for name in label.predicted & keypoints.keys():
+                    numbers = keypoints.pop(name)  # of several labels, the first is used
+                    pairs += [(class_id, number) for class_id in every_class for number in numbers]
+            elif label.index in indices:
+                for name in label.predicted & class_ids.keys():
+                    pairs += [(class_id, indices[label.index]) for class_id in class_ids[name]]
+            for pair in pairs:
+                targets.setdefault(pair, Target(control.name, label.text, control.min_score))
     return targets
+
+
+def _numbers_by_name(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the positions of each name, in lower case."""
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        numbers.setdefault(name.casefold(), []).append(number)
+    return numbers
 
 
 def _no_match(labels: Sequence[str], manifest: ModelManifest) -> str:

@@ -81,7 +81,7 @@ async def _set_up(request: Request, name: str | None = None) -> Response:
     detector = _detector(request, name)
     with service_state(request).bodies.hold() as claim:
         body = await _read_body(request, claim)
-        match_labels(body.get("schema"), detector.manifest)
+        await asyncio.to_thread(match_labels, body.get("schema"), detector.manifest)
     return _json({"model_version": _version(detector)})
 
 
@@ -108,7 +108,10 @@ async def _predict(request: Request, name: str | None, images: TaskImages) -> Re
     with service_state(request).bodies.hold() as claim:
         body = await _read_body(request, claim)
         tasks = _read_tasks(body)
-        prediction = _TaskPrediction(request, detector, body.get("label_config"), images)
+        # In a thread: thousands of labels take tens of milliseconds.
+        config = body.get("label_config")
+        targets = await asyncio.to_thread(match_labels, config, detector.manifest)
+        prediction = _TaskPrediction(request, detector, targets, images)
         results: list[dict[str, Any] | list[Any]] = [[] for _ in tasks]
         errors: dict[int, ServiceError] = {}
         waiting = iter(enumerate(tasks))
@@ -135,16 +138,15 @@ class _TaskPrediction:
     """Predictions for the tasks of one request."""
 
     def __init__(
-        self, request: Request, detector: AsyncDetector, label_config: object, images: TaskImages
+        self, request: Request, detector: AsyncDetector, targets: RegionTargets, images: TaskImages
     ) -> None:
         self._state, self._record = service_state(request), request_record(request)
         self._detector = detector
         self._images = images
-        manifest = detector.manifest
-        self._targets: RegionTargets = match_labels(label_config, manifest)
-        classes = [manifest.classes[class_id] for class_id in sorted(self._targets.class_ids)]
+        self._targets = targets
+        classes = [detector.manifest.classes[number] for number in sorted(targets.class_ids)]
         self._parameters = validate_options(
-            DetectParameters, {"score_threshold": self._targets.min_score, "classes": classes}
+            DetectParameters, {"score_threshold": targets.min_score, "classes": classes}
         )
 
     async def predict(self, task: _Task, priority: Priority) -> dict[str, Any]:
