@@ -150,6 +150,57 @@ def _json_image(rng: Random) -> bytes:
     return rng.choice((image, image, image, typed, several, b"7", b"{}"))
 
 
+def http_tasks(rng: Random) -> bytes:
+    """Return a request of Label Studio: tasks with images, and a labeling configuration."""
+    count = rng.choice((1, 1, 1, 2, 5, 30, 0))
+    tasks = b", ".join(_task(rng) for _ in range(count))
+    if rng.random() < 0.05:
+        tasks = b"{}, " * rng.choice((100, 50_000)) + b"[]"
+    config = json.dumps(_labeling_config(rng)).encode()
+    name = rng.choice((b"label_config",) * 9 + (b"schema",))
+    body = b'{"tasks": [' + tasks + b'], "' + name + b'": ' + config + b"}"
+    body = mutate_some(rng, body[:_MAX_BYTES])
+    path = b"/label-studio/" + rng.choice((b"predict",) * 8 + (b"setup", b"webhook"))
+    fields = [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
+    return _head(rng, b"POST", path, fields) + body
+
+
+def _task(rng: Random) -> bytes:
+    image = rng.choice((_TASK_IMAGE,) * 6 + (_json_image(rng), *_TASK_ADDRESSES))
+    return b'{"id": ' + _json_value(rng) + b', "data": {"image": ' + image[:100_000] + b"}}"
+
+
+_TASK_IMAGE = b'"data:image/jpeg;base64,' + base64.b64encode(JPEG) + b'"'
+_TASK_ADDRESSES = (
+    *(b'"http://169.254.169.254/latest"', b'"file:///etc/passwd"', b'"/data/../api"'),
+    *(b'"/data/' + b"a" * 50_000 + b'"', b"[]", b'"//[::1]/data/a"', b'"s3://bucket/a"'),
+)
+
+
+def _labeling_config(rng: Random) -> str:
+    labels = '<Label value="RBC"/>' * rng.choice((1, 1, 1, 2, 5000, 20_000))
+    depth = rng.choice((0,) * 8 + (1000, 20_000))
+    threshold = rng.choice(("", "", 'model_score_threshold="0"', 'model_score_threshold="1e999"'))
+    config = (
+        rng.choice(("",) * 8 + _DOCUMENT_TYPES)
+        + "<View>" * depth
+        + '<View><Image name="i" value="$image"/>' * rng.choice((1, 1, 1, 3000))
+        + f'<RectangleLabels name="b" toName="i" {threshold}>{labels}</RectangleLabels></View>'
+        + "</View>" * depth
+    )
+    return config if rng.random() < 0.9 else config[: rng.randrange(len(config))]
+
+
+_DOCUMENT_TYPES = (
+    '<!DOCTYPE a [<!ENTITY x "' + "x" * 1000 + '">]>',
+    "<!DOCTYPE a ["
+    + "".join(f'<!ENTITY e{i} "&e{i - 1};&e{i - 1};">' for i in range(1, 30))
+    + "]>",
+    '<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd">',
+    '<?xml version="1.0" encoding="utf-16"?>',
+)
+
+
 _UPGRADES = (
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
     b"Connection: Upgrade\r\nUpgrade: websocket",

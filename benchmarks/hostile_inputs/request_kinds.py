@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from benchmarks.hostile_inputs.grpc_requests import grpc_frames
-from benchmarks.hostile_inputs.http_requests import http_bodies, http_forms, http_heads, http_json
+from benchmarks.hostile_inputs.http_requests import (
+    http_bodies,
+    http_forms,
+    http_heads,
+    http_json,
+    http_tasks,
+)
 from benchmarks.hostile_inputs.open_inference import open_inference
 
 REQUESTS: Mapping[str, Callable[[Random], bytes]] = {
@@ -12,6 +18,7 @@ REQUESTS: Mapping[str, Callable[[Random], bytes]] = {
     "http_body": http_bodies,
     "http_form": http_forms,
     "http_json": http_json,
+    "http_tasks": http_tasks,
     "open_inference": open_inference,
     "grpc_frames": grpc_frames,
 }
