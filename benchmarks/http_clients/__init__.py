@@ -116,14 +116,16 @@ def _curl(url: str, block: Sequence[Path]) -> list[str]:
 
 
 @contextmanager
-def run_nginx(service_port: int, folder: Path) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
-    """Run nginx in front of a service on this machine; yield its port and its process."""
+def run_nginx(
+    service_ports: Sequence[int], folder: Path
+) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """Run nginx in front of services on this machine; yield its port and its process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     text = (FOLDER / "nginx.conf").read_text()
     text = text.format(
         user="user root;" if os.geteuid() == 0 else "",  # the default user cannot read `folder`
-        service_port=service_port,
+        servers=" ".join(f"server 127.0.0.1:{service_port};" for service_port in service_ports),
         port=port,
     )
     (folder / "nginx.conf").write_text(text)

@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, run_service() as service:
         large = Path(folder, "large")
         large.write_bytes(bytes(OVER_LIMIT_BYTES))
-        with run_nginx(service.port, Path(folder)) as (port, _):
+        with run_nginx([service.port], Path(folder)) as (port, _):
             columns["nginx"] = failures(port, IMAGES, args.requests, "200")
             columns["nginx, over the limit"] = failures(port, [large], args.over_limit, "413")
     rows: list[tuple[Cell, ...]] = [

@@ -150,7 +150,7 @@ def refused_while_sending(server: Server, running: Running, requests: int = 20) 
 def refused_through_nginx(server: Server, running: Running, requests: int = 50) -> str:
     """The same through nginx, whose response is always readable: 413 or another error, or 502."""
     refused = 0
-    with TemporaryDirectory() as folder, run_nginx(running.port, Path(folder)) as (port, process):
+    with TemporaryDirectory() as folder, run_nginx([running.port], Path(folder)) as (port, process):
         proxy = Running(port, (process,))
         for _ in range(requests):
             with _connect(proxy) as connection:

@@ -138,7 +138,7 @@ def run(server: Server) -> Iterator[Running]:
         _wait_until_ready(process, port, "GET /readyz" if server is SERVICE else "POST /")
         if server.behind_nginx:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            nginx_port, nginx = stack.enter_context(run_nginx(port, folder))
+            nginx_port, nginx = stack.enter_context(run_nginx([port], folder))
             yield Running(nginx_port, (process, nginx))
         else:
             yield Running(port, (process,))

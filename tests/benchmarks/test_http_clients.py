@@ -48,7 +48,7 @@ def test_no_request_fails(client: Client, server: RunningServer, images: list[Pa
 def test_no_request_fails_behind_nginx(
     client: Client, server: RunningServer, images: list[Path], tmp_path: Path
 ) -> None:
-    with run_nginx(server.client.base_url.port or 0, tmp_path) as (port, _):
+    with run_nginx([server.client.base_url.port or 0], tmp_path) as (port, _):
         assert send_or_skip(client, port, images, pause_s=0.1) == ["200"] * REQUESTS
 
 
@@ -60,7 +60,7 @@ def test_every_body_over_the_limit_gets_413_behind_nginx(
     large = tmp_path / "large"
     large.write_bytes(bytes(4 * 2**20))
     client = next(client for client in CLIENTS if client.needs == "requests")
-    with run_nginx(running.client.base_url.port or 0, tmp_path) as (port, _):
+    with run_nginx([running.client.base_url.port or 0], tmp_path) as (port, _):
         assert send_or_skip(client, port, [large], pause_s=0.1) == ["413"] * REQUESTS
 
 
