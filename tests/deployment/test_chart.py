@@ -82,6 +82,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], set[str]]] = {
         (),
         BASE | {"HTTPRoute"},
     ),
+    "gRPC": ({"settings": {"grpc_port": 8001}}, (), BASE),
     "HPA": ({"autoscaling": {"kind": "hpa"}}, (), BASE | {"HorizontalPodAutoscaler"}),
     "KEDA": (KEDA, (), BASE | {"ScaledObject"}),
     "GPU with KEDA": (KEDA, GPU, BASE | {"ScaledObject"}),
@@ -205,8 +206,9 @@ def test_the_environment_consists_of_valid_settings(
 ) -> None:
     read = settings(manifests, monkeypatch)
     container = server(manifests)["containers"][0]
-    (port,) = container["ports"]
-    assert read.port == port["containerPort"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports.pop("http") == read.port
+    assert ports == ({"grpc": read.grpc_port} if read.grpc_port else {})
     assert read.host == "0.0.0.0"
     for mount in container["volumeMounts"]:
         if mount["name"] == "models":
@@ -331,9 +333,9 @@ def test_selectors_match_the_pods_that_serve(manifests: list[Manifest]) -> None:
 
 
 def test_traffic_reaches_the_port_of_the_container(manifests: list[Manifest]) -> None:
-    (port,) = server(manifests)["containers"][0]["ports"]
-    (published,) = only(manifests, "Service")["spec"]["ports"]
-    assert published["targetPort"] == port["name"]
+    ports = [port["name"] for port in server(manifests)["containers"][0]["ports"]]
+    published, *others = only(manifests, "Service")["spec"]["ports"]
+    assert [published["targetPort"], *(port["targetPort"] for port in others)] == ports
     service = only(manifests, "Service")["metadata"]["name"]
     for manifest in manifests:
         if manifest["kind"] == "Ingress":
@@ -352,7 +354,7 @@ def test_traffic_reaches_the_port_of_the_container(manifests: list[Manifest]) ->
             )
         if manifest["kind"] == "NetworkPolicy" and manifest["metadata"]["name"] == RELEASE:
             assert manifest["spec"]["ingress"][0]["ports"] == [
-                {"port": port["name"], "protocol": "TCP"}
+                {"port": port, "protocol": "TCP"} for port in ports
             ]
 
 
