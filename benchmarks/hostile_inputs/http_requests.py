@@ -162,7 +162,7 @@ def http_tasks(rng: Random) -> bytes:
     body = mutate_some(rng, body[:_MAX_BYTES])
     path = b"/label-studio/" + rng.choice((b"predict",) * 8 + (b"setup", b"webhook"))
     fields = [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
-    return _head(rng, b"POST", path, fields) + body
+    return request_head(rng, b"POST", path, fields) + body
 
 
 def _task(rng: Random) -> bytes:
