@@ -19,9 +19,10 @@ _REDRAW_INTERVAL_S = 1.0
 
 ELAPSED = "{elapsed}"
 COUNT = "{n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left"
+TIME_LEFT = "{n_fmt}/{total_fmt}, {remaining} left"
 PERCENTAGE = "{percentage:.0f} %, {elapsed}"
 """States of a step, with the fields of ``bar_format`` of ``tqdm``."""
-_STATE_COLUMNS: Mapping[str, int] = {ELAPSED: 20, COUNT: 44, PERCENTAGE: 20}
+_STATE_COLUMNS: Mapping[str, int] = {ELAPSED: 20, COUNT: 44, TIME_LEFT: 30, PERCENTAGE: 20}
 """Columns of the terminal that the title of a step leaves for each state."""
 
 
@@ -73,8 +74,8 @@ class Steps:
     def begin(self, step: str, state: str = ELAPSED, items: int | None = None) -> None:
         """End the current step and begin the next one.
 
-        ``state`` follows the title while the step runs: :data:`ELAPSED`, or :data:`COUNT` or
-        :data:`PERCENTAGE` of ``items``.
+        ``state`` follows the title while the step runs: :data:`ELAPSED`, or :data:`COUNT` (of
+        images), :data:`TIME_LEFT` or :data:`PERCENTAGE` of ``items``.
         """
         self.end()
         self._number += 1

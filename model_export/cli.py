@@ -16,9 +16,7 @@ from model_export.import_onnx import import_package
 from model_export.inspect_checkpoint import inspect_checkpoint
 from model_export.pipeline import FP16_STEPS, STEPS, export_package
 from model_export.quantize_package import (
-    QUANTIZATION_STEPS,
     LabelFiles,
-    fp32_files,
     quantize_package,
 )
 from model_export.references import add_references
@@ -31,7 +29,6 @@ from model_package import (
     Quantization,
     Verification,
 )
-from model_package.directory import read_manifest
 
 _EXIT_FAILED = 2
 _EXIT_INTERRUPTED = 130
@@ -117,10 +114,8 @@ def _rewrite_report(args: argparse.Namespace, steps: Steps) -> int:
 
 
 def _quantize(args: argparse.Namespace, steps: Steps) -> int:
-    steps.total = QUANTIZATION_STEPS * len(fp32_files(read_manifest(args.package)))
     labels = None if args.evaluate is None else LabelFiles(*args.evaluate)
-    package = quantize_package(args.package, args.images, labels, steps.begin)
-    steps.end()
+    package = quantize_package(args.package, args.images, labels, steps)
     for artifact in package.manifest.artifacts:
         if isinstance(artifact, OnnxArtifact) and artifact.quantization is not None:
             print(_describe_int8_file(package, artifact, artifact.quantization))

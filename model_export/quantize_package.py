@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from model_export.errors import ImagesError, QuantizationError
+from command_line.progress import TIME_LEFT, Steps
+from model_export.errors import QuantizationError
 from model_export.onnx.quantize import Quantizer
+from model_export.references import recorded_images
+from model_export.report import write_package_report
 from model_export.verification.detection_agreement import verify_int8
 from model_export.verification.images import MAX_IMAGES, ImageArray, read_images
 from model_package import (
@@ -35,8 +36,7 @@ MAX_AP_LOSS = 0.010
 MAX_CLASS_AP_LOSS = 0.020
 """Largest accepted loss of a class, which has fewer objects and therefore varies more."""
 
-QUANTIZATION_STEPS = 3
-"""Calls of ``progress`` in :func:`quantize_package` for each fp32 file."""
+_STEPS_PER_FILE = 3
 
 _AveragePrecisions = Mapping[str, Mapping[str, float]]
 """By metric, for ``all`` classes and by class."""
@@ -69,23 +69,25 @@ def quantize_package(
     directory: Path,
     image_dir: Path,
     labels: LabelFiles | None,
-    progress: Callable[[str], None],
+    steps: Steps,
 ) -> ModelPackage:
     """Add an int8 file for each fp32 file of a package; they replace those that it has.
 
-    ``image_dir``: images to calibrate with; ``labels``: labelled images to measure AP on. Raises
-    :class:`~model_export.errors.ExportError` and :class:`~model_package.PackageError`; the package
-    is then unchanged.
+    The report of the package is written again, with the new files. ``image_dir``: images to
+    calibrate with; ``labels``: labelled images to measure AP on; ``steps``: shows the progress.
+    Raises :class:`~model_export.errors.ExportError` and :class:`~model_package.PackageError`; the
+    package is then unchanged.
     """
     with edit_package(directory) as edit:
         manifest = edit.manifest
-        recorded = _read_recorded_images(directory, manifest)
+        recorded = recorded_images(directory, manifest)
         spec = manifest.input
         images = read_images(image_dir, spec.height_px, spec.width_px, MAX_CALIBRATION_IMAGES)
         evaluation = None if labels is None else _read_labels(labels, manifest)
-        files = fp32_files(manifest)
+        files = _fp32_files(manifest)
+        steps.total = _STEPS_PER_FILE * len(files) + 1
         quantized = [
-            _quantize(directory / artifact.file, manifest, images, recorded, evaluation, progress)
+            _quantize(directory / artifact.file, manifest, images, recorded, evaluation, steps)
             for artifact in files
         ]
         for artifact, result in zip(files, quantized, strict=True):
@@ -102,37 +104,19 @@ def quantize_package(
                 quantization=result.quantization,
             )
             edit.add_int8_file(int8_artifact, content)
+        steps.begin("Measure the latency and draw the detections for the report")
+        write_package_report(directory, edit.manifest)
+        steps.end()
     return load_package(directory)
 
 
-def fp32_files(manifest: ModelManifest) -> list[OnnxArtifact]:
+def _fp32_files(manifest: ModelManifest) -> list[OnnxArtifact]:
     """Return the fp32 files of a package: one, and one with flip if there is one."""
     return [
         artifact
         for artifact in manifest.artifacts
         if isinstance(artifact, OnnxArtifact) and artifact.precision == "fp32"
     ]
-
-
-def _read_recorded_images(directory: Path, manifest: ModelManifest) -> Sequence[ImageArray]:
-    if manifest.references is None:
-        raise ImagesError(
-            f"{directory} has no references, without which the service uses no int8 file. Record "
-            f"them first: centernet-export references {directory} --images DIR"
-        )
-    path = directory / manifest.references.file
-    spec = manifest.input
-    try:
-        with np.load(path) as file:
-            images: ImageArray = file["images"]
-        if images.dtype != np.uint8 or images.shape[1:] != (spec.height_px, spec.width_px, 3):
-            raise ValueError(f"images are {images.dtype} of shape {images.shape}")
-    except Exception as error:  # NumPy raises any exception for a damaged file
-        raise ImagesError(
-            f"{path} does not contain references of this model: {error}. Record them again: "
-            f"centernet-export references {directory} --images DIR"
-        ) from error
-    return list(images)
 
 
 def _read_labels(labels: LabelFiles, manifest: ModelManifest) -> _Evaluation:
@@ -179,14 +163,15 @@ def _quantize(
     images: Sequence[ImageArray],
     recorded: Sequence[ImageArray],
     evaluation: _Evaluation | None,
-    progress: Callable[[str], None],
+    steps: Steps,
 ) -> _QuantizedFile:
     """Quantize one file with as few float32 layers as its verification requires."""
-    progress(f"Calibrate {fp32_file.name} with {len(images)} images")
-    quantizer = Quantizer(fp32_file, images)
-    progress(f"Measure the effect of each of {len(quantizer.layers)} layers")
-    effects = quantizer.measure_effects(images[:EFFECT_IMAGES])
-    progress("Compare int8 with fp32")
+    steps.begin(f"Calibrate {fp32_file.name} with {len(images)} images", TIME_LEFT, len(images))
+    quantizer = Quantizer(fp32_file, images, steps.advance)
+    layers = len(quantizer.layers)
+    steps.begin(f"Measure the effect of each of {layers} layers", TIME_LEFT, layers)
+    effects = quantizer.measure_effects(images[:EFFECT_IMAGES], steps.advance)
+    steps.begin("Compare int8 with fp32")
     fp32_aps = {} if evaluation is None else evaluation.measure(fp32_file.read_bytes())
     problem: QuantizationError | None = None
     for share in FLOAT_SHARES:

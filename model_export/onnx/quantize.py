@@ -9,7 +9,7 @@ Scales are those of the extreme values in the calibration images. Percentiles wo
 largest sizes.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -33,12 +33,18 @@ _QUANTIZED_OPERATORS = ("Conv", "ConvTranspose")
 class Quantizer:
     """Makes int8 versions of one ONNX file from one calibration.
 
-    The constructor runs the file on all ``images`` to measure the ranges of the activations. The
+    The constructor runs the file on all ``images`` to measure the ranges of the activations;
+    ``on_image`` is called after each. The
     graph has the input ``images``, uint8 RGB (N, height, width, 3). Raises
     :class:`QuantizationError` if ONNX Runtime cannot quantize it.
     """
 
-    def __init__(self, onnx_file: Path, images: Sequence[ImageArray]) -> None:
+    def __init__(
+        self,
+        onnx_file: Path,
+        images: Sequence[ImageArray],
+        on_image: Callable[[], object] = lambda: None,
+    ) -> None:
         from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
         self._model = onnx.load(onnx_file)
@@ -51,7 +57,7 @@ class Quantizer:
         self._multiplications = _count_multiplications(self._model, self.layers, images[0])
         add_pre_process_metadata(self._model)  # exported graphs are optimized already
         with _translated_errors():
-            self._ranges = _measure_ranges(self._model, images)
+            self._ranges = _measure_ranges(self._model, images, on_image)
 
     def quantize(self, layers: Collection[str]) -> ModelProto:
         """Return the model with ``layers`` in int8 and all other layers in float32."""
@@ -84,18 +90,22 @@ class Quantizer:
         _read_float_values(quantized, layers)
         return quantized
 
-    def measure_effects(self, images: Sequence[ImageArray]) -> dict[str, float]:
+    def measure_effects(
+        self, images: Sequence[ImageArray], on_layer: Callable[[], object] = lambda: None
+    ) -> dict[str, float]:
         """Return the effect of each layer on the maps if it alone is quantized.
 
         The effect is the mean squared change of the outputs of the last convolutions relative to
-        their variance, summed over these convolutions.
+        their variance, summed over these convolutions. ``on_layer`` is called after each layer.
         """
         outputs = list(_names_of_maps(self._model))
         expected = _run(self._model, outputs, images)
-        return {
-            layer: _relative_change(expected, _run(self.quantize([layer]), outputs, images))
-            for layer in self.layers
-        }
+        effects = {}
+        for layer in self.layers:
+            changed = _run(self.quantize([layer]), outputs, images)
+            effects[layer] = _relative_change(expected, changed)
+            on_layer()
+        return effects
 
     def select_float_layers(self, effects: Mapping[str, float], share: float) -> list[str]:
         """Select layers that keep float32, with at most ``share`` of all multiplications.
@@ -118,15 +128,24 @@ class Quantizer:
 class _CalibrationImages:
     """The images as batches of one; implements ``onnxruntime``'s ``CalibrationDataReader``."""
 
-    def __init__(self, images: Sequence[ImageArray]) -> None:
-        self._images = iter(images)
+    def __init__(self, images: Sequence[ImageArray], on_image: Callable[[], object]) -> None:
+        self._batches = self._iterate(images, on_image)
 
     def get_next(self) -> Mapping[str, NDArray[np.uint8]] | None:
-        image = next(self._images, None)
-        return None if image is None else {"images": image[np.newaxis]}
+        return next(self._batches, None)
+
+    @staticmethod
+    def _iterate(
+        images: Sequence[ImageArray], on_image: Callable[[], object]
+    ) -> Iterator[Mapping[str, NDArray[np.uint8]]]:
+        for image in images:
+            yield {"images": image[np.newaxis]}
+            on_image()
 
 
-def _measure_ranges(model: ModelProto, images: Sequence[ImageArray]) -> Any:
+def _measure_ranges(
+    model: ModelProto, images: Sequence[ImageArray], on_image: Callable[[], object]
+) -> Any:
     """Return the extreme values of the inputs and outputs of all convolutions, as TensorsData."""
     from onnxruntime.quantization import create_calibrator
 
@@ -134,7 +153,7 @@ def _measure_ranges(model: ModelProto, images: Sequence[ImageArray]) -> Any:
         path, augmented_path = (Path(directory) / name for name in ("in.onnx", "augmented.onnx"))
         onnx.save(model, path)
         calibrator = create_calibrator(path, list(_QUANTIZED_OPERATORS), str(augmented_path))
-        calibrator.collect_data(_CalibrationImages(images))
+        calibrator.collect_data(_CalibrationImages(images, on_image))
         return calibrator.compute_data()
 
 

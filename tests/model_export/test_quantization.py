@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from command_line.progress import Steps
 from evaluation.evaluate import evaluate
 from evaluation.local_model import LocalModel
 from model_export import quantize_package as quantization
@@ -52,7 +53,7 @@ def int8_package(
     trained: ModelPackage, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> ModelPackage:
     directory = copy(trained, tmp_path_factory.mktemp("int8") / "package")
-    return quantization.quantize_package(directory, images, None, lambda _: None)
+    return quantization.quantize_package(directory, images, None, Steps(0, quiet=True))
 
 
 def int8_artifact(package: ModelPackage) -> OnnxArtifact:
@@ -166,7 +167,10 @@ def test_quantizing_again_replaces_the_file_and_reports_ap(
     assert f"{directory / new.file}: " in captured.out
     assert "detections agree with fp32 in 7 images" in captured.out
     assert f"AP of boxes on 4 images: all {precision.int8['all']:.4f}" in captured.out
-    assert "[1/3] Calibrate model.onnx with 3 images" in captured.err
+    assert "[1/4] Calibrate model.onnx with 3 images" in captured.err
+    report = (directory / "report.html").read_text("utf-8")
+    assert new.sha256 in report, "of the new file"
+    assert old.sha256 not in report
 
 
 METRICS = {
@@ -358,7 +362,14 @@ def test_the_layer_that_needs_float32_is_found_by_measurement(
     original = trained.directory / "model.onnx"
     for run in (onnx_runner(path, BOXES), onnx_runner(original, BOXES)):
         assert run(inputs[0][np.newaxis])[0]["scores"][0] > 0.1
-    before = Quantizer(original, inputs).measure_effects(inputs)
+    measured = {"images": 0, "layers": 0}
+
+    def count(name: str) -> None:
+        measured[name] += 1
+
+    quantizer = Quantizer(original, inputs, lambda: count("images"))
+    before = quantizer.measure_effects(inputs, lambda: count("layers"))
+    assert measured == {"images": len(inputs), "layers": len(quantizer.layers)}
     quantizer = Quantizer(path, inputs)
     effects = quantizer.measure_effects(inputs)
     assert max(effects, key=lambda name: effects[name]) == layer
@@ -387,11 +398,11 @@ def test_more_layers_stay_float32_until_the_detections_agree(
     before = {path.name: sha256_of(path) for path in directory.iterdir()}
     monkeypatch.setattr(quantization, "FLOAT_SHARES", (0.0,))
     with pytest.raises(quantization.QuantizationError, match="detections with a score from"):
-        quantization.quantize_package(directory, images, None, lambda _: None)
+        quantization.quantize_package(directory, images, None, Steps(0, quiet=True))
     assert {path.name: sha256_of(path) for path in directory.iterdir()} == before
 
     monkeypatch.setattr(quantization, "FLOAT_SHARES", (0.0, 0.2))
-    package = quantization.quantize_package(directory, images, None, lambda _: None)
+    package = quantization.quantize_package(directory, images, None, Steps(0, quiet=True))
     report = int8_artifact(package).quantization
     assert report is not None
     assert layer in report.float_layers
@@ -468,4 +479,4 @@ def test_damaged_references_are_refused(
     else:
         path.write_bytes(b"damaged")
     with pytest.raises(ImagesError, match="does not contain references of this model"):
-        quantization.quantize_package(directory, images, None, lambda _: None)
+        quantization.quantize_package(directory, images, None, Steps(0, quiet=True))
