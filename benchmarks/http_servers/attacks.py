@@ -126,7 +126,10 @@ def upgrade_with_body(server: Server, running: Running) -> str:
             "image".encode()
         )
         try:
-            received = connection.recv(65536)
+            received = part = connection.recv(65536)
+            while part and not received.endswith(b"}"):  # of the JSON body
+                part = connection.recv(65536)
+                received += part
         except OSError:
             return "no response"
         if not received:

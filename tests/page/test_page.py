@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from support.tools import find_tool
 
 from service.model_loader import ModelLoader
 from service.model_registry import ModelRegistry, load_models
+from service.model_repository import FailedPackage
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
@@ -358,7 +359,7 @@ def test_everything_works_with_the_keyboard(tab: Tab) -> None:
 @in_every_browser
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(b"GIF89a" + bytes(40), "unsupported_image"), (encode(plain(1, 2))[:60], "bad_image")],
+    [(b"%PDF-1.7" + bytes(40), "unsupported_image"), (encode(plain(1, 2))[:60], "bad_image")],
 )
 def test_errors_are_shown_as_the_service_states_them(
     tab: Tab, service: RunningServer, content: bytes, code: str
@@ -422,7 +423,9 @@ def test_shows_that_models_are_being_loaded_and_which_have_failed(open_page: Ope
         report_step("loading painted, 1 of 2")
         assert gate.wait(60)
         models = one_model(ColourEngine())(settings, metrics)
-        return replace(models, failed={"broken": "model.json is not valid"})
+        reason = "model.json is not valid"
+        models._unreadable = [FailedPackage(Path("broken"), "broken", "", reason, OSError())]
+        return models
 
     settings, metrics = Settings(), Metrics()
     with run_server_with_loader(ModelLoader(load), settings, metrics) as running:
@@ -796,7 +799,7 @@ def test_axe_finds_no_serious_problem_in_any_state(
             page.get_by_role("button", name="Use key").click()
         expect(page.locator("#state")).to_have_text("Ready")
         check("no image")
-        tab.upload({"name": "a.png", "mimeType": "image/png", "buffer": b"GIF89a" + bytes(40)})
+        tab.upload({"name": "a.png", "mimeType": "image/png", "buffer": b"%PDF-1.7" + bytes(40)})
         expect(page.locator("#problem")).to_be_visible()
         check("an error")
         for name in ("one.png", "two.png"):

@@ -143,7 +143,7 @@ def test_the_page_in_webkit(
     assert "soft_nms=true" in tab.find("#curl").text
 
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"GIF89a" + bytes(40))
+    broken.write_bytes(b"%PDF-1.7" + bytes(40))
     tab.find("#files").send_keys(str(broken))
     shown = tab.wait_for_text("#problem", "unsupported_image")
     problem = service.client.post("/models/blood_cells/detect", content=broken.read_bytes()).json()

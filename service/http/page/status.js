@@ -134,8 +134,8 @@ export function showStatus(elements, getModels, onReadiness) {
     const seconds = history.seconds;
     elements.window.textContent = seconds ? `last ${Math.round(seconds)} s` : "";
     const rows = models.map((model) => {
-      const labels = { model: model.name };
-      const isReady = history.value("model_ready", { ...labels, version: model.version }) === 1;
+      const labels = { model: model.name, version: model.version };
+      const isReady = history.value("model_ready", labels) === 1;
       const images = history.increase("images_total", labels);
       const runs = history.increase("batch_size_count", labels);
       const queued = history.value("queue_inputs", labels);
@@ -151,11 +151,12 @@ export function showStatus(elements, getModels, onReadiness) {
     });
     const missing = failed.map(({ name: model, reason }) => [model, ["failed", "bad-text"], [reason, "bad-text"], "–", "–", "–"]);
     setRows(elements.models, [...rows, ...missing]);
-    const isRecent = history.increase("images_total", { model: selected }) > 0;
+    const version = models.find((model) => model.name === selected)?.version;
+    const isRecent = history.increase("images_total", { model: selected, version }) > 0;
     elements.latencyTitle.textContent =
       `Latency of ${selected ?? "the model"} by stage (ms), ${isRecent ? `last ${Math.round(seconds)} s` : "since the start of the service"}`;
     setRows(elements.latency, Object.entries(STAGE_NAMES).map(([stage, text]) => {
-      const buckets = history.buckets("stage_duration_seconds", { model: selected, stage }, isRecent);
+      const buckets = history.buckets("stage_duration_seconds", { model: selected, version, stage }, isRecent);
       const count = Math.max(0, ...buckets.map(([, value]) => value));
       const percentiles = [0.5, 0.95, 0.99].map((fraction) => number(1000 * quantile(buckets, fraction)));
       return [text, ...percentiles, String(count)];

@@ -243,10 +243,14 @@ def test_parts_of_the_protocol_that_are_not_supported(grpc_server: GrpcServer) -
             request()
         assert status_of(caught) == "StatusCode.UNIMPLEMENTED"
     reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-    for method in ("ModelStreamInfer", "RepositoryModelLoad", reflection):
+    for method, detail in (
+        ("ModelStreamInfer", "ModelStreamInfer"),
+        ("RepositoryModelLoad", "--model-control explicit"),
+        (reflection, reflection),
+    ):
         error = grpc_server.error(method)
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert method in error.details()
+        assert detail in error.details()
 
 
 def test_compressed_messages(grpc_server: GrpcServer) -> None:
