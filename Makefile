@@ -28,7 +28,7 @@ serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	exec $(SERVE_ENV)/bin/centernet-serve
 
 test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and every test (about 15 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(DEV_ENV)/installed ## Run the fast unit tests (under a minute on 2 cores)
 	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not engines' $(FAST_TESTS)

@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,20 @@ from service.engines import Engine
 from service.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
+
+LONG_FILES = frozenset(
+    {
+        *("test_extras.py", "test_hostile_inputs.py", "test_page.py"),
+        *("test_rendered_parity.py", "test_upstream_parity.py"),
+    }
+)
+"""Files of a minute or more, which run first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long files first, then those with most tests."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONG_FILES, -sizes[item.path], item.path))
 
 
 @pytest.hookimpl(wrapper=True)
