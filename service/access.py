@@ -74,7 +74,7 @@ def _received_key(headers: Mapping[str, str]) -> str | None:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    # The header of its own first: a proxy may ask for Basic credentials that are not ours.
+    # The header of its own first: a proxy may ask for Basic credentials of its own.
     return headers.get(KEY_HEADER.lower()) or _basic_password(scheme, credentials)
 
 

@@ -19,6 +19,7 @@ from service.open_inference.types import BYTES, TensorMetadata
 from service.state import ServiceState
 
 PLATFORM = "centernet"
+_VERSION = version("centernet-serving")  # read from a file
 _EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
@@ -53,7 +54,7 @@ def server_metadata() -> dict[str, Any]:
     """Return the name and the version of the server, and the extensions that it supports."""
     return {
         "name": "centernet-serving",
-        "version": version("centernet-serving"),
+        "version": _VERSION,
         "extensions": list(_EXTENSIONS),
     }
 
