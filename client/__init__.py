@@ -10,7 +10,6 @@
 httpx is needed: Pillow for arrays and drawing, NumPy for the arrays of a result.
 """
 
-from client.async_client import AsyncClient
 from client.errors import (
     ClientError,
     ConnectionFailedError,
@@ -43,3 +42,12 @@ __all__ = [
     "ResponseTimeoutError",
     "RetryPolicy",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # asyncio takes a quarter of the time of importing this package, and few programs need it.
+    if name == "AsyncClient":
+        from client.async_client import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
