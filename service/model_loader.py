@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from service.daemon_thread import call_in_daemon_thread
+from service.daemon_thread import DaemonThread
 from service.errors import NotReadyError
 from service.model_registry import ModelRegistry
 from service.observability.tracing import Tracing
@@ -34,15 +34,16 @@ class ModelLoader:
 
         Sets :attr:`error` if that fails.
         """
+        thread = DaemonThread("model-loader")
         try:
             models = self._loaded
             if models is None:
-                models = await call_in_daemon_thread(
-                    "model-loader", lambda: self._load(self._report_step)
-                )
+                models = await thread.call(lambda: self._load(self._report_step))
         except Exception as error:
             self.error = error
             return
+        finally:
+            thread.close()
         models.start(tracing)
         self._models = models
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from model_package import PackageError
 from service.async_detector import AsyncDetector
-from service.daemon_thread import call_in_daemon_thread
+from service.daemon_thread import DaemonThread
 from service.engines.errors import EngineBrokenError
 from service.errors import ModelUnavailableError, RestartRequiredError, UnknownModelError
 from service.image_pool import ImagePool
@@ -75,6 +75,8 @@ class ModelRegistry:
         self._unloaded: dict[str, tuple[str, ...]] = {}
         """Models that were unloaded on request, and their versions."""
         self._retiring: dict[AsyncDetector, asyncio.Task[None]] = {}
+        # One thread: when each model is compiled in a new one, OpenVINO keeps some MB for each.
+        self._thread = DaemonThread("model-loader")
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[Any]] = set()
         self._is_started = False
@@ -257,6 +259,7 @@ class ModelRegistry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(detector.stop() for detector in detectors))
+        self._thread.close()
         self.pool.close()
 
     async def load(self, name: str) -> None:
@@ -304,7 +307,7 @@ class ModelRegistry:
         if self._repository is None:
             return self._signature
         try:
-            return await call_in_daemon_thread("model-scan", self._repository.signature)
+            return await self._thread.call(self._repository.signature)
         except (PackageError, OSError):
             return None
 
@@ -383,7 +386,7 @@ class ModelRegistry:
         repository = self._repository
         if repository is None:
             raise PackageError("the models of this service have no packages")
-        return repository, await call_in_daemon_thread("model-scan", repository.scan)
+        return repository, await self._thread.call(repository.scan)
 
     async def _update(self, repository: ModelRepository, name: str, scan: Scan) -> None:
         """Load the packages of one model in a thread, then serve them."""
@@ -395,7 +398,7 @@ class ModelRegistry:
 
         load = partial(repository.load, name, scan, self.versions(name), report_step)
         try:
-            self._apply(name, await call_in_daemon_thread("model-loader", load))
+            self._apply(name, await self._thread.call(load))
         except EngineBrokenError as error:
             raise RestartRequiredError(
                 f"Model {name} could not be loaded: {error}. Restart the service."
