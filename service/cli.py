@@ -28,7 +28,7 @@ from service.model_registry import ModelRegistry, load_models
 from service.observability.logs import set_up_logging
 from service.observability.metrics import Metrics
 from service.observability.tracing import TracingUnavailableError
-from service.peers import Peers
+from service.peers import WorkerPeers
 from service.settings import Settings
 from service.tune import TuneSettings, tune
 from service.workers import Worker, supervise
@@ -84,7 +84,7 @@ def _run(settings: Settings, worker: Worker | None) -> None:
     loader = make_loader(settings, metrics)
     try:
         app = create_app(
-            loader, settings, metrics, None if worker is None else Peers(worker.socket_path)
+            loader, settings, metrics, None if worker is None else WorkerPeers(worker.socket_path)
         )
         if worker is not None and not worker.listens_first:
             loader.load()

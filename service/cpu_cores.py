@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 _processes = 1
+_limit = math.inf
 
 
 def share_quota(processes: int) -> None:
@@ -13,13 +14,22 @@ def share_quota(processes: int) -> None:
     _processes = processes
 
 
+def limit_cores(cores: float) -> None:
+    """Limit the number of cores, where another program distributes them without an affinity."""
+    global _limit
+    _limit = cores
+
+
 def available_cores(root: Path = Path("/")) -> int:
     """Return the number of cores: those of the CPU affinity, limited by the CPU quota.
+
+    :func:`limit_cores` limits them further.
 
     A quota of 1.5 cores counts as 2: threads that exceed it are throttled, but fewer threads could
     not use it. ``root``: directory that contains ``proc`` and ``sys``.
     """
-    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _cpu_quota(root) / _processes)))
+    quota = _cpu_quota(root) / _processes
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), quota, _limit)))
 
 
 def _cpu_quota(root: Path) -> float:

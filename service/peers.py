@@ -1,20 +1,31 @@
-"""Questions of one worker process to the others, over Unix sockets."""
+"""Questions of one process of the service to the others."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 _log = logging.getLogger(__name__)
 
 METRICS, READINESS = b"metrics", b"readiness"
-_ANSWER_S = 2.0
-"""Seconds after which a worker that does not answer is left out."""
+ANSWER_S = 2.0
+"""Seconds after which a process that does not answer is left out."""
 
 
-class Peers:
-    """The other worker processes of the service.
+class Peers(Protocol):
+    """The other processes that serve the same models."""
+
+    async def serve(self, answers: Mapping[bytes, Callable[[], bytes]]) -> None:
+        """Answer the others, until cancelled; ``answers``: a function for each question."""
+
+    async def ask(self, question: bytes) -> list[bytes]:
+        """Return the answers of all others that are ready."""
+
+
+class WorkerPeers(Peers):
+    """The other worker processes of the service, over Unix sockets.
 
     ``path``: the socket of this worker; the sockets of the others are in the same directory.
     """
@@ -45,7 +56,7 @@ class Peers:
 
 async def _ask(path: Path, question: bytes) -> bytes | None:
     try:
-        async with asyncio.timeout(_ANSWER_S):
+        async with asyncio.timeout(ANSWER_S):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
                 writer.write(question + b"\n")

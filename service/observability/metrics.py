@@ -30,10 +30,10 @@ _Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
 class Metrics:
     """The metrics of one process, in a registry of their own.
 
-    ``worker``: index of a worker process, a label of each of its series.
+    ``worker``: index of a worker process, or id of a replica; a label of each of its series.
     """
 
-    def __init__(self, worker: int | None = None) -> None:
+    def __init__(self, worker: int | str | None = None) -> None:
         self.registry = CollectorRegistry()
         self._worker = worker
         self._of_models: list[Counter | Gauge | Histogram] = []
@@ -215,6 +215,14 @@ class Metrics:
         self._decode_queue_age.set_function(oldest_age_s)
         self._decoding_bytes.set_function(held_bytes)
 
+    def queue_age_s(self) -> float:
+        """Return how long the oldest image has been waiting, to be decoded or for an engine."""
+        ages = self._decode_queue_age, self.queue_oldest_age
+        return max(
+            (sample.value for age in ages for one in age.collect() for sample in one.samples),
+            default=0.0,
+        )
+
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
         if self._worker is None:
@@ -225,7 +233,7 @@ class Metrics:
 class _LabelledMetrics(CollectorRegistry):
     """The metrics of a registry, with the label ``worker``."""
 
-    def __init__(self, registry: CollectorRegistry, worker: int) -> None:
+    def __init__(self, registry: CollectorRegistry, worker: int | str) -> None:
         super().__init__()
         self._registry = registry
         self._label = {"worker": str(worker)}
