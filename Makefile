@@ -7,6 +7,7 @@ DEFAULT_MODEL ?= $(if $(filter models,$(MODELS)),blood_cells)
 
 SERVE_ENV := .venv
 DEV_ENV := .venv-dev
+RAY_ENV := .venv-ray
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Unit tests that neither export, train, nor start many servers.
@@ -15,7 +16,7 @@ FAST_TESTS := tests/client tests/evaluation/metrics tests/labels tests/model_exp
 	tests/service/imaging tests/training/data tests/training/targets \
 	tests/training/test_losses.py tests/test_task_registration.py tests/test_documents.py
 
-.PHONY: help serve test test-fast test-engines test-images lint format check settings messages lock kernels \
+.PHONY: help serve test test-fast test-engines test-images test-ray lint format check settings messages lock kernels \
 	tensorrt-bindings clean
 
 help: ## List the targets
@@ -41,6 +42,11 @@ test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines (minutes, 
 # -s prints the memory of the service. Needs root, buildah, debootstrap and Docker Compose.
 test-images: $(DEV_ENV)/installed ## Build the container images and run their commands, as root
 	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -s -m images tests/deployment
+
+# An environment of its own: Ray brings 30 packages.
+test-ray: $(RAY_ENV)/installed ## Run the service on a Ray cluster of three nodes on this machine
+	OMP_NUM_THREADS=1 $(RAY_ENV)/bin/python -m pytest -m 'ray or not ray' tests/deployment/test_ray_files.py \
+		tests/deployment/test_ray_cluster.py
 
 check: lint ## Check style, types and import rules
 	$(DEV_ENV)/bin/mypy
@@ -72,6 +78,11 @@ lock: $(DEV_ENV)/installed ## Write the versions of the development environment 
 $(SERVE_ENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SERVE_ENV)
 	$(SERVE_ENV)/bin/python $(INSTALL) --editable '.[serve]'
+	touch $@
+
+$(RAY_ENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY_ENV)
+	$(RAY_ENV)/bin/python $(INSTALL) --editable '.[serve,ray]' kubernetes-validate pytest
 	touch $@
 
 # torch first: a CPU build that is installed already is kept, whatever depends on it.

@@ -310,6 +310,11 @@ def check_build(environment: Environment, server: RunningServer, image: Path) ->
     assert "centernet-serving[build,tensorrt-rtx]" in refusal
 
 
+def check_ray(environment: Environment, server: RunningServer, image: Path) -> None:
+    del server, image
+    environment.run("python", "-c", "from service.ray_serve.application import app")
+
+
 def check_tensorrt_rtx(environment: Environment, server: RunningServer, image: Path) -> None:
     del server, image
     environment.run("centernet-export", "build", "--help")
@@ -357,6 +362,7 @@ CHECKS: Mapping[str, Check] = {
     "otel": partial(check_serve, options=("--otlp-endpoint", "http://127.0.0.1:9")),
     "eval": check_eval,
     "build": check_build,
+    "ray": check_ray,
     "tensorrt-rtx": check_tensorrt_rtx,
     "export": check_export,
     "train": check_train,
@@ -366,6 +372,7 @@ NEEDS: Mapping[str, str] = {
     "grpc": "serve",
     "heic": "serve",
     "otel": "serve",
+    "ray": "serve",
     "tensorrt-rtx": "build",
     "tensorboard": "train",
 }

@@ -1,0 +1,1 @@
+"""The Ray Serve application beside ``centernet-serve`` on the same cores."""
