@@ -126,10 +126,10 @@ def _measure(variant: _Variant, args: argparse.Namespace) -> _Turn:
 def _cpu_seconds(title: bytes) -> tuple[float, float]:
     """Return the CPU seconds of the processes with a title, and of those of Ray except replicas."""
     service_s = ray_s = 0.0
-    for directory in Path("/proc").glob("[0-9]*"):
+    for pid in _descendants(os.getpid()):
         try:
-            command = (directory / "cmdline").read_bytes()
-            fields = (directory / "stat").read_text().rpartition(") ")[2].split()
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
         except OSError:  # it has ended
             continue
         used_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -140,6 +140,18 @@ def _cpu_seconds(title: bytes) -> tuple[float, float]:
         ):
             ray_s += used_s
     return service_s, ray_s
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Yield the processes that a process has started, and those that they have started."""
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = (thread / "children").read_text().split()
+        except OSError:  # it has ended
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _descendants(child)
 
 
 _RAY_PROGRAMS = (b"/raylet", b"gcs_server", b"ray/dashboard", b"haproxy")

@@ -1,4 +1,7 @@
-"""The Ray Serve application on a cluster of three nodes: `make test-ray`."""
+"""The Ray Serve application on a cluster of three nodes: `make test-ray`.
+
+With HAProxy instead of Ray's proxy: `RAY_SERVE_ENABLE_HA_PROXY=1 make test-ray`.
+"""
 
 import os
 import re
@@ -21,8 +24,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
 }
 ray = pytest.importorskip("ray", reason="ray is not installed (make test-ray)")
@@ -220,8 +221,8 @@ def test_a_client_that_disconnects_cancels_its_request(cells: str, image: bytes)
             connections.enter_context(send(cells, path, image, len(image)))
         wait_until(lambda: metric(cells, "centernet_queue_inputs") >= 4)
     wait_until(lambda: metric(cells, "centernet_cancelled_inputs_total") >= 4)
+    wait_until(lambda: metric(cells, "centernet_queue_inputs") == 0)
     assert metric(cells, *errors) >= 2
-    assert metric(cells, "centernet_queue_inputs") == 0
 
 
 def test_errors_of_the_service_pass_the_proxy(cluster: Cluster, image: bytes) -> None:
@@ -266,15 +267,19 @@ def test_a_rolling_update_loses_no_request(cluster: Cluster, cells: str, image: 
 
 def check_losses(running: Load) -> None:
     """Check that at most the requests inside the dead replica failed, each with an error."""
+    print(f"{len(running.failures)} of {len(running.statuses)} failed: {running.failures}")
     assert len(running.failures) <= CLIENTS, running.failures
-    assert set(running.failures) <= {500, 502, 503}, running.failures
+    # HAProxy closes the connection of a request whose response it cannot complete.
+    assert set(running.failures) <= {500, "RemoteProtocolError"}, running.failures
     assert max(running.seconds) < REPEAT_S
 
 
 def test_a_killed_replica_loses_its_own_requests(cells: str, image: bytes) -> None:
     with load(cells, image) as running:
-        os.kill(replica_processes("cells")[0], signal.SIGKILL)
+        before = set(replica_processes("cells"))
+        os.kill(min(before), signal.SIGKILL)
         running.wait_for(50)
+        wait_until(lambda: len(set(replica_processes("cells")) - before) == 1, REPEAT_S)
         wait_until(lambda: running_replicas("cells") == 2, REPEAT_S)
         running.wait_for(20)
     check_losses(running)
@@ -282,23 +287,36 @@ def test_a_killed_replica_loses_its_own_requests(cells: str, image: bytes) -> No
 
 def test_a_killed_node_loses_its_own_requests(cluster: Cluster, cells: str, image: bytes) -> None:
     with load(cells, image) as running:
+        before = set(replica_processes("cells"))
         cluster.kill_node(cluster.nodes.pop(0))
         running.wait_for(50)
         cluster.nodes.append(cluster.add_node())
-        wait_until(lambda: len(replica_processes("cells")) == 2, REPEAT_S)
+        wait_until(lambda: len(set(replica_processes("cells")) - before) == 1, REPEAT_S)
+        wait_until(lambda: running_replicas("cells") == 2, REPEAT_S)
         running.wait_for(20)
     check_losses(running)
 
 
+def scaling(target_requests: int, target_age_s: float, downscale_s: float) -> dict[str, Any]:
+    """Return the configuration of one or two replicas, which follow the load within seconds."""
+    return {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": target_requests,
+        "metrics_interval_s": 0.5,
+        "look_back_period_s": 2,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": downscale_s,
+        "policy": {
+            "policy_function": "service.ray_serve.autoscaling:QueueAgePolicy",
+            "policy_kwargs": {"target_queue_age_s": target_age_s},
+        },
+    }
+
+
 def test_the_number_of_replicas_follows_the_load(cluster: Cluster, image: bytes) -> None:
     serve.delete("cells")
-    policy = "service.ray_serve.autoscaling:QueueAgePolicy"
-    scaling = {
-        **{"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2},
-        **{"look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3},
-        "policy": {"policy_function": policy, "policy_kwargs": {"target_queue_age_s": 5}},
-    }
-    url = cluster.deploy("scaled", autoscaling_config=scaling)
+    url = cluster.deploy("scaled", autoscaling_config=scaling(2, 1000, 3))
     assert running_replicas("scaled") == 1
     with load(url, image, 6) as running:
         wait_until(lambda: running_replicas("scaled") == 2, REPEAT_S)
@@ -308,13 +326,8 @@ def test_the_number_of_replicas_follows_the_load(cluster: Cluster, image: bytes)
 
 
 def test_an_old_queue_adds_replicas(cluster: Cluster, image: bytes) -> None:
-    policy = "service.ray_serve.autoscaling:QueueAgePolicy"
-    scaling = {
-        **{"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1000},
-        **{"look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 600},
-        "policy": {"policy_function": policy, "policy_kwargs": {"target_queue_age_s": 0.01}},
-    }
-    url = cluster.deploy("scaled", {"CENTERNET_MAX_BATCH_SIZE": "1"}, autoscaling_config=scaling)
+    one_image = {"CENTERNET_MAX_BATCH_SIZE": "1"}
+    url = cluster.deploy("scaled", one_image, autoscaling_config=scaling(1000, 0.01, 600))
     assert running_replicas("scaled") == 1
     with load(url, image, 12) as running:
         wait_until(lambda: running_replicas("scaled") == 2, REPEAT_S)
