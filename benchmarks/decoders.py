@@ -31,7 +31,6 @@ from service.decoders import DECODERS, ModelOutput
 from service.decoders.types import DetectionOptions, Detections
 from service.http.responses import RESPONSE_FIELDS
 from service.imaging.geometry import AffineTransform, ImageTransform
-from service.option_rules import TASK_RULES
 
 K, PAIRS, CENTERS, CELLS = 100, 1000, 70, 128
 CAMERA = (707.0, 0, 604, 45, 0, 707, 180, 0, 0, 0, 1, 0)
@@ -91,7 +90,7 @@ def random_tensors(case: Case, rng: np.random.Generator) -> dict[str, NDArray[An
 
 def model_outputs(case: Case, rng: np.random.Generator) -> list[ModelOutput]:
     """Return the outputs for all network inputs of a request."""
-    flips = (False, True) if TASK_RULES[case.config.kind].adds_flipped_input else (False,)
+    flips = (False, True) if case.config.flipped_input else (False,)
     side_px = 511 if len(flips) > 1 else 512
     transform = ImageTransform(480, 400, side_px, side_px, AffineTransform(1.0, 16.0, 56.0))
     return [

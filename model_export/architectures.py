@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 from torch import nn
 
-from model_export.key_mappings import corner_nets, objects_as_points
+from model_export.key_mappings import corner_nets, mmdetection, objects_as_points
 from model_export.key_mappings.key_mapping import KeyMapping
 from model_export.networks import hourglass
 from model_export.networks.aggregation import DeformableNeck, PlainNeck
@@ -16,13 +17,15 @@ from model_export.networks.corner_networks import (
     corner_net_pooling,
     keypoint_triplets_pooling,
 )
+from model_export.networks.deformable import DeformableConvolution
 from model_export.networks.dla import DLABackbone
 from model_export.networks.resnet import (
     BasicBlock,
     Bottleneck,
+    ConvolutionDeconvolutionNeck,
     DeconvolutionNeck,
-    DeformableDeconvolutionNeck,
     ResNetBackbone,
+    conv3x3,
 )
 
 OUTPUT_STRIDE = 4
@@ -69,7 +72,9 @@ class ResNetArchitecture:
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    neck: type[DeconvolutionNeck] | type[DeformableDeconvolutionNeck] = DeconvolutionNeck
+    neck: Callable[[int, Sequence[int]], DeconvolutionNeck | ConvolutionDeconvolutionNeck] = (
+        DeconvolutionNeck
+    )
     neck_channels: tuple[int, int, int] = (256, 256, 256)
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
@@ -161,6 +166,8 @@ class CornerArchitecture:
     tasks: tuple[str, ...]
     widths: Sequence[int] = hourglass.WIDTHS
     depths: Sequence[int] = hourglass.DEPTHS
+    keys: Callable[[int], KeyMapping] = corner_nets.corner_keys
+    """Returns the mapping of a number of stacks."""
     input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
 
     @property
@@ -171,7 +178,7 @@ class CornerArchitecture:
     @property
     def key_mapping(self) -> KeyMapping:
         """Mapping between checkpoint keys and network keys."""
-        return corner_nets.corner_keys(self.stacks)
+        return self.keys(self.stacks)
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
@@ -186,23 +193,27 @@ class CornerArchitecture:
         )
 
 
+_RESNETS: Mapping[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+_TAPERED_CHANNELS = (256, 128, 64)
+# The convolutions before the upsampling, by the end of the name.
+_MMDETECTION_CONVOLUTIONS: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "": conv3x3,
+    "_dcnv2": partial(DeformableConvolution, bias=False),
+}
+
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "res_18": ResNetArchitecture(BasicBlock, (2, 2, 2, 2)),
-    "res_34": ResNetArchitecture(BasicBlock, (3, 4, 6, 3)),
-    "res_50": ResNetArchitecture(Bottleneck, (3, 4, 6, 3)),
-    "res_101": ResNetArchitecture(Bottleneck, (3, 4, 23, 3)),
-    "resdcn_18": ResNetArchitecture(
-        BasicBlock,
-        (2, 2, 2, 2),
-        neck=DeformableDeconvolutionNeck,
-        neck_channels=(256, 128, 64),
-    ),
-    "resdcn_101": ResNetArchitecture(
-        Bottleneck,
-        (3, 4, 23, 3),
-        neck=DeformableDeconvolutionNeck,
-        neck_channels=(256, 128, 64),
-    ),
+    **{f"res_{layers}": ResNetArchitecture(*_RESNETS[layers]) for layers in _RESNETS},
+    **{
+        f"resdcn_{layers}": ResNetArchitecture(
+            *_RESNETS[layers], neck=ConvolutionDeconvolutionNeck, neck_channels=_TAPERED_CHANNELS
+        )
+        for layers in (18, 101)
+    },
     "dla_34": DLAArchitecture(DeformableNeck),
     "dlav0_34": DLAArchitecture(PlainNeck),
     "hourglass": HourglassArchitecture(stacks=2),
@@ -210,6 +221,24 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cornernet_hourglass104": CornerArchitecture(2, corner_net_pooling, ("corner_pairs",)),
     "triplet_centernet52": CornerArchitecture(1, keypoint_triplets_pooling, ("corner_triplets",)),
     "triplet_centernet104": CornerArchitecture(2, keypoint_triplets_pooling, ("corner_triplets",)),
+    # Networks of MMDetection. Their names follow those of its configurations.
+    **{
+        f"mmdet_centernet_r{layers}{ending}": ResNetArchitecture(
+            *_RESNETS[layers],
+            neck=partial(ConvolutionDeconvolutionNeck, convolution=convolution),
+            neck_channels=_TAPERED_CHANNELS,
+            key_mapping=mmdetection.CENTER_NET,
+            tasks=("boxes",),
+        )
+        for layers in _RESNETS
+        for ending, convolution in _MMDETECTION_CONVOLUTIONS.items()
+    },
+    **{
+        f"mmdet_cornernet_hourglass{layers}": CornerArchitecture(
+            stacks, corner_net_pooling, ("corner_pairs",), keys=mmdetection.corner_net_keys
+        )
+        for layers, stacks in ((52, 1), (104, 2))
+    },
     # For CPUs, not in the papers: res_18 with a tenth of its parameters and arithmetic.
     "res_18_slim": ResNetArchitecture(
         BasicBlock,

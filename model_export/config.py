@@ -10,8 +10,9 @@ from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.graph.corner_pairs import PAIRS
-from model_export.graph.normalization import NORMALIZATIONS
-from model_export.tasks import TASKS, Task
+from model_export.graph.normalization import NORMALIZATIONS, Normalization
+from model_export.key_mappings.key_mapping import Framework
+from model_export.tasks import TASKS, Task, task_of_framework
 from model_package import (
     Artifact,
     Decoder,
@@ -54,8 +55,8 @@ class ExportConfig:
     """Add a second graph that averages the maps of the image and its horizontal flip."""
     precision: ExportPrecision = "fp32"
     """``fp16``: add an fp16 file for each fp32 file."""
-    normalization: str | None = None
-    """A key of :data:`model_export.graph.normalization.NORMALIZATIONS`."""
+    normalization: str | Normalization | None = None
+    """A key of :data:`model_export.graph.normalization.NORMALIZATIONS`, or other values."""
     top_k: int = 100
     score_threshold: float = 0.3
     source: str = "unknown"
@@ -75,6 +76,7 @@ class ResolvedExport:
     keypoints: tuple[str, ...]
     input: InputSpec
     normalization: str
+    pixel_normalization: Normalization
 
     def decoder(self) -> Decoder:
         """Return the decoder configuration of the manifest."""
@@ -87,6 +89,7 @@ class ResolvedExport:
             "projection": self.config.projection,
             "pairs": PAIRS,
             "centers": self.task.corner_peaks,
+            "rules": self.task.corner_rules,
         }
         kind = self.task.decoder
         return kind.model_validate(
@@ -132,7 +135,11 @@ def check_config(config: ExportConfig) -> None:
     for option, name, known in (
         ("architecture", config.architecture, ARCHITECTURES),
         ("task", config.task, TASKS),
-        ("normalization", config.normalization, NORMALIZATIONS),
+        (
+            "normalization",
+            None if isinstance(config.normalization, Normalization) else config.normalization,
+            NORMALIZATIONS,
+        ),
         ("precision", config.precision, get_args(ExportPrecision)),
     ):
         if name is not None and name not in known:
@@ -162,13 +169,15 @@ def resolve_export(
     task_name: str,
     num_classes: int,
     num_keypoints: int,
+    framework: Framework = "authors",
 ) -> ResolvedExport:
-    """Resolve the defaults of ``config`` for an identified network.
+    """Resolve the defaults of ``config`` for an identified network, trained with ``framework``.
 
     Sides of the input must be multiples of ``multiple_px``. Raises :class:`ConfigError`, and
     :class:`CheckpointMismatchError` if the number of names differs from the network's.
     """
-    task = TASKS[task_name]
+    task = task_of_framework(task_name, framework)
+    normalization, pixel_normalization = _normalization(config, task)
     _check_size(config, task, multiple_px)
     _check_names("classes", config.classes, num_classes)
     _check_names("keypoints", config.keypoints, num_keypoints)
@@ -181,8 +190,9 @@ def resolve_export(
             task=task,
             classes=_names("classes", config.classes, task.classes, num_classes),
             keypoints=_names("keypoints", config.keypoints, task.keypoints, num_keypoints),
-            input=_input(config, task, multiple_px),
-            normalization=config.normalization or task.normalization,
+            input=_input(config, task, multiple_px, pixel_normalization.mean_rgb or (0, 0, 0)),
+            normalization=normalization,
+            pixel_normalization=pixel_normalization,
         )
         resolved.manifest(*_placeholder_results())
     except ValidationError as error:
@@ -192,7 +202,20 @@ def resolve_export(
     return resolved
 
 
-def _input(config: ExportConfig, task: Task, multiple_px: Literal[32, 128]) -> InputSpec:
+def _normalization(config: ExportConfig, task: Task) -> tuple[str, Normalization]:
+    """Return the pixel scaling, preceded by its name or description."""
+    chosen = config.normalization or task.normalization
+    if isinstance(chosen, Normalization):
+        return chosen.describe(), chosen
+    return chosen, NORMALIZATIONS[chosen]
+
+
+def _input(
+    config: ExportConfig,
+    task: Task,
+    multiple_px: Literal[32, 128],
+    padding_rgb: tuple[int, int, int],
+) -> InputSpec:
     free_size = None
     max_side_px = _max_side_px(config, task)
     if max_side_px is not None:
@@ -205,6 +228,7 @@ def _input(config: ExportConfig, task: Task, multiple_px: Literal[32, 128]) -> I
         height_px=height_px,
         resize=config.resize or task.resize,
         free_size=free_size,
+        padding_rgb=padding_rgb,
     )
 
 

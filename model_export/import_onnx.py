@@ -168,14 +168,7 @@ def _resolve(
 def _with_input(
     config: ExportConfig, width_px: int, height_px: int, normalization: Normalization
 ) -> ExportConfig:
-    mean, std = (" ".join(f"{v:g}" for v in v3) for v3 in (normalization.mean, normalization.std))
-    return replace(
-        config,
-        width_px=width_px,
-        height_px=height_px,
-        normalization=f"{normalization.channel_order}, pixel * {normalization.scale:g}, "
-        f"mean {mean}, std {std}",
-    )
+    return replace(config, width_px=width_px, height_px=height_px, normalization=normalization)
 
 
 def _check_maps(

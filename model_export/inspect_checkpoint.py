@@ -1,11 +1,17 @@
 """Description of a checkpoint for ``centernet-export inspect``."""
 
+import shlex
 from pathlib import Path
 
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import CheckpointInfo, examine
-from model_export.checkpoints.safe_load import read_state
-from model_export.tasks import TASKS
+from model_export.checkpoints.mmdetection import RecordedSettings
+from model_export.checkpoints.safe_load import read_checkpoint
+from model_export.key_mappings.mmdetection import describe_other_detector
+from model_export.tasks import task_of_framework
+
+_SHOWN_CLASSES = 10
+_SHOWN_CHARACTERS = 60
 
 
 def inspect_checkpoint(path: Path) -> tuple[str, bool]:
@@ -13,14 +19,16 @@ def inspect_checkpoint(path: Path) -> tuple[str, bool]:
 
     Raises :class:`~model_export.errors.CheckpointError` if it cannot be read.
     """
-    state = read_state(path)
+    content = read_checkpoint(path)
+    state = content.state
     info = examine(state)
     fits = info.differences.count() == 0
     values = sum(weight.numel() for weight in state.values())
     lines = [
         f"{path}: {'' if fits else 'closest to '}{info.architecture} for {info.task}, "
         f"{len(state)} tensors, {values / 1e6:.2f} M values",
-        f"detects: {_counts(info)}",
+        f"framework: {_framework(info, content.recorded)}",
+        f"detects: {_counts(info)}{_class_names(content.recorded)}",
         f"heads: {', '.join(f'{name} {count}' for name, count in info.head_channels.items())}; "
         f"{info.head_hidden_channels} hidden channels",
         f"default input: {_default_input(info)}",
@@ -28,6 +36,14 @@ def inspect_checkpoint(path: Path) -> tuple[str, bool]:
     if info.unused:
         lines.append(f"not needed: {len(info.unused)} tensors that inference does not use")
     lines += info.differences.lines() or ["no missing and no unexpected tensors"]
+    if not fits and (other := describe_other_detector(state)) is not None:
+        lines.append(other)
+    if fits:
+        name = shlex.quote(f"models/{info.architecture}")
+        lines.append(
+            f"command: centernet-export package --checkpoint {shlex.quote(str(path))} "
+            f"--output {name}"
+        )
     return "\n".join(lines), fits
 
 
@@ -36,10 +52,31 @@ def _counts(info: CheckpointInfo) -> str:
     return f"{classes}, {info.num_keypoints} keypoints" if info.num_keypoints else classes
 
 
+def _framework(info: CheckpointInfo, recorded: RecordedSettings) -> str:
+    if ARCHITECTURES[info.architecture].key_mapping.framework == "authors":
+        return "the code of the paper's authors, or this project"
+    details = [_shown(text) for text in (recorded.detector, recorded.version) if text]
+    return f"MMDetection ({'; '.join(details)})" if details else "MMDetection"
+
+
+def _class_names(recorded: RecordedSettings) -> str:
+    """Return the first names that the file records."""
+    if recorded.classes is None:
+        return ""
+    names = ", ".join(_shown(name) for name in recorded.classes[:_SHOWN_CLASSES])
+    return f": {names}{', ...' if len(recorded.classes) > _SHOWN_CLASSES else ''}"
+
+
+def _shown(text: str) -> str:
+    """Return text of an untrusted file, shortened and without terminal control sequences."""
+    return text[:_SHOWN_CHARACTERS].encode("unicode_escape").decode()
+
+
 def _default_input(info: CheckpointInfo) -> str:
-    task = TASKS[info.task]
+    architecture = ARCHITECTURES[info.architecture]
+    task = task_of_framework(info.task, architecture.key_mapping.framework)
     width_px, height_px = task.size_px
     return (
         f"{width_px}x{height_px}, sides multiples of "
-        f"{ARCHITECTURES[info.architecture].input_multiple}, normalization {task.normalization}"
+        f"{architecture.input_multiple}, normalization {task.normalization}, {task.resize}"
     )

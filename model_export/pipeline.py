@@ -9,11 +9,11 @@ from torch import nn
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.checkpoints.safe_load import read_state
+from model_export.checkpoints.mmdetection import complete_config
+from model_export.checkpoints.safe_load import read_checkpoint
 from model_export.class_names import flipped_pairs
 from model_export.config import ExportConfig, ResolvedExport, check_config, resolve_export
 from model_export.detection_graph import DetectionGraph
-from model_export.graph.normalization import NORMALIZATIONS
 from model_export.networks.fp16 import Fp16Network
 from model_export.onnx.export import export_onnx, max_units
 from model_export.references import record_references, reference_images
@@ -132,23 +132,28 @@ def _add_fp16_files(
 
 def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Module]:
     """Identify the checkpoint, resolve the configuration and load the network."""
-    state = read_state(checkpoint)
-    checkpoint_info = identify(state, config.architecture, config.task)
+    content = read_checkpoint(checkpoint)
+    checkpoint_info = identify(content.state, config.architecture, config.task)
+    architecture = ARCHITECTURES[checkpoint_info.architecture]
+    framework = architecture.key_mapping.framework
+    if framework == "mmdetection":
+        config = complete_config(config, content.recorded, checkpoint_info.task)
     resolved = resolve_export(
         config,
         checkpoint_info.architecture,
-        ARCHITECTURES[checkpoint_info.architecture].input_multiple,
+        architecture.input_multiple,
         checkpoint_info.task,
         checkpoint_info.num_classes,
         checkpoint_info.num_keypoints,
+        framework,
     )
-    return resolved, load_network(checkpoint_info, state)
+    return resolved, load_network(checkpoint_info, content.state)
 
 
 def _build_graph(network: nn.Module, resolved: ResolvedExport, flip: bool) -> DetectionGraph:
     graph = DetectionGraph(
         network,
-        NORMALIZATIONS[resolved.normalization],
+        resolved.pixel_normalization,
         resolved.task.corner_peaks or resolved.config.top_k,
         resolved.task,
         flip,

@@ -1,7 +1,7 @@
 """Table of the supported tasks: heads, decoding and defaults."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -17,11 +17,13 @@ from model_export.graph.corner_pairs import (
 from model_export.graph.heads import Head
 from model_export.graph.peaks import decode_boxes
 from model_export.graph.poses import decode_poses
+from model_export.key_mappings.key_mapping import Framework
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
     CenterPosesDecoder,
     CornerPairsDecoder,
+    CornerRules,
     CornerTripletsDecoder,
     Decoder,
     ResizeMode,
@@ -58,6 +60,7 @@ class Task:
     """Maps can be averaged over the image and its horizontal flip."""
     corner_peaks: int | None = None
     """Number of corners of each kind, and of centers, to decode; None: top-K objects."""
+    corner_rules: CornerRules = "cornernet"
 
     @property
     def classes_head(self) -> str:
@@ -146,3 +149,20 @@ TASKS: Mapping[str, Task] = {
         TRIPLET_HEADS, decode_corner_triplets, CornerTripletsDecoder, 70
     ),
 }
+
+_MMDETECTION_TASKS: Mapping[str, Task] = {
+    "boxes": replace(
+        TASKS["boxes"],
+        normalization="mmdetection",
+        resize="keep_resolution",
+        max_side_px=1536,
+    ),
+    "corner_pairs": replace(
+        TASKS["corner_pairs"], normalization="mmdetection-mean", corner_rules="mmdetection"
+    ),
+}
+
+
+def task_of_framework(name: str, framework: Framework) -> Task:
+    """Return a task of :data:`TASKS` with the defaults of the framework's own test."""
+    return _MMDETECTION_TASKS[name] if framework == "mmdetection" else TASKS[name]

@@ -12,15 +12,23 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
 Precision = Literal["fp32", "fp16", "int8"]
 ResizeMode = Literal["letterbox", "fit_width", "keep_resolution"]
-"""Scaling of images to the network input; black padding.
+"""Scaling of images to the network input; the rest is padding.
 
 ``letterbox``: the longer side of the image to the *width* of the input, so an image with a taller
 aspect ratio than the input is cropped at top and bottom. ``fit_width``: the width of the image to
 the width of the input; the height is cropped or padded. ``keep_resolution``: no scaling.
 """
+CornerRules = Literal["cornernet", "mmdetection"]
+"""How the corner pairs of an image become detections.
+
+``cornernet``: the image and its horizontal flip are run, boxes are clipped to the image, and the
+sides of boxes include both end pixels in soft-NMS. ``mmdetection``: the image alone is run, boxes
+are clipped at its left and top edge only, and sides do not include the end pixel.
+"""
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
 
 _Text = Annotated[str, StringConstraints(max_length=4000)]
+_Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class _StrictModel(BaseModel):
@@ -58,6 +66,8 @@ class InputSpec(_StrictModel):
     resize: ResizeMode = "letterbox"
     free_size: FreeSize | None = None
     """None: the only input size is ``width_px`` x ``height_px``."""
+    padding_rgb: tuple[_Byte, _Byte, _Byte] = (0, 0, 0)
+    """Colour around the image."""
 
     @model_validator(mode="after")
     def _resolution_can_be_kept(self) -> Self:
@@ -86,6 +96,11 @@ class _CenterDecoder(_StrictModel):
     top_k: int = Field(gt=0, le=1000)
     score_threshold: float = Field(ge=0.0, le=1.0)
     """Default score threshold of requests."""
+
+    @property
+    def flipped_input(self) -> bool:
+        """Whether the horizontal flip of every image is run too, as an input of its own."""
+        return False
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return the graph outputs that this decoder reads."""
@@ -161,7 +176,7 @@ class CenterBoxes3DDecoder(_CenterDecoder):
 class _CornerDecoder(_StrictModel):
     """Common fields of the corner decoders (*CornerNet*, Law and Deng 2018, section 3).
 
-    Every image is run together with its horizontal flip. Outputs per image, by descending score:
+    Outputs per image, by descending score:
     ``scores`` float32 (pairs,), -1 for impossible pairs, ``class_ids`` int32 (pairs,), ``boxes``
     float32 (pairs, 4) as x1, y1, x2, y2 in cells, ``corner_scores`` float32 (pairs, 2), top-left
     and bottom-right.
@@ -171,6 +186,11 @@ class _CornerDecoder(_StrictModel):
     top_k: int = Field(gt=0, le=1000)
     """Maximum detections per image, after soft-NMS."""
     score_threshold: float = Field(ge=0.0, le=1.0)
+
+    @property
+    def flipped_input(self) -> bool:
+        """Whether the horizontal flip of every image is run too, as an input of its own."""
+        return True
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return the graph outputs that this decoder reads."""
@@ -186,6 +206,12 @@ class CornerPairsDecoder(_CornerDecoder):
     """Boxes from pairs of corners."""
 
     kind: Literal["corner_pairs"] = "corner_pairs"
+    rules: CornerRules = "cornernet"
+
+    @property
+    def flipped_input(self) -> bool:
+        """Whether the horizontal flip of every image is run too, as an input of its own."""
+        return self.rules == "cornernet"
 
 
 class CornerTripletsDecoder(_CornerDecoder):

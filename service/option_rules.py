@@ -30,7 +30,6 @@ class _TaskRules:
 
     max_scales: int = MAX_SCALES
     needs_scale_1: bool = False
-    adds_flipped_input: bool = False
     soft_nms: tuple[bool, ...] = (False, True)
     has_camera: bool = False
 
@@ -39,9 +38,9 @@ TASK_RULES: Mapping[str, _TaskRules] = {
     "center_boxes": _TaskRules(),
     "center_poses": _TaskRules(),
     "center_boxes_3d": _TaskRules(max_scales=1, has_camera=True),
-    "corner_pairs": _TaskRules(adds_flipped_input=True, soft_nms=(True,)),
+    "corner_pairs": _TaskRules(soft_nms=(True,)),
     # Centers are taken from scale 1 alone.
-    "corner_triplets": _TaskRules(adds_flipped_input=True, soft_nms=(True,), needs_scale_1=True),
+    "corner_triplets": _TaskRules(soft_nms=(True,), needs_scale_1=True),
 }
 
 
@@ -54,7 +53,7 @@ class OptionRules:
         self.max_scales = self._task.max_scales
         self.has_camera = self._task.has_camera
         self.soft_nms = self._task.soft_nms
-        self.flip = _flips(manifest, self._task)
+        self.flip = _flips(manifest)
         self.keep_resolution = _resolutions(manifest)
 
     def complete(self, parameters: DetectParameters) -> RequestOptions:
@@ -81,8 +80,8 @@ class OptionRules:
                 self._projection(parameters),
             ),
             InputOptions(
-                flip=flip and not self._task.adds_flipped_input,
-                add_flipped_input=self._task.adds_flipped_input,
+                flip=flip and not decoder.flipped_input,
+                add_flipped_input=decoder.flipped_input,
                 scales=scales,
                 keep_resolution=keep_resolution,
             ),
@@ -185,8 +184,8 @@ def _list_names(names: Sequence[str]) -> str:
     return shown if len(names) <= _MAX_CLASSES else f"{shown}, ... ({len(names)} in all)"
 
 
-def _flips(manifest: ModelManifest, task: _TaskRules) -> tuple[bool, ...]:
-    if task.adds_flipped_input:
+def _flips(manifest: ModelManifest) -> tuple[bool, ...]:
+    if manifest.decoder.flipped_input:
         return (True,)
     return tuple(sorted({artifact.flip for artifact in manifest.artifacts}))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model_export.architectures import ARCHITECTURES, Architecture
 from model_export.errors import CheckpointMismatchError
+from model_export.key_mappings.mmdetection import describe_other_detector
 from model_export.tasks import TASKS
 
 _COUNTER = ".num_batches_tracked"
@@ -80,6 +81,8 @@ def identify(
     checkpoint_info = examine(state, architecture, task)
     if checkpoint_info.differences.count() == 0:
         return checkpoint_info
+    if (other := describe_other_detector(state)) is not None:
+        raise CheckpointMismatchError(other)
     closest = examine(state)
     raise CheckpointMismatchError(_describe(checkpoint_info, closest, architecture, len(state)))
 

@@ -6,13 +6,16 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from model_export.checkpoints.mmdetection import RecordedSettings, read_settings
 from model_export.checkpoints.pickle_limits import PickleLimitError, check_pickles
+from model_export.checkpoints.training_state import training_state_skipped
 from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
 
 MAX_FILE_BYTES = 4 * 1024**3
@@ -33,8 +36,21 @@ _COUNTER = ".num_batches_tracked"
 _DATA_PARALLEL_PREFIX = "module."
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights under their stored names, and what MMDetection records beside them."""
+
+    state: dict[str, Tensor]
+    recorded: RecordedSettings
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the weights in ``path`` under their stored (upstream) names.
+    """Read the weights in ``path``; see :func:`read_checkpoint`."""
+    return read_checkpoint(path).state
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the weights in ``path`` under their stored (upstream) names, and their description.
 
     Accepts both file formats of ``torch.save``, a bare state dict or one under ``state_dict``, and
     the ``module.`` prefix of data-parallel training. Returns finite float32 tensors on the CPU,
@@ -59,7 +75,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             _check_tensor(name, value, path)
             weights[name] = value
     _check_expansion(weights, size_bytes, path)
-    return {name: _to_float32(name, tensor, path) for name, tensor in weights.items()}
+    return Checkpoint(
+        {name: _to_float32(name, tensor, path) for name, tensor in weights.items()},
+        read_settings(loaded),
+    )
 
 
 def _check_file(path: Path) -> int:
@@ -158,7 +177,7 @@ def _check_expansion(weights: Mapping[str, Tensor], size_bytes: int, path: Path)
 
 def _load(path: Path) -> object:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), training_state_skipped():
             # torch warns about formats (TorchScript, newer pickles) that it then refuses itself.
             warnings.simplefilter("ignore", UserWarning)
             loaded: object = torch.load(path, map_location="cpu", weights_only=True)

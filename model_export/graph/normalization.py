@@ -1,7 +1,7 @@
 """Pixel scaling before the first convolution, as in the upstream test code."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,8 +17,19 @@ class Normalization:
     std: tuple[float, float, float]
     channel_order: Literal["bgr", "rgb"] = "bgr"
     scale: float = 1 / 255
+    mean_rgb: tuple[int, int, int] | None = None
+    """Colour around images that stands for the mean, if the network was trained with padding of
+    exactly the mean, which 8-bit pixels cannot express: pixels of this colour become 0."""
+
+    def describe(self) -> str:
+        """Return the values as a line of text."""
+        mean, std = (" ".join(f"{value:g}" for value in each) for each in (self.mean, self.std))
+        return f"{self.channel_order}, pixel * {self.scale:g}, mean {mean}, std {std}"
 
 
+MMDETECTION = Normalization(
+    mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), channel_order="rgb", scale=1.0
+)
 NORMALIZATIONS: Mapping[str, Normalization] = {
     # Data set classes of the upstream test.py, which produced the published accuracies.
     "coco": Normalization(
@@ -29,6 +40,10 @@ NORMALIZATIONS: Mapping[str, Normalization] = {
     # ImageNet's RGB numbers applied to BGR pixels: an upstream mistake that the Pascal VOC and
     # KITTI weights were trained with.
     "imagenet": Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    # MMDetection's configurations.
+    "mmdetection": MMDETECTION,
+    # Its CornerNet pads images with the mean.
+    "mmdetection-mean": replace(MMDETECTION, mean_rgb=(124, 116, 104)),
 }
 
 
@@ -37,6 +52,7 @@ class PixelNormalization(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    mean_rgb: Tensor | None
 
     def __init__(self, normalization: Normalization) -> None:
         super().__init__()
@@ -47,14 +63,19 @@ class PixelNormalization(nn.Module):
         # like the upstream normalization.
         self.register_buffer("scale", _per_channel(normalization.scale / std))
         self.register_buffer("shift", _per_channel(-mean / std))
+        colour = normalization.mean_rgb
+        self.register_buffer("mean_rgb", None if colour is None else _per_channel(np.array(colour)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize ``images`` and move the channel axis to the front."""
         # The cast comes first: engines accept uint8 inputs only if nothing else reads them.
         pixels = images.to(torch.float32).permute(0, 3, 1, 2)
-        if self.reverse_channels:
-            pixels = pixels.flip(1)
-        return pixels * self.scale + self.shift
+        ordered = pixels.flip(1) if self.reverse_channels else pixels
+        normalized = ordered * self.scale + self.shift
+        if self.mean_rgb is None:
+            return normalized
+        distances = (pixels - self.mean_rgb).abs().amax(1, keepdim=True)
+        return torch.where(distances == 0, 0.0, normalized)
 
 
 def _per_channel(values: np.ndarray) -> Tensor:

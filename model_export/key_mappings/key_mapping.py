@@ -3,11 +3,15 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 _HEAD = re.compile(r"heads\.(?P<head>\w+)\.(?P<layer>[02])")
 _NOTHING = r"(?!)"  # a pattern that matches no key
+
+Framework = Literal["authors", "mmdetection"]
+"""Code that trained a checkpoint: that of the paper's authors, or MMDetection."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class KeyMapping:
     """Single dotted parts after the prefix, upstream to network."""
     unused: str = _NOTHING
     """Pattern of checkpoint keys that inference does not need."""
+    framework: Framework = "authors"
 
     def to_network_key(self, key: str) -> str:
         """Translate a checkpoint key; raises KeyError if the network has no such parameter."""

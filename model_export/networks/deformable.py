@@ -88,15 +88,20 @@ class DeformableConvolution(nn.Module):
 
     float (N, in_channels, H, W) to (N, out_channels, H, W). It samples in the type of ``weight``,
     which stays float32 in fp16 networks: fp16 cannot resolve sampling points between the cells of
-    a wide map.
+    a wide map. Without ``bias`` the network has no such parameter.
     """
 
+    bias: Tensor
     _TAPS = 9
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
+        zeros = torch.zeros(out_channels)
+        if bias:
+            self.bias = nn.Parameter(zeros)
+        else:
+            self.register_buffer("bias", zeros, persistent=False)
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.offsets_and_mask = nn.Conv2d(in_channels, 3 * self._TAPS, 3, padding=1)
         # Training starts as an ordinary convolution with a factor of 0.5, as in the paper.

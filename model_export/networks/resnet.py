@@ -4,7 +4,7 @@
 (Xiao et al. 2018): three 4x4 stride-2 transposed convolutions, from stride 32 to stride 4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from model_export.networks.deformable import DeformableConvolution
 STEM_CHANNELS = 64
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without a bias that keeps the size, divided by ``stride``."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
@@ -35,9 +36,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(in_channels, width, stride)
+        self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width)
+        self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, width, stride)
@@ -62,7 +63,7 @@ class Bottleneck(nn.Module):
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width, stride)
+        self.conv2 = conv3x3(width, width, stride)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -123,17 +124,24 @@ class DeconvolutionNeck(nn.Sequential):
         self.out_channels = in_channels
 
 
-class DeformableDeconvolutionNeck(nn.Sequential):
-    """Like :class:`DeconvolutionNeck`, with a deformable convolution before each upsampling.
+class ConvolutionDeconvolutionNeck(nn.Sequential):
+    """Like :class:`DeconvolutionNeck`, with a 3x3 convolution before each upsampling.
 
-    The neck of resdcn (*Objects as Points*, section 5).
+    With deformable convolutions it is the neck of resdcn (*Objects as Points*, section 5).
+    ``convolution`` makes one from its numbers of input and output channels.
     """
 
-    def __init__(self, in_channels: int, channels: Sequence[int] = (256, 128, 64)) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int] = (256, 128, 64),
+        *,
+        convolution: Callable[[int, int], nn.Module] = DeformableConvolution,
+    ) -> None:
         layers: list[nn.Module] = []
         for out_channels in channels:
             layers += [
-                DeformableConvolution(in_channels, out_channels),
+                convolution(in_channels, out_channels),
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(inplace=True),
                 *_upsampling(out_channels, out_channels),

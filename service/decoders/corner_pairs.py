@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package import CornerPairsDecoder
+from model_package import CornerPairsDecoder, CornerRules
 from service.decoders.selection import selection_mask
 from service.decoders.soft_nms import soft_nms, soft_nms_merge
 from service.decoders.types import DetectionOptions, Detections, ModelOutput
@@ -54,19 +54,24 @@ class CornerPairs:
     never returns more than ``top_k`` boxes, also where several tie for the last score.
     """
 
-    def __init__(self, _config: CornerPairsDecoder) -> None:
-        """Take the manifest's entry, like every decoder; nothing of it is needed."""
+    def __init__(self, config: CornerPairsDecoder) -> None:
+        self._rules = config.rules
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Return the best boxes of all network inputs of one image."""
-        candidates = CandidateBoxes.concatenate([decode_candidates(output) for output in outputs])
-        return apply_soft_nms(candidates, options, merge=is_multi_scale(outputs))
+        candidates = CandidateBoxes.concatenate(
+            [decode_candidates(output, rules=self._rules) for output in outputs]
+        )
+        return apply_soft_nms(candidates, options, merge=is_multi_scale(outputs), rules=self._rules)
 
 
-def decode_candidates(output: ModelOutput, margin_px: float = np.inf) -> CandidateBoxes:
-    """Return the valid corner pairs of one network input, clipped to the image.
+def decode_candidates(
+    output: ModelOutput, margin_px: float = np.inf, rules: CornerRules = "cornernet"
+) -> CandidateBoxes:
+    """Return the valid corner pairs of one network input, clipped as ``rules`` say.
 
-    Drops boxes that extend ``margin_px`` or more beyond the resized image.
+    Drops boxes that extend ``margin_px`` or more beyond the resized image and, with the rules of
+    MMDetection, those without an area after clipping.
     """
     tensors, transform = output.tensors, output.transform
     valid = tensors["scores"] > -1
@@ -76,6 +81,9 @@ def decode_candidates(output: ModelOutput, margin_px: float = np.inf) -> Candida
         corners[..., 0] = corners[:, ::-1, 0]
     size = np.array([transform.resized_width_px, transform.resized_height_px])
     inside = ((corners[:, 0] > -margin_px) & (corners[:, 1] < size + margin_px)).all(axis=1)
+    if rules == "mmdetection":
+        inside &= (corners[:, 1] > np.maximum(corners[:, 0], 0)).all(axis=1)
+        size = np.array([np.inf, np.inf])
     corners = np.clip(corners[inside], 0, size) / transform.test_scale
     return CandidateBoxes(
         corners.reshape(-1, 4),
@@ -100,13 +108,18 @@ def cells_to_resized(points: NDArray[np.float64], transform: ImageTransform) -> 
 
 
 def apply_soft_nms(
-    candidates: CandidateBoxes, options: DetectionOptions, *, merge: bool
+    candidates: CandidateBoxes,
+    options: DetectionOptions,
+    *,
+    merge: bool,
+    rules: CornerRules = "cornernet",
 ) -> Detections:
     """Return the detections that remain after soft-NMS per class.
 
     ``merge`` averages each selected box with the boxes it suppresses, as the reference
     implementation does with several test scales.
     """
+    end_px = 1.0 if rules == "cornernet" else 0.0
     if merge:
         # Boxes of any score take part in merging: filter by class only, by score afterwards.
         perfect_scores = np.ones_like(candidates.scores)
@@ -117,11 +130,16 @@ def apply_soft_nms(
             candidates.class_ids,
             candidates.corner_scores,
             top_k=options.top_k,
+            end_px=end_px,
         )
     else:
         candidates = candidates[selection_mask(candidates.scores, candidates.class_ids, options)]
         kept = soft_nms(
-            candidates.boxes_xyxy, candidates.scores, candidates.class_ids, top_k=options.top_k
+            candidates.boxes_xyxy,
+            candidates.scores,
+            candidates.class_ids,
+            top_k=options.top_k,
+            end_px=end_px,
         )
     above = kept.scores >= options.score_threshold
     return Detections(

@@ -2,8 +2,8 @@
 
 Implemented here because no library has what the reference implementation does: torchvision has
 only hard NMS, OpenCV's ``softNMSBoxes`` takes integer boxes of a single class, and neither merges
-boxes. Widths, heights and overlaps include both end pixels (+1), as in the reference
-implementation. Two of its mistakes are corrected:
+boxes. Widths, heights and overlaps include both end pixels (``end_px`` = 1), as in the reference
+implementation; MMDetection's do not (0). Two mistakes of the reference are corrected:
 
 * It overwrites a box that falls below the minimum score by the last one, and returns the stale
   copies at the end of the array; here only the selected boxes are returned.
@@ -65,6 +65,7 @@ def soft_nms(
     top_k: int | None = None,
     decay: Decay | None = None,
     min_score: float = MIN_SCORE,
+    end_px: float = 1.0,
 ) -> SoftNMSResult:
     """Repeatedly select the best box and decay the scores of its class by their IoU with it.
 
@@ -72,7 +73,8 @@ def soft_nms(
     pass, since they do not affect each other. ``decay`` defaults to :func:`gaussian_decay`.
     Stops after ``top_k`` boxes, which are the best: scores only decrease.
     """
-    return _select(boxes_xyxy, scores, class_ids, None, top_k, decay or gaussian_decay(), min_score)
+    pairwise = _PairwiseDecay(boxes_xyxy, class_ids, decay or gaussian_decay(), end_px)
+    return _select(pairwise, scores, None, top_k, min_score)
 
 
 def soft_nms_merge(
@@ -85,6 +87,7 @@ def soft_nms_merge(
     weight_exp: float = 10.0,
     decay: Decay | None = None,
     min_score: float = MIN_SCORE,
+    end_px: float = 1.0,
 ) -> SoftNMSResult:
     """Do :func:`soft_nms`, and average each selected box with the boxes that it suppresses.
 
@@ -94,23 +97,19 @@ def soft_nms_merge(
     Keypoint Triplets.
     """
     merge = _BoxMerging(np.asarray(corner_scores, np.float32), weight_exp)
-    return _select(
-        boxes_xyxy, scores, class_ids, merge, top_k, decay or gaussian_decay(), min_score
-    )
+    pairwise = _PairwiseDecay(boxes_xyxy, class_ids, decay or gaussian_decay(), end_px)
+    return _select(pairwise, scores, merge, top_k, min_score)
 
 
 def _select(
-    boxes_xyxy: NDArray[np.floating],
+    pairwise: "_PairwiseDecay",
     scores: NDArray[np.floating],
-    class_ids: NDArray[np.integer],
     merge: "_BoxMerging | None",
     top_k: int | None,
-    decay: Decay,
     min_score: float,
 ) -> SoftNMSResult:
     original = np.asarray(scores, np.float32)
     current = original.copy()  # -inf once a box is selected or dropped
-    pairwise = _PairwiseDecay(np.asarray(boxes_xyxy, np.float32), class_ids, decay)
     max_count = len(original) if top_k is None else min(top_k, len(original))
     selected: list[int] = []
     selected_scores, selected_corners = [], []
@@ -137,15 +136,15 @@ def _select(
     return SoftNMSResult(
         np.array(selected, np.int64),
         np.array(selected_scores, np.float32),
-        _to_boxes(np.array(selected_corners, np.float32).reshape(-1, 4)),
+        pairwise.to_boxes(np.array(selected_corners, np.float32).reshape(-1, 4)),
     )
 
 
 class _PairwiseDecay:
     """Decay factors between all pairs of boxes, computed on demand.
 
-    ``corners``: float32 (4, n), rows -x1, -y1, x2 + 1, y2 + 1: an elementwise minimum of two
-    columns gives their intersection, and the sum of its halves the intersection's sides.
+    ``corners``: float32 (4, n), rows -x1, -y1, x2 + end_px, y2 + end_px: an elementwise minimum of
+    two columns gives their intersection, and the sum of its halves the intersection's sides.
     """
 
     # Number of factors computed at once, for the boxes with the highest scores: those are likely
@@ -153,11 +152,17 @@ class _PairwiseDecay:
     _BLOCK_SIZE = 8192
 
     def __init__(
-        self, boxes: NDArray[np.float32], class_ids: NDArray[np.integer], decay: Decay
+        self,
+        boxes_xyxy: NDArray[np.floating],
+        class_ids: NDArray[np.integer],
+        decay: Decay,
+        end_px: float,
     ) -> None:
+        boxes = np.asarray(boxes_xyxy, np.float32)
+        self._end_px = np.float32(end_px)
         self.corners = boxes.T.copy()
         self.corners[:2] *= -1
-        self.corners[2:] += 1
+        self.corners[2:] += self._end_px
         sides = np.maximum(self.corners[:2] + self.corners[2:], 0)
         # A box with no area has IoU 0 with all others; this minimum avoids 0 / 0.
         self._areas = np.maximum(sides[0] * sides[1], np.float32(1e-30))
@@ -172,6 +177,13 @@ class _PairwiseDecay:
         if best not in self._computed:
             self._compute(best, current)
         return np.asarray(self._factors[self._computed[best]])
+
+    def to_boxes(self, corners: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Convert rows (m, 4) like the columns of ``corners`` to boxes (m, 4), x1, y1, x2, y2."""
+        boxes = corners.copy()
+        boxes[:, :2] *= -1
+        boxes[:, 2:] -= self._end_px
+        return boxes
 
     def _compute(self, best: int, current: NDArray[np.float32]) -> None:
         count = min(self._rows_per_block, len(current))
@@ -210,11 +222,3 @@ class _BoxMerging:
         return np.asarray(
             (corners[:, rows] * corner_weights).sum(axis=1) / corner_weights.sum(axis=1)
         )
-
-
-def _to_boxes(corners: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Convert corners (n, 4), -x1, -y1, x2 + 1, y2 + 1, to boxes (n, 4), x1, y1, x2, y2."""
-    boxes = corners.copy()
-    boxes[:, :2] *= -1
-    boxes[:, 2:] -= 1
-    return boxes

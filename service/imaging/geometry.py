@@ -58,8 +58,8 @@ class ImageTransform:
     """Transform from an image to one network input.
 
     The image is resized by ``test_scale`` (sides truncated to whole pixels), then mapped by
-    ``to_input`` into an input that is black elsewhere. Where ``flipped``, the input is flipped
-    horizontally after that.
+    ``to_input`` into an input that has the colour ``padding_rgb`` elsewhere. Where ``flipped``, the
+    input is flipped horizontally after that.
     """
 
     resized_width_px: int
@@ -70,6 +70,7 @@ class ImageTransform:
     """From the resized frame to the input frame before the flip."""
     test_scale: float = 1.0
     flipped: bool = False
+    padding_rgb: tuple[int, int, int] = (0, 0, 0)
 
     def to_image(self, points_in_input: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map float64 points (..., 2) from the input frame before the flip to the image frame.

@@ -115,7 +115,13 @@ def _centered(
         (spec.width_px / 2, spec.height_px / 2),
     )
     return ImageTransform(
-        resized_width, resized_height, spec.width_px, spec.height_px, to_input, test_scale
+        resized_width,
+        resized_height,
+        spec.width_px,
+        spec.height_px,
+        to_input,
+        test_scale,
+        padding_rgb=spec.padding_rgb,
     )
 
 
@@ -135,7 +141,13 @@ def _keep_resolution(
         1.0, input_width // 2 - resized_width // 2, input_height // 2 - resized_height // 2
     )
     return ImageTransform(
-        resized_width, resized_height, input_width, input_height, to_input, test_scale
+        resized_width,
+        resized_height,
+        input_width,
+        input_height,
+        to_input,
+        test_scale,
+        padding_rgb=spec.padding_rgb,
     )
 
 

@@ -32,7 +32,7 @@ def choose_reduction(transforms: Sequence[ImageTransform]) -> int:
 
 
 def warp_to_input(image: DecodedImage, transform: ImageTransform) -> NDArray[np.uint8]:
-    """Return the network input, uint8 RGB (input height, input width, 3), black around the image.
+    """Return the network input, uint8 RGB (input height, input width, 3), padded around the image.
 
     Bilinear interpolation by OpenCV, as in the reference implementation: other libraries place
     pixel centers differently, which shifts all boxes.
@@ -78,15 +78,19 @@ def _warp(
 ) -> NDArray[np.uint8]:
     size = (transform.input_width_px, transform.input_height_px)
     if pixels.shape[0] * pixels.shape[1] > _MAX_RGBA_PX_PER_INPUT_PX * size[0] * size[1]:
-        return np.asarray(cv2.warpAffine(pixels, matrix, size), dtype=np.uint8)
+        canvas = cv2.warpAffine(pixels, matrix, size, borderValue=transform.padding_rgb)
+        return np.asarray(canvas, dtype=np.uint8)
     # OpenCV warps four channels in less than half the time of three, with the same result.
-    canvas = cv2.warpAffine(cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA), matrix, size)
+    rgba = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
+    canvas = cv2.warpAffine(rgba, matrix, size, borderValue=transform.padding_rgb)
     return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGBA2RGB), dtype=np.uint8)
 
 
 def _translate(pixels: NDArray[np.uint8], transform: ImageTransform) -> NDArray[np.uint8]:
     """Copy the pixels to the input; the same result as :func:`_warp`, but faster."""
     canvas = np.zeros((transform.input_height_px, transform.input_width_px, 3), np.uint8)
+    if any(transform.padding_rgb):
+        canvas[:] = transform.padding_rgb
     left, top = int(transform.to_input.shift_x_px), int(transform.to_input.shift_y_px)
     rows = slice(max(top, 0), top + pixels.shape[0])
     columns = slice(max(left, 0), left + pixels.shape[1])
