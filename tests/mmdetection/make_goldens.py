@@ -30,6 +30,7 @@ from mmcv.transforms import Compose  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from mmengine.structures import InstanceData  # noqa: E402
 
 CONFIGS = {
     "centernet_r18": "centernet/centernet_r18_8xb16-crop512-140e_coco.py",
@@ -62,20 +63,42 @@ def detect(model: torch.nn.Module, pipeline: Compose, image: Path) -> dict[str, 
     batch = {"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}
     with torch.no_grad():
         (sample,) = model.test_step(batch)
-    found = sample.pred_instances
     pixels = cv2.imread(str(image))
     return {
         "image": np.array(str(image.relative_to(PROJECT))),
         "image_crc32": np.array(f"{zlib.crc32(pixels.tobytes()):08x}"),
-        "final": np.column_stack(
-            [found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy()]
-        ).astype(np.float32),
+        "final": rows_of(sample.pred_instances),
     }
 
 
+def corner_head() -> dict[str, NDArray[Any]]:
+    """Return random maps of CornerNet's head for an image of 100 x 90, and their detections."""
+    config = read_config("cornernet_hourglass104").model
+    head = MODELS.build(
+        {**config.bbox_head, "num_classes": 2, "in_channels": 4, "test_cfg": config.test_cfg}
+    )
+    rng = np.random.default_rng(0)
+    channels = {"tl_heat": 2, "br_heat": 2, "tl_emb": 1, "br_emb": 1, "tl_off": 2, "br_off": 2}
+    maps = {
+        name: rng.standard_normal((1, count, 32, 32)).astype(np.float16)
+        for name, count in channels.items()
+    }
+    meta = {"batch_input_shape": (127, 127), "border": np.array([18, 108, 13, 113], np.float32)}
+    tensors = [[torch.from_numpy(values.astype(np.float32))] for values in maps.values()]
+    (found,) = head.predict_by_feat(*tensors, batch_img_metas=[meta])
+    return {**maps, "final": rows_of(found)}
+
+
+def rows_of(found: InstanceData) -> NDArray[np.float32]:
+    """Return rows of box, score and label."""
+    rows = [found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy()]
+    return np.column_stack(rows).astype(np.float32)
+
+
 def main() -> None:
-    """Write the manifest and the goldens of the networks named on the command line."""
+    """Write the golden of the corner head, and manifest and goldens of the networks named."""
     register_all_modules()
+    np.savez_compressed(DIRECTORY / "goldens/corner_head.npz", **corner_head())
     for network in sys.argv[1:]:
         config = read_config(network)
         model, shapes = build(config, network)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -22,11 +23,21 @@ def onnx_file(slim_package: ModelPackage) -> Path:
 def test_normalization_matches_float64(name: str) -> None:
     normalization = NORMALIZATIONS[name]
     pixels = np.random.default_rng(3).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
-    bgr = pixels[..., ::-1].transpose(0, 3, 1, 2)
+    ordered = pixels if normalization.channel_order == "rgb" else pixels[..., ::-1]
+    scaled = ordered.transpose(0, 3, 1, 2) * normalization.scale
     mean = np.array(normalization.mean).reshape(3, 1, 1)
     std = np.array(normalization.std).reshape(3, 1, 1)
     local = PixelNormalization(normalization)(torch.from_numpy(pixels)).numpy()
-    np.testing.assert_allclose(local, (bgr / 255.0 - mean) / std, rtol=0, atol=5e-7)
+    np.testing.assert_allclose(local, (scaled - mean) / std, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_only_pixels_of_the_colour_of_the_mean_become_zero(order: Literal["rgb", "bgr"]) -> None:
+    normalization = Normalization((9.5,) * 3, (1.0,) * 3, order, 1.0, mean_rgb=(9, 10, 11))
+    pixels = torch.tensor([[[[9, 10, 11], [9, 10, 10], [11, 10, 9]]]], dtype=torch.uint8)
+    normalized = PixelNormalization(normalization)(pixels)[0, :, 0].T
+    assert normalized[0].tolist() == [0, 0, 0]
+    assert (normalized[1:] != 0).all()
 
 
 def test_rgb_channel_order_is_kept() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from support.serving import make_manifest
 
-from model_package import FreeSize, InputSpec
+from model_package import FreeSize, InputSpec, ResizeMode
 from service.errors import ImageSizeError
 from service.imaging.geometry import AffineTransform, ImageTransform
 from service.imaging.image_decoding import DecodedImage
@@ -193,6 +193,21 @@ def test_a_warp_equals_that_of_opencv_bit_for_bit() -> None:
         transform = ImageTransform(width, height, input_width, input_height, to_input)
         expected = cv2.warpAffine(pixels, to_input.matrix(), (input_width, input_height))
         assert np.array_equal(warp_to_input(DecodedImage(pixels), transform), expected)
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "keep_resolution"])
+def test_the_input_has_the_colour_of_the_padding_around_the_image(resize: ResizeMode) -> None:
+    free_size = FreeSize(multiple_px=32, extra_px=1, max_side_px=128)
+    spec = InputSpec(
+        width_px=64, height_px=64, resize=resize, free_size=free_size, padding_rgb=(124, 116, 104)
+    )
+    keep_resolution = resize == "keep_resolution"
+    options = InputOptions(keep_resolution=keep_resolution)
+    (transform,) = planner(spec).plan_inputs(60, 30, options)
+    canvas = warp_to_input(DecodedImage(np.zeros((30, 60, 3), np.uint8)), transform)
+    assert canvas[0, 0].tolist() == [124, 116, 104]
+    assert canvas[-1, -1].tolist() == [124, 116, 104]
+    assert canvas[canvas.shape[0] // 2, canvas.shape[1] // 2].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
