@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from torch import nn
 
+from model_export.errors import ConfigError
 from model_export.key_mappings import corner_nets, mmdetection, objects_as_points
 from model_export.key_mappings.key_mapping import KeyMapping
 from model_export.networks import hourglass
@@ -27,6 +28,7 @@ from model_export.networks.resnet import (
     ResNetBackbone,
     conv3x3,
 )
+from model_export.networks.timm_backbone import TimmBackbone, timm_features
 
 OUTPUT_STRIDE = 4
 """Input pixels per cell of the output maps (*Objects as Points*, section 3: R = 4)."""
@@ -93,6 +95,36 @@ class ResNetArchitecture:
         neck = self.neck(backbone.out_channels, self.neck_channels)
         return CenterPointNetwork(
             backbone,
+            neck,
+            neck.out_channels,
+            head_channels,
+            head_hidden_channels or self.head_hidden_channels,
+        )
+
+
+@dataclass(frozen=True)
+class TimmArchitecture:
+    """A timm model and a neck of transposed convolutions with the widths of ``resdcn_*``.
+
+    The neck has as many layers as lead from the stride of the features to that of the output.
+    """
+
+    model: str
+    """Name in timm, such as ``mobilenetv3_large_100``."""
+    head_hidden_channels: int = 64
+    input_multiple: Literal[32] = 32
+    key_mapping: KeyMapping = objects_as_points.TIMM
+    tasks: tuple[str, ...] = CENTER_TASKS
+
+    def build(
+        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+    ) -> CenterPointNetwork:
+        """Build the network with newly initialised weights; nothing is downloaded."""
+        features = timm_features(self.model)
+        layers = (features.stride // OUTPUT_STRIDE).bit_length() - 1
+        neck = DeconvolutionNeck(features.channels, (256, 128, 64)[-layers:])
+        return CenterPointNetwork(
+            TimmBackbone(self.model, features),
             neck,
             neck.out_channels,
             head_channels,
@@ -258,6 +290,27 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         2, keypoint_triplets_pooling, ("corner_triplets",), _SLIM_WIDTHS, _SLIM_DEPTHS
     ),
 }
+
+
+TIMM_PREFIX = "timm/"
+"""Names of architectures whose backbone is a timm model begin with it."""
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return the architecture of this name: a key of :data:`ARCHITECTURES`, or ``timm/MODEL``.
+
+    Raises :class:`ConfigError` for an unknown name, and where timm is missing or has no such model.
+    """
+    if name.startswith(TIMM_PREFIX):
+        model = name.removeprefix(TIMM_PREFIX)
+        timm_features(model)
+        return TimmArchitecture(model)
+    if name not in ARCHITECTURES:
+        raise ConfigError(
+            f"there is no architecture {name!r}. Accepted: {', '.join(ARCHITECTURES)}, and "
+            f"{TIMM_PREFIX}MODEL with the name of a model of timm."
+        )
+    return ARCHITECTURES[name]
 
 
 def box_head_channels(num_classes: int) -> dict[str, int]:

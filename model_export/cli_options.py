@@ -6,7 +6,7 @@ from typing import get_args
 
 from command_line.progress import add_quiet_option
 from command_line.version import add_version_option
-from model_export.architectures import ARCHITECTURES
+from model_export.architectures import ARCHITECTURES, TIMM_PREFIX
 from model_export.config import ExportConfig, ExportPrecision
 from model_export.engines.cli import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
@@ -78,8 +78,9 @@ def _add_package(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--checkpoint", required=True, type=Path, metavar="FILE", help="trained weights (.pth)")
     add(
-        "--arch", choices=list(ARCHITECTURES),
-        help="architecture of the checkpoint (default: detected from its tensors)",
+        "--arch", metavar="NAME",
+        help=f"architecture of the checkpoint (default: detected from its tensors): "
+        f"{', '.join(ARCHITECTURES)}, or {TIMM_PREFIX}MODEL",
     )  # fmt: skip
     _add_task(command)
     add(

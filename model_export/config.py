@@ -1,11 +1,12 @@
 """Export configuration, its validation and its resolution to a complete description."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from model_export.architectures import ARCHITECTURES, OUTPUT_STRIDE
+from model_export.architectures import OUTPUT_STRIDE, find_architecture
+from model_export.checkpoints.training_record import TrainingRecord
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
@@ -37,7 +38,7 @@ class ExportConfig:
     name: str
     version: str
     architecture: str | None = None
-    """A key of :data:`model_export.architectures.ARCHITECTURES`."""
+    """A name that :func:`model_export.architectures.find_architecture` accepts."""
     task: str | None = None
     """A key of :data:`model_export.tasks.TASKS`."""
     classes: tuple[str, ...] | None = None
@@ -63,6 +64,21 @@ class ExportConfig:
     """Source of the checkpoint."""
     license: str = "unknown"
     description: str = ""
+
+    def with_defaults_of(self, record: TrainingRecord) -> "ExportConfig":
+        """Return the options with those of the training run where they are None."""
+        defaults: dict[str, Any] = {
+            "architecture": record.architecture,
+            "task": record.task,
+            "classes": record.classes,
+            "keypoints": record.keypoints or None,
+            "width_px": record.input_width,
+            "height_px": record.input_height,
+            "resize": record.resize,
+            "normalization": record.normalization,
+        }
+        unset = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return replace(self, **unset)
 
 
 @dataclass(frozen=True)
@@ -133,7 +149,6 @@ class ResolvedExport:
 def check_config(config: ExportConfig) -> None:
     """Validate what does not depend on the checkpoint; raises :class:`ConfigError`."""
     for option, name, known in (
-        ("architecture", config.architecture, ARCHITECTURES),
         ("task", config.task, TASKS),
         (
             "normalization",
@@ -147,7 +162,7 @@ def check_config(config: ExportConfig) -> None:
     task = config.task
     multiple: Literal[32, 128] = 32
     if config.architecture is not None:
-        architecture = ARCHITECTURES[config.architecture]
+        architecture = find_architecture(config.architecture)
         multiple = architecture.input_multiple
         task = config.task or architecture.tasks[0]
         if task not in architecture.tasks:

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from model_export.architectures import ARCHITECTURES
+from model_export.architectures import find_architecture
 from model_export.checkpoints.identify import CheckpointInfo, examine
 from model_export.checkpoints.mmdetection import RecordedSettings
 from model_export.checkpoints.safe_load import read_checkpoint
@@ -19,20 +19,25 @@ def inspect_checkpoint(path: Path) -> tuple[str, bool]:
 
     Raises :class:`~model_export.errors.CheckpointError` if it cannot be read.
     """
-    content = read_checkpoint(path)
-    state = content.state
-    info = examine(state)
+    checkpoint = read_checkpoint(path)
+    state, record = checkpoint.state, checkpoint.record
+    info = examine(state) if record is None else examine(state, record.architecture, record.task)
     fits = info.differences.count() == 0
     values = sum(weight.numel() for weight in state.values())
     lines = [
         f"{path}: {'' if fits else 'closest to '}{info.architecture} for {info.task}, "
         f"{len(state)} tensors, {values / 1e6:.2f} M values",
-        f"framework: {_framework(info, content.recorded)}",
-        f"detects: {_counts(info)}{_class_names(content.recorded)}",
+        f"framework: {_framework(info, checkpoint.mmdetection)}",
+        f"detects: {_counts(info)}{_class_names(checkpoint.mmdetection)}",
         f"heads: {', '.join(f'{name} {count}' for name, count in info.head_channels.items())}; "
         f"{info.head_hidden_channels} hidden channels",
         f"default input: {_default_input(info)}",
     ]
+    if record is not None:
+        lines.append(
+            f"trained with: classes {', '.join(map(_shown, record.classes))}; "
+            f"input {record.input_width}x{record.input_height}, {record.normalization}"
+        )
     if info.unused:
         lines.append(f"not needed: {len(info.unused)} tensors that inference does not use")
     lines += info.differences.lines() or ["no missing and no unexpected tensors"]
@@ -53,7 +58,7 @@ def _counts(info: CheckpointInfo) -> str:
 
 
 def _framework(info: CheckpointInfo, recorded: RecordedSettings) -> str:
-    if ARCHITECTURES[info.architecture].key_mapping.framework == "authors":
+    if find_architecture(info.architecture).key_mapping.framework == "authors":
         return "the code of the paper's authors, or this project"
     details = [_shown(text) for text in (recorded.detector, recorded.version) if text]
     return f"MMDetection ({'; '.join(details)})" if details else "MMDetection"
@@ -73,7 +78,7 @@ def _shown(text: str) -> str:
 
 
 def _default_input(info: CheckpointInfo) -> str:
-    architecture = ARCHITECTURES[info.architecture]
+    architecture = find_architecture(info.architecture)
     task = task_of_framework(info.task, architecture.key_mapping.framework)
     width_px, height_px = task.size_px
     return (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from model_export.architectures import ARCHITECTURES
+from model_export.architectures import find_architecture
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.checkpoints.mmdetection import complete_config
@@ -132,12 +132,15 @@ def _add_fp16_files(
 
 def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Module]:
     """Identify the checkpoint, resolve the configuration and load the network."""
-    content = read_checkpoint(checkpoint)
-    checkpoint_info = identify(content.state, config.architecture, config.task)
-    architecture = ARCHITECTURES[checkpoint_info.architecture]
+    loaded = read_checkpoint(checkpoint)
+    if loaded.record is not None:
+        config = config.with_defaults_of(loaded.record)
+        check_config(config)
+    checkpoint_info = identify(loaded.state, config.architecture, config.task)
+    architecture = find_architecture(checkpoint_info.architecture)
     framework = architecture.key_mapping.framework
     if framework == "mmdetection":
-        config = complete_config(config, content.recorded, checkpoint_info.task)
+        config = complete_config(config, loaded.mmdetection, checkpoint_info.task)
     resolved = resolve_export(
         config,
         checkpoint_info.architecture,
@@ -147,7 +150,7 @@ def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Mo
         checkpoint_info.num_keypoints,
         framework,
     )
-    return resolved, load_network(checkpoint_info, content.state)
+    return resolved, load_network(checkpoint_info, loaded.state)
 
 
 def _build_graph(network: nn.Module, resolved: ResolvedExport, flip: bool) -> DetectionGraph:

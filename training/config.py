@@ -9,8 +9,9 @@ from typing import Any, Literal, Self, assert_never
 from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
-from model_export.architectures import ARCHITECTURES, Architecture
+from model_export.architectures import Architecture, find_architecture
 from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
+from model_export.errors import ExportError
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
 from model_package import ResizeMode
@@ -139,9 +140,10 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}")
-        tasks = self.network.tasks
+        try:
+            tasks = self.network.tasks
+        except ExportError as error:
+            raise ValueError(f"architecture: {error}") from error
         if self.task not in tasks:
             raise ValueError(f"task of {self.architecture} must be one of {sorted(tasks)}")
         if self.normalization not in NORMALIZATIONS:
@@ -208,7 +210,7 @@ class TrainConfig(_Section):
     @property
     def network(self) -> Architecture:
         """The architecture named by ``architecture``."""
-        return ARCHITECTURES[self.architecture]
+        return find_architecture(self.architecture)
 
     @property
     def task_spec(self) -> Task:

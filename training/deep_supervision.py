@@ -2,12 +2,17 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from torch import Tensor, nn
 
-from model_export.architectures import Architecture, CornerArchitecture, HourglassArchitecture
+from model_export.architectures import (
+    Architecture,
+    CornerArchitecture,
+    HourglassArchitecture,
+    TimmArchitecture,
+)
 from model_export.key_mappings.key_mapping import KeyMapping
 
 Maps = dict[str, Tensor]
@@ -83,21 +88,44 @@ def load_pretrained(
 ) -> list[str]:
     """Load the weights of a checkpoint, except for heads of other classes or another task.
 
-    Returns the checkpoint names of the weights that are not loaded. Raises :class:`ValueError` if
-    a weight outside of the heads is missing or has another shape.
+    The checkpoint may also be that of a backbone alone, such as an ImageNet classifier. Returns
+    the checkpoint names of the weights that are not loaded. Raises :class:`ValueError` if a weight
+    outside of the heads is missing or has another shape.
     """
     local = network.state_dict()
+    names = _upstream_names(network, architecture)
+    if isinstance(architecture, TimmArchitecture):
+        state = _with_prefix_of_backbone(state, names.values())
+    has_neck = any(upstream in state for key, upstream in names.items() if key.startswith("neck."))
+    optional = (".heads.",) if has_neck else (".heads.", ".neck.")
     loaded, skipped = {}, []
-    for key, upstream in _upstream_names(network, architecture).items():
+    for key, upstream in names.items():
         if upstream in state and state[upstream].shape == local[key].shape:
             loaded[key] = state[upstream]
         elif not key.endswith("num_batches_tracked"):  # missing in files of old torch versions
             skipped.append(upstream)
-            if ".heads." not in f".{key}":
+            if not any(part in f".{key}" for part in optional):
                 found = tuple(state[upstream].shape) if upstream in state else "missing"
                 raise ValueError(f"{upstream} is {found}; these are weights of another network")
     network.load_state_dict(loaded, strict=False)
     return skipped
+
+
+def _with_prefix_of_backbone(
+    state: Mapping[str, Tensor], names: Iterable[str]
+) -> Mapping[str, Tensor]:
+    """Return the weights of a timm classifier under the names of the backbone in ``names``.
+
+    timm names the stages of a feature extractor ``stages_0`` instead of ``stages.0``.
+    """
+    if any(name in state for name in names):
+        return state
+    backbone = {
+        name.removeprefix("backbone.").replace(".", "_"): name
+        for name in names
+        if name.startswith("backbone.")
+    }
+    return {backbone.get(key.replace(".", "_"), key): value for key, value in state.items()}
 
 
 def _upstream_names(network: nn.Module, architecture: Architecture) -> dict[str, str]:

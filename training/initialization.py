@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from model_export.networks.timm_backbone import TimmBackbone
+
 CENTER_PRIOR = 0.01
 """Initial probability of the heatmap everywhere, as in *RetinaNet* (section 4.1).
 
@@ -15,9 +17,14 @@ can exceed the bias.
 
 
 def initialize(network: nn.Module) -> None:
-    """Initialize a network in place: He initialization, with small weights in the heads."""
+    """Initialize a network in place: He initialization, with small weights in the heads.
+
+    Backbones of timm keep the initialization of timm.
+    """
+    backbones = [module for module in network.modules() if isinstance(module, TimmBackbone)]
+    initialized = {layer for backbone in backbones for layer in backbone.modules()}
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module not in initialized:
             _initialize_convolution(name, module)
     for name, heads in network.named_modules():
         if name.endswith("heads") and isinstance(heads, nn.ModuleDict):

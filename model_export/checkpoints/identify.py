@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_export.architectures import ARCHITECTURES, Architecture
+from model_export.architectures import ARCHITECTURES, Architecture, find_architecture
 from model_export.errors import CheckpointMismatchError
 from model_export.key_mappings.mmdetection import describe_other_detector
 from model_export.tasks import TASKS
@@ -50,7 +50,7 @@ class CheckpointInfo:
     """The network that a checkpoint holds, or the closest known one."""
 
     architecture: str
-    """A key of :data:`model_export.architectures.ARCHITECTURES`."""
+    """A name that :func:`model_export.architectures.find_architecture` accepts."""
     task: str
     """A key of :data:`model_export.tasks.TASKS`."""
     head_channels: Mapping[str, int]
@@ -94,7 +94,7 @@ def examine(
     candidates = [
         _examine_as(state, name, task)
         for name in ([architecture] if architecture else ARCHITECTURES)
-        if task is None or task in ARCHITECTURES[name].tasks
+        if task is None or task in find_architecture(name).tasks
     ]
     return max(candidates, key=lambda found: _closeness(found.differences))
 
@@ -104,7 +104,7 @@ def _closeness(differences: Differences) -> tuple[bool, int, int]:
 
 
 def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -> CheckpointInfo:
-    architecture = ARCHITECTURES[name]
+    architecture = find_architecture(name)
     heads = architecture.key_mapping.find_heads(state)
     task_name = task_name or closest_task(heads.channels, architecture.tasks)
     task = TASKS[task_name]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model_export.checkpoints.mmdetection import RecordedSettings, read_settings
 from model_export.checkpoints.pickle_limits import PickleLimitError, check_pickles
+from model_export.checkpoints.training_record import TrainingRecord
 from model_export.checkpoints.training_state import training_state_skipped
 from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
 
@@ -38,10 +39,14 @@ _DATA_PARALLEL_PREFIX = "module."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under their stored names, and what MMDetection records beside them."""
+    """Weights under their stored names, and what the file says of their training.
+
+    ``record``: of a checkpoint of ``centernet-train``; ``mmdetection``: of one of MMDetection.
+    """
 
     state: dict[str, Tensor]
-    recorded: RecordedSettings
+    record: TrainingRecord | None
+    mmdetection: RecordedSettings
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -75,10 +80,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             _check_tensor(name, value, path)
             weights[name] = value
     _check_expansion(weights, size_bytes, path)
-    return Checkpoint(
-        {name: _to_float32(name, tensor, path) for name, tensor in weights.items()},
-        read_settings(loaded),
-    )
+    finite = {name: _to_float32(name, tensor, path) for name, tensor in weights.items()}
+    return Checkpoint(finite, TrainingRecord.find(loaded), read_settings(loaded))
 
 
 def _check_file(path: Path) -> int:

@@ -42,6 +42,15 @@ RESNET = KeyMapping(
 )
 """``res_*`` and ``resdcn_*``."""
 
+TIMM = KeyMapping(
+    names={
+        "backbone": "backbone.features",
+        "deconv_layers": "neck",
+        **_heads("0", "2"),
+    }
+)
+"""``timm/...``: this project's layout, with timm's own names under ``backbone``."""
+
 DLA = KeyMapping(
     names={"base": "backbone", "dla_up": "neck", "ida_up": "neck.final", **_heads("0", "2")},
     parts={

@@ -65,17 +65,20 @@ def fold_normalization(network: nn.Module) -> None:
     """Fold every batch normalization into the convolution before it, in place.
 
     ``network`` must be in eval mode; it is run once to find the convolution before each layer.
+    Raises :class:`Fp16Error` for a normalization that does not follow a convolution.
     """
     names = {module: name for name, module in network.named_modules()}
     for convolution, norm in _normalized_convolutions(network):
         _fold(convolution, norm)
-        network.set_submodule(names[norm], nn.Identity())
+        # The activation, in the normalization layers of timm; nothing in those of PyTorch.
+        network.set_submodule(names[norm], nn.Sequential(*norm.children()))
 
 
 def _normalized_convolutions(network: nn.Module) -> list[tuple[Convolution, nn.BatchNorm2d]]:
     # Keeps the tensors too, because the id of a deleted tensor can be reused.
     producers: dict[int, tuple[Convolution, Tensor]] = {}
     pairs = []
+    names = {module: name for name, module in network.named_modules()}
 
     def remember(module: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(module, Convolution)
@@ -83,6 +86,11 @@ def _normalized_convolutions(network: nn.Module) -> list[tuple[Convolution, nn.B
 
     def pair(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
+        if id(inputs[0]) not in producers:
+            raise Fp16Error(
+                f"the batch normalization {names[module]} does not follow a convolution into which "
+                "it could be folded. Export with --precision fp32."
+            )
         pairs.append((producers[id(inputs[0])][0], module))
 
     hooks = []

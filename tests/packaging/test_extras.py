@@ -350,6 +350,17 @@ def check_train(
     assert bool(options) == (environment.directory / run / "tensorboard").is_dir()
 
 
+def check_timm(environment: Environment, server: RunningServer, image: Path) -> None:
+    del server, image
+    output = environment.run(
+        *("centernet-export", "package", "--checkpoint", environment.directory / "slim.pth"),
+        *("--arch", "timm/mobilenet_v9", "--output", environment.directory / "unknown"),
+        status=2,
+    )
+    # The second where PyTorch is a build for CPUs only and torchvision is not.
+    assert "has no model 'mobilenet_v9'" in output or "built for the installed PyTorch" in output
+
+
 Check = Callable[[Environment, RunningServer, Path], None]
 CHECKS: Mapping[str, Check] = {
     "client": check_client_alone,
@@ -365,6 +376,7 @@ CHECKS: Mapping[str, Check] = {
     "ray": check_ray,
     "tensorrt-rtx": check_tensorrt_rtx,
     "export": check_export,
+    "timm": check_timm,
     "train": check_train,
     "tensorboard": partial(check_train, options=("--tensorboard",)),
 }
@@ -375,6 +387,7 @@ NEEDS: Mapping[str, str] = {
     "ray": "serve",
     "tensorrt-rtx": "build",
     "tensorboard": "train",
+    "timm": "export",
 }
 """Extras that add to another one: they are installed into its environment after its own check."""
 WITH_TORCH = frozenset({"export", "train"})

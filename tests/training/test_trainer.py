@@ -158,7 +158,7 @@ def test_training_overfits_two_images(config_file, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("res_18_slim", "res_19", "architecture must be one of"),
+        ("res_18_slim", "res_19", "there is no architecture 'res_19'"),
         ('"coco"', '"caffe"', "normalization must be one of"),
         ("input_width = 64", "input_width = 65", "multiple of 32"),
         ("batch_size = 2", "batch_size = 0", "greater than or equal to 1"),

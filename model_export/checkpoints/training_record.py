@@ -1,0 +1,42 @@
+"""What ``centernet-train`` stores in its checkpoints about the network, beside the weights."""
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model_package import ResizeMode
+
+_KEY = "config"
+_MAX_CHARACTERS = 1024 * 1024
+
+
+class TrainingRecord(BaseModel):
+    """The settings of a training run that an export needs; the others are ignored.
+
+    The record comes from an untrusted file: it supplies defaults of options, which are then
+    validated like those of the command line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    architecture: str
+    """A name that :func:`model_export.architectures.find_architecture` accepts."""
+    task: str
+    normalization: str
+    classes: tuple[str, ...]
+    keypoints: tuple[str, ...] = ()
+    input_width: int
+    input_height: int
+    resize: ResizeMode | None = None
+
+    @classmethod
+    def find(cls, loaded: object) -> Self | None:
+        """Return the record of a checkpoint, or None if another program wrote it."""
+        text = loaded.get(_KEY) if isinstance(loaded, Mapping) else None
+        if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
+            return None
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return None
