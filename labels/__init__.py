@@ -1,1 +1,1 @@
-"""Readers of COCO, VOC and KITTI labels, matching of boxes, and comparison of detections."""
+"""Readers of COCO, YOLO, VOC and KITTI labels, matching of boxes, and comparison of detections."""

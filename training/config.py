@@ -1,13 +1,14 @@
 """Training configuration, read from a TOML file: all settings that determine the weights."""
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, assert_never
+from typing import Any, Literal, Self, TypeVar, assert_never
 
 from numpy.random import Generator
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from model_export.architectures import Architecture, find_architecture
 from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
@@ -51,12 +52,14 @@ class _Section(BaseModel):
 class DataSection(_Section):
     """Training and validation images.
 
-    ``train`` and ``validation`` are COCO files or, for the other formats, lists of image names
-    whose label files are in ``labels``. Paths are relative to the working directory. Without
+    ``folder`` has images and labels in any of the formats of :mod:`training.data.folder`.
+    Otherwise ``train`` and ``validation`` are COCO files or, for the other formats, lists of image
+    names whose label files are in ``labels``. Paths are relative to the working directory. Without
     ``validation`` the best checkpoint is that of the last epoch. ``rendered_per_epoch`` images
     are added to those of ``train``, different ones in every epoch.
     """
 
+    folder: Path | None = None
     format: Literal["coco", "kitti", "voc"] = "coco"
     images: Path | None = None
     labels: Path | None = None
@@ -75,12 +78,12 @@ class DataSection(_Section):
 class AugmentationSection(_Section):
     """Augmentation; see :class:`~training.data.augmentation.AugmentationRanges`."""
 
-    scale: tuple[float, float]
-    brightness: float = Field(ge=0, lt=1)
-    contrast: float = Field(ge=0, lt=1)
-    saturation: float = Field(ge=0, le=1)
-    hue_degrees: float = Field(ge=0, le=180)
-    blur_probability: float = Field(ge=0, le=1)
+    scale: tuple[float, float] = (0.75, 1.4)
+    brightness: float = Field(default=0.12, ge=0, lt=1)
+    contrast: float = Field(default=0.2, ge=0, lt=1)
+    saturation: float = Field(default=0.3, ge=0, le=1)
+    hue_degrees: float = Field(default=8.0, ge=0, le=180)
+    blur_probability: float = Field(default=0.1, ge=0, le=1)
     flip: bool = True
     quarter_turns: bool = False
     center_border_px: int | None = Field(default=None, ge=1)
@@ -102,11 +105,11 @@ class ScheduleSection(_Section):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    warmup_steps: int = Field(ge=0)
-    average_decay: float = Field(ge=0, lt=1)
-    gradient_clip: float = Field(gt=0)
+    learning_rate: float = Field(default=1.5e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    average_decay: float = Field(default=0.998, ge=0, lt=1)
+    gradient_clip: float = Field(default=10.0, gt=0)
     evaluate_every: int = Field(default=1, ge=1)
 
 
@@ -116,7 +119,8 @@ class TrainConfig(_Section):
     ``train_crop`` is the side of the square training crops; without it they have the size of the
     input. If all images have the same width, ``image_width`` fixes the scale of objects at test
     time; without it every image is scaled by its own size. ``loss_weights`` overrides weights of
-    the reference implementation. ``start`` is a checkpoint of this project or of the reference
+    the reference implementation. ``precision`` is that of the network on CPUs: ``auto`` chooses
+    bfloat16 where it is faster. ``start`` is a checkpoint of this project or of the reference
     implementation from which the weights are loaded.
     """
 
@@ -130,11 +134,12 @@ class TrainConfig(_Section):
     resize: ResizeMode | None = None
     train_crop: int | None = Field(default=None, gt=0)
     image_width: int | None = Field(default=None, gt=0)
-    seed: int = Field(ge=0)
+    seed: int = Field(default=0, ge=0)
     start: Path | None = None
-    loader_workers: int = Field(ge=0)
+    loader_workers: int = Field(default=1, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     data: DataSection
-    augmentation: AugmentationSection
+    augmentation: AugmentationSection = AugmentationSection()
     schedule: ScheduleSection
     loss_weights: Mapping[str, PositiveFloat] = Field(default_factory=dict)
 
@@ -175,10 +180,12 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _data_suit_the_task(self) -> Self:
         data = self.data
-        if not (data.repeats and data.train) and data.rendered_per_epoch == 0:
+        if not (data.repeats and (data.train or data.folder)) and data.rendered_per_epoch == 0:
             raise ValueError(
-                "data: nothing to train on; set train and repeats, or rendered_per_epoch"
+                "data: nothing to train on; set folder, train and repeats, or rendered_per_epoch"
             )
+        if data.folder is not None and (data.files or data.images or data.labels):
+            raise ValueError("data: folder replaces images, labels, train and validation")
         if data.files and data.images is None:
             raise ValueError("data: set images to the folder of the images in train and validation")
         if data.files and (data.labels is None) != (data.format == "coco"):
@@ -248,7 +255,15 @@ class TrainConfig(_Section):
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read and validate a configuration file. Raises :class:`ConfigError`.
+    """Read a configuration file without defaults that depend on the data.
+
+    Raises :class:`ConfigError`.
+    """
+    return validate(TrainConfig, read_values(path), str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read the values of a configuration file. Raises :class:`ConfigError`.
 
     ``base`` in the file names another one in the same directory, whose values it overrides.
     """
@@ -256,9 +271,44 @@ def read_config(path: Path) -> TrainConfig:
         values = _read_toml(path)
         if "base" in values:
             values = _merged(_read_toml(path.parent / str(values.pop("base"))), values)
-        return TrainConfig.model_validate(values)
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    return values
+
+
+_AnySection = TypeVar("_AnySection", bound=BaseModel)
+
+
+def validate(section: type[_AnySection], values: object, where: str) -> _AnySection:
+    """Return ``values`` as a section. Raises :class:`ConfigError` with a sentence per problem."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(item, section) for item in error.errors(include_url=False)]
+        raise ConfigError(f"{where}: {' '.join(problems)}") from error
+
+
+def _explain(problem: ErrorDetails, section: type[BaseModel]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    match problem["type"]:
+        case "missing":
+            return f"{key} is missing."
+        case "extra_forbidden":
+            return f"{key} is not a key; accepted: {', '.join(_keys(section, location[:-1]))}."
+        case "value_error":
+            text = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+            return f"{key + ': ' if key else ''}{text}."
+    return f"{key}: {problem['msg']}, not {str(problem['input'])[:80]!r}."
+
+
+def _keys(section: type[BaseModel], parents: Sequence[str]) -> list[str]:
+    """Return the keys of the section at this place of the configuration."""
+    for name in parents:
+        nested = section.model_fields[name].annotation
+        assert isinstance(nested, type)
+        section = nested
+    return list(section.model_fields)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

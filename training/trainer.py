@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,6 @@ from model_export.errors import CheckpointUnreadableError
 from model_export.graph.normalization import NORMALIZATIONS
 from training.average_precision import evaluate
 from training.config import ConfigError, ScheduleSection, TrainConfig
-from training.data.sample import AnnotatedImage
 from training.dataset import SampleSettings, TrainingDataset, ValidationDataset
 from training.deep_supervision import (
     build_network,
@@ -30,8 +29,9 @@ from training.deep_supervision import (
 )
 from training.ema import ExponentialMovingAverage
 from training.initialization import initialize
-from training.load_images import read_images
+from training.load_images import read_data
 from training.objectives import OBJECTIVES
+from training.precision import CpuPrecision, choose_precision, has_bfloat16
 from training.progress import TrainingProgress
 from training.tensorboard import TensorBoardLogger
 
@@ -70,10 +70,8 @@ class Trainer:
         self._device = torch.device(device)
         self._tensorboard = tensorboard
         self._objective = OBJECTIVES[config.task].reweighted(config.loss_weights)
-        self._images = read_images(config, config.data.train)
-        self._validation: Sequence[AnnotatedImage] = ()
-        if config.data.validation is not None:
-            self._validation = read_images(config, [config.data.validation])
+        data = read_data(config)
+        self._images, self._validation = data.train, data.validation
         self.network = self._build_network(load_start=not resume)
         self.average = ExponentialMovingAverage(self.network, config.schedule.average_decay)
         self._optimizer = torch.optim.AdamW(
@@ -81,12 +79,15 @@ class Trainer:
             lr=config.schedule.learning_rate,
             weight_decay=config.schedule.weight_decay,
         )
-        # Mixed precision is faster on GPUs only. A disabled scaler passes everything through.
+        # float16 needs a scaler; bfloat16 has the range of float32. A disabled one does nothing.
         self._scaler = torch.amp.GradScaler(enabled=self._device.type == "cuda")
         self._epoch = 0
         self._best_score = -math.inf
+        self._precision: CpuPrecision = "float32"
         if resume:
             self._resume()
+        else:
+            self._precision = self._choose_precision()
         self._progress = TrainingProgress(config.schedule.epochs, self._epoch, quiet=quiet)
         self._scheduler = self._build_scheduler()
 
@@ -110,6 +111,29 @@ class Trainer:
             f"Loaded {checkpoint}; newly initialized: {', '.join(initialized) or 'no weights'}",
             flush=True,
         )
+
+    def _choose_precision(self) -> CpuPrecision:
+        """Return the precision of the network on CPUs; on GPUs it is float16, with a scaler."""
+        if self._device.type != "cpu":
+            return "float32"
+        if self._config.precision != "auto":
+            return self._config.precision
+        if not has_bfloat16():
+            return "float32"
+        batch = next(iter(self._loader(workers=0)))
+        choice = choose_precision(
+            self.network,
+            lambda network, dtype: self._objective.total(self._terms(network, batch, dtype)),
+        )
+        print(f"precision: {choice.reason}", flush=True)
+        return choice.precision
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The type in which the network computes; losses are in float32."""
+        if self._scaler.is_enabled():
+            return torch.float16
+        return torch.bfloat16 if self._precision == "bfloat16" else torch.float32
 
     def _build_scheduler(self) -> LambdaLR:
         """Return the schedule, one step per batch, at the start of the current epoch."""
@@ -179,11 +203,14 @@ class Trainer:
         self.average.update_parameters(self.network)
         return {name: float(value.detach()) for name, value in terms.items()}
 
-    def _terms(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _terms(
+        self, network: nn.Module, batch: Batch, dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
         """Return the loss terms of one batch, averaged over the stacks."""
         batch = {name: value.to(self._device) for name, value in batch.items()}
         images = batch["image"].contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, enabled=self._scaler.is_enabled()):
+        dtype = dtype or self._dtype
+        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
             stacks = predict_all(network, images)
         each = [
             self._objective.terms({name: values.float() for name, values in maps.items()}, batch)
@@ -195,7 +222,7 @@ class Trainer:
             for name, value in first.items()
         }
 
-    def _loader(self) -> DataLoader[dict[str, Tensor]]:
+    def _loader(self, workers: int | None = None) -> DataLoader[dict[str, Tensor]]:
         config = self._config
         dataset = TrainingDataset(
             self._images,
@@ -211,7 +238,7 @@ class Trainer:
             batch_size=config.schedule.batch_size,
             shuffle=True,
             generator=order,
-            num_workers=config.loader_workers,
+            num_workers=config.loader_workers if workers is None else workers,
             drop_last=len(dataset) > config.schedule.batch_size,
         )
 
@@ -269,6 +296,7 @@ class Trainer:
         if with_optimizer:
             checkpoint["optimizer"] = self._optimizer.state_dict()
             checkpoint["scaler"] = self._scaler.state_dict()
+            checkpoint["precision"] = self._precision
             checkpoint["unaveraged_state_dict"] = to_upstream_state_dict(self.network, architecture)
             checkpoint["average_updates"] = self.average.updates
             checkpoint["best_score"] = self._best_score
@@ -291,6 +319,7 @@ class Trainer:
         self.average.updates = checkpoint["average_updates"]
         self._optimizer.load_state_dict(checkpoint["optimizer"])
         self._scaler.load_state_dict(checkpoint["scaler"])
+        self._precision = checkpoint["precision"]
         self._epoch, self._best_score = checkpoint["epoch"], checkpoint["best_score"]
 
 

@@ -62,6 +62,7 @@ def write_config(
         task=task,
         normalization="coco",
         seed=1,
+        precision="float32",
         loader_workers=0,
         data=data,
         augmentation=NO_AUGMENTATION | dict(augmentation or {}),

@@ -31,6 +31,7 @@ train_crop = 64
 image_width = 640
 seed = 3
 loader_workers = {workers}
+precision = "float32"
 [data]
 images = "{directory}"
 train = ["{directory}/smears.json"]

@@ -40,7 +40,7 @@ def read_coco_split(
     classes: Sequence[str],
     keypoints: Sequence[str] = (),
 ) -> CocoSplit:
-    """Read a COCO file whose categories are exactly ``classes``.
+    """Read a COCO file whose annotations have the categories ``classes`` and no others.
 
     With ``keypoints``, every category must have those keypoints, in that order; objects without
     keypoints have none labelled. Boxes without an area are skipped, because published data has
@@ -52,6 +52,11 @@ def read_coco_split(
         raise DatasetError(f"{annotation_file}: lists no images")
     _check_categories(dataset, classes, keypoints)
     check_annotations(dataset)
+    if unexpected := set(annotated_categories(dataset)) - set(classes):
+        raise DatasetError(
+            f"{annotation_file}: objects have the categories {sorted(unexpected)}, expected "
+            f"{sorted(classes)}"
+        )
     category_ids = {entry["name"]: int(entry["id"]) for entry in dataset.categories}
     class_of = {category_ids[name]: index for index, name in enumerate(classes)}
     objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in dataset.images}
@@ -66,14 +71,25 @@ def read_coco_split(
     return CocoSplit(Images(files), tuple(objects), tuple(class_of), annotation_file)
 
 
+def annotated_categories(dataset: CocoDataset) -> tuple[str, ...]:
+    """Return the names of the categories that have annotations, by increasing id.
+
+    Annotation tools also export categories that only group others.
+    """
+    used = {annotation["category_id"] for annotation in dataset.annotations}
+    listed = sorted(dataset.categories, key=lambda entry: int(entry["id"]))
+    return tuple(entry["name"] for entry in listed if entry["id"] in used)
+
+
 def _check_categories(
     dataset: CocoDataset, classes: Sequence[str], keypoints: Sequence[str]
 ) -> None:
     names = sorted(entry["name"] for entry in dataset.categories)
-    if set(names) != set(classes):
+    if not set(classes) <= set(names):
         raise DatasetError(f"{dataset.path}: categories are {names}, expected {sorted(classes)}")
-    for entry in dataset.categories:
-        if keypoints and list(entry.get("keypoints", ())) != list(keypoints):
+    for entry in dataset.categories if keypoints else ():
+        is_trained = entry["name"] in classes
+        if is_trained and list(entry.get("keypoints", ())) != list(keypoints):
             raise DatasetError(
                 f"{dataset.path}: {entry['name']} has keypoints {entry.get('keypoints')}, "
                 f"expected {list(keypoints)}"

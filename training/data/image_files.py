@@ -24,6 +24,11 @@ class Images(Sequence[AnnotatedImage]):
         """``files`` are paths and labels; the pixels of the labels are not used."""
         self._files = tuple(files)
 
+    @property
+    def files(self) -> tuple[tuple[Path, AnnotatedImage], ...]:
+        """Path and labels of each image, without its pixels."""
+        return self._files
+
     def __len__(self) -> int:
         return len(self._files)
 

@@ -17,14 +17,19 @@ _SIMILAR = {"Van": "Car", "Truck": "Car", "Person_sitting": "Pedestrian"}
 def read_kitti_split(
     list_file: Path, image_dir: Path, label_dir: Path, classes: Sequence[str]
 ) -> Images:
-    """Read the labels of all images that ``list_file`` names, one per line.
+    """Read the labels of all images that ``list_file`` names; see :func:`read_kitti_images`."""
+    return read_kitti_images(list_images(list_file, image_dir), label_dir, classes)
+
+
+def read_kitti_images(paths: Sequence[Path], label_dir: Path, classes: Sequence[str]) -> Images:
+    """Read the labels of images; a label file has the stem of its image.
 
     ``DontCare`` regions become ignored regions of all classes. Vans and trucks become ignored
     regions of cars, and sitting persons those of pedestrians, as in the reference implementation.
     Objects of other classes that are not in ``classes``, and boxes without an area, are dropped.
     Raises :class:`~labels.errors.DatasetError` with the file and the line.
     """
-    return Images([_read(path, label_dir, classes) for path in list_images(list_file, image_dir)])
+    return Images([_read(path, label_dir, classes) for path in paths])
 
 
 def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, AnnotatedImage]:

@@ -14,12 +14,17 @@ from training.data.sample import AnnotatedImage
 def read_voc_split(
     list_file: Path, image_dir: Path, label_dir: Path, classes: Sequence[str]
 ) -> Images:
-    """Read the labels of all images that ``list_file`` names, one per line.
+    """Read the labels of all images that ``list_file`` names; see :func:`read_voc_images`."""
+    return read_voc_images(list_images(list_file, image_dir), label_dir, classes)
+
+
+def read_voc_images(paths: Sequence[Path], label_dir: Path, classes: Sequence[str]) -> Images:
+    """Read the labels of images; a label file has the stem of its image.
 
     Objects marked as difficult count like others, as in the reference implementation. Raises
     :class:`DatasetError`, also for an object of a class that is not in ``classes``.
     """
-    return Images([_read(path, label_dir, classes) for path in list_images(list_file, image_dir)])
+    return Images([_read(path, label_dir, classes) for path in paths])
 
 
 def _read(path: Path, label_dir: Path, classes: Sequence[str]) -> tuple[Path, AnnotatedImage]:
