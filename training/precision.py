@@ -12,7 +12,7 @@ from torch import Tensor, nn
 CpuPrecision = Literal["float32", "bfloat16"]
 
 MIN_GAIN = 1.1
-"""bfloat16 is used if a training step in it has at least this speed relative to float32."""
+"""bfloat16 is used if a training step in float32 takes at least this multiple of its CPU time."""
 _ROUNDS = 3
 """Steps per precision that are timed, in turns, after one that is not."""
 
@@ -38,7 +38,9 @@ def has_bfloat16() -> bool:
 
 
 def choose_precision(network: nn.Module, loss: Loss) -> PrecisionChoice:
-    """Compare the durations of training steps in both precisions, on a copy of ``network``.
+    """Compare training steps in both precisions, on a copy of ``network``.
+
+    The CPU time of all threads is compared: other processes affect it less than the duration.
 
     The instructions alone do not decide: networks with few channels gain nothing from them, because
     the conversions and the other layers take most of the time.
@@ -47,13 +49,13 @@ def choose_precision(network: nn.Module, loss: Loss) -> PrecisionChoice:
     fastest_s = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     for timed in (False, *[True] * _ROUNDS):
         for dtype in fastest_s:
-            started = time.perf_counter()
+            started = time.process_time()
             loss(trial, dtype).backward()  # type: ignore[no-untyped-call]
             trial.zero_grad(set_to_none=True)
             if timed:
-                fastest_s[dtype] = min(fastest_s[dtype], time.perf_counter() - started)
+                fastest_s[dtype] = min(fastest_s[dtype], time.process_time() - started)
     gain = fastest_s[torch.float32] / fastest_s[torch.bfloat16]
-    compared = f"a step in bfloat16 has {gain:.2f} times the speed of one in float32"
+    compared = f"a step in float32 takes {gain:.2f} times the CPU time of one in bfloat16"
     if gain < MIN_GAIN:
         return PrecisionChoice("float32", f"float32; {compared}")
     return PrecisionChoice("bfloat16", f"bfloat16, with losses in float32; {compared}")

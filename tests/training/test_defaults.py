@@ -171,13 +171,16 @@ class _Clock:
 
 @pytest.mark.parametrize(
     ("bfloat16_s", "chosen", "reason"),
-    [(0.5, "bfloat16", "has 2.00 times the speed"), (0.95, "float32", "has 1.05 times the speed")],
+    [
+        (0.5, "bfloat16", "takes 2.00 times"),
+        (0.95, "float32", "takes 1.05 times"),
+    ],
 )
 def test_the_faster_precision_is_chosen(
     monkeypatch: pytest.MonkeyPatch, bfloat16_s: float, chosen: str, reason: str
 ) -> None:
     clock = _Clock(bfloat16_s)
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(precision.time, "process_time", lambda: clock.now)
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=None)).eval()
     choice = choose_precision(network, clock.loss)
     assert (choice.precision, reason in choice.reason) == (chosen, True)
@@ -220,3 +223,8 @@ def test_the_network_computes_in_the_chosen_precision(
     # A resumed run does not try again.
     monkeypatch.setattr(trainer, "choose_precision", None)
     assert Trainer(config, tmp_path / "run", resume=True, quiet=True)._precision == stored
+
+
+def test_all_configs_of_the_project_are_complete(project: Path) -> None:
+    for path in sorted((project / "training/configs").glob("*.toml")):
+        assert prepare(path).choices == (), path
