@@ -60,5 +60,6 @@ class _ReplicaApplication:
             await asyncio.shield(request)
         except asyncio.CancelledError:
             disconnected.set()
-            await request
+            # Unlike `await request`, this leaves the task alone if Ray cancels twice.
+            await asyncio.wait([request])
             raise

@@ -156,8 +156,9 @@ def test_a_full_queue_is_answered_429_with_a_time() -> None:
     run(test, engine, max_queue_size=1)
 
 
+@pytest.mark.parametrize("cancellations", [1, 2])
 @pytest.mark.parametrize("stage", ["body", "engine"])
-def test_a_task_that_ray_cancels_is_a_disconnected_client(stage: str) -> None:
+def test_a_task_that_ray_cancels_is_a_disconnected_client(stage: str, cancellations: int) -> None:
     engine = GatedEngine()
 
     async def test(replica: Replica) -> None:
@@ -167,10 +168,14 @@ def test_a_task_that_ray_cancels_is_a_disconnected_client(stage: str) -> None:
             await asyncio.to_thread(engine.entered.acquire)
         else:
             await asyncio.to_thread(wait_until, replica.body.empty)
-        request.cancel()
+        for _ in range(cancellations):
+            request.cancel()
+            await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await request
         engine.gate.set()
+        errors = replica.metrics.errors.labels("client_disconnected")
+        await asyncio.to_thread(wait_until, lambda: errors._value.get() == 1)
         assert replica.count("centernet_request_errors_total", code="client_disconnected") == 1
         assert replica.count("centernet_request_errors_total", code="stopping") == 0
         assert replica.count("centernet_queue_inputs", model="painted", version="1") == 0
