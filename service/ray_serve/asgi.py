@@ -44,7 +44,12 @@ class _ReplicaApplication:
 
         async def receive_while_connected() -> Message:
             with CancelScope(disconnected):
-                return await receive()
+                try:
+                    return await receive()
+                except Exception as error:
+                    # The call to the proxy was cancelled before the task of the request was, or the
+                    # proxy has ended.
+                    raise ClientDisconnect from error
 
         async def send_without_request_id(message: Message) -> None:
             # The HTTP server of Ray adds the header itself, with the same value.
@@ -60,6 +65,6 @@ class _ReplicaApplication:
             await asyncio.shield(request)
         except asyncio.CancelledError:
             disconnected.set()
-            # Unlike `await request`, this leaves the task alone if Ray cancels twice.
+            # Unlike `await request`, this leaves the task alone if a second cancellation follows.
             await asyncio.wait([request])
             raise

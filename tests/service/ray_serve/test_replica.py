@@ -54,10 +54,16 @@ class Replica:
             "client": ("192.0.2.1", 1),
         }
 
+        async def receive() -> Any:
+            message = await self.body.get()
+            if isinstance(message, Exception):
+                raise message
+            return message
+
         async def send(message: Any) -> None:
             self.sent.append(message)
 
-        return asyncio.create_task(self._app(scope, self.body.get, send))
+        return asyncio.create_task(self._app(scope, receive, send))
 
     @property
     def status(self) -> int:
@@ -181,6 +187,17 @@ def test_a_task_that_ray_cancels_is_a_disconnected_client(stage: str, cancellati
         assert replica.count("centernet_queue_inputs", model="painted", version="1") == 0
 
     run(test, engine)
+
+
+def test_a_call_to_the_proxy_that_fails_is_a_disconnected_client() -> None:
+    async def test(replica: Replica) -> None:
+        replica.put(IMAGE[:100], more=True)
+        replica.body.put_nowait(RuntimeError("the task was cancelled"))
+        await replica.request()
+        assert replica.count("centernet_request_errors_total", code="client_disconnected") == 1
+        assert replica.count("centernet_request_errors_total", code="internal_error") == 0
+
+    run(test)
 
 
 def test_addresses_of_clients_are_those_that_a_trusted_proxy_names() -> None:
