@@ -97,7 +97,8 @@ def _add_package(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--normalization", choices=list(NORMALIZATIONS),
-        help="pixel scaling that the network was trained with (coco; 3D: imagenet)",
+        help="pixel scaling that the network was trained with (coco; 3D: imagenet; checkpoints of "
+        "MMDetection: that of their configuration)",
     )  # fmt: skip
     _add_manifest_fields(command)
 
@@ -173,7 +174,8 @@ def _add_manifest_fields(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--resize", choices=list(get_args(ResizeMode)),
-        help="resizing of images to the input (letterbox; 3D: fit_width)",
+        help="resizing of images to the input (letterbox; 3D: fit_width; corner models and "
+        "MMDetection: keep_resolution)",
     )  # fmt: skip
     add(
         "--score-threshold", default=ExportConfig.score_threshold, type=float, metavar="S",

@@ -29,7 +29,7 @@ from model_export.class_names import COCO
 from model_export.config import ExportConfig, ResolvedExport
 from model_export.onnx.export import export_onnx
 from model_export.pipeline import export_package
-from model_export.verification.images import ImageArray, drawn_scenes
+from model_export.verification.images import ImageArray, read_images
 from model_package import FreeSize, ModelPackage
 from service.detector import load_detector
 from service.model_registry import load_models
@@ -77,12 +77,15 @@ def _cases() -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelPackage]:
+def package_of(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], ModelPackage]:
     """Return a function that exports the checkpoint of a network."""
 
-    def one_scene(resolved: ResolvedExport, _: Path | None) -> list[ImageArray]:
+    def one_sample(resolved: ResolvedExport, _: Path | None) -> list[ImageArray]:
         # One image saves time: the exporter's tests verify with all.
-        return drawn_scenes(resolved.input.height_px, resolved.input.width_px)[:1]
+        size_px = resolved.input.height_px, resolved.input.width_px
+        return read_images(project / "docs/samples/people", *size_px)[:1]
 
     @lru_cache(maxsize=1)  # the cases of a network follow each other
     def export(network: str) -> ModelPackage:
@@ -90,7 +93,7 @@ def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mode
         checkpoint = directory / "epoch_1.pth"
         write_checkpoint(network, checkpoint)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "collect_images", one_scene)
+            patch.setattr(pipeline, "collect_images", one_sample)
             if network.startswith("cornernet"):
                 patch.setattr(pipeline, "export_onnx", export_one_size)
             package = export_package(CONFIGS[network], checkpoint, directory / "package", _ignore)
