@@ -1,12 +1,11 @@
 """Export configuration, its validation and its resolution to a complete description."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pydantic import ValidationError
 
 from model_export.architectures import OUTPUT_STRIDE, find_architecture
-from model_export.checkpoints.training_record import TrainingRecord
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
@@ -64,21 +63,6 @@ class ExportConfig:
     """Source of the checkpoint."""
     license: str = "unknown"
     description: str = ""
-
-    def with_defaults_of(self, record: TrainingRecord) -> "ExportConfig":
-        """Return the options with those of the training run where they are None."""
-        defaults: dict[str, Any] = {
-            "architecture": record.architecture,
-            "task": record.task,
-            "classes": record.classes,
-            "keypoints": record.keypoints or None,
-            "width_px": record.input_width,
-            "height_px": record.input_height,
-            "resize": record.resize,
-            "normalization": record.normalization,
-        }
-        unset = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return replace(self, **unset)
 
 
 @dataclass(frozen=True)

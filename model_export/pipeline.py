@@ -134,7 +134,7 @@ def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Mo
     """Identify the checkpoint, resolve the configuration and load the network."""
     loaded = read_checkpoint(checkpoint)
     if loaded.record is not None:
-        config = config.with_defaults_of(loaded.record)
+        config = loaded.record.complete(config)
         check_config(config)
     checkpoint_info = identify(loaded.state, config.architecture, config.task)
     architecture = find_architecture(checkpoint_info.architecture)

@@ -1,10 +1,12 @@
 """What ``centernet-train`` stores in its checkpoints about the network, beside the weights."""
 
 from collections.abc import Mapping
-from typing import Self
+from dataclasses import replace
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from model_export.config import ExportConfig
 from model_package import ResizeMode
 
 _KEY = "config"
@@ -40,3 +42,18 @@ class TrainingRecord(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError:
             return None
+
+    def complete(self, config: ExportConfig) -> ExportConfig:
+        """Return ``config`` with the settings of the training run where its options are None."""
+        defaults: dict[str, Any] = {
+            "architecture": self.architecture,
+            "task": self.task,
+            "classes": self.classes,
+            "keypoints": self.keypoints or None,
+            "width_px": self.input_width,
+            "height_px": self.input_height,
+            "resize": self.resize,
+            "normalization": self.normalization,
+        }
+        unset = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+        return replace(config, **unset)
