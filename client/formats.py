@@ -1,5 +1,6 @@
 """Detections in the formats of other tools; shared by ``centernet-detect`` and the service."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from client.results import Detection
@@ -25,6 +26,35 @@ def coco_result(detection: Detection, image_id: Any) -> dict[str, Any]:
         points = [(point.x, point.y, 2) for point in detection.keypoints]
         result["keypoints"] = [value for point in points for value in point]
     return result
+
+
+def coco_annotation(detection: Detection, identifier: int, image_id: Any) -> dict[str, Any]:
+    """Return the annotation of a COCO dataset for a detection, with its score."""
+    x1, y1, x2, y2 = detection.bbox
+    annotation = {
+        "id": identifier,
+        **coco_result(detection, image_id),
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": 0,
+    }
+    if detection.keypoints:
+        annotation["num_keypoints"] = len(detection.keypoints)
+    return annotation
+
+
+def coco_categories(
+    classes: Sequence[str], keypoints: Sequence[str], skeleton: Sequence[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """Return the categories of a COCO dataset; ``skeleton``: pairs of indices of keypoints."""
+    categories: list[dict[str, Any]] = [
+        {"id": class_id, "name": name} for class_id, name in enumerate(classes)
+    ]
+    if keypoints:
+        # COCO counts keypoints from 1.
+        edges = [[start + 1, end + 1] for start, end in skeleton]
+        for category in categories:
+            category |= {"keypoints": list(keypoints), "skeleton": edges}
+    return categories
 
 
 def kitti_line(detection: Detection) -> str:

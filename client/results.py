@@ -181,7 +181,7 @@ def parse_result(raw: Mapping[str, Any]) -> DetectionResult:
             model_version=raw["model"]["version"],
             width=raw["image"]["width"],
             height=raw["image"]["height"],
-            detections=tuple(map(_parse_detection, raw["detections"])),
+            detections=tuple(map(parse_detection, raw["detections"])),
             timing_ms=raw["timing_ms"],
             request_id=raw["request_id"],
             raw=raw,
@@ -218,7 +218,8 @@ def parse_models(raw: Mapping[str, Any]) -> tuple[Model, ...]:
     return tuple(map(parse_model, models))
 
 
-def _parse_detection(raw: Mapping[str, Any]) -> Detection:
+def parse_detection(raw: Mapping[str, Any]) -> Detection:
+    """Read one of the detections of a response; raises LookupError, TypeError or ValueError."""
     x1, y1, x2, y2 = raw["bbox"]
     return Detection(
         class_id=raw["class_id"],

@@ -141,7 +141,7 @@ class ImageAddressError(ServiceError):
 
 
 class ImageFetchError(ServiceError):
-    """An image could not be requested from Label Studio."""
+    """An image could not be requested from Label Studio, or read from storage."""
 
     status, code, title = 502, "image_fetch_failed", "The image could not be requested"
     retryable = True

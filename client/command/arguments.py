@@ -64,17 +64,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="continue the JSON Lines file --output: skip the images that it contains",
     )
     parser.add_argument(
-        "--concurrency", type=_positive, help="images at a time (default: 32 with a service)"
+        "--concurrency", type=positive, help="images at a time (default: 32 with a service)"
     )
     parser.add_argument(
         "--quiet", action="store_true", help="print neither progress nor the summary"
     )
     add_version_option(parser)
-    _add_detection_options(parser)
+    add_detection_options(parser)
     return parser
 
 
-def _add_detection_options(parser: argparse.ArgumentParser) -> None:
+def add_detection_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of requests, named as in :data:`DETECTION_OPTIONS`."""
     group = parser.add_argument_group("detection options; the defaults are those of the model")
     group.add_argument("--score-threshold", type=float, help="leave out lower scores")
     group.add_argument("--top-k", type=int, help="return at most this many detections")
@@ -96,7 +97,8 @@ def _add_detection_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a number of at least 1, as the type of an argument."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"received {value}; expected at least 1")

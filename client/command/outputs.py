@@ -11,7 +11,7 @@ from client.command.backends import ModelDescription
 from client.command.errors import CommandError
 from client.command.sources import Item, Key
 from client.errors import ClientError, ResponseError
-from client.formats import coco_result, kitti_line
+from client.formats import coco_annotation, coco_categories, kitti_line
 from client.results import Detection, DetectionResult
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class CocoOutput(Output):
 
     def __init__(self, file: IO[str], model: ModelDescription) -> None:
         self._file = file
-        self._categories = [_category(model, index) for index in range(len(model.classes))]
+        self._categories = coco_categories(model.classes, model.keypoints, model.skeleton)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
@@ -146,7 +146,7 @@ class CocoOutput(Output):
         self._images.append(image)
         for detection in outcome.result.detections:
             identifier = len(self._annotations) + 1
-            self._annotations.append(_annotation(detection, identifier, image["id"]))
+            self._annotations.append(coco_annotation(detection, identifier, image["id"]))
 
     def close(self) -> None:
         """Write the file."""
@@ -156,28 +156,6 @@ class CocoOutput(Output):
             "annotations": self._annotations,
         }
         json.dump(dataset, self._file)
-
-
-def _category(model: ModelDescription, class_id: int) -> dict[str, Any]:
-    category: dict[str, Any] = {"id": class_id, "name": model.classes[class_id]}
-    if model.keypoints:
-        # COCO counts keypoints from 1.
-        skeleton = [[start + 1, end + 1] for start, end in model.skeleton]
-        category |= {"keypoints": list(model.keypoints), "skeleton": skeleton}
-    return category
-
-
-def _annotation(detection: Detection, identifier: int, image_id: Any) -> dict[str, Any]:
-    x1, y1, x2, y2 = detection.bbox
-    annotation = {
-        "id": identifier,
-        **coco_result(detection, image_id),
-        "area": (x2 - x1) * (y2 - y1),
-        "iscrowd": 0,
-    }
-    if detection.keypoints:
-        annotation["num_keypoints"] = len(detection.keypoints)
-    return annotation
 
 
 class KittiOutput(Output):

@@ -1,0 +1,1 @@
+"""Detection in millions of images with Ray Data, and the command ``centernet-detect-ray``."""

@@ -1,0 +1,5 @@
+"""Errors that end the command."""
+
+
+class BulkError(Exception):
+    """The run cannot start or continue; the message says why and what to do."""
