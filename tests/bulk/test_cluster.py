@@ -74,12 +74,17 @@ def wait_for_files(output: Path, count: int) -> None:
 
 
 def actors() -> list[int]:
-    """Return the processes of the actors of Ray Data."""
+    """Return the processes of the actors of Ray Data that run on the nodes of this process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if path.read_bytes().startswith(b"ray::MapWorker"):
-                found.append(int(path.parent.name))
+                node = parent(int(path.parent.name))
+                found += [int(path.parent.name)] * (parent(node) == os.getpid())
         except OSError:  # it has ended
             continue
     return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()[1])
