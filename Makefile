@@ -44,9 +44,9 @@ test-images: $(DEV_ENV)/installed ## Build the container images and run their co
 	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -s -m images tests/deployment
 
 # An environment of its own: Ray brings 30 packages.
-test-ray: $(RAY_ENV)/installed ## Run the service on a Ray cluster of three nodes on this machine
+test-ray: $(RAY_ENV)/installed ## Run the service and bulk detection on Ray clusters of three nodes on this machine
 	OMP_NUM_THREADS=1 $(RAY_ENV)/bin/python -m pytest -m 'ray or not ray' tests/deployment/test_ray_files.py \
-		tests/deployment/test_ray_cluster.py
+		tests/deployment/test_ray_cluster.py tests/bulk
 
 check: lint ## Check style, types and import rules
 	$(DEV_ENV)/bin/mypy

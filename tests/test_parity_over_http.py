@@ -6,6 +6,7 @@ differ: upstream accuracies were measured with OpenCV 3 and 4, the goldens with 
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache, partial
@@ -26,11 +27,14 @@ from model_export.pipeline import export_package
 from service.model_registry import load_models
 from service.settings import Settings
 
+heavy = pytest.mark.skipif(
+    not os.environ.get("HEAVY_TESTS"), reason="takes minutes: set HEAVY_TESTS=1"
+)
 CASES = [
     ("res_18", "default_land", "land_640x402"),
     ("res_18", "default_port", "port_400x600"),
-    ("res_50", "default_land", "land_640x402"),
-    ("res_101", "default_land", "land_640x402"),
+    pytest.param("res_50", "default_land", "land_640x402", marks=heavy),
+    pytest.param("res_101", "default_land", "land_640x402", marks=heavy),
 ]
 
 

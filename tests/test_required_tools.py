@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(
-    ("required", "failed"), [("", False), ("promtool gcc", False), ("no-such-tool", True)]
-)
+@pytest.mark.parametrize(("required", "failed"), [("promtool gcc", False), ("no-such-tool", True)])
 def test_a_skip_for_lack_of_a_required_tool_is_a_failure(
     required: str, failed: bool, project: Path, tmp_path: Path
 ) -> None:

@@ -13,13 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ray = pytest.importorskip("ray", reason="ray is not installed (extra ray)")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),
-    pytest.mark.skipif(
-        not os.environ.get("HEAVY_TESTS"), reason="takes a minute or more: set HEAVY_TESTS=1"
-    ),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 IMAGES, PER_FILE = 60, 5
 END_S = 600
 

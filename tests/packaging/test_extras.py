@@ -313,6 +313,7 @@ def check_build(environment: Environment, server: RunningServer, image: Path) ->
 def check_ray(environment: Environment, server: RunningServer, image: Path) -> None:
     del server, image
     environment.run("python", "-c", "from service.ray_serve.application import app")
+    environment.run("centernet-detect-ray", "--version")
 
 
 def check_tensorrt_rtx(environment: Environment, server: RunningServer, image: Path) -> None:

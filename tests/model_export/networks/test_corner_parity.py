@@ -61,6 +61,13 @@ CASES = [
     pytest.param("cornernet_hourglass104", "default_land", marks=heavy),
 ]
 
+# tests/test_rendered_parity.py runs exported corner networks on both engines without HEAVY_TESTS.
+RUNTIMES = [
+    "PyTorch",
+    pytest.param("ONNX Runtime", marks=heavy),
+    pytest.param("OpenVINO", marks=heavy),
+]
+
 
 @pytest.fixture(scope="module")
 def graph_of(upstream: Path, weights_rule: types.ModuleType) -> Callable[[str], DetectionGraph]:
@@ -130,7 +137,7 @@ def _pairs(detections: Outputs) -> tuple[NDArray, NDArray]:
     return positions[possible].astype(np.float64), scores[possible].astype(np.float64)
 
 
-@pytest.mark.parametrize("runtime", ["PyTorch", "ONNX Runtime", "OpenVINO"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("architecture", "case"), CASES)
 def test_corner_detections_match_upstream(
     shared: Path,
