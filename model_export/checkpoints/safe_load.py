@@ -13,6 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model_export.checkpoints.file_format import (
+    HEAD_BYTES,
+    describe_other_archive,
+    describe_other_directory,
+    describe_other_file,
+)
 from model_export.checkpoints.mmdetection import RecordedSettings, read_settings
 from model_export.checkpoints.pickle_limits import PickleLimitError, check_pickles
 from model_export.checkpoints.training_record import TrainingRecord
@@ -89,9 +95,7 @@ def _check_file(path: Path) -> int:
     if not path.exists():
         raise CheckpointUnreadableError(f"{path} does not exist. Check the path.")
     if not path.is_file():
-        raise CheckpointUnreadableError(
-            f"{path} is a directory or a device, not a file. Give the path of the .pth file."
-        )
+        raise CheckpointUnreadableError(f"{path} is {describe_other_directory(path)}")
     size_bytes = path.stat().st_size
     if size_bytes == 0:
         raise CheckpointUnreadableError(f"{path} is empty (0 bytes). Copy or download it again.")
@@ -100,6 +104,10 @@ def _check_file(path: Path) -> int:
             f"{path} has {size_bytes} bytes; at most {MAX_FILE_BYTES} are read. "
             "Save only the state dict, without the optimizer."
         )
+    with path.open("rb") as file:
+        other = describe_other_file(path, file.read(HEAD_BYTES))
+    if other is not None:
+        raise CheckpointUnreadableError(f"{path} is {other}")
     return size_bytes
 
 
@@ -159,6 +167,9 @@ def _check_archive(path: Path, size_bytes: int) -> None:
             members = archive.infolist()
     except Exception as error:  # a damaged file can raise any exception
         raise _unreadable(path, error) from error
+    other = describe_other_archive([member.filename for member in members])
+    if other is not None:
+        raise CheckpointUnreadableError(f"{path} is {other}")
     expanded_bytes = sum(member.file_size for member in members)
     is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if is_compressed or expanded_bytes > size_bytes:
