@@ -88,7 +88,7 @@ def _import(args: argparse.Namespace, steps: Steps) -> int:
 def _inspect(args: argparse.Namespace, steps: Steps) -> int:
     steps.total = 1
     steps.begin(f"Read {args.checkpoint}")
-    description, fits = inspect_checkpoint(args.checkpoint)
+    description, fits = inspect_checkpoint(args.checkpoint, args.weights)
     steps.end()
     print(description)
     return 0 if fits else _EXIT_FAILED
@@ -149,6 +149,7 @@ def _read_config(args: argparse.Namespace) -> ExportConfig:
         version=args.model_version,
         architecture=args.arch,
         task=args.task,
+        weights=args.weights,
         classes=None if args.classes is None else read_classes(args.classes),
         keypoints=None if args.keypoints is None else read_keypoints(args.keypoints),
         projection=tuple(args.projection),

@@ -34,7 +34,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_package(commands.add_parser("package", help="export a checkpoint to a verified package"))
     _add_import(commands.add_parser("import", help="make a package from an external ONNX file"))
     inspect = commands.add_parser("inspect", help="show the architecture and task of a checkpoint")
-    inspect.add_argument("checkpoint", type=Path, metavar="FILE", help="trained weights (.pth)")
+    inspect.add_argument(
+        "checkpoint", type=Path, metavar="FILE", help="trained weights (.pth, .safetensors)"
+    )
+    _add_weights(inspect)
 
     references = commands.add_parser(
         "references", help="record the outputs that the service checks engines with"
@@ -76,12 +79,19 @@ def _add_quantize(command: argparse.ArgumentParser) -> None:
 
 def _add_package(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--checkpoint", required=True, type=Path, metavar="FILE", help="trained weights (.pth)")
+    add(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="trained weights (.pth, .safetensors)",
+    )
     add(
         "--arch", metavar="NAME",
         help=f"architecture of the checkpoint (default: detected from its tensors): "
         f"{', '.join(ARCHITECTURES)}, or {TIMM_PREFIX}MODEL",
     )  # fmt: skip
+    _add_weights(command)
     _add_task(command)
     add(
         "--flip", action="store_true",
@@ -103,6 +113,14 @@ def _add_package(command: argparse.ArgumentParser) -> None:
     _add_manifest_fields(command)
 
 
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--weights", metavar="KEY",
+        help="key of the checkpoint that holds the weights (default: an average such as "
+        "state_dict_ema before state_dict)",
+    )  # fmt: skip
+
+
 def _add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--onnx",
@@ -115,7 +133,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     _add_normalization(command)
     _add_manifest_fields(command)
     command.set_defaults(
-        arch=None, flip=False, free_size=None, normalization=None, precision="fp32"
+        arch=None, weights=None, flip=False, free_size=None, normalization=None, precision="fp32"
     )
 
 

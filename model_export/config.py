@@ -40,6 +40,8 @@ class ExportConfig:
     """A name that :func:`model_export.architectures.find_architecture` accepts."""
     task: str | None = None
     """A key of :data:`model_export.tasks.TASKS`."""
+    weights: str | None = None
+    """Key of the checkpoint that holds the weights."""
     classes: tuple[str, ...] | None = None
     """Class names in the order of training."""
     keypoints: tuple[str, ...] | None = None

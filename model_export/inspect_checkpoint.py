@@ -4,22 +4,22 @@ import shlex
 from pathlib import Path
 
 from model_export.architectures import find_architecture
-from model_export.checkpoints.identify import CheckpointInfo, examine
+from model_export.checkpoints.identify import CheckpointInfo, examine, shown
 from model_export.checkpoints.mmdetection import RecordedSettings
-from model_export.checkpoints.safe_load import read_checkpoint
+from model_export.checkpoints.safe_load import Checkpoint, read_checkpoint
 from model_export.key_mappings.mmdetection import describe_other_detector
 from model_export.tasks import task_of_framework
 
 _SHOWN_CLASSES = 10
-_SHOWN_CHARACTERS = 60
 
 
-def inspect_checkpoint(path: Path) -> tuple[str, bool]:
+def inspect_checkpoint(path: Path, entry: str | None = None) -> tuple[str, bool]:
     """Return a description of the checkpoint at ``path``, and whether it can be exported.
 
+    ``entry``: key of the weights in the file.
     Raises :class:`~model_export.errors.CheckpointError` if it cannot be read.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, entry)
     state, record = checkpoint.state, checkpoint.record
     info = examine(state) if record is None else examine(state, record.architecture, record.task)
     fits = info.differences.count() == 0
@@ -33,9 +33,10 @@ def inspect_checkpoint(path: Path) -> tuple[str, bool]:
         f"{info.head_hidden_channels} hidden channels",
         f"default input: {_default_input(info)}",
     ]
+    lines += _source(checkpoint)
     if record is not None:
         lines.append(
-            f"trained with: classes {', '.join(map(_shown, record.classes))}; "
+            f"trained with: classes {', '.join(map(shown, record.classes))}; "
             f"input {record.input_width}x{record.input_height}, {record.normalization}"
         )
     if info.unused:
@@ -60,7 +61,7 @@ def _counts(info: CheckpointInfo) -> str:
 def _framework(info: CheckpointInfo, recorded: RecordedSettings) -> str:
     if find_architecture(info.architecture).key_mapping.framework == "authors":
         return "the code of the paper's authors, or this project"
-    details = [_shown(text) for text in (recorded.detector, recorded.version) if text]
+    details = [shown(text) for text in (recorded.detector, recorded.version) if text]
     return f"MMDetection ({'; '.join(details)})" if details else "MMDetection"
 
 
@@ -68,13 +69,8 @@ def _class_names(recorded: RecordedSettings) -> str:
     """Return the first names that the file records."""
     if recorded.classes is None:
         return ""
-    names = ", ".join(_shown(name) for name in recorded.classes[:_SHOWN_CLASSES])
+    names = ", ".join(shown(name) for name in recorded.classes[:_SHOWN_CLASSES])
     return f": {names}{', ...' if len(recorded.classes) > _SHOWN_CLASSES else ''}"
-
-
-def _shown(text: str) -> str:
-    """Return text of an untrusted file, shortened and without terminal control sequences."""
-    return text[:_SHOWN_CHARACTERS].encode("unicode_escape").decode()
 
 
 def _default_input(info: CheckpointInfo) -> str:
@@ -85,3 +81,14 @@ def _default_input(info: CheckpointInfo) -> str:
         f"{width_px}x{height_px}, sides multiples of "
         f"{architecture.input_multiple}, normalization {task.normalization}, {task.resize}"
     )
+
+
+def _source(checkpoint: Checkpoint) -> list[str]:
+    """Describe where the weights are in the file, if there was a choice or a prefix."""
+    lines = []
+    if checkpoint.other_entries:
+        others = ", ".join(shown(key) for key in checkpoint.other_entries[:5])
+        lines.append(f"weights: {shown(str(checkpoint.entry))}; --weights also accepts {others}")
+    if checkpoint.prefix:
+        lines.append(f"prefix of all names, removed: {shown(checkpoint.prefix)}")
+    return lines

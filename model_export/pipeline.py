@@ -132,7 +132,7 @@ def _add_fp16_files(
 
 def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Module]:
     """Identify the checkpoint, resolve the configuration and load the network."""
-    loaded = read_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint, config.weights)
     if loaded.record is not None:
         config = loaded.record.complete(config)
         check_config(config)

@@ -1,6 +1,7 @@
 """Checkpoints: files of ``torch.save``, their zip archives and pickles, well-formed or not."""
 
 import io
+import json
 import pickle
 import struct
 import zipfile
@@ -27,6 +28,8 @@ _GLOBALS = (
 def checkpoint_file(rng: Random) -> bytes:
     """Return a checkpoint; the generators of its parts are chosen at random."""
     choice = rng.random()
+    if choice < 0.1:
+        return mutate_some(rng, _safetensors(rng))
     if choice < 0.4:
         body = _saved(_state(rng), is_zip=rng.random() < 0.7)
         return mutate_some(rng, _changed_archive(rng, body) if rng.random() < 0.5 else body)
@@ -35,6 +38,28 @@ def checkpoint_file(rng: Random) -> bytes:
     if choice < 0.9:
         return mutate_some(rng, _legacy(rng))
     return mutate_some(rng, _archive(rng, pickle.dumps(_containers(rng), protocol=2)))
+
+
+def _safetensors(rng: Random) -> bytes:
+    """Return a safetensors file: deep, wide or huge headers, offsets outside of the file."""
+    offset = 0
+    header: dict[str, Any] = {}
+    for index in range(rng.choice((0, 1, 6, 30, 20_000))):
+        count = rng.choice((0, 1, 64))
+        size = 4 * count if rng.random() < 0.99 else rng.choice((-1, 3, *_HUGE))
+        header[f"{rng.choice(_LAYERS)}{index}"] = {
+            "dtype": rng.choice(("F32", "F32", "F32", "I64", "BF16", "X")),
+            "shape": rng.choice(([count], [count, 1], [_HUGE[0], _HUGE[0]], [])),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += 4 * count
+    if rng.random() < 0.2:
+        header["__metadata__"] = rng.choice(({"format": "pt"}, {"x": "y" * 1_000_000}, [[]], 1))
+    text = json.dumps(header).encode()
+    if rng.random() < 0.1:
+        text = b'{"a":' * rng.choice((10, 100_000)) + text
+    length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, *_HUGE))
+    return struct.pack("<Q", length) + text + bytes(offset)
 
 
 def _state(rng: Random) -> Any:

@@ -180,6 +180,11 @@ def _describe(
 
 def _first_keys(keys: Iterable[str]) -> str:
     listed = list(keys)
-    # Names from an untrusted file: shortened, and escaped against terminal control sequences.
-    shown = [key[:_SHOWN_CHARACTERS].encode("unicode_escape").decode() for key in listed[:_SHOWN]]
-    return ", ".join(shown) + (", ..." if len(listed) > _SHOWN else "")
+    return ", ".join(shown(key) for key in listed[:_SHOWN]) + (
+        ", ..." if len(listed) > _SHOWN else ""
+    )
+
+
+def shown(name: str) -> str:
+    """Shorten a name from an untrusted file, and escape it against control sequences."""
+    return name[:_SHOWN_CHARACTERS].encode("unicode_escape").decode()

@@ -4,13 +4,13 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from model_export.checkpoints.file_format import (
@@ -21,8 +21,10 @@ from model_export.checkpoints.file_format import (
 )
 from model_export.checkpoints.mmdetection import RecordedSettings, read_settings
 from model_export.checkpoints.pickle_limits import PickleLimitError, check_pickles
+from model_export.checkpoints.safetensors_header import check_header, is_safetensors
 from model_export.checkpoints.training_record import TrainingRecord
 from model_export.checkpoints.training_state import training_state_skipped
+from model_export.checkpoints.weights_entries import common_prefix, find_entries, is_state
 from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
 
 MAX_FILE_BYTES = 4 * 1024**3
@@ -40,17 +42,25 @@ _PICKLES = 5
 """Pickles in a file of PyTorch before 1.6: magic number, version, platform, content, storages."""
 _FOUND_CHARACTERS = 300  # names in the file can be of any length
 _COUNTER = ".num_batches_tracked"
-_DATA_PARALLEL_PREFIX = "module."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under their stored names, and what the file says of their training.
+    """Weights under their stored (upstream) names, and what the file says of their training.
 
-    ``record``: of a checkpoint of ``centernet-train``; ``mmdetection``: of one of MMDetection.
+    Attributes:
+        state: finite float32 tensors on the CPU.
+        entry: key of the file that the weights are stored under; None for a bare state dict.
+        other_entries: keys of the file that hold weights as well.
+        prefix: what was removed from all names.
+        record: of a checkpoint of ``centernet-train``; None for others.
+        mmdetection: of a checkpoint of MMDetection; empty for others.
     """
 
     state: dict[str, Tensor]
+    entry: str | None
+    other_entries: tuple[str, ...]
+    prefix: str
     record: TrainingRecord | None
     mmdetection: RecordedSettings
 
@@ -60,34 +70,45 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return read_checkpoint(path).state
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read the weights in ``path`` under their stored (upstream) names, and their description.
 
-    Accepts both file formats of ``torch.save``, a bare state dict or one under ``state_dict``, and
-    the ``module.`` prefix of data-parallel training. Returns finite float32 tensors on the CPU,
-    without the ``num_batches_tracked`` buffers of batch normalization (files from before
-    PyTorch 0.4.1 have none).
+    Accepts safetensors and both file formats of ``torch.save``; a bare state dict, or one under
+    ``entry``, by default the first of :data:`~model_export.checkpoints.weights_entries.ENTRIES`. A
+    prefix of all names is removed, such as ``module.`` of data-parallel training. Integer
+    ``num_batches_tracked`` buffers are left out (files from before PyTorch 0.4.1 have none).
 
     Raises :class:`CheckpointUnreadableError` and :class:`CheckpointUnsafeError`.
     """
     size_bytes = _check_file(path)
     with _memory_limit(MEMORY_PER_BYTE * size_bytes + MEMORY_MARGIN_BYTES):
-        _check_content(path, size_bytes)
-        loaded = _load(path)
-    state = _find_state(loaded, path)
-    weights = {}
-    for key, value in state.items():
+        if is_safetensors(path):
+            loaded: object = _load_safetensors(path)
+        else:
+            _check_content(path, size_bytes)
+            loaded = _load(path)
+    chosen, others = _choose_entry(loaded, entry, path)
+    state = loaded if chosen is None else loaded[chosen]  # type: ignore[index]
+    assert isinstance(state, Mapping)
+    for key in state:
         if not isinstance(key, str):
             raise _no_weights(path, f"a key is {key!r}, not a string")
-        name = key.removeprefix(_DATA_PARALLEL_PREFIX)
-        if name in weights:
-            raise _no_weights(path, f"{name!r} occurs with and without the prefix 'module.'")
+    prefix = common_prefix(list(state))
+    weights = {}
+    for key, value in state.items():
+        name = key.removeprefix(prefix)
         if not name.endswith(_COUNTER):
             _check_tensor(name, value, path)
             weights[name] = value
     _check_expansion(weights, size_bytes, path)
-    finite = {name: _to_float32(name, tensor, path) for name, tensor in weights.items()}
-    return Checkpoint(finite, TrainingRecord.find(loaded), read_settings(loaded))
+    return Checkpoint(
+        {name: _to_float32(name, tensor, path) for name, tensor in weights.items()},
+        chosen,
+        tuple(others),
+        prefix,
+        TrainingRecord.find(loaded),
+        read_settings(loaded),
+    )
 
 
 def _check_file(path: Path) -> int:
@@ -106,7 +127,8 @@ def _check_file(path: Path) -> int:
         )
     with path.open("rb") as file:
         other = describe_other_file(path, file.read(HEAD_BYTES))
-    if other is not None:
+    # A safetensors file begins with a number, which can look like another signature.
+    if other is not None and not is_safetensors(path):
         raise CheckpointUnreadableError(f"{path} is {other}")
     return size_bytes
 
@@ -223,12 +245,34 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _find_state(loaded: object, path: Path) -> Mapping[Any, Any]:
+def _load_safetensors(path: Path) -> object:
+    try:
+        check_header(path)
+        return load_file(path)
+    # The library raises its own error for a damaged file, OSError, ValueError or MemoryError.
+    except Exception as error:
+        raise CheckpointUnreadableError(
+            f"{path} is a damaged safetensors file ({_reason(error)}). "
+            "Copy or download it again, or save it again with safetensors.torch.save_file."
+        ) from error
+
+
+def _choose_entry(
+    loaded: object, entry: str | None, path: Path
+) -> tuple[str | None, Sequence[str]]:
+    """Return the key of the weights, None for a bare state dict, and the keys of others."""
     if not isinstance(loaded, Mapping):
         raise _no_weights(path, f"it holds a {type(loaded).__name__}")
-    state = loaded.get("state_dict", loaded)
-    if isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values()):
-        return state
+    entries = find_entries(loaded)
+    if entry is None and is_state(loaded):
+        return None, entries
+    if entry is None and entries:
+        return entries[0], entries[1:]
+    if entry in entries:
+        return entry, [other for other in entries if other != entry]
+    if entry is not None:
+        known = ", ".join(repr(key) for key in entries[:5])
+        raise _no_weights(path, f"it has no weights under {entry!r}, only under {known or 'none'}")
     names = ", ".join(repr(key) for key in list(loaded)[:5])
     raise _no_weights(path, f"its top-level keys are {names or 'none'}")
 
@@ -258,5 +302,6 @@ def _to_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
 def _no_weights(path: Path, found: str) -> CheckpointUnreadableError:
     return CheckpointUnreadableError(
         f"{path} does not hold usable weights: {found[:_FOUND_CHARACTERS]}. "
-        "A state dict (names to floating-point tensors) is accepted, bare or under 'state_dict'."
+        "A state dict (names to floating-point tensors) is accepted, bare or under a key such as "
+        "'state_dict'."
     )
