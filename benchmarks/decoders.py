@@ -4,8 +4,10 @@
 
 Random output tensors with the shapes of the released models: 100 peaks; for corner models
 1,000 pairs for the image and as many for its flipped copy, of 80 classes or of a single
-one, and 70 centers each. Decoding goes from output tensors to detections in pixels of the image;
-the response fields, timed separately, from there to values for JSON. Prints a Markdown table.
+one, and 70 centers each; for extreme points 40 peaks a side, also where all points of different
+sides fit each other, which makes the most groups. Decoding goes from output tensors to detections
+in pixels of the image; the response fields, timed separately, from there to values for JSON. Prints
+a Markdown table, and one of the grouping of extreme points alone.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.report import markdown_row, markdown_table
+from labels.extreme_points import group_extreme_points
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
@@ -26,6 +29,7 @@ from model_package import (
     CornerPairsDecoder,
     CornerTripletsDecoder,
     Decoder,
+    ExtremePointsDecoder,
 )
 from service.decoders import DECODERS, ModelOutput
 from service.decoders.types import DetectionOptions, Detections
@@ -45,6 +49,8 @@ class Case:
     classes: int
     scales: tuple[float, ...] = (1.0,)
     soft_nms: bool = False
+    all_fit: bool = False
+    """Of extreme points: each lies beyond those of the other sides."""
 
 
 CENTER: dict[str, Any] = {"output_stride": 4, "top_k": K, "score_threshold": 0.0}
@@ -53,6 +59,9 @@ KEYPOINTS = tuple(f"keypoint {index}" for index in range(17))
 BOXES, POSES = CenterBoxesDecoder(**CENTER), CenterPosesDecoder(**CENTER, keypoints=KEYPOINTS)
 PAIR_BOXES = CornerPairsDecoder(**CORNER)
 TRIPLETS = CornerTripletsDecoder(**CORNER, centers=CENTERS)
+EXTREME_POINTS = ExtremePointsDecoder(
+    output_stride=4, peaks=40, columns=CELLS, agnostic=False, top_k=K, score_threshold=0.0
+)
 CASES = (
     Case("2D boxes", BOXES, 80),
     Case("2D boxes, soft-NMS", BOXES, 80, soft_nms=True),
@@ -64,6 +73,9 @@ CASES = (
     Case("corner pairs, single class", PAIR_BOXES, 1, soft_nms=True),
     Case("corner triplets", TRIPLETS, 80, soft_nms=True),
     Case("corner triplets, single class", TRIPLETS, 1, soft_nms=True),
+    Case("extreme points, two classes", EXTREME_POINTS, 2, soft_nms=True),
+    Case("extreme points, single class", EXTREME_POINTS, 1, soft_nms=True),
+    Case("extreme points, all fit", EXTREME_POINTS, 1, soft_nms=True, all_fit=True),
 )
 
 
@@ -82,16 +94,38 @@ def random_tensors(case: Case, rng: np.random.Generator) -> dict[str, NDArray[An
     if "boxes" in tensors:
         corners = tensors["boxes"] * CELLS
         tensors["boxes"] = np.hstack([corners[:, :2], corners[:, :2] + 2 + corners[:, 2:] / 3])
+    if "cells" in tensors:
+        _arrange_extreme_points(tensors, rng, all_fit=case.all_fit)
+        return tensors
     if "depths" in tensors:
         tensors["depths"] = tensors["depths"] * 60 + 5
     tensors["scores"] = -np.sort(-tensors["scores"])
     return tensors
 
 
+def _arrange_extreme_points(
+    tensors: dict[str, NDArray[Any]], rng: np.random.Generator, *, all_fit: bool
+) -> None:
+    """Sort the scores, place the peaks, and set impossible centers to 0."""
+    tensors["scores"] = -np.sort(-tensors["scores"])
+    cells = rng.integers(0, CELLS, tensors["cells"].shape, np.int32)
+    if all_fit:
+        quarter = CELLS // 4
+        for side, axis in ((0, 1), (1, 0)):  # top and left; bottom and right are opposite
+            cells[side, :, axis] %= quarter
+            cells[side + 2, :, axis] = CELLS - 1 - cells[side + 2, :, axis] % quarter
+            cells[side::2, :, 1 - axis] = quarter + cells[side::2, :, 1 - axis] % (CELLS // 2)
+    tensors["cells"] = cells
+    tensors["points"] += cells
+    (top, _, bottom, _), class_ids = cells[..., 1], tensors["class_ids"]
+    is_pair = (class_ids[0][:, None] == class_ids[2]) & (top[:, None] <= bottom)
+    tensors["center_scores"] *= is_pair[..., None]
+
+
 def model_outputs(case: Case, rng: np.random.Generator) -> list[ModelOutput]:
     """Return the outputs for all network inputs of a request."""
-    flips = (False, True) if case.config.flipped_input else (False,)
-    side_px = 511 if len(flips) > 1 else 512
+    flips = (False, True) if any(case.config.flipped_input) else (False,)
+    side_px = 511 if "corner" in case.config.kind else 512
     transform = ImageTransform(480, 400, side_px, side_px, AffineTransform(1.0, 16.0, 56.0))
     return [
         ModelOutput(
@@ -128,6 +162,14 @@ def row(case: Case, rounds: int) -> str:
     return markdown_row([case.name, len(outputs), len(detections), *times])
 
 
+def grouping_row(case: Case, rounds: int) -> str:
+    """Return the line of the grouping of the extreme points of one network input."""
+    tensors = model_outputs(case, np.random.default_rng(0))[0].tensors
+    durations = milliseconds(lambda: group_extreme_points(tensors), rounds)
+    times = (statistics.median(durations), np.percentile(durations, 95), min(durations))
+    return markdown_row([case.name, *(f"{number:.2f}" for number in times)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=300)
@@ -136,6 +178,11 @@ def main() -> None:
     print(markdown_table(["decoder", "inputs", "detections", *columns]))
     for case in CASES:
         print(row(case, rounds))
+    print()
+    print(markdown_table(["grouping alone", "ms per input: median", "p95", "min"]))
+    for case in CASES:
+        if isinstance(case.config, ExtremePointsDecoder):
+            print(grouping_row(case, rounds))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from client.results import Box3D, Detection, Keypoint
+from client.results import Box3D, Detection, Keypoint, Point
 
-Point = tuple[float, float]
 Rectangle = tuple[float, float, float, float]
 _Paint = Callable[["_Pen"], None]
 
@@ -37,7 +36,8 @@ def draw_detections(
     """Return an RGB copy of ``image`` with the ``detections`` drawn on it.
 
     Boxes have the colour of their class. Of 3D boxes the front face is filled, hidden edges are
-    dashed, and an arrow on the ground shows the heading. ``skeleton``: pairs of keypoint indices to
+    dashed, and an arrow on the ground shows the heading. Masks are filled, with their extreme
+    points. ``skeleton``: pairs of keypoint indices to
     connect; with ``keypoint_names`` such as ``left_hip``, keypoints have the colour of their side.
     Keypoints with the coordinates NaN are left out, with their limbs. Labels do not cover each
     other; where there is no room, those of lower scores are left out. The image must be upright
@@ -52,6 +52,8 @@ def draw_detections(
             canvas.box_3d(corners, colour)
         else:
             canvas.box(detection.bbox, colour)
+        if detection.octagon:
+            canvas.mask(detection.octagon, detection.extreme_points, colour)
         if detection.keypoints:
             canvas.pose(detection.keypoints, skeleton, keypoint_names, colour)
     canvas.labels(detections)
@@ -61,14 +63,18 @@ def draw_detections(
 def layer_areas_px(size: tuple[int, int], detections: Sequence[Detection]) -> list[int]:
     """Return the areas of the layers that :func:`draw_detections` draws on, for its cost.
 
-    ``size``: width and height of the image. Each pose and each 3D box has a layer around it, whose
+    ``size``: width and height of the image. Each pose, mask and 3D box has a layer around it, whose
     memory is :data:`LAYER_BYTES_PER_PX`, one at a time.
     """
     margin = 4 * _line_px(size)
     layers = [
         _region(size, points, margin)
         for detection in detections
-        for points in (_box_points(_corners(detection)), _present(detection.keypoints))
+        for points in (
+            _box_points(_corners(detection)),
+            _present(detection.keypoints),
+            [*detection.octagon, *detection.extreme_points],
+        )
         if points
     ]
     return [
@@ -253,6 +259,17 @@ class _Canvas:
 
         if present:
             self._smooth([points[index] for index in present], paint)
+
+    def mask(self, octagon: Sequence[Point], extreme_points: Sequence[Point], colour: str) -> None:
+        def paint(pen: _Pen) -> None:
+            pen.polygon(octagon, colour + "58")
+            outline = [*octagon, octagon[0]]
+            pen.line(outline, _OUTLINE, self._line_px / 2 + 1.5)
+            pen.line(outline, colour, self._line_px / 2)
+            for point in extreme_points:
+                pen.dot(point, self._line_px, colour, 1)
+
+        self._smooth([*octagon, *extreme_points], paint)
 
     def _smooth(self, points: Sequence[Point], paint: _Paint) -> None:
         """Let ``paint`` draw around ``points``, clipped to the image."""

@@ -13,7 +13,8 @@ def coco_result(detection: Detection, image_id: Any) -> dict[str, Any]:
     """Return an entry of a COCO results list, as ``pycocotools.coco.COCO.loadRes`` reads it.
 
     The category id is the class id: the index into the classes of the model. Boxes are x, y, width
-    and height in pixels. Keypoints are x, y and 2 (visible): models predict no visibility.
+    and height in pixels. Keypoints are x, y and 2 (visible): models predict no visibility. The
+    segmentation is the polygon of the octagon.
     """
     x1, y1, x2, y2 = detection.bbox
     result: dict[str, Any] = {
@@ -25,6 +26,8 @@ def coco_result(detection: Detection, image_id: Any) -> dict[str, Any]:
     if detection.keypoints:
         points = [(point.x, point.y, 2) for point in detection.keypoints]
         result["keypoints"] = [value for point in points for value in point]
+    if detection.octagon:
+        result["segmentation"] = [[value for point in detection.octagon for value in point]]
     return result
 
 

@@ -1,6 +1,6 @@
 """The responses of the service as typed objects."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +9,9 @@ from client.errors import InvalidResponseError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+Point = tuple[float, float]
 
 
 class Keypoint(NamedTuple):
@@ -38,7 +41,7 @@ class Box3D:
     rotation_y: float
     alpha: float
     depth: float
-    corners_px: tuple[tuple[float, float], ...] = ()
+    corners_px: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class Detection:
         bbox: x1, y1, x2, y2 in pixels of the upright image, not clipped to it.
         keypoints: in the order of the model's keypoints; empty for models without.
         box3d: the 3D box; None for models without.
+        extreme_points: x and y of the top, left, bottom and right point of the object in pixels of
+            the upright image; empty for models without.
+        octagon: approximate mask, eight points of a polygon, clockwise; empty for models without.
     """
 
     class_id: int
@@ -60,6 +66,8 @@ class Detection:
     bbox: tuple[float, float, float, float]
     keypoints: tuple[Keypoint, ...] = ()
     box3d: Box3D | None = None
+    extreme_points: tuple[Point, ...] = ()
+    octagon: tuple[Point, ...] = ()
 
     def scaled(self, scale: float) -> "Detection":
         """Return the detection in an image that was resized by ``scale``."""
@@ -69,9 +77,15 @@ class Detection:
         )
         box_3d = self.box3d
         if box_3d is not None:
-            corners = tuple((x * scale, y * scale) for x, y in box_3d.corners_px)
-            box_3d = replace(box_3d, corners_px=corners)
-        return replace(self, bbox=(x1, y1, x2, y2), keypoints=keypoints, box3d=box_3d)
+            box_3d = replace(box_3d, corners_px=_scaled(box_3d.corners_px, scale))
+        return replace(
+            self,
+            bbox=(x1, y1, x2, y2),
+            keypoints=keypoints,
+            box3d=box_3d,
+            extreme_points=_scaled(self.extreme_points, scale),
+            octagon=_scaled(self.octagon, scale),
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ class Model:
     Attributes:
         name, version: as in URLs and responses.
         task: the kind of the decoder: ``center_boxes``, ``center_poses``, ``center_boxes_3d``,
-            ``corner_pairs`` or ``corner_triplets``.
+            ``corner_pairs``, ``corner_triplets`` or ``extreme_points``.
         classes: names, by class id.
         top_k, score_threshold: defaults of the request options.
         engine: the runtime that executes the model.
@@ -228,7 +242,17 @@ def parse_detection(raw: Mapping[str, Any]) -> Detection:
         bbox=(x1, y1, x2, y2),
         keypoints=tuple(Keypoint(*keypoint) for keypoint in raw.get("keypoints", ())),
         box3d=_parse_box_3d(raw["box3d"]) if "box3d" in raw else None,
+        extreme_points=_parse_points(raw.get("extreme_points", ())),
+        octagon=_parse_points(raw.get("octagon", ())),
     )
+
+
+def _parse_points(raw: Sequence[Sequence[float]]) -> tuple[Point, ...]:
+    return tuple((x, y) for x, y in raw)
+
+
+def _scaled(points: Sequence[Point], scale: float) -> tuple[Point, ...]:
+    return tuple((x * scale, y * scale) for x, y in points)
 
 
 def _parse_box_3d(raw: Mapping[str, Any]) -> Box3D:
@@ -240,7 +264,7 @@ def _parse_box_3d(raw: Mapping[str, Any]) -> Box3D:
         rotation_y=raw["rotation_y"],
         alpha=raw["alpha"],
         depth=raw["depth"],
-        corners_px=tuple((corner_x, corner_y) for corner_x, corner_y in raw.get("corners_px", ())),
+        corners_px=_parse_points(raw.get("corners_px", ())),
     )
 
 

@@ -53,7 +53,9 @@ class AgreementLimits:
         return {
             "overlap": self.overlap,
             "centers": 10 * self.overlap,
-            **dict.fromkeys(("scores", "corner_scores", "keypoint_scores"), self.score),
+            **dict.fromkeys(
+                ("scores", "corner_scores", "center_scores", "keypoint_scores"), self.score
+            ),
             **dict.fromkeys(("keypoints", "depths", "dimensions", "rotations"), self.value),
         }
 

@@ -12,9 +12,12 @@ from labels.matching import Indices
 Outputs = Mapping[str, NDArray[Any]]
 """By name, without the batch axis, as the decoders of :mod:`model_package` describe them."""
 
-_MATCHED_EXACTLY = frozenset({"class_ids"})
-"""Outputs that are equal in all matched detections, so no difference is measured."""
-_ABSOLUTE = frozenset({"scores", "centers", "keypoint_scores", "boxes", "corner_scores"})
+_MATCHED_EXACTLY = frozenset({"class_ids", "center_class_ids"})
+"""Class ids, of which no difference is measured: those of matched detections are equal, and those
+of centers are equal unless the scores of two classes are."""
+_ABSOLUTE = frozenset(
+    {"scores", "centers", "keypoint_scores", "boxes", "corner_scores", "center_scores"}
+)
 _RELATIVE = frozenset({"sizes", "keypoints", "depths", "dimensions", "rotations"})
 
 NEIGHBOUR_CELLS = 2.0
@@ -25,10 +28,12 @@ MAX_NEIGHBOUR_TIES = 0.05
 
 
 def split_kinds(outputs: Outputs) -> list[Outputs]:
-    """Separate corner pairs and centers; other outputs are of one kind.
+    """Separate corner pairs and centers, and extreme points; other outputs are of one kind.
 
     Every kind has ``scores`` (0: an empty row), ``class_ids`` and ``boxes`` or ``centers``.
     """
+    if "cells" in outputs:
+        return _split_extreme_points(outputs)
     if "boxes" not in outputs:
         return [outputs]
     of_centers = {
@@ -41,6 +46,34 @@ def split_kinds(outputs: Outputs) -> list[Outputs]:
     if "centers" in outputs:
         kinds.append({name: outputs[output] for name, output in of_centers.items()})
     return kinds
+
+
+def _split_extreme_points(outputs: Outputs) -> list[Outputs]:
+    """Return the four kinds of extreme points, and the pairs of a top and a bottom point.
+
+    A pair has the scores of all centers between its points; its box spans the points.
+    """
+    scores, class_ids, points = (outputs[name] for name in ("scores", "class_ids", "points"))
+    sides: list[Outputs] = [
+        {"scores": scores[side], "class_ids": class_ids[side], "centers": points[side]}
+        for side in range(4)
+    ]
+    count = scores.shape[1]
+    top, bottom = np.indices((count, count)).reshape(2, -1)
+    ends = np.stack((points[0][top], points[2][bottom]))
+    corner_scores = np.stack((scores[0][top], scores[2][bottom]), axis=1)
+    centers = outputs["center_scores"].reshape(count * count, -1)
+    pairs = {
+        # 0, an empty row, where no center is possible.
+        "scores": corner_scores.mean(axis=1) * centers.any(axis=1),
+        "class_ids": class_ids[0][top],
+        "boxes": np.hstack((ends.min(axis=0), ends.max(axis=0))),
+        "corner_scores": corner_scores,
+        "center_scores": centers,
+    }
+    if "center_class_ids" in outputs:
+        pairs["center_class_ids"] = outputs["center_class_ids"].reshape(count * count, -1)
+    return [*sides, pairs]
 
 
 def boxes_in_cells(outputs: Outputs) -> NDArray[np.float64] | None:

@@ -38,8 +38,14 @@ INPUT_MULTIPLE = 32
 
 _SLIM_WIDTHS, _SLIM_DEPTHS = (48, 48, 64, 64, 64, 96), (1, 1, 1, 1, 1, 1)
 
-CENTER_TASKS = ("boxes", "poses", "boxes_3d")
-"""Tasks of *Objects as Points*, keys of :data:`model_export.tasks.TASKS`."""
+OBJECTS_AS_POINTS_TASKS = (
+    "boxes",
+    "poses",
+    "boxes_3d",
+    "extreme_points",
+    "extreme_points_agnostic",
+)
+"""Tasks of the *Objects as Points* code base, keys of :data:`model_export.tasks.TASKS`."""
 
 
 class Architecture(Protocol):
@@ -81,7 +87,7 @@ class ResNetArchitecture:
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
     key_mapping: KeyMapping = objects_as_points.RESNET
-    tasks: tuple[str, ...] = CENTER_TASKS
+    tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
@@ -114,7 +120,7 @@ class TimmArchitecture:
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
     key_mapping: KeyMapping = objects_as_points.TIMM
-    tasks: tuple[str, ...] = CENTER_TASKS
+    tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
@@ -140,7 +146,7 @@ class DLAArchitecture:
     head_hidden_channels: int = 256
     input_multiple: Literal[32] = 32
     key_mapping: KeyMapping = objects_as_points.DLA
-    tasks: tuple[str, ...] = CENTER_TASKS
+    tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
     def build(
         self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
@@ -163,7 +169,7 @@ class HourglassArchitecture:
     widths: Sequence[int] = hourglass.WIDTHS
     depths: Sequence[int] = hourglass.DEPTHS
     input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
-    tasks: tuple[str, ...] = CENTER_TASKS
+    tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
     @property
     def head_hidden_channels(self) -> int:

@@ -158,6 +158,7 @@ def _read_config(args: argparse.Namespace) -> ExportConfig:
         resize=args.resize,
         max_side_px=args.free_size,
         flip=args.flip,
+        edge_aggregation=args.edge_aggregation,
         precision=args.precision,
         normalization=args.normalization,
         top_k=args.top_k,

@@ -102,6 +102,11 @@ def _add_package(command: argparse.ArgumentParser) -> None:
         help=f"make height and width dynamic, up to MAX pixels ({_FREE_SIZE_PX})",
     )  # fmt: skip
     add(
+        "--edge-aggregation", type=float, default=ExportConfig.edge_aggregation, metavar="WEIGHT",
+        help="extreme points: add this share of the scores that rise towards a cell along its edge "
+        "of the object; ExtremeNet used 0.1 (%(default)g: off)",
+    )  # fmt: skip
+    add(
         "--precision", choices=list(get_args(ExportPrecision)), default=ExportConfig.precision,
         help="fp16 adds files whose network computes in fp16 (%(default)s); for int8 see quantize",
     )  # fmt: skip
@@ -133,7 +138,13 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     _add_normalization(command)
     _add_manifest_fields(command)
     command.set_defaults(
-        arch=None, weights=None, flip=False, free_size=None, normalization=None, precision="fp32"
+        arch=None,
+        weights=None,
+        flip=False,
+        free_size=None,
+        normalization=None,
+        precision="fp32",
+        edge_aggregation=0.0,
     )
 
 

@@ -1,6 +1,7 @@
 """Export configuration, its validation and its resolution to a complete description."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 from pydantic import ValidationError
@@ -10,12 +11,14 @@ from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.graph.corner_pairs import PAIRS
+from model_export.graph.extreme_points import decode_extreme_points
 from model_export.graph.normalization import NORMALIZATIONS, Normalization
 from model_export.key_mappings.key_mapping import Framework
 from model_export.tasks import TASKS, Task, task_of_framework
 from model_package import (
     Artifact,
     Decoder,
+    ExtremePointsDecoder,
     FreeSize,
     InputSpec,
     ModelManifest,
@@ -59,6 +62,8 @@ class ExportConfig:
     """``fp16``: add an fp16 file for each fp32 file."""
     normalization: str | Normalization | None = None
     """A key of :data:`model_export.graph.normalization.NORMALIZATIONS`, or other values."""
+    edge_aggregation: float = 0.0
+    """Weight of edge aggregation, 0 for none; extreme points only."""
     top_k: int = 100
     score_threshold: float = 0.3
     source: str = "unknown"
@@ -90,8 +95,11 @@ class ResolvedExport:
             "skeleton": COCO_SKELETON if self.keypoints == COCO_KEYPOINTS else (),
             "projection": self.config.projection,
             "pairs": PAIRS,
-            "centers": self.task.corner_peaks,
+            "centers": self.task.peaks_per_heatmap,
             "rules": self.task.corner_rules,
+            "peaks": self.task.peaks_per_heatmap,
+            "columns": _longest_side_cells(self.input),
+            "agnostic": self.task.is_agnostic,
         }
         kind = self.task.decoder
         return kind.model_validate(
@@ -184,14 +192,16 @@ def resolve_export(
     _check_names("keypoints", config.keypoints, num_keypoints)
     if config.flip and not task.can_flip:
         raise ConfigError(f"flip averaging is not supported for the task {task_name}.")
+    padding_rgb = pixel_normalization.mean_rgb or (0, 0, 0)
+    input_spec = _input(config, task, multiple_px, padding_rgb)
     try:
         resolved = ResolvedExport(
             config=config,
             architecture=architecture,
-            task=task,
+            task=_with_decoding_options(task, config, input_spec),
             classes=_names("classes", config.classes, task.classes, num_classes),
             keypoints=_names("keypoints", config.keypoints, task.keypoints, num_keypoints),
-            input=_input(config, task, multiple_px, pixel_normalization.mean_rgb or (0, 0, 0)),
+            input=input_spec,
             normalization=normalization,
             pixel_normalization=pixel_normalization,
         )
@@ -231,6 +241,33 @@ def _input(
         free_size=free_size,
         padding_rgb=padding_rgb,
     )
+
+
+def _with_decoding_options(task: Task, config: ExportConfig, spec: InputSpec) -> Task:
+    """Set the options of the decoding of extreme points; raises :class:`ConfigError`."""
+    weight = config.edge_aggregation
+    if task.decoder is not ExtremePointsDecoder:
+        if weight:
+            raise ConfigError(
+                f"edge aggregation is {weight:g}, but this network has no extreme points. Leave "
+                "--edge-aggregation out."
+            )
+        return task
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"edge aggregation is {weight:g}, but must be from 0 to 1.")
+    decode = partial(
+        decode_extreme_points,
+        agnostic=task.is_agnostic,
+        columns=_longest_side_cells(spec),
+        edge_aggregation=weight,
+    )
+    return replace(task, decode=decode)
+
+
+def _longest_side_cells(spec: InputSpec) -> int:
+    """Return the longest side of the largest output map."""
+    largest_px = spec.free_size.max_side_px if spec.free_size is not None else 0
+    return max(spec.width_px, spec.height_px, largest_px) // OUTPUT_STRIDE
 
 
 def _max_side_px(config: ExportConfig, task: Task) -> int | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_export.architectures import CENTER_TASKS, OUTPUT_STRIDE
+from model_export.architectures import OBJECTS_AS_POINTS_TASKS, OUTPUT_STRIDE
 from model_export.checkpoints.identify import closest_task
 from model_export.config import ExportConfig, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
@@ -139,8 +139,8 @@ def _resolve(
     normalization: Normalization,
 ) -> tuple[ResolvedExport, dict[str, Tensor]]:
     """Resolve the configuration from a trial run; also returns the maps of a black image."""
-    task_name = config.task or closest_task(external.heads, CENTER_TASKS)
-    width_px, height_px = TASKS[task_name].size_px
+    by_name = closest_task(dict.fromkeys(external.heads, 1), OBJECTS_AS_POINTS_TASKS)
+    width_px, height_px = TASKS[config.task or by_name].size_px
     width_px = external.width_px or config.width_px or width_px
     height_px = external.height_px or config.height_px or height_px
     try:
@@ -151,12 +151,13 @@ def _resolve(
             f"the network does not run on an input of {width_px}x{height_px}: {str(error)[:300]}."
         ) from error
     channels = {name: values.shape[1] for name, values in maps.items()}
+    task_name = config.task or closest_task(channels, OBJECTS_AS_POINTS_TASKS)
     resolved = resolve_export(
         _with_input(config, width_px, height_px, normalization),
         "imported",
         32,
         task_name,
-        channels["heatmap"],
+        channels.get(TASKS[task_name].classes_head, 1),
         channels.get("keypoint_offsets", 0) // 2,
     )
     expected = resolved.task.head_channels(channels, len(resolved.classes), len(resolved.keypoints))

@@ -157,7 +157,7 @@ def _build_graph(network: nn.Module, resolved: ResolvedExport, flip: bool) -> De
     graph = DetectionGraph(
         network,
         resolved.pixel_normalization,
-        resolved.task.corner_peaks or resolved.config.top_k,
+        resolved.task.peaks_per_heatmap or resolved.config.top_k,
         resolved.task,
         flip,
         flipped_pairs(resolved.keypoints),

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from client.results import Detection, Keypoint
+from labels.extreme_points import group_extreme_points, octagons
 from labels.outputs import Outputs, boxes_in_cells
 from model_export.architectures import OUTPUT_STRIDE
 from model_export.references import recorded_images
@@ -258,6 +259,8 @@ def _to_client(
     outputs: Outputs, manifest: ModelManifest, input_size: tuple[int, int]
 ) -> list[Detection]:
     """Convert the outputs for one image to detections in pixels of the network input."""
+    if "cells" in outputs:
+        outputs = group_extreme_points(outputs)
     size = np.array(input_size)
     cell_px = size / ((size + 1) // OUTPUT_STRIDE)  # 511 pixels are 128 cells
     rows = np.flatnonzero(outputs["scores"] >= max(manifest.decoder.score_threshold, 1e-6))
@@ -269,6 +272,10 @@ def _to_client(
     if "keypoints" in outputs:
         scores = outputs["keypoint_scores"][rows, :, np.newaxis]
         keypoints = np.concatenate([outputs["keypoints"][rows] * cell_px, scores], axis=2)
+    extreme_points = masks = np.empty((len(rows), 0, 2))
+    if "points" in outputs:
+        extreme_points = outputs["points"][rows] * cell_px
+        masks = octagons(extreme_points)
     return [
         Detection(
             int(class_id),
@@ -276,12 +283,16 @@ def _to_client(
             float(score),
             (box[0], box[1], box[2], box[3]),
             tuple(Keypoint(*point) for point in points),
+            extreme_points=tuple((x, y) for x, y in sides),
+            octagon=tuple((x, y) for x, y in octagon),
         )
-        for class_id, score, box, points in zip(
+        for class_id, score, box, points, sides, octagon in zip(
             outputs["class_ids"][rows],
             outputs["scores"][rows],
             boxes.tolist(),
             keypoints.tolist(),
+            extreme_points.tolist(),
+            masks.tolist(),
             strict=True,
         )
     ]

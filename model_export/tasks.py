@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from model_export.graph.corner_pairs import (
     decode_corner_pairs,
     decode_corner_triplets,
 )
+from model_export.graph.extreme_points import AGNOSTIC_HEADS, HEADS, decode_extreme_points
 from model_export.graph.heads import Head
 from model_export.graph.peaks import decode_boxes
 from model_export.graph.poses import decode_poses
@@ -26,6 +28,7 @@ from model_package import (
     CornerRules,
     CornerTripletsDecoder,
     Decoder,
+    ExtremePointsDecoder,
     ResizeMode,
 )
 
@@ -58,8 +61,8 @@ class Task:
     normalization: str = "coco"
     can_flip: bool = True
     """Maps can be averaged over the image and its horizontal flip."""
-    corner_peaks: int | None = None
-    """Number of corners of each kind, and of centers, to decode; None: top-K objects."""
+    peaks_per_heatmap: int | None = None
+    """Number of peaks of each heatmap that are grouped to objects; None: top-K objects."""
     corner_rules: CornerRules = "cornernet"
 
     @property
@@ -69,8 +72,15 @@ class Task:
 
     @property
     def centers_heatmap(self) -> str | None:
-        """Name of the head whose peaks are object centers; None for *CornerNet*."""
+        """Name of the head whose peaks are object centers; None for other kinds of peaks."""
+        if self.decoder is ExtremePointsDecoder:
+            return None
         return next((name for name in self.heads if name in ("heatmap", "center_heatmap")), None)
+
+    @property
+    def is_agnostic(self) -> bool:
+        """Whether there are heatmaps without classes beside those with classes."""
+        return any(head.heatmap and head.per == "map" for head in self.heads.values())
 
     @property
     def heatmaps(self) -> tuple[str, ...]:
@@ -96,7 +106,7 @@ _BOX_HEADS = {
 
 
 def _corner_task(
-    heads: Mapping[str, Head], decode: HeadDecoder, decoder: DecoderType, corner_peaks: int
+    heads: Mapping[str, Head], decode: HeadDecoder, decoder: DecoderType, peaks_per_heatmap: int
 ) -> Task:
     """Return a corner task with the defaults of both papers: images keep their resolution."""
     return Task(
@@ -110,7 +120,20 @@ def _corner_task(
         resize="keep_resolution",
         # The flipped image is a separate batch row; boxes are merged after decoding, not maps.
         can_flip=False,
-        corner_peaks=corner_peaks,
+        peaks_per_heatmap=peaks_per_heatmap,
+    )
+
+
+def _extreme_points_task(heads: Mapping[str, Head], *, agnostic: bool) -> Task:
+    """Return a task of *ExtremeNet*, with the number of peaks of its paper."""
+    return Task(
+        heads=heads,
+        decode=partial(decode_extreme_points, agnostic=agnostic),
+        decoder=ExtremePointsDecoder,
+        classes=COCO,
+        # Image and flipped image are decoded apart, and their objects are merged.
+        can_flip=False,
+        peaks_per_heatmap=40,
     )
 
 
@@ -144,6 +167,8 @@ TASKS: Mapping[str, Task] = {
         # A flip changes the rotations; the reference implementation does not average here either.
         can_flip=False,
     ),
+    "extreme_points": _extreme_points_task(HEADS, agnostic=False),
+    "extreme_points_agnostic": _extreme_points_task(AGNOSTIC_HEADS, agnostic=True),
     "corner_pairs": _corner_task(PAIR_HEADS, decode_corner_pairs, CornerPairsDecoder, 100),
     "corner_triplets": _corner_task(
         TRIPLET_HEADS, decode_corner_triplets, CornerTripletsDecoder, 70

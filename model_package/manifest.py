@@ -98,9 +98,12 @@ class _CenterDecoder(_StrictModel):
     """Default score threshold of requests."""
 
     @property
-    def flipped_input(self) -> bool:
-        """Whether the horizontal flip of every image is run too, as an input of its own."""
-        return False
+    def flipped_input(self) -> tuple[bool, ...]:
+        """Whether the horizontal flip of an image is run too, as an input of its own.
+
+        The supported values, the default first; empty if the graph can average the maps of both.
+        """
+        return ()
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return the graph outputs that this decoder reads."""
@@ -188,9 +191,9 @@ class _CornerDecoder(_StrictModel):
     score_threshold: float = Field(ge=0.0, le=1.0)
 
     @property
-    def flipped_input(self) -> bool:
-        """Whether the horizontal flip of every image is run too, as an input of its own."""
-        return True
+    def flipped_input(self) -> tuple[bool, ...]:
+        """Whether the horizontal flip of an image is run too, as an input of its own."""
+        return (True,)
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return the graph outputs that this decoder reads."""
@@ -209,9 +212,9 @@ class CornerPairsDecoder(_CornerDecoder):
     rules: CornerRules = "cornernet"
 
     @property
-    def flipped_input(self) -> bool:
-        """Whether the horizontal flip of every image is run too, as an input of its own."""
-        return self.rules == "cornernet"
+    def flipped_input(self) -> tuple[bool, ...]:
+        """Whether the horizontal flip of an image is run too, as an input of its own."""
+        return (self.rules == "cornernet",)
 
 
 class CornerTripletsDecoder(_CornerDecoder):
@@ -234,6 +237,51 @@ class CornerTripletsDecoder(_CornerDecoder):
         )
 
 
+class ExtremePointsDecoder(_StrictModel):
+    """Boxes from extreme points and centers (*ExtremeNet*, Zhou, Zhuo and Kraehenbuehl 2019).
+
+    The graph returns the ``peaks`` best peaks of the four heatmaps of extreme points, in the order
+    top, left, bottom, right and by descending score, and the scores of the centers that they can
+    have. Outputs per image: ``scores`` float32 (4, peaks); ``class_ids`` int32
+    (4, peaks), 0 in class-agnostic models; ``cells`` int32 (4, peaks, 2), x before y;
+    ``points`` float32 (4, peaks, 2), cells with the offsets inside them; ``center_scores``
+    float32 (peaks, peaks, columns): for each top peak and each bottom peak, the row of the heatmap
+    of centers halfway between them, in the class of the top peak; 0 for pairs of other classes or
+    in the wrong order. ``center_class_ids`` int32 (peaks, peaks, columns), only in class-agnostic
+    models: the class with that score, the highest of all classes.
+    """
+
+    kind: Literal["extreme_points"] = "extreme_points"
+    output_stride: int = Field(gt=0, le=8192)
+    peaks: int = Field(gt=0, le=100)
+    columns: int = Field(gt=0, le=8192)
+    """Length of the rows of centers: the longest side of the largest output map, in cells."""
+    agnostic: bool
+    """The heatmaps of extreme points have no classes; that of the centers has."""
+    top_k: int = Field(gt=0, le=1000)
+    """Maximum detections per image, after soft-NMS."""
+    score_threshold: float = Field(ge=0.0, le=1.0)
+    """Default score threshold of requests."""
+
+    @property
+    def flipped_input(self) -> tuple[bool, ...]:
+        """Whether the horizontal flip of an image is run too, as an input of its own."""
+        return (False, True)
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Return the graph outputs that this decoder reads."""
+        of_centers = (self.peaks, self.peaks, self.columns)
+        class_ids = TensorSpec(name="center_class_ids", dtype="int32", shape=of_centers)
+        return (
+            _floats("scores", 4, self.peaks),
+            TensorSpec(name="class_ids", dtype="int32", shape=(4, self.peaks)),
+            TensorSpec(name="cells", dtype="int32", shape=(4, self.peaks, 2)),
+            _floats("points", 4, self.peaks, 2),
+            _floats("center_scores", *of_centers),
+            *((class_ids,) if self.agnostic else ()),
+        )
+
+
 def _floats(name: str, *shape: int) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=shape)
 
@@ -243,7 +291,8 @@ Decoder = Annotated[
     | CenterPosesDecoder
     | CenterBoxes3DDecoder
     | CornerPairsDecoder
-    | CornerTripletsDecoder,
+    | CornerTripletsDecoder
+    | ExtremePointsDecoder,
     Field(discriminator="kind"),
 ]
 """Decoding of the outputs; its ``kind`` determines the task."""

@@ -41,6 +41,7 @@ TASK_RULES: Mapping[str, _TaskRules] = {
     "corner_pairs": _TaskRules(soft_nms=(True,)),
     # Centers are taken from scale 1 alone.
     "corner_triplets": _TaskRules(soft_nms=(True,), needs_scale_1=True),
+    "extreme_points": _TaskRules(soft_nms=(True,)),
 }
 
 
@@ -81,7 +82,7 @@ class OptionRules:
             ),
             InputOptions(
                 flip=flip and not decoder.flipped_input,
-                add_flipped_input=decoder.flipped_input,
+                add_flipped_input=flip and bool(decoder.flipped_input),
                 scales=scales,
                 keep_resolution=keep_resolution,
             ),
@@ -186,7 +187,7 @@ def _list_names(names: Sequence[str]) -> str:
 
 def _flips(manifest: ModelManifest) -> tuple[bool, ...]:
     if manifest.decoder.flipped_input:
-        return (True,)
+        return manifest.decoder.flipped_input
     return tuple(sorted({artifact.flip for artifact in manifest.artifacts}))
 
 

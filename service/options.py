@@ -63,7 +63,8 @@ class DetectParameters(BaseModel):
     )
     soft_nms: bool | None = Field(
         None,
-        description="Apply soft-NMS. Default: with several scales; always on for corner models.",
+        description="Apply soft-NMS. Default: with several scales; always on for corner and "
+        "extreme point models.",
     )
     fx: _Focal | None = Field(None, description="Focal length, pixels.")
     fy: _Focal | None = Field(None, description="Focal length, pixels.")

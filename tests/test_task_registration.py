@@ -15,13 +15,14 @@ import model_package
 from evaluation.model_under_test import TASKS as EVALUATION_TASKS
 from labels.output_agreement import AGREEMENT_LIMITS
 from labels.outputs import measure, split_kinds
-from model_export.architectures import ARCHITECTURES, CENTER_TASKS
+from model_export.architectures import ARCHITECTURES, OBJECTS_AS_POINTS_TASKS
 from model_export.config import ExportConfig, resolve_export
+from model_export.key_mappings.objects_as_points import HEADS
 from model_export.tasks import TASKS
 from model_export.verification.comparison import TOLERANCES
 from model_package import Decoder
 from service.decoders import DECODERS
-from service.decoders.types import Detections
+from service.decoders.types import Detections, ExtremePointDetections
 from service.http.responses import RESPONSE_FIELDS
 from service.option_rules import TASK_RULES
 from training.dataset import ENCODERS
@@ -57,7 +58,8 @@ def test_the_detections_of_every_kind_have_response_fields(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_that_finds_more_than_boxes_is_evaluated_as_such(kind: str) -> None:
     detections = get_type_hints(DECODERS[kind].decode)["return"]
-    assert (detections is Detections) == (kind not in EVALUATION_TASKS), (
+    has_metrics = detections not in (Detections, ExtremePointDetections)  # of which COCO has none
+    assert has_metrics == (kind in EVALUATION_TASKS), (
         f"{kind} returns {detections.__name__}: correct TASKS in evaluation/model_under_test.py "
         "and give it metrics in evaluation/evaluate.py"
     )
@@ -79,8 +81,13 @@ def test_every_task_is_supported_by_an_architecture() -> None:
 
 
 def test_every_task_of_objects_as_points_can_be_imported() -> None:
-    center_tasks = {name for name, task in TASKS.items() if "heatmap" in task.heads}
-    check(CENTER_TASKS, center_tasks, "CENTER_TASKS in model_export/architectures.py")
+    heads = set(HEADS.values())
+    tasks = {name for name, task in TASKS.items() if task.heads.keys() <= heads}
+    check(
+        OBJECTS_AS_POINTS_TASKS,
+        tasks,
+        "OBJECTS_AS_POINTS_TASKS in model_export/architectures.py",
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -13,9 +13,10 @@ from pydantic_core import ErrorDetails
 from model_export.architectures import Architecture, find_architecture
 from model_export.class_names import COCO_KEYPOINTS, flipped_pairs
 from model_export.errors import ExportError
+from model_export.graph.extreme_points import SIDES
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.tasks import TASKS, Task
-from model_package import ResizeMode
+from model_package import ExtremePointsDecoder, ResizeMode
 from training.data.augmentation import AugmentationRanges, Canvas
 from training.data.sample import AnnotatedImage
 from training.objectives import OBJECTIVES
@@ -193,10 +194,14 @@ class TrainConfig(_Section):
         if bool(self.keypoints) != (self.task == "poses"):
             raise ValueError("keypoints are required for task poses and not allowed for others")
         formats = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
+        if self.has_extreme_points:
+            formats = ("coco",)
         if formats and data.files and data.format not in formats:
             raise ValueError(f"data: format {data.format} has no labels for {self.task}")
         if self.task == "boxes_3d" and self.augmentation.quarter_turns:
             raise ValueError("augmentation: quarter_turns would change the angles of 3D boxes")
+        if self.has_extreme_points and self.augmentation.quarter_turns:
+            raise ValueError("augmentation: quarter_turns would turn top points into left ones")
         if data.rendered_per_epoch:
             self._check_renderer()
         return self
@@ -213,6 +218,8 @@ class TrainConfig(_Section):
             raise ValueError(f"{name} draws no keypoints")
         if self.task == "boxes_3d" and not renderer.is_3d:
             raise ValueError(f"{name} draws no 3D boxes")
+        if self.has_extreme_points:
+            raise ValueError(f"{name} draws no extreme points; set train instead")
 
     @property
     def network(self) -> Architecture:
@@ -223,6 +230,11 @@ class TrainConfig(_Section):
     def task_spec(self) -> Task:
         """The task named by ``task``."""
         return TASKS[self.task]
+
+    @property
+    def has_extreme_points(self) -> bool:
+        """Whether the labels of the task are extreme points."""
+        return self.task_spec.decoder is ExtremePointsDecoder
 
     def head_channels(self) -> dict[str, int]:
         """Return the channels of all heads of the task, optional ones included."""
@@ -251,7 +263,10 @@ class TrainConfig(_Section):
                 scale = 1.0
             case _:
                 assert_never(resize)
-        return Canvas(canvas_width, canvas_height, scale, flipped_pairs(self.keypoints))
+        pairs = flipped_pairs(self.keypoints)
+        if self.has_extreme_points:
+            pairs = [(SIDES.index("left"), SIDES.index("right"))]
+        return Canvas(canvas_width, canvas_height, scale, pairs)
 
 
 def read_config(path: Path) -> TrainConfig:

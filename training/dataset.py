@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.synthetic.blood_smears import render_smear
 from training.targets.boxes_3d import boxes_3d_targets, ignore_regions
 from training.targets.centers import CenterTargets, center_targets
 from training.targets.corners import corner_targets, triplet_targets
+from training.targets.extreme_points import extreme_point_targets
 from training.targets.poses import pose_targets
 
 MAX_OBJECTS = 128
@@ -160,6 +162,23 @@ def _encode_boxes_3d(view: AnnotatedImage, classes: int) -> dict[str, NDArray[An
     return asdict(boxes_3d_targets(centers, view.boxes_3d))
 
 
+def _encode_extreme_points(
+    view: AnnotatedImage, classes: int, *, agnostic: bool
+) -> Mapping[str, NDArray[Any]]:
+    assert view.keypoints is not None, "the dataset has no extreme points"
+    height, width = view.pixels.shape[:2]
+    return extreme_point_targets(
+        view.keypoints[..., :2],
+        view.class_ids,
+        num_classes=classes,
+        map_height=height // OUTPUT_STRIDE,
+        map_width=width // OUTPUT_STRIDE,
+        stride=OUTPUT_STRIDE,
+        max_objects=MAX_OBJECTS,
+        agnostic=agnostic,
+    )
+
+
 def _encode_corners(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:
     return corner_targets(view.boxes_xywh, view.class_ids, **_corner_options(view, classes))
 
@@ -177,6 +196,8 @@ ENCODERS: Mapping[str, Encoder] = {
     "boxes": _encode_boxes,
     "poses": _encode_poses,
     "boxes_3d": _encode_boxes_3d,
+    "extreme_points": partial(_encode_extreme_points, agnostic=False),
+    "extreme_points_agnostic": partial(_encode_extreme_points, agnostic=True),
     "corner_pairs": _encode_corners,
     "corner_triplets": _encode_triplets,
 }

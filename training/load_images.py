@@ -41,6 +41,12 @@ def _read(config: TrainConfig, file: Path) -> Images:
     data = config.data
     assert data.images is not None, "TrainConfig requires images with files"
     if data.labels is None:
-        return read_coco_split(file, data.images, config.classes, config.keypoints).images
+        return read_coco_split(
+            file,
+            data.images,
+            config.classes,
+            config.keypoints,
+            extreme_points=config.has_extreme_points,
+        ).images
     reader = {"kitti": read_kitti_split, "voc": read_voc_split}[data.format]
     return reader(file, data.images, data.labels, config.classes)

@@ -4,7 +4,7 @@ Every function takes the network's raw maps and batched targets, both by name, a
 unweighted terms of one stack.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -13,6 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from model_export.graph.boxes_3d import depth_from_raw
+from model_export.graph.extreme_points import SIDES
 from model_export.graph.peaks import gather
 from training.losses import (
     center_l1_loss,
@@ -28,6 +29,11 @@ Tensors = Mapping[str, Tensor]
 _Value = TypeVar("_Value", Tensor, float)
 
 
+def _sum(values: Iterable[_Value]) -> _Value:
+    """Return the sum of at least one value."""
+    return reduce(add, values)
+
+
 @dataclass(frozen=True)
 class Objective:
     """Loss terms and their weights."""
@@ -37,7 +43,7 @@ class Objective:
 
     def total(self, terms: Mapping[str, _Value]) -> _Value:
         """Return the weighted sum of all terms, a scalar."""
-        return reduce(add, (weight * terms[name] for name, weight in self.weights.items()))
+        return _sum(weight * terms[name] for name, weight in self.weights.items())
 
     def reweighted(self, weights: Mapping[str, float]) -> "Objective":
         """Return the objective with some of the weights replaced."""
@@ -96,6 +102,23 @@ def box_3d_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
     }
 
 
+def extreme_point_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+    """Compute the terms of *ExtremeNet*, section 4.1; targets: ``extreme_point_targets``."""
+    heatmaps = [f"{side}_heatmap" for side in (*SIDES, "center")]
+    return {
+        "heatmaps": _sum(focal_loss(maps[name], targets[name]) for name in heatmaps),
+        "offsets": _sum(
+            center_l1_loss(
+                maps[f"{side}_offset"],
+                targets[f"{side}_cells"],
+                targets["present"],
+                targets[f"{side}_offset"],
+            )
+            for side in SIDES
+        ),
+    }
+
+
 def corner_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
     """Compute the terms of corner pairs, *CornerNet*, section 3; targets: ``corner_targets``."""
     top_left, bottom_right = (
@@ -131,6 +154,7 @@ def _offset_loss(maps: Tensors, targets: Tensors, keypoint: str) -> Tensor:
 
 _BOX_WEIGHTS = {"heatmap": 1.0, "offset": 1.0, "size": 0.1}
 _CORNER_WEIGHTS = {"corner_heatmaps": 1.0, "pull": 0.1, "push": 0.1, "corner_offsets": 1.0}
+_EXTREME_POINTS = Objective(extreme_point_terms, {"heatmaps": 1.0, "offsets": 1.0})
 
 OBJECTIVES: Mapping[str, Objective] = {
     "boxes": Objective(box_terms, _BOX_WEIGHTS),
@@ -146,6 +170,8 @@ OBJECTIVES: Mapping[str, Objective] = {
     "boxes_3d": Objective(
         box_3d_terms, {**_BOX_WEIGHTS, "depth": 1.0, "dimensions": 1.0, "rotation": 1.0}
     ),
+    "extreme_points": _EXTREME_POINTS,
+    "extreme_points_agnostic": _EXTREME_POINTS,
     "corner_pairs": Objective(corner_terms, _CORNER_WEIGHTS),
     "corner_triplets": Objective(
         triplet_terms, {**_CORNER_WEIGHTS, "center_heatmap": 1.0, "center_offset": 1.0}

@@ -104,7 +104,7 @@ def make_graph(
         contents.num_keypoints,
     )
     network = wrap(load_network(contents, state), plan)
-    count = plan.task.corner_peaks or plan.config.top_k
+    count = plan.task.peaks_per_heatmap or plan.config.top_k
     graph = DetectionGraph(network, NORMALIZATIONS[plan.normalization], count, plan.task)
     return graph.eval(), plan
 

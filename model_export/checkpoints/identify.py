@@ -1,6 +1,6 @@
 """Identification of a checkpoint's architecture and task from tensor names and shapes."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,12 +122,15 @@ def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -
     )
 
 
-def closest_task(found: Collection[str], among: Sequence[str]) -> str:
-    """Return the task in ``among`` whose heads are closest to ``found``."""
+def closest_task(found: Mapping[str, int], among: Sequence[str]) -> str:
+    """Return the task in ``among`` whose heads are closest to ``found``, channels by head."""
 
-    def closeness(name: str) -> int:
-        heads = TASKS[name].heads.keys()
-        return len(heads & set(found)) - len(heads ^ set(found))
+    def closeness(name: str) -> tuple[int, int]:
+        task = TASKS[name]
+        shared = task.heads.keys() & found.keys()
+        expected = task.head_channels(found, found.get(task.classes_head, 0), 0)
+        same_channels = sum(expected.get(head) == found[head] for head in shared)
+        return len(shared) - len(task.heads.keys() ^ found.keys()), same_channels
 
     return max(among, key=closeness)
 

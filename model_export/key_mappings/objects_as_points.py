@@ -16,6 +16,15 @@ HEADS: Mapping[str, str] = {
     "dep": "depth",
     "dim": "dimensions",
     "rot": "rotation",
+    "hm_t": "top_heatmap",
+    "hm_l": "left_heatmap",
+    "hm_b": "bottom_heatmap",
+    "hm_r": "right_heatmap",
+    "hm_c": "center_heatmap",
+    "reg_t": "top_offset",
+    "reg_l": "left_offset",
+    "reg_b": "bottom_offset",
+    "reg_r": "right_offset",
 }
 """Upstream head names to network head names."""
 

@@ -58,7 +58,7 @@ def read_external_model(path: Path) -> ExternalModel:
     layout, height_px, width_px = _image_axes(inputs[0], path)
     outputs = [entry.name for entry in model.graph.output]
     heads = {HEADS[name]: name for name in outputs if name in HEADS}
-    if "heatmap" not in heads:
+    if not heads.keys() & {"heatmap", "center_heatmap"}:
         raise OnnxFileError(
             f"{path} has the outputs {_shown(outputs)}; accepted are undecoded head maps "
             f"with the upstream names: {', '.join(HEADS)}. Rename the outputs, or export "

@@ -34,6 +34,7 @@ TOLERANCES: Mapping[str, float] = {
     "rotations": 1e-3,
     "boxes": 1e-3,
     "corner_scores": 1e-4,
+    "center_scores": 1e-4,
 }
 """Largest accepted difference per output.
 

@@ -15,6 +15,7 @@ from service.decoders.center_boxes_3d import CenterBoxes3D
 from service.decoders.center_poses import CenterPoses
 from service.decoders.corner_pairs import CornerPairs
 from service.decoders.corner_triplets import CornerTriplets
+from service.decoders.extreme_points import ExtremePoints
 from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
 __all__ = ["DECODERS", "Decoder", "ModelOutput", "make_decoder"]
@@ -39,6 +40,7 @@ DECODERS: Mapping[str, Callable[[Any], Decoder]] = {
     "center_boxes_3d": CenterBoxes3D,
     "corner_pairs": CornerPairs,
     "corner_triplets": CornerTriplets,
+    "extreme_points": ExtremePoints,
 }
 """Decoder class by the manifest's ``decoder.kind``; its argument is the ``decoder`` entry."""
 

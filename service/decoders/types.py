@@ -53,6 +53,17 @@ class PoseDetections(Detections):
 
 
 @dataclass(frozen=True)
+class ExtremePointDetections(Detections):
+    """Boxes with extreme points, which give an approximate mask.
+
+    ``points``: float64 (n, 4, 2), the top, left, bottom and right point of each object in pixels of
+    the upright original image. Each lies on its side of the box.
+    """
+
+    points: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Detections3D(Detections):
     """Boxes with 3D boxes in the camera frame: x right, y down, z forward, as in KITTI.
 
@@ -79,8 +90,8 @@ class DetectionOptions:
 
     ``score_threshold``: lowest score that is returned; ``top_k``: maximum number of detections;
     ``class_ids``: classes to return, None for all; ``soft_nms``: apply soft-NMS (the corner
-    decoders always do); ``projection``: float64 (3, 4), camera matrix for pixels of the upright
-    original image, None for the manifest's.
+    and the extreme point decoders always do); ``projection``: float64 (3, 4), camera matrix for
+    pixels of the upright original image, None for the manifest's.
     """
 
     score_threshold: float

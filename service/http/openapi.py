@@ -123,6 +123,10 @@ _COCO_RESULTS = _list(
             score=_NUMBER,
         ),
         keypoints={**_list(_NUMBER), "description": "x, y and 2 (visible) of each keypoint."},
+        segmentation={
+            **_list(_list(_NUMBER)),
+            "description": "Extreme point models: x and y of the points of the octagon, a polygon.",
+        },
     ),
     description="COCO results, as pycocotools reads them.",
 )
@@ -141,6 +145,7 @@ _ROBOFLOW_PREDICTION = _optional(
         **{"class": _STRING},
     ),
     keypoints=_list(_ROBOFLOW_KEYPOINT),
+    points={**_list(_object(x=_NUMBER, y=_NUMBER)), "description": "The octagon."},
 )
 _ROBOFLOW = _object(
     inference_id=_STRING,

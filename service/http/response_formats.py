@@ -181,6 +181,8 @@ def _roboflow_boxes(result: DetectionResult, manifest: ModelManifest) -> Iterato
         }
         if detection.keypoints:
             prediction["keypoints"] = _roboflow_keypoints(detection, names)
+        if detection.octagon:
+            prediction["points"] = [{"x": x, "y": y} for x, y in detection.octagon]
         yield prediction
 
 

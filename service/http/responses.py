@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from labels.extreme_points import octagons
 from model_package import CenterPosesDecoder, ModelManifest
 from service.async_detector import AsyncDetector
-from service.decoders.types import Detections, Detections3D, PoseDetections
+from service.decoders.types import Detections, Detections3D, ExtremePointDetections, PoseDetections
 from service.detector import Prediction
 from service.http.schemas import (
     BatchResponse,
@@ -127,6 +128,15 @@ def _keypoints(poses: PoseDetections) -> Iterator[dict[str, Any]]:
     return ({"keypoints": keypoints} for keypoints in scored.tolist())
 
 
+def _extreme_points(detections: ExtremePointDetections) -> Iterator[dict[str, Any]]:
+    rows = zip(
+        detections.points.round(3).tolist(),
+        octagons(detections.points).round(3).tolist(),
+        strict=True,
+    )
+    return ({"extreme_points": points, "octagon": octagon} for points, octagon in rows)
+
+
 def _boxes_3d(detections: Detections3D) -> Iterator[dict[str, Any]]:
     rows = zip(
         _rounded(detections.dimensions_hwl_m),
@@ -160,5 +170,6 @@ RESPONSE_FIELDS: Mapping[type[Detections], Callable[[Any], Iterator[dict[str, An
     Detections: _no_fields,
     PoseDetections: _keypoints,
     Detections3D: _boxes_3d,
+    ExtremePointDetections: _extreme_points,
 }
 """Functions that return the task's fields of each detection, by type of detections."""

@@ -39,6 +39,7 @@ Keypoint = Annotated[
 _Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 _Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 _Corners = Annotated[list[_Point], Field(min_length=8, max_length=8)]
+_ExtremePoints = Annotated[list[_Point], Field(min_length=4, max_length=4)]
 
 
 @dataclass(slots=True)
@@ -105,6 +106,20 @@ class Detection:
     box3d: Annotated[Box3D | SkipJsonSchema[None], Field(description="3D models: the 3D box.")] = (
         None
     )
+    extreme_points: Annotated[
+        _ExtremePoints | SkipJsonSchema[None],
+        Field(
+            description="Extreme point models: the top, left, bottom and right point of the "
+            "object, x, y in pixels of the upright original image, to 0.001."
+        ),
+    ] = None
+    octagon: Annotated[
+        _Corners | SkipJsonSchema[None],
+        Field(
+            description="Extreme point models: approximate mask, a polygon in pixels of the "
+            "upright original image, clockwise from the left end of its top edge."
+        ),
+    ] = None
 
 
 @dataclass(slots=True)

@@ -19,8 +19,9 @@ class InputOptions:
     """Network inputs that a request needs for its image.
 
     ``flip`` selects the artifact that averages its heatmaps over the image and its flipped copy;
-    ``add_flipped_input`` adds the flipped copy as a network input of its own, as corner models
-    need it. ``scales``: test scales; ``keep_resolution``: pad rather than resize.
+    ``add_flipped_input`` adds the flipped copy as a network input of its own, as corner
+    and extreme point models need it. ``scales``: test scales; ``keep_resolution``: pad rather than
+    resize.
     """
 
     flip: bool = False

@@ -28,10 +28,10 @@ def test_detections_of_random_maps_equal_those_of_mmdetection() -> None:
         maps = {name: torch.from_numpy(file[key].astype(np.float32)) for key, name in HEADS.items()}
         golden = file["final"].astype(np.float64)
     task = TASKS["corner_pairs"]
-    assert task.corner_peaks is not None
+    assert task.peaks_per_heatmap is not None
     decoder = CornerPairsDecoder(pairs=1000, top_k=100, score_threshold=0, rules="mmdetection")
     names = [spec.name for spec in decoder.outputs()]
-    outputs = task.decode(activate(maps, task.heads), task.corner_peaks)
+    outputs = task.decode(activate(maps, task.heads), task.peaks_per_heatmap)
     tensors = {name: values[0].numpy() for name, values in zip(names, outputs, strict=True)}
     # An image of 100 x 90 in an input of 127 x 127.
     transform = ImageTransform(100, 90, 127, 127, AffineTransform(1.0, 13, 18))

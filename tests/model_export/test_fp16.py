@@ -285,7 +285,7 @@ def _export_both(
         0,
     )
     names = resolved.output_names()
-    top_k = resolved.task.corner_peaks or 100
+    top_k = resolved.task.peaks_per_heatmap or 100
     paths = directory / "fp32.onnx", directory / "fp16.onnx"
     for path in paths:
         if path.stem == "fp16":

@@ -52,7 +52,7 @@ def write_config(
     elif task == "poses":
         fields |= {"classes": ("figure",), "keypoints": KEYPOINTS}
         data["train"] = (write_poses(directory, images),)
-    elif task == "boxes":
+    elif task == "boxes" or task.startswith("extreme_points"):
         data["train"] = (write_boxes(directory, images),)
     else:
         fields |= {"input_width": 127, "input_height": 127}

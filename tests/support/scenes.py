@@ -69,9 +69,17 @@ def write_boxes(directory: Path, count: int, side: int = 128) -> Path:
             else:
                 corner = (x - size // 2, y - size // 2)
                 cv2.rectangle(pixels, corner, (corner[0] + size, corner[1] + size), colour, -1)
+            middle = (x + 0.5, y + 0.5)
             low = np.clip([x - size // 2, y - size // 2], 0, side)
             high = np.clip([x + size // 2 + 1, y + size // 2 + 1], 0, side)
             _annotate(document, index, class_id, [*low, *(high - low)])
+            # Of a side without a single extreme point, the middle.
+            document["annotations"][-1]["extreme_points"] = [
+                [middle[0], float(low[1])],
+                [float(low[0]), middle[1]],
+                [middle[0], float(high[1])],
+                [float(high[0]), middle[1]],
+            ]
         _save(directory, document, index, pixels)
     return _write(directory, document)
 

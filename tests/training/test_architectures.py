@@ -19,6 +19,8 @@ ARCHITECTURES_AND_TASKS = [
     ("resdcn_18", "boxes"),
     ("dla_34", "poses"),
     ("hourglass_slim", "poses"),
+    ("res_18_slim", "extreme_points"),
+    ("res_18_slim", "extreme_points_agnostic"),
     ("cornernet_slim", "corner_pairs"),
     ("triplet_slim", "corner_triplets"),
 ]

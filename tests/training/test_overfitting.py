@@ -5,6 +5,7 @@ End to end: configuration, training, ``best.pth``, export, service.
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -138,6 +139,22 @@ def test_boxes(train_and_serve: Serve, tmp_path: Path) -> None:
     ap = average_precision(train_and_serve("res_18_slim", "boxes", 40), tmp_path, "bbox")
     print(f"\nboxes: AP {ap:.3f}")
     assert ap >= 0.95
+
+
+@pytest.mark.parametrize("task", ["extreme_points", "extreme_points_agnostic"])
+def test_extreme_points(train_and_serve: Serve, tmp_path: Path, task: str) -> None:
+    server = train_and_serve("res_18_slim", task, 40)
+    ap = average_precision(server, tmp_path, "bbox")
+    distances = [
+        min(
+            float(np.abs(np.subtract(one["extreme_points"], label["extreme_points"])).max())
+            for one in detect(server, tmp_path / f"{label['image_id']}.png")
+        )
+        for label in json.loads((tmp_path / "labels.json").read_text())["annotations"]
+    ]
+    print(f"\n{task}: AP {ap:.3f}, points {np.round(sorted(distances)[-3:], 2)} px")
+    assert ap >= 0.95
+    assert max(distances) <= 4
 
 
 def test_poses(train_and_serve: Serve, tmp_path: Path) -> None:

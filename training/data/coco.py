@@ -1,7 +1,8 @@
 """COCO data sets for training: boxes and, optionally, keypoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from labels.coco import CocoDataset, check_annotations, read_coco
 from labels.errors import DatasetError
 from labels.image_files import image_path
 from model_export.graph.normalization import Normalization
+from training.data.extreme_points import extreme_points_of
 from training.data.image_files import NO_PIXELS, Images, check_boxes, image_size
 from training.data.sample import AnnotatedImage, FloatArray, Pixels
+
+_PointsOf = Callable[[Sequence[Mapping[str, Any]]], FloatArray]
+"""Returns keypoints, float32 (N, J, 3), of annotations."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,16 @@ def read_coco_split(
     image_dir: Path,
     classes: Sequence[str],
     keypoints: Sequence[str] = (),
+    *,
+    extreme_points: bool = False,
 ) -> CocoSplit:
     """Read a COCO file whose annotations have the categories ``classes`` and no others.
 
     With ``keypoints``, every category must have those keypoints, in that order; objects without
-    keypoints have none labelled. Boxes without an area are skipped, because published data has
-    some; a missing image, a wrong image size, a box outside its image and all files that
-    :mod:`labels.coco` refuses raise :class:`DatasetError`.
+    keypoints have none labelled. With ``extreme_points``, the keypoints are those of
+    :func:`~training.data.extreme_points.extreme_points_of`, and crowds are skipped. Boxes without
+    an area are skipped, because published data has some; a missing image, a wrong image size, a box
+    outside its image and all files that :mod:`labels.coco` refuses raise :class:`DatasetError`.
     """
     dataset = read_coco(annotation_file)
     if not dataset.images:
@@ -62,10 +70,16 @@ def read_coco_split(
     objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in dataset.images}
     for entry in dataset.annotations:
         _check_keypoints(entry, len(keypoints), annotation_file)
-        if min(entry["bbox"][2:]) > 0:
+        is_skipped = extreme_points and entry.get("iscrowd")
+        if min(entry["bbox"][2:]) > 0 and not is_skipped:
             objects[entry["image_id"]].append(entry)
+    points_of: _PointsOf | None = None
+    if extreme_points:
+        points_of = partial(_extreme_points, annotation_file=annotation_file)
+    elif keypoints:
+        points_of = partial(_poses, keypoint_count=len(keypoints))
     files = [
-        _annotate(image, image_dir, objects[image["id"]], class_of, len(keypoints), annotation_file)
+        _annotate(image, image_dir, objects[image["id"]], class_of, points_of, annotation_file)
         for image in dataset.images
     ]
     return CocoSplit(Images(files), tuple(objects), tuple(class_of), annotation_file)
@@ -110,7 +124,7 @@ def _annotate(
     image_dir: Path,
     objects: Sequence[Mapping[str, Any]],
     class_of: Mapping[int, int],
-    keypoint_count: int,
+    points_of: _PointsOf | None,
     annotation_file: Path,
 ) -> tuple[Path, AnnotatedImage]:
     path = image_path(image_dir, entry["file_name"])
@@ -126,8 +140,20 @@ def _annotate(
     boxes = np.asarray([box["bbox"] for box in objects], np.float32).reshape(-1, 4)
     check_boxes(path, boxes, (width, height))
     class_ids = np.asarray([class_of[box["category_id"]] for box in objects], np.int64)
-    poses = _poses(objects, keypoint_count) if keypoint_count else None
-    return path, AnnotatedImage(NO_PIXELS, boxes, class_ids, keypoints=poses)
+    points = None if points_of is None else points_of(objects)
+    return path, AnnotatedImage(NO_PIXELS, boxes, class_ids, keypoints=points)
+
+
+def _extreme_points(objects: Sequence[Mapping[str, Any]], annotation_file: Path) -> FloatArray:
+    points = np.ones((len(objects), 4, 3), np.float32)
+    for index, entry in enumerate(objects):
+        try:
+            points[index, :, :2] = extreme_points_of(entry)
+        except DatasetError as error:
+            raise DatasetError(
+                f"{annotation_file}: annotation {entry.get('id')}: {error}"
+            ) from error
+    return points
 
 
 def _poses(objects: Sequence[Mapping[str, Any]], keypoint_count: int) -> FloatArray:

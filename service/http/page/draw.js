@@ -66,8 +66,10 @@ function drawOne(context, view, one, style) {
     const [left, top] = toCanvas(view, [x1, y1]);
     const [right, bottom] = toCanvas(view, [x2, y2]);
     path.rect(left, top, right - left, bottom - top);
-    stroke(context, path, one.keypoints && !isSelected ? line * 0.6 : line, colour, dash);
+    const isOutline = (one.keypoints || one.octagon) && !isSelected;
+    stroke(context, path, isOutline ? line * 0.6 : line, colour, dash);
   }
+  if (one.octagon) drawMask(context, view, one, colour, line, dash);
   if (one.keypoints) drawPose(context, view, one.keypoints, line, style);
   context.globalAlpha = 1;
 }
@@ -99,16 +101,37 @@ function drawBox3d(context, view, corners, colour, line, dash) {
     });
   });
   stroke(context, edges.hidden, line * 0.5, colour, [line, line * 2]);
-  const front = new Path2D();
-  FACES[0].forEach((index, at) => (at ? front.lineTo(...points[index]) : front.moveTo(...points[index])));
-  front.closePath();
-  if (context.globalAlpha === 1) { // a hundred faint candidates would cover the image
-    context.globalAlpha = isFacing[0] ? 0.35 : 0.15;
-    context.fillStyle = colour;
-    context.fill(front);
-    context.globalAlpha = 1;
-  }
+  fill(context, polygon(FACES[0].map((index) => points[index])), colour, isFacing[0] ? 0.35 : 0.15);
   stroke(context, edges.visible, line, colour, dash);
+}
+
+function drawMask(context, view, { octagon, extreme_points: extremePoints }, colour, line, dash) {
+  const outline = polygon(octagon.map((point) => toCanvas(view, point)));
+  fill(context, outline, colour, 0.35);
+  stroke(context, outline, line, colour, dash);
+  for (const point of extremePoints) {
+    const path = new Path2D();
+    path.arc(...toCanvas(view, point), line * 1.3, 0, 2 * Math.PI);
+    stroke(context, path, line * 0.4, colour);
+    context.fillStyle = colour;
+    context.fill(path);
+  }
+}
+
+function polygon(points) {
+  const path = new Path2D();
+  points.forEach((point, at) => (at ? path.lineTo(...point) : path.moveTo(...point)));
+  path.closePath();
+  return path;
+}
+
+/** Fill a path, unless what is drawn is faint: a hundred candidates would cover the image. */
+function fill(context, path, colour, alpha) {
+  if (context.globalAlpha !== 1) return;
+  context.globalAlpha = alpha;
+  context.fillStyle = colour;
+  context.fill(path);
+  context.globalAlpha = 1;
 }
 
 /** Return twice the signed area of a polygon; positive if it is clockwise on the screen. */

@@ -113,6 +113,11 @@ function tipText(one) {
       `rotation ${((rotation_y * 180) / Math.PI).toFixed(0)}°`,
     );
   }
+  if (one.extreme_points) {
+    const names = ["Top", "left", "bottom", "right"];
+    const places = one.extreme_points.map((point, index) => `${names[index]} ${point.map(Math.round).join(", ")}`);
+    lines.push(`${places.join("; ")} px`);
+  }
   if (one.keypoints) lines.push(`${one.keypoints.filter(([, , score]) => score > 0).length} of ${one.keypoints.length} keypoints found in their heatmaps`);
   return lines.join("\n");
 }

@@ -30,6 +30,8 @@ UPSTREAM = {  # manifest: architecture, task
     "multi_pose_dla_34": ("dla_34", "poses"),
     "multi_pose_hourglass": ("hourglass", "poses"),
     "ddd_dla_34": ("dla_34", "boxes_3d"),
+    "exdet_dla_34": ("dla_34", "extreme_points"),
+    "exdet_hourglass": ("hourglass", "extreme_points"),
     "multi_pose_res_18": ("res_18", "poses"),
     "ddd_res_18": ("res_18", "boxes_3d"),
 }

@@ -71,7 +71,7 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
         graph = DetectionGraph(
             body,
             NORMALIZATIONS[plan.normalization],
-            plan.task.corner_peaks or plan.config.top_k,
+            plan.task.peaks_per_heatmap or plan.config.top_k,
             plan.task,
         )
         path = directory.with_suffix(".onnx")

@@ -83,7 +83,7 @@ def graph_of(upstream: Path, weights_rule: types.ModuleType) -> Callable[[str], 
         task = TASKS[checkpoint_info.task]
         network = load_network(checkpoint_info, state)
         normalization = NORMALIZATIONS[task.normalization]
-        return DetectionGraph(network, normalization, task.corner_peaks, task).eval()
+        return DetectionGraph(network, normalization, task.peaks_per_heatmap, task).eval()
 
     return make
 

@@ -59,9 +59,9 @@ def exported(
     torch.manual_seed(11)
     config = ExportConfig(name="small", version="1", classes=("a", "b", "c"))
     resolved = resolve_export(config, "none", 128, TASK, CLASSES, 0)
-    assert resolved.task.corner_peaks is not None
+    assert resolved.task.peaks_per_heatmap is not None
     graph = DetectionGraph(
-        SmallNetwork(), NORMALIZATIONS["coco"], resolved.task.corner_peaks, resolved.task
+        SmallNetwork(), NORMALIZATIONS["coco"], resolved.task.peaks_per_heatmap, resolved.task
     ).eval()
     path = tmp_path_factory.mktemp("corners") / "model.onnx"
     export_onnx(graph, 511, 511, resolved.output_names(), path, resolved.input.free_size)
@@ -116,7 +116,7 @@ def test_the_smallest_input_size_can_be_exported(tmp_path: Path, max_side_px: in
         max_side_px=max_side_px,
     )
     resolved = resolve_export(config, "none", 128, "corner_pairs", CLASSES, 0)
-    assert resolved.task.corner_peaks is not None
+    assert resolved.task.peaks_per_heatmap is not None
     network = KeypointNetwork(
         StackedHourglass(1, (8,) * 6, (1,) * 6),
         corner_net_pooling(8),
@@ -125,7 +125,7 @@ def test_the_smallest_input_size_can_be_exported(tmp_path: Path, max_side_px: in
         8,
     )
     graph = DetectionGraph(
-        network, NORMALIZATIONS["coco"], resolved.task.corner_peaks, resolved.task
+        network, NORMALIZATIONS["coco"], resolved.task.peaks_per_heatmap, resolved.task
     ).eval()
     export_onnx(
         graph, 127, 127, resolved.output_names(), tmp_path / "model.onnx", resolved.input.free_size
