@@ -70,8 +70,9 @@ messages: $(DEV_ENV)/installed ## Generate the protobuf messages of the gRPC ser
 	cd service/grpc && $(abspath $(DEV_ENV))/bin/python -m grpc_tools.protoc --proto_path=. \
 		--descriptor_set_out=messages.binpb --pyi_out=. inference.proto health.proto
 
-lock: $(DEV_ENV)/installed ## Write the versions of the development environment to constraints.txt
-	$(DEV_ENV)/bin/python -m pip freeze --exclude-editable | grep -v '^torch' > constraints.txt
+lock: $(DEV_ENV)/installed $(RAY_ENV)/installed ## Write the versions of the environments to constraints.txt
+	for env in $(DEV_ENV) $(RAY_ENV); do $$env/bin/python -m pip freeze --exclude-editable; done \
+		| grep -v '^torch==' | sort -fsu -t= -k1,1 > constraints.txt
 	echo 'torch==2.13.0' >> constraints.txt
 	sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' constraints.txt >> constraints.txt
 
