@@ -31,7 +31,15 @@ from support.images import encode, plain
 from support.processes import free_port
 from support.serving import RunningServer
 
-SOURCES = ("client", "command_line", "evaluation", "labels", "model_export", "model_package")
+SOURCES = (
+    "bulk",
+    "client",
+    "command_line",
+    "evaluation",
+    "labels",
+    "model_export",
+    "model_package",
+)
 SOURCES += ("reports", "service", "training")
 NOT_INSTALLED = {
     "dev": "it is the environment that runs the tests",
