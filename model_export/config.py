@@ -193,8 +193,8 @@ def resolve_export(
     if config.flip and not task.can_flip:
         raise ConfigError(f"flip averaging is not supported for the task {task_name}.")
     padding_rgb = pixel_normalization.mean_rgb or (0, 0, 0)
-    input_spec = _input(config, task, multiple_px, padding_rgb)
     try:
+        input_spec = _input(config, task, multiple_px, padding_rgb)
         resolved = ResolvedExport(
             config=config,
             architecture=architecture,

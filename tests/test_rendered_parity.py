@@ -2,7 +2,7 @@
 
 The images are the samples of this repository, so that nothing beside the checkout is needed. Every
 network runs on each CPU backend in fp32; the weights are those of the rule in ``upstream``. The
-quick networks cover every system: boxes, poses, 3D boxes, corner pairs and triplets.
+quick networks cover boxes, poses, 3D boxes, corner pairs and triplets.
 """
 
 import json
@@ -22,13 +22,19 @@ from support.upstream_nms import assert_same_rows, suppress_like_upstream
 from torch import nn
 from upstream.weights_rule import make_state
 
+from labels.extreme_points import boxes_around
 from model_export import pipeline
 from model_export.config import ExportConfig, ResolvedExport
 from model_export.onnx.export import export_onnx
 from model_export.pipeline import export_package
 from model_export.verification.images import ImageArray, read_images
 from model_package import FreeSize, ModelPackage
-from service.decoders.types import Detections, Detections3D, PoseDetections
+from service.decoders.types import (
+    Detections,
+    Detections3D,
+    ExtremePointDetections,
+    PoseDetections,
+)
 from service.detector import load_detector
 
 BACKENDS = ("onnxruntime-cpu", "openvino")
@@ -62,6 +68,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "keepres_road_0003": {"keep_resolution": True},
         "keepres_figures_2": {"keep_resolution": True},
     },
+    "exdet_dla_34": {"default_blood_smear_1": {"flip": True}},
     "triplet_centernet52": {"default_figures_1": {}},
     "cornernet_hourglass104": {"default_figures_1": {}},
 }
@@ -169,7 +176,8 @@ def _config(network: str) -> ExportConfig:
         width_px=width_px,
         height_px=height_px,
         max_side_px=max_side_px,
-        flip="flip" in options,
+        # Flipped copies for extreme points are inputs of their own, without a second graph.
+        flip="flip" in options and not network.startswith("exdet"),
         normalization=normalization,
     )
 
@@ -204,6 +212,8 @@ def test_detections_of_rendered_images_match_upstream(
     worst = _compare_3d(found, upstream) if isinstance(found, Detections3D) else _compare(
         found, upstream
     )  # fmt: skip
+    if isinstance(found, ExtremePointDetections):
+        worst += f" | extreme points {_compare_extreme_points(found, golden):.1e} px"
     print(f"\nparity | {network} | {case} | {backend} | {worst}")
 
 
@@ -224,6 +234,8 @@ def _final_rows(
     before = golden.get("pre_nms")
     if name.endswith("_nms"):
         before = _read_golden(project, name.removesuffix("_nms"))["final"]
+    if name.startswith("exdet"):
+        before, _ = _extreme_point_groups(golden)
     if before is None:
         return golden["final"].astype(np.float64)
     every, survivors = suppress_like_upstream(
@@ -231,6 +243,39 @@ def _final_rows(
     )
     assert_same_rows(every, golden["final"], 5e-4, 2e-6)
     return survivors.astype(np.float64)
+
+
+def _extreme_point_groups(
+    golden: Mapping[str, NDArray[Any]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the groups of the image and its flipped copy, in pixels of the image.
+
+    Rows of box, score and class (from 1), as before soft-NMS, and the top, left, bottom and right
+    points (n, 4, 2). Groups without a positive score are those that upstream rejects.
+    """
+    height, width = golden["s0_out_hw"]
+    pixels_per_cell = golden["s0_meta_s"] / width
+    origin = golden["s0_meta_c"] - pixels_per_cell * np.array((width, height)) / 2
+    groups = golden["s0_dets"].astype(np.float64)
+    points = groups[:, :, 5:13].reshape(2, -1, 4, 2)
+    flipped = points[1][:, [0, 3, 2, 1]] * (-1, 1) + (width, 0)
+    points = np.concatenate((points[0], flipped)) * pixels_per_cell + origin
+    groups = groups.reshape(-1, 14)
+    rows = np.column_stack((boxes_around(points), groups[:, 4], groups[:, 13] + 1))
+    accepted = rows[:, 4] > 0
+    return rows[accepted].astype(np.float32), points[accepted]
+
+
+def _compare_extreme_points(
+    found: ExtremePointDetections, golden: Mapping[str, NDArray[Any]]
+) -> float:
+    """Compare the points of each detection with the nearest group upstream; return the error."""
+    rows, points = _extreme_point_groups(golden)
+    distances = np.abs(found.points[:, np.newaxis] - points).max(axis=(2, 3))
+    distances[found.class_ids[:, np.newaxis] != rows[:, 5] - 1] = np.inf
+    error = float(distances.min(axis=1).max())
+    assert error <= PLACE_ERROR_PX
+    return error
 
 
 def _compare(found: Detections, upstream: NDArray[np.float64]) -> str:
