@@ -4,10 +4,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from support.images import encode
 from support.serving import run_server
 
+from model_export import pipeline
 from model_export.architectures import ARCHITECTURES
 from model_export.config import ExportConfig
 from model_export.key_mappings.objects_as_points import to_checkpoint_key
@@ -18,7 +20,9 @@ from service.settings import Settings
 SIDES = ("top", "left", "bottom", "right")
 
 
-def test_a_served_package_returns_extreme_points_and_octagons(tmp_path: Path) -> None:
+def test_a_served_package_returns_extreme_points_and_octagons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heatmaps = {f"{side}_heatmap": 2 for side in (*SIDES, "center")}
     torch.manual_seed(1)
     network = ARCHITECTURES["res_18_slim"].build(
@@ -37,9 +41,11 @@ def test_a_served_package_returns_extreme_points_and_octagons(tmp_path: Path) ->
         width_px=160,
         height_px=96,
     )
+    noise = np.random.default_rng(1).integers(0, 256, (96, 160, 3), np.uint8)
+    # Other tests verify with all images.
+    monkeypatch.setattr(pipeline, "collect_images", lambda *_: [noise])
     package = export_package(config, tmp_path / "model.pth", tmp_path / "package", lambda _: None)
     settings = Settings(models=package.directory, max_batch_size=2, precision="fp32")
-    noise = np.random.default_rng(1).integers(0, 256, (96, 160, 3), np.uint8)
     with run_server(partial(load_models, report_step=print), settings) as server:
         response = server.client.post(
             "/detect?score_threshold=0.1&flip=true", content=encode(noise)
