@@ -8,6 +8,7 @@ DEFAULT_MODEL ?= $(if $(filter models,$(MODELS)),blood_cells)
 SERVE_ENV := .venv
 DEV_ENV := .venv-dev
 RAY_ENV := .venv-ray
+CLIENT_ENVS := .venv-clients
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Unit tests that neither export, train, nor start many servers.
@@ -16,8 +17,8 @@ FAST_TESTS := tests/client tests/evaluation/metrics tests/labels tests/model_exp
 	tests/service/imaging tests/training/data tests/training/targets \
 	tests/training/test_losses.py tests/test_task_registration.py tests/test_documents.py
 
-.PHONY: help serve test test-fast test-engines test-images test-ray lint format check settings messages lock kernels \
-	tensorrt-bindings clean
+.PHONY: help serve test test-fast test-engines test-images test-ray test-clients lint format check settings messages lock \
+	kernels tensorrt-bindings clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | \
@@ -47,6 +48,11 @@ test-images: $(DEV_ENV)/installed ## Build the container images and run their co
 test-ray: $(RAY_ENV)/installed ## Run the service and bulk detection on Ray clusters of three nodes on this machine
 	OMP_NUM_THREADS=1 $(RAY_ENV)/bin/python -m pytest -m 'ray or not ray' tests/deployment/test_ray_files.py \
 		tests/deployment/test_ray_cluster.py tests/bulk
+
+# An environment for each client: their packages conflict.
+CLIENTS := $(basename $(notdir $(wildcard tests/clients/requirements/*.txt)))
+test-clients: $(DEV_ENV)/installed $(CLIENTS:%=$(CLIENT_ENVS)/%/installed) ## Run clients of other inference servers, unchanged, against the service
+	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -m clients tests/clients
 
 check: lint ## Check style, types and import rules
 	$(DEV_ENV)/bin/mypy
@@ -86,6 +92,12 @@ $(RAY_ENV)/installed: pyproject.toml constraints.txt
 	$(RAY_ENV)/bin/python $(INSTALL) --editable '.[serve,ray]' kubernetes-validate pytest
 	touch $@
 
+# The files list every package of the environment: `pip freeze` after `pip install CLIENT`.
+$(CLIENT_ENVS)/%/installed: tests/clients/requirements/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $@
+
 # torch first: a CPU build that is installed already is kept, whatever depends on it.
 $(DEV_ENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV_ENV)
@@ -113,4 +125,4 @@ $(TENSORRT_BINDINGS)/%/installed: $(DEV_ENV)/installed
 	touch $@
 
 clean: ## Delete the environments and caches
-	rm -rf $(SERVE_ENV) $(DEV_ENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(SERVE_ENV) $(DEV_ENV) $(RAY_ENV) $(CLIENT_ENVS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -9,7 +9,9 @@ from pathlib import Path
 from support.tools import find_tool
 
 _CALLS = "connect,sendto,sendmsg,sendmmsg"
-_LOCAL = re.compile(r'sin_addr=inet_addr\("127\.|inet_pton\(AF_INET6, "::1"|sun_path=')
+_LOCAL = re.compile(
+    r'sin_addr=inet_addr\("127\.|inet_pton\(AF_INET6, "::(1|ffff:127\.[\d.]+)"|sun_path='
+)
 
 
 def traced(output: Path, command: Sequence[str]) -> list[str]:
