@@ -119,7 +119,7 @@ def test_no_thread_or_socket_leaks_after_valid_and_corrupted_images(tmp_path: Pa
         with ThreadPoolExecutor(3) as threads:
             futures = [
                 threads.submit(stream)
-                for stream in streams(service, write_hostile_files(tmp_path), 20, 4)
+                for stream in streams(service, write_hostile_files(tmp_path), 8, 4)
             ]
             loads = [future.result() for future in futures]
         assert {status for load in loads for status in load.statuses} <= EXPECTED_STATUSES

@@ -19,7 +19,7 @@ from benchmarks.hostile_inputs.bounds import (
 from benchmarks.hostile_inputs.campaign import Campaign, input_of
 from benchmarks.hostile_inputs.request_kinds import REQUESTS
 
-CASES = 5_000
+CASES = 2_500
 MIN_SHARE = 0.01
 
 

@@ -42,6 +42,7 @@ SOURCES = (
 )
 SOURCES += ("reports", "service", "training")
 NOT_INSTALLED = {
+    "ray": "`make test-ray` installs it and runs its commands",
     "dev": "it is the environment that runs the tests",
     "tensorrt": "its libraries are not on PyPI but on https://pypi.nvidia.com",
 }
@@ -318,12 +319,6 @@ def check_build(environment: Environment, server: RunningServer, image: Path) ->
     assert "centernet-serving[build,tensorrt-rtx]" in refusal
 
 
-def check_ray(environment: Environment, server: RunningServer, image: Path) -> None:
-    del server, image
-    environment.run("python", "-c", "from service.ray_serve.application import app")
-    environment.run("centernet-detect-ray", "--version")
-
-
 def check_tensorrt_rtx(environment: Environment, server: RunningServer, image: Path) -> None:
     del server, image
     environment.run("centernet-export", "build", "--help")
@@ -382,7 +377,6 @@ CHECKS: Mapping[str, Check] = {
     "otel": partial(check_serve, options=("--otlp-endpoint", "http://127.0.0.1:9")),
     "eval": check_eval,
     "build": check_build,
-    "ray": check_ray,
     "tensorrt-rtx": check_tensorrt_rtx,
     "export": check_export,
     "timm": check_timm,
@@ -393,7 +387,6 @@ NEEDS: Mapping[str, str] = {
     "grpc": "serve",
     "heic": "serve",
     "otel": "serve",
-    "ray": "serve",
     "tensorrt-rtx": "build",
     "tensorboard": "train",
     "timm": "export",

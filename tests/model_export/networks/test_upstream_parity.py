@@ -101,7 +101,6 @@ QUICK_CASES = {
     },
     "OpenVINO": {
         ("ctdet_res_18", "default_land"),
-        ("ctdet_res_18", "flip_land"),
         ("ctdet_resdcn_18", "default_land"),
     },
 }
