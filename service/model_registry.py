@@ -1,9 +1,11 @@
 """Registry of the models that are served, and the changes of it while the service runs."""
 
 import asyncio
+import ctypes
+import gc
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -437,6 +439,8 @@ class ModelRegistry:
         if all(one.manifest.version != version for one in self.versions(name)):
             detector.remove_metrics()
         _log.info("%s %s is unloaded", name, version)
+        del detector
+        await self._thread.call(_release_memory)
 
     def _report_failed(self) -> None:
         """Set the metrics of the packages that could not be loaded."""
@@ -450,6 +454,13 @@ class ModelRegistry:
         for identity in failed:
             metrics.model_ready.labels(*identity).set(0)
         self._reported = failed
+
+
+def _release_memory() -> None:
+    """Return the memory of objects that are not used any more to the operating system."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # other C libraries than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _identity(detector: AsyncDetector) -> tuple[str, str]:
