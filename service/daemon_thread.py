@@ -11,7 +11,7 @@ _Result = TypeVar("_Result")
 
 
 class DaemonThread:
-    """A thread that makes the calls of :meth:`call`, one at a time, in their order.
+    """A thread that makes the calls of :meth:`call` and :meth:`submit` one at a time, in order.
 
     Unlike the threads of an executor, it does not delay the end of the process: SIGTERM does not
     wait for a call. It starts with the first call.
@@ -28,12 +28,16 @@ class DaemonThread:
         If the caller is cancelled, a call that has not begun is not made, and the result of one
         that has begun is dropped.
         """
+        return await asyncio.wrap_future(self.submit(function))
+
+    def submit(self, function: Callable[[], _Result]) -> Future[_Result]:
+        """Call ``function`` without waiting; after :meth:`close` it is not called."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         future: Future[_Result] = Future()
         self._calls.put((future, function))
-        return await asyncio.wrap_future(future)
+        return future
 
     def close(self) -> None:
         """End the thread after the current call."""

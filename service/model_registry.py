@@ -439,8 +439,8 @@ class ModelRegistry:
         if all(one.manifest.version != version for one in self.versions(name)):
             detector.remove_metrics()
         _log.info("%s %s is unloaded", name, version)
-        del detector
-        await self._thread.call(_release_memory)
+        del detector  # the last reference but those of cycles
+        self._thread.submit(_release_memory)
 
     def _report_failed(self) -> None:
         """Set the metrics of the packages that could not be loaded."""
