@@ -45,20 +45,14 @@ Row = dict[str, Any]
 class ChunkDetector:
     """A model with batcher, engine and decoding threads, as in one process of the service.
 
-    Settings are those of the service, from the environment; ``cores``: those that the engine and
-    the decoding use. Raises :class:`BulkError` if the package is of another model than that of
-    ``description``, and what :func:`service.detector.load_detector` raises.
+    Settings are those of the service, from the environment. Raises :class:`BulkError` if the
+    package is of another model than that of ``description``, and what
+    :func:`service.detector.load_detector` raises.
     """
 
-    def __init__(self, package: str, description: Mapping[str, Any], cores: int) -> None:
+    def __init__(self, package: str, description: Mapping[str, Any]) -> None:
         fields: dict[str, Any] = {"models": Path(package), "default_model": None}
         settings = Settings(**fields)
-        chosen = {
-            "engine_concurrency": settings.engine_concurrency
-            or max(1, cores // (settings.engine_threads or 1)),
-            "image_threads": cores,
-        }
-        settings = settings.model_copy(update=chosen)
         loaded = load_package(Path(package))
         found = {"model": loaded.manifest.name, "version": loaded.manifest.version}
         if any(description[name] != value for name, value in found.items()):
@@ -69,7 +63,7 @@ class ChunkDetector:
             )
         detector, _ = open_detector(loaded, settings)
         self._max_bytes = settings.max_body_bytes
-        self._pool = ImagePool(cores, settings.max_decoding_bytes)
+        self._pool = ImagePool(settings.image_threads, settings.max_decoding_bytes)
         self._detector = AsyncDetector(detector, self._pool, settings, Metrics())
         self._detector.warm_up()
         self._options = complete_options(detector.rules, description["options"])

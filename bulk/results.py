@@ -32,6 +32,8 @@ _DETECTION = pa.struct(
         ("bbox", _NUMBERS),
         ("keypoints", pa.list_(_NUMBERS)),
         ("box3d", _BOX_3D),
+        ("extreme_points", pa.list_(_NUMBERS)),
+        ("octagon", pa.list_(_NUMBERS)),
     ]
 )
 SCHEMA = pa.schema(

@@ -5,9 +5,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-# Ray reads it when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -17,6 +14,7 @@ from bulk.detection import ChunkDetector
 from bulk.plan import Plan
 from bulk.results import write_results
 from bulk.storage import locate
+from service.cpu_cores import limit_cores
 
 
 class Actors(NamedTuple):
@@ -40,9 +38,10 @@ class _Actor:
     """Detects in chunks and writes their files; Ray Data restarts it where it ends."""
 
     def __init__(
-        self, package: str, description: Mapping[str, Any], cores: int, output: str
+        self, package: str, description: Mapping[str, Any], cores: float, output: str
     ) -> None:
-        self._detector = ChunkDetector(package, description, cores)
+        limit_cores(cores)
+        self._detector = ChunkDetector(package, description)
         self._output = locate(output)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -77,7 +76,7 @@ def detect_chunks(
     """
     numbered = plan.chunks.append_column("number", pa.array(range(plan.chunks.num_rows)))
     tables = [numbered.slice(number, 1) for number in missing]
-    arguments = (package, plan.description, max(1, int(actors.cpus)), output)
+    arguments = (package, plan.description, actors.cpus, output)
     counts: Dataset = ray.data.from_arrow(tables).map_batches(
         _Actor,
         fn_constructor_args=arguments,

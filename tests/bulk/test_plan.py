@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,11 +13,12 @@ import pytest
 from bulk.detection import ChunkDetector
 from bulk.errors import BulkError
 from bulk.plan import Plan, make_plan, missing_chunks, read_plan, result_file, write_plan
-from bulk.results import write_coco, write_results
+from bulk.results import SCHEMA, write_coco, write_results
 from bulk.storage import Location, locate
 from model_package import load_package
 from service.detector import load_detector
 from service.http.responses import to_json, to_response
+from service.http.schemas import Detection
 
 MODEL = {"model": "blood_cells", "version": "1", "options": {"score_threshold": 0.2}}
 
@@ -40,7 +42,7 @@ def package(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def detect(package: Path, plan: Plan, output: Location, chunks: list[int]) -> None:
-    detector = ChunkDetector(str(package), plan.description, 1)
+    detector = ChunkDetector(str(package), plan.description)
     for chunk in chunks:
         (row,) = plan.chunks.slice(chunk, 1).to_pylist()
         write_results(output, chunk, detector.detect(row))
@@ -132,10 +134,15 @@ def test_images_and_paths_are_read_from_parquet(
         make_plan(str(tables), "jpeg", 2, MODEL)
 
 
+def test_a_row_has_every_field_of_a_detection() -> None:
+    columns = SCHEMA.field("detections").type.value_type
+    assert [field.name for field in columns] == [field.name for field in fields(Detection)]
+
+
 def test_bytes_are_bounded(images: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CENTERNET_MAX_BODY_BYTES", "1024")
     plan = make_plan(str(images / "more"), "image", 10, MODEL)
-    table = ChunkDetector(str(package), plan.description, 1).detect(plan.chunks.to_pylist()[0])
+    table = ChunkDetector(str(package), plan.description).detect(plan.chunks.to_pylist()[0])
     assert set(table["error"].to_pylist()) == {"body_too_large"}
 
 
