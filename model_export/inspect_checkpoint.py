@@ -46,9 +46,10 @@ def inspect_checkpoint(path: Path, entry: str | None = None) -> tuple[str, bool]
         lines.append(other)
     if fits:
         name = shlex.quote(f"models/{info.architecture}")
+        weights = "" if entry is None else f"--weights {shlex.quote(entry)} "
         lines.append(
             f"command: centernet-export package --checkpoint {shlex.quote(str(path))} "
-            f"--output {name}"
+            f"{weights}--output {name}"
         )
     return "\n".join(lines), fits
 

@@ -20,7 +20,6 @@ from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.config import ExportConfig, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
-from model_export.graph.normalization import NORMALIZATIONS
 from model_export.key_mappings.objects_as_points import to_checkpoint_key
 from model_package import ModelPackage
 
@@ -105,7 +104,7 @@ def make_graph(
     )
     network = wrap(load_network(contents, state), plan)
     count = plan.task.peaks_per_heatmap or plan.config.top_k
-    graph = DetectionGraph(network, NORMALIZATIONS[plan.normalization], count, plan.task)
+    graph = DetectionGraph(network, plan.pixel_normalization, count, plan.task)
     return graph.eval(), plan
 
 

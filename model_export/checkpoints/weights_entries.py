@@ -26,11 +26,9 @@ def find_entries(content: Mapping[Any, Any]) -> list[str]:
 
 def is_state(value: object) -> bool:
     """Return whether ``value`` is a mapping that contains tensors only."""
-    return isinstance(value, Mapping) and bool(value) and _only_tensors(value)
-
-
-def _only_tensors(values: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, Tensor) for value in values.values())
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(item, Tensor) for item in value.values())
 
 
 def common_prefix(names: Sequence[str]) -> str:
