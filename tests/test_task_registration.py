@@ -26,6 +26,7 @@ from service.decoders.types import Detections, ExtremePointDetections
 from service.http.responses import RESPONSE_FIELDS
 from service.option_rules import TASK_RULES
 from training.dataset import ENCODERS
+from training.defaults import ARCHITECTURE_OF_TASK
 from training.objectives import OBJECTIVES
 
 DECODER_TYPES = get_args(get_args(Decoder)[0])
@@ -78,6 +79,10 @@ def test_every_decoder_class_is_exported_by_model_package() -> None:
 def test_every_task_is_supported_by_an_architecture() -> None:
     supported = {task for item in ARCHITECTURES.values() for task in item.tasks}
     check(supported, TASKS, "the tasks of an architecture in model_export/architectures.py")
+
+
+def test_every_task_has_a_default_network() -> None:
+    check(ARCHITECTURE_OF_TASK, TASKS, "ARCHITECTURE_OF_TASK in training/defaults.py")
 
 
 def test_every_task_of_objects_as_points_can_be_imported() -> None:

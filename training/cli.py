@@ -75,6 +75,7 @@ def _train(args: argparse.Namespace) -> None:
     Trainer(
         run.config,
         output,
+        data=run.data,
         device=args.device,
         tensorboard=tensorboard,
         resume=args.resume,

@@ -132,17 +132,19 @@ def _sample(view: AnnotatedImage, settings: SampleSettings) -> dict[str, Tensor]
 def _centers(
     view: AnnotatedImage, classes: int, max_objects: int, *, round_up: bool
 ) -> CenterTargets:
+    options = _map_options(view, classes, max_objects)
+    return center_targets(view.boxes_xywh, view.class_ids, **options, round_up=round_up)
+
+
+def _map_options(view: AnnotatedImage, classes: int, max_objects: int) -> dict[str, Any]:
     height, width = view.pixels.shape[:2]
-    return center_targets(
-        view.boxes_xywh,
-        view.class_ids,
-        num_classes=classes,
-        map_height=height // OUTPUT_STRIDE,
-        map_width=width // OUTPUT_STRIDE,
-        stride=OUTPUT_STRIDE,
-        max_objects=max_objects,
-        round_up=round_up,
-    )
+    return {
+        "num_classes": classes,
+        "map_height": height // OUTPUT_STRIDE,
+        "map_width": width // OUTPUT_STRIDE,
+        "stride": OUTPUT_STRIDE,
+        "max_objects": max_objects,
+    }
 
 
 def _encode_boxes(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
@@ -166,17 +168,9 @@ def _encode_extreme_points(
     view: AnnotatedImage, classes: int, *, agnostic: bool
 ) -> Mapping[str, NDArray[Any]]:
     assert view.keypoints is not None, "the dataset has no extreme points"
-    height, width = view.pixels.shape[:2]
-    return extreme_point_targets(
-        view.keypoints[..., :2],
-        view.class_ids,
-        num_classes=classes,
-        map_height=height // OUTPUT_STRIDE,
-        map_width=width // OUTPUT_STRIDE,
-        stride=OUTPUT_STRIDE,
-        max_objects=MAX_OBJECTS,
-        agnostic=agnostic,
-    )
+    options = _map_options(view, classes, MAX_OBJECTS)
+    points = view.keypoints[..., :2]
+    return extreme_point_targets(points, view.class_ids, **options, agnostic=agnostic)
 
 
 def _encode_corners(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:

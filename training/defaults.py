@@ -26,11 +26,14 @@ from training.config import (
 from training.data.coco import annotated_categories
 from training.data.folder import LabelledFolder, open_folder
 from training.data.image_files import Images, image_size
+from training.load_images import TrainingData
 
 ARCHITECTURE_OF_TASK: Mapping[str, str] = {
     "boxes": "res_18_slim",
     "poses": "hourglass_tiny",
     "boxes_3d": "hourglass_tiny",
+    "extreme_points": "res_18_slim",
+    "extreme_points_agnostic": "res_18_slim",
     "corner_pairs": "cornernet_slim",
     "corner_triplets": "triplet_slim",
 }
@@ -65,11 +68,13 @@ class PreparedRun:
         config: with a value for each key.
         choices: one line per choice, for the user.
         projection: camera matrix (3, 4), row by row, that the export of 3D boxes needs; or None.
+        data: the images, where the choices needed them; else None.
     """
 
     config: TrainConfig
     choices: tuple[str, ...] = ()
     projection: tuple[float, ...] | None = None
+    data: TrainingData | None = None
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,12 @@ def complete(values: Mapping[str, Any], where: str) -> PreparedRun:
     completed["data"], completed["schedule"] = _schedule(data, schedule, images, task_name)
     config = validate(TrainConfig, completed, where)
     choices.append(_describe_schedule(config, len(images)))
-    projection = None if labels.folder is None else labels.folder.projection
-    return PreparedRun(config, tuple(choices), projection if task_name == "boxes_3d" else None)
+    folder = labels.folder
+    if folder is None:
+        return PreparedRun(config, tuple(choices))
+    projection = folder.projection if task_name == "boxes_3d" else None
+    read = TrainingData(folder.train, folder.validation)
+    return PreparedRun(config, tuple(choices), projection, read)
 
 
 def _table(values: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:

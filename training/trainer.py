@@ -29,7 +29,7 @@ from training.deep_supervision import (
 )
 from training.ema import ExponentialMovingAverage
 from training.initialization import initialize
-from training.load_images import read_data
+from training.load_images import TrainingData, read_data
 from training.objectives import OBJECTIVES
 from training.precision import CpuPrecision, choose_precision, has_bfloat16
 from training.progress import TrainingProgress
@@ -47,10 +47,10 @@ class ResumeError(ValueError):
 class Trainer:
     """One training run: network, optimizer, weight average and progress.
 
-    With ``resume`` the run continues from ``last.pth`` in ``output``. Raises :class:`ResumeError`
-    if there is no such file or a different configuration wrote it, because the result could not be
-    reproduced, and :class:`ConfigError` if the configuration's images or its ``start`` cannot be
-    used.
+    ``data``: the images of ``config``, if they have been read already. With ``resume`` the run
+    continues from ``last.pth`` in ``output``. Raises :class:`ResumeError` if there is no such file
+    or a different configuration wrote it, because the result could not be reproduced, and
+    :class:`ConfigError` if the configuration's images or its ``start`` cannot be used.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Trainer:
         config: TrainConfig,
         output: Path,
         *,
+        data: TrainingData | None = None,
         device: str = "cpu",
         tensorboard: TensorBoardLogger | None = None,
         resume: bool = False,
@@ -70,7 +71,7 @@ class Trainer:
         self._device = torch.device(device)
         self._tensorboard = tensorboard
         self._objective = OBJECTIVES[config.task].reweighted(config.loss_weights)
-        data = read_data(config)
+        data = data or read_data(config)
         self._images, self._validation = data.train, data.validation
         self.network = self._build_network(load_start=not resume)
         self.average = ExponentialMovingAverage(self.network, config.schedule.average_decay)
