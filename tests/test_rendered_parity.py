@@ -8,7 +8,7 @@ quick networks cover boxes, poses, 3D boxes, corner pairs and triplets.
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.exports import export_for_parity
 from support.upstream_nms import assert_same_rows, suppress_like_upstream
-from torch import nn
 from upstream.weights_rule import make_state
 
 from labels.extreme_points import boxes_around
-from model_export import pipeline
-from model_export.config import ExportConfig, ResolvedExport
-from model_export.onnx.export import export_onnx
-from model_export.pipeline import export_package
-from model_export.verification.images import ImageArray, read_images
-from model_package import FreeSize, ModelPackage
+from model_export.config import ExportConfig
+from model_package import ModelPackage
 from service.decoders.types import (
     Detections,
     Detections3D,
@@ -121,11 +117,6 @@ def package_of(
 ) -> Callable[[str], ModelPackage]:
     """Return a function that exports a network, with all variants that its cases need."""
 
-    def one_sample(resolved: ResolvedExport, _: Path | None) -> list[ImageArray]:
-        # One image saves time: tests/model_export/test_dla_exports.py verifies with all.
-        size_px = resolved.input.height_px, resolved.input.width_px
-        return read_images(project / "docs/samples/people", *size_px)[:1]
-
     @lru_cache(maxsize=1)  # the cases of a network follow each other
     def export(network: str) -> ModelPackage:
         directory = tmp_path_factory.mktemp(network)
@@ -133,29 +124,13 @@ def package_of(
         state = make_state(shapes["state_dict"], network)
         checkpoint = directory / "model.pth"
         torch.save({key: torch.from_numpy(array) for key, array in state.items()}, checkpoint)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "collect_images", one_sample)
-            if _is_corner_model(network):
-                patch.setattr(pipeline, "export_onnx", export_one_size)
-            package = export_package(
-                _config(network), checkpoint, directory / "package", lambda _: None
-            )
+        package = export_for_parity(
+            _config(network), checkpoint, directory / "package", one_size=_is_corner_model(network)
+        )
         checkpoint.unlink()
         return package
 
     return export
-
-
-def export_one_size(
-    graph: nn.Module,
-    height_px: int,
-    width_px: int,
-    output_names: Sequence[str],
-    path: Path,
-    _: FreeSize | None,
-) -> None:
-    """Export without the dynamic size of corner models, which takes twice as long."""
-    export_onnx(graph, height_px, width_px, output_names, path)
 
 
 def _config(network: str) -> ExportConfig:

@@ -7,7 +7,7 @@ checkpoint of the first was written by MMEngine itself. Hourglass-104 needs HEAV
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,19 +18,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.exports import export_for_parity
 from support.matching import match_boxes
 from support.serving import run_server
-from torch import nn
 
 from mmdetection.archive import restore_checkpoint
 from mmdetection.weights import weights_of
-from model_export import pipeline
 from model_export.class_names import COCO
-from model_export.config import ExportConfig, ResolvedExport
-from model_export.onnx.export import export_onnx
-from model_export.pipeline import export_package
-from model_export.verification.images import ImageArray, read_images
-from model_package import FreeSize, ModelPackage
+from model_export.config import ExportConfig
+from model_package import ModelPackage
 from service.detector import load_detector
 from service.model_registry import load_models
 from service.settings import Settings
@@ -77,46 +73,24 @@ def _cases() -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def package_of(
-    project: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], ModelPackage]:
+def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelPackage]:
     """Return a function that exports the checkpoint of a network."""
-
-    def one_sample(resolved: ResolvedExport, _: Path | None) -> list[ImageArray]:
-        # One image saves time: the exporter's tests verify with all.
-        size_px = resolved.input.height_px, resolved.input.width_px
-        return read_images(project / "docs/samples/people", *size_px)[:1]
 
     @lru_cache(maxsize=1)  # the cases of a network follow each other
     def export(network: str) -> ModelPackage:
         directory = tmp_path_factory.mktemp(network)
         checkpoint = directory / "epoch_1.pth"
         write_checkpoint(network, checkpoint)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "collect_images", one_sample)
-            if network.startswith("cornernet"):
-                patch.setattr(pipeline, "export_onnx", export_one_size)
-            package = export_package(CONFIGS[network], checkpoint, directory / "package", _ignore)
+        package = export_for_parity(
+            CONFIGS[network],
+            checkpoint,
+            directory / "package",
+            one_size=network.startswith("cornernet"),
+        )
         checkpoint.unlink()
         return package
 
     return export
-
-
-def export_one_size(
-    graph: nn.Module,
-    height_px: int,
-    width_px: int,
-    output_names: Sequence[str],
-    path: Path,
-    _: FreeSize | None,
-) -> None:
-    """Export without the dynamic size, which takes twice as long."""
-    export_onnx(graph, height_px, width_px, output_names, path)
-
-
-def _ignore(_: str) -> None:
-    """Report no progress."""
 
 
 def write_checkpoint(network: str, path: Path) -> None:
