@@ -5,11 +5,13 @@ indices ``y * W + x``. ``present``, float32 (N, K), is 1 for slots with an objec
 unused slots.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_export.graph.peaks import gather
+from model_export.graph.peaks import cell_positions, gather
 
 PUSH_MARGIN = 1.0
 """Margin between the embeddings of two objects (*CornerNet*, section 3.3: Delta)."""
@@ -52,6 +54,49 @@ def l1_loss_over_all_slots(
     """
     errors = (gather(values, cells) - target).abs() * present[..., None]
     return errors.sum() / target.numel()
+
+
+def box_iou_loss(
+    maps: Mapping[str, Tensor],
+    cells: Tensor,
+    present: Tensor,
+    target_offset: Tensor,
+    target_size: Tensor,
+) -> Tensor:
+    """Compute the mean of 1 - GIoU of the boxes at each center and its eight neighbours.
+
+    Args:
+        maps: ``offset`` and ``size``, (N, 2, H, W), in cells.
+        cells: int64 (N, K), the cells of the centers.
+        present: float32 (N, K).
+        target_offset: (N, K, 2), center minus its cell.
+        target_size: (N, K, 2).
+
+    GIoU is that of Rezatofighi et al. 2019. The neighbours learn the same box as the center, as in
+    TTFNet (Liu et al. 2020, section 3.3): a peak that is one cell beside the center moves no box.
+    """
+    height, width = maps["size"].shape[2:]
+    steps = torch.arange(-1, 2, device=cells.device)
+    neighbours = torch.cartesian_prod(steps, steps)  # (9, 2) of x and y
+    centers = cell_positions(cells, width)  # (N, K, 2)
+    positions = (centers[:, :, None] + neighbours).flatten(1, 2)  # (N, K * 9, 2)
+    x, y = positions.unbind(dim=2)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    counted = inside * present.repeat_interleave(len(neighbours), dim=1)
+    flat = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    middle = positions + gather(maps["offset"], flat)
+    half = gather(maps["size"], flat).clamp(min=_EPSILON) / 2
+    target_middle = (centers + target_offset).repeat_interleave(len(neighbours), dim=1)
+    target_half = target_size.repeat_interleave(len(neighbours), dim=1).clamp(min=_EPSILON) / 2
+    first, last = middle - half, middle + half
+    target_first, target_last = target_middle - target_half, target_middle + target_half
+    common = torch.minimum(last, target_last) - torch.maximum(first, target_first)
+    enclosing = torch.maximum(last, target_last) - torch.minimum(first, target_first)
+    intersection = common.clamp(min=0).prod(dim=2)
+    union = 4 * (half.prod(dim=2) + target_half.prod(dim=2)) - intersection
+    hull = enclosing.prod(dim=2)
+    giou = intersection / union - (hull - union) / hull
+    return ((1 - giou) * counted).sum() / counted.sum().clamp(min=1)
 
 
 def smooth_l1_loss(values: Tensor, cells: Tensor, present: Tensor, target: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from model_export.graph.boxes_3d import depth_from_raw
 from model_export.graph.extreme_points import SIDES
 from model_export.graph.peaks import gather
 from training.losses import (
+    box_iou_loss,
     center_l1_loss,
     focal_loss,
     l1_loss,
@@ -58,6 +59,14 @@ def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
         "offset": center_l1_loss(maps["offset"], cells, present, targets["offset"]),
         "size": center_l1_loss(maps["size"], cells, present, targets["size"]),
     }
+
+
+def box_terms_with_iou(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+    """Compute the terms of boxes and ``iou``, which the paper does not have."""
+    iou = box_iou_loss(
+        maps, targets["cells"], targets["present"], targets["offset"], targets["size"]
+    )
+    return {**box_terms(maps, targets), "iou": iou}
 
 
 def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
@@ -157,7 +166,7 @@ _CORNER_WEIGHTS = {"corner_heatmaps": 1.0, "pull": 0.1, "push": 0.1, "corner_off
 _EXTREME_POINTS = Objective(extreme_point_terms, {"heatmaps": 1.0, "offsets": 1.0})
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "boxes": Objective(box_terms, _BOX_WEIGHTS),
+    "boxes": Objective(box_terms_with_iou, {**_BOX_WEIGHTS, "iou": 0.0}),
     "poses": Objective(
         pose_terms,
         {

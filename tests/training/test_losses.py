@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from training.losses import (
+    box_iou_loss,
     center_l1_loss,
     focal_loss,
     l1_loss,
@@ -184,3 +185,58 @@ def test_pull_and_push_of_a_single_object_are_zero(objects: int) -> None:
     assert float(pull) == 0
     # 1/(1 + 1e-4) is subtracted from 1 and divided by 1e-4, as in the reference implementation.
     assert float(push) == pytest.approx(objects, abs=1e-2)
+
+
+def generalized_iou(first: list[float], second: list[float]) -> float:
+    """Return the GIoU (Rezatofighi et al. 2019, algorithm 1) of two boxes x1, y1, x2, y2."""
+
+    def area(x1: float, y1: float, x2: float, y2: float) -> float:
+        return max(0.0, x2 - x1) * max(0.0, y2 - y1)
+
+    outer, inner = zip(first, second, strict=True), zip(first, second, strict=True)
+    x1, y1, x2, y2 = (max(pair) if i < 2 else min(pair) for i, pair in enumerate(inner))
+    common = area(x1, y1, x2, y2)
+    union = area(*first) + area(*second) - common
+    hull = area(*(min(pair) if i < 2 else max(pair) for i, pair in enumerate(outer)))
+    return common / union - (hull - union) / hull
+
+
+def test_iou_loss_is_the_mean_over_the_cells_around_each_center() -> None:
+    # One object in a corner of the map, with 4 cells inside, one in the middle with 9.
+    cells, sizes, offsets = [0, 4 * 8 + 5], [[2.0, 3.0], [4.0, 1.5]], [[0.25, 0.5], [0.75, 0.0]]
+    generator = torch.Generator().manual_seed(1)
+    maps = {
+        "offset": torch.randn(1, 2, 6, 8, generator=generator),
+        "size": 3 * torch.rand(1, 2, 6, 8, generator=generator) + 0.5,
+    }
+    unused = [0.0, 0.0]
+    loss = box_iou_loss(
+        maps,
+        torch.tensor([[*cells, 0]]),
+        torch.tensor([[1.0, 1.0, 0.0]]),
+        torch.tensor([[*offsets, unused]]),
+        torch.tensor([[*sizes, unused]]),
+    )
+    losses = []
+    for cell, (width, height), (dx, dy) in zip(cells, sizes, offsets, strict=True):
+        row, column = divmod(cell, 8)
+        x, y = column + dx, row + dy
+        target = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+        for v in range(max(0, row - 1), row + 2):
+            for u in range(max(0, column - 1), column + 2):
+                x, y = ([u, v][i] + float(maps["offset"][0, i, v, u]) for i in (0, 1))
+                w, h = (float(maps["size"][0, i, v, u]) for i in (0, 1))
+                box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+                losses.append(1 - generalized_iou(box, target))
+    assert len(losses) == 13
+    assert float(loss) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_iou_loss_without_objects_is_zero_and_of_negative_sizes_finite() -> None:
+    maps = {name: torch.full((1, 2, 4, 4), -1.0, requires_grad=True) for name in ("offset", "size")}
+    cell, target = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, 2)
+    assert box_iou_loss(maps, cell, torch.zeros(1, 1), target, target).item() == 0
+    loss = box_iou_loss(maps, cell, torch.ones(1, 1), target, target)
+    loss.backward()
+    assert 1 <= loss.item() <= 2
+    assert all(values.grad.isfinite().all() for values in maps.values())
