@@ -30,7 +30,8 @@ def soft_nms_like_upstream(
         removed = (lowered < 0.001) & (factors < 1)
         sources, positions = _shrink(removed)
         if weight_exp is not None:
-            weights = np.concatenate([rows[i : i + 1, 5:7], rest[positions, 5:7]])
+            of_rest = sources if weights_move else positions
+            weights = np.concatenate([rows[i : i + 1, 5:7], rest[of_rest, 5:7]])
             weights[1:] *= ((1 - factors[sources]) ** weight_exp)[:, None]
             weights = np.repeat(weights, 2, axis=1)
             boxes = np.concatenate([rows[i : i + 1, :4], rest[sources, :4]])

@@ -110,6 +110,22 @@ def test_merging_equals_upstream_except_for_the_weights(
     assert np.abs(result.boxes_xyxy - corrected[:, :4]).max() <= 1e-3
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_merging_equals_the_restatement_of_upstream_with_weights_that_move(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    corners = random.uniform(0, 60, (120, 2))
+    boxes = np.hstack([corners, corners + random.uniform(8, 60, (120, 2))])
+    # Low scores, so that boxes are removed and the last ones take their places.
+    scores = random.uniform([0.01, 0.05, 0.05], [0.3, 1, 1], (120, 3))
+    rows = np.hstack([boxes, scores]).astype(np.float32)
+    every, kept = soft_nms_like_upstream(rows, weight_exp=10, weights_move=True)
+    assert kept < len(rows)
+    result = soft_nms_merge(*one_class(rows), rows[:, 5:7])
+    assert len(result.rows) == kept
+    assert np.abs(result.scores - every[:kept, 4]).max() <= 1e-6
+    assert np.abs(result.boxes_xyxy - every[:kept, :4]).max() <= 1e-3
+
+
 def soft_nms_loop(
     boxes: NDArray[np.floating], scores: NDArray[np.floating], top_k: int
 ) -> tuple[list[int], list[float]]:
