@@ -16,9 +16,9 @@ _CONVERT = (
     "convert the weights to the tensor names of the reference implementation"
 )
 _DOWNLOAD = "Download the checkpoint again, and check that the file is as large as its source says"
-_TORCHSCRIPT = (
-    "It contains code: in the environment that wrote it, save only the weights, "
-    "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+_EXPORTED_PROGRAM = (
+    "In the environment that wrote it, save only the weights, "
+    "torch.save(torch.export.load(FILE).state_dict, 'weights.pth')"
 )
 _UNPACK = "Unpack it, and give the checkpoint (.pth) in it"
 
@@ -84,12 +84,12 @@ def describe_other_directory(path: Path) -> str:
 
 
 def describe_other_archive(members: Collection[str]) -> str | None:
-    """Return what a zip file with these members is; None if it can be of ``torch.save``."""
+    """Return what a zip file with these members is; None if it can be of PyTorch."""
     names = {name.rpartition("/")[2] for name in members}
-    if "constants.pkl" in names:
-        return _sentence("a TorchScript archive", _TORCHSCRIPT)
     if any(re.fullmatch(r"[^/]*/?data\.pkl", name) for name in members):
         return None
+    if "archive_format" in names:
+        return _sentence("a program of torch.export", _EXPORTED_PROGRAM)
     if "model.weights.h5" in names:
         return _sentence("a model of Keras", _CONVERT)
     if names and all(name.endswith(".npy") for name in names):

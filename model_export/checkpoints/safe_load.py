@@ -22,10 +22,19 @@ from model_export.checkpoints.file_format import (
 from model_export.checkpoints.mmdetection import RecordedSettings, read_settings
 from model_export.checkpoints.pickle_limits import PickleLimitError, check_pickles
 from model_export.checkpoints.safetensors_header import check_header, is_safetensors
+from model_export.checkpoints.torchscript import (
+    TorchScriptError,
+    is_torchscript,
+    load_torchscript,
+)
 from model_export.checkpoints.training_record import TrainingRecord
 from model_export.checkpoints.training_state import training_state_skipped
 from model_export.checkpoints.weights_entries import common_prefix, find_entries, is_state
-from model_export.errors import CheckpointUnreadableError, CheckpointUnsafeError
+from model_export.errors import (
+    CheckpointError,
+    CheckpointUnreadableError,
+    CheckpointUnsafeError,
+)
 
 MAX_FILE_BYTES = 4 * 1024**3
 """Twenty times the largest plain ResNet checkpoint with its optimizer."""
@@ -38,6 +47,7 @@ MAX_FLOAT32_PER_BYTE = 4
 """Bytes of float32 weights per byte of the file; a file of float16 weights needs 2."""
 
 _ZIP_SIGNATURE = b"PK\x03\x04"
+_CODE = re.compile(r"[^/]+/code/")
 _PICKLES = 5
 """Pickles in a file of PyTorch before 1.6: magic number, version, platform, content, storages."""
 _FOUND_CHARACTERS = 300  # names in the file can be of any length
@@ -73,10 +83,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read the weights in ``path`` under their stored (upstream) names, and their description.
 
-    Accepts safetensors and both file formats of ``torch.save``; a bare state dict, or one under
-    ``entry``, by default the first of :data:`~model_export.checkpoints.weights_entries.ENTRIES`. A
-    prefix of all names is removed, such as ``module.`` of data-parallel training. Integer
-    ``num_batches_tracked`` buffers are left out (files from before PyTorch 0.4.1 have none).
+    Accepts safetensors, both file formats of ``torch.save``, and TorchScript archives, whose code
+    is not read; a bare state dict, or one under ``entry``, by default the first of
+    :data:`~model_export.checkpoints.weights_entries.ENTRIES`. A prefix of all names is removed,
+    such as ``module.`` of data-parallel training. Integer ``num_batches_tracked`` buffers are left
+    out (files from before PyTorch 0.4.1 have none).
 
     Raises :class:`CheckpointUnreadableError` and :class:`CheckpointUnsafeError`.
     """
@@ -85,8 +96,8 @@ def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         if is_safetensors(path):
             loaded: object = _load_safetensors(path)
         else:
-            _check_content(path, size_bytes)
-            loaded = _load(path)
+            archive = _check_content(path, size_bytes)
+            loaded = _load(path) if archive is None else _load_archive(archive, path)
     chosen, others = _choose_entry(loaded, entry, path)
     state = loaded if chosen is None else loaded[chosen]  # type: ignore[index]
     assert isinstance(state, Mapping)
@@ -161,18 +172,22 @@ def _memory_limit(size_bytes: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _check_content(path: Path, size_bytes: int) -> None:
-    """Check the archive, in the format since PyTorch 1.6, and the pickles."""
+def _check_content(path: Path, size_bytes: int) -> torch._C.PyTorchFileReader | None:
+    """Check the archive, in the format since PyTorch 1.6, and the pickles.
+
+    Returns the reader of a TorchScript archive; None for files of ``torch.save``.
+    """
     try:
         with path.open("rb") as file:
             if not file.read(len(_ZIP_SIGNATURE)).startswith(_ZIP_SIGNATURE):
                 file.seek(0)
                 check_pickles(file, _PICKLES)
-                return
+                return None
         _check_archive(path, size_bytes)
         # With the reader of torch.load: another one could find another record of that name.
-        record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
-        check_pickles(io.BytesIO(record), 1)
+        archive = torch._C.PyTorchFileReader(str(path))
+        check_pickles(io.BytesIO(archive.get_record("data.pkl")), 1)
+        return archive if is_torchscript(archive) else None
     except PickleLimitError as error:
         raise CheckpointUnreadableError(
             f"{path} is not a checkpoint that can be read: {error}. "
@@ -183,7 +198,10 @@ def _check_content(path: Path, size_bytes: int) -> None:
 
 
 def _check_archive(path: Path, size_bytes: int) -> None:
-    """Reject a zip file that expands to more than its own size; ``torch.save`` only stores."""
+    """Reject a zip file that expands to more than its own size.
+
+    ``torch.save`` only stores. ``torch.jit.save`` compresses code, which is not read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -192,6 +210,7 @@ def _check_archive(path: Path, size_bytes: int) -> None:
     other = describe_other_archive([member.filename for member in members])
     if other is not None:
         raise CheckpointUnreadableError(f"{path} is {other}")
+    members = [member for member in members if not _CODE.match(member.filename)]
     expanded_bytes = sum(member.file_size for member in members)
     is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if is_compressed or expanded_bytes > size_bytes:
@@ -214,23 +233,37 @@ def _check_expansion(weights: Mapping[str, Tensor], size_bytes: int, path: Path)
 def _load(path: Path) -> object:
     try:
         with warnings.catch_warnings(), training_state_skipped():
-            # torch warns about formats (TorchScript, newer pickles) that it then refuses itself.
+            # torch warns about newer pickles, which it then refuses itself.
             warnings.simplefilter("ignore", UserWarning)
             loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or malicious file can raise any exception: EOFError, KeyError, struct.error, ...
     except Exception as error:
-        blocked = re.search(r"GLOBAL (\S{1,100})", str(error))
-        if blocked:
-            raise CheckpointUnsafeError(
-                f"{path} refers to {blocked[1]!r}, which is not plain data and may be code; it was "
-                "not run. Only tensors and containers of them are accepted. If you trust the file, "
-                "load it in the environment that wrote it and save only its state dict."
-            ) from error
         raise _unreadable(path, error) from error
     return loaded
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointUnreadableError:
+def _load_archive(archive: torch._C.PyTorchFileReader, path: Path) -> object:
+    """Load a TorchScript archive; see :func:`load_torchscript`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return load_torchscript(archive)
+    except TorchScriptError as error:
+        raise CheckpointUnreadableError(
+            f"{path} is a TorchScript archive that cannot be read: {error}."
+        ) from None
+    except Exception as error:  # as in _load
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    blocked = re.search(r"GLOBAL (\S{1,100})", str(error))
+    if blocked:
+        return CheckpointUnsafeError(
+            f"{path} refers to {blocked[1]!r}, which is not plain data and may be code; it was "
+            "not run. Only tensors and containers of them are accepted. If you trust the file, "
+            "load it in the environment that wrote it and save only its state dict."
+        )
     return CheckpointUnreadableError(
         f"{path} is not a PyTorch checkpoint, or it is damaged ({_reason(error)}). "
         "Only files written by torch.save are accepted; copy or download it again."

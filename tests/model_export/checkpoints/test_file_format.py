@@ -36,8 +36,10 @@ def _write_keras(path: Path) -> None:
         archive.writestr("model.weights.h5", b"\x89HDF\r\n\x1a\n")
 
 
-def _write_torchscript(path: Path) -> None:
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+def _write_exported_program(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:  # torch.export takes seconds
+        for name in ("archive_format", "models/model.json", "data/weights/weight_0"):
+            archive.writestr(f"program/{name}", "pt2")
 
 
 def _write_saved_model(path: Path) -> None:
@@ -52,7 +54,6 @@ def _bytes(content: bytes) -> Callable[[Path], None]:
 _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 80\n"
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "write", "kind", "advice"),
     [
@@ -65,7 +66,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 8
         ("a.pth", _bytes(_POINTER), "a Git LFS pointer", "Run git lfs pull"),
         ("a.h5", _bytes(b"\x89HDF\r\n\x1a\n\0\0"), "an HDF5 file", "Only weights of PyTorch"),
         ("a.keras", _write_keras, "a model of Keras", "Only weights of PyTorch"),
-        ("a.pt", _write_torchscript, "a TorchScript archive", "torch.jit.load(FILE).state_dict()"),
+        ("a.pt2", _write_exported_program, "a program of torch.export", "load(FILE).state_dict"),
         ("a.npz", _write_npz, "a NumPy archive", "Only weights of PyTorch"),
         ("a.tflite", _bytes(b"\x1c\0\0\0TFL3"), "a TensorFlow Lite model", "Only weights"),
         ("a.pth.tar", _write_tar, "a tar archive", "Unpack it"),
