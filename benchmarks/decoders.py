@@ -25,6 +25,7 @@ from labels.extreme_points import group_extreme_points
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
+    CenterPosesAndBoxes3DDecoder,
     CenterPosesDecoder,
     CornerPairsDecoder,
     CornerTripletsDecoder,
@@ -57,6 +58,7 @@ CENTER: dict[str, Any] = {"output_stride": 4, "top_k": K, "score_threshold": 0.0
 CORNER: dict[str, Any] = {"pairs": PAIRS, "top_k": K, "score_threshold": 0.0}
 KEYPOINTS = tuple(f"keypoint {index}" for index in range(17))
 BOXES, POSES = CenterBoxesDecoder(**CENTER), CenterPosesDecoder(**CENTER, keypoints=KEYPOINTS)
+POSES_3D = CenterPosesAndBoxes3DDecoder(**CENTER, keypoints=KEYPOINTS, projection=CAMERA)
 PAIR_BOXES = CornerPairsDecoder(**CORNER)
 TRIPLETS = CornerTripletsDecoder(**CORNER, centers=CENTERS)
 EXTREME_POINTS = ExtremePointsDecoder(
@@ -69,6 +71,7 @@ CASES = (
     Case("poses", POSES, 1),
     Case("poses, soft-NMS", POSES, 1, soft_nms=True),
     Case("3D boxes", CenterBoxes3DDecoder(**CENTER, projection=CAMERA), 3),
+    Case("poses and 3D boxes", POSES_3D, 1),
     Case("corner pairs", PAIR_BOXES, 80, soft_nms=True),
     Case("corner pairs, single class", PAIR_BOXES, 1, soft_nms=True),
     Case("corner triplets", TRIPLETS, 80, soft_nms=True),

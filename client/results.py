@@ -164,7 +164,8 @@ class Model:
     Attributes:
         name, version: as in URLs and responses.
         task: the kind of the decoder: ``center_boxes``, ``center_poses``, ``center_boxes_3d``,
-            ``corner_pairs``, ``corner_triplets`` or ``extreme_points``.
+            ``center_poses_and_boxes_3d``, ``corner_pairs``, ``corner_triplets`` or
+            ``extreme_points``.
         classes: names, by class id.
         top_k, score_threshold: defaults of the request options.
         engine: the runtime that executes the model.

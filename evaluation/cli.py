@@ -17,9 +17,9 @@ from evaluation.http_model import HttpModel
 from evaluation.label_readers import read_ground_truth
 from evaluation.local_model import LocalModel
 from evaluation.metrics.bootstrap import RESAMPLES
-from evaluation.model_under_test import TASKS, DetectionRun, DetectionSource
+from evaluation.model_under_test import DetectionRun, DetectionSource
 from evaluation.report import Report, check_output, write_report
-from evaluation.tasks import check_task, choose_sigmas
+from evaluation.tasks import choose_sigmas, choose_task
 from reports.page import Section, Table
 
 _EXIT_INTERRUPTED = 130
@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         help="with --url: API key (default: the environment variable CENTERNET_API_KEY)",
     )
     parser.add_argument(
-        "--task", choices=("boxes", *TASKS.values()), help="default: the task of the model"
+        "--task",
+        choices=("boxes", "poses", "boxes_3d"),
+        help="default: the task of the model; with several, the one that the labels are for",
     )
     parser.add_argument(
         *("--sigmas",),
@@ -113,7 +115,7 @@ def _evaluate(args: argparse.Namespace, steps: Steps) -> Report:
             f"--ground-truth-centers: {model.name} has the decoder {model.kind}; only "
             "corner_triplets has centers that can be replaced."
         )
-    task = check_task(args.task or model.task, model, ground_truth)
+    task = choose_task(args.task, model, ground_truth)
     ground_truth = map_to_classes(ground_truth, model.classes)
     sigmas = choose_sigmas(args.sigmas, model, ground_truth) if task == "poses" else None
     earlier = None

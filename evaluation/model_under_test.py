@@ -17,7 +17,11 @@ IN_FLIGHT = 4
 """Images that are processed at the same time, offline and over HTTP, and held in memory."""
 TOP_K = 100
 """Detections per image that COCO's metrics use."""
-TASKS: Mapping[str, str] = {"center_poses": "poses", "center_boxes_3d": "boxes_3d"}
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "center_poses": ("poses",),
+    "center_boxes_3d": ("boxes_3d",),
+    "center_poses_and_boxes_3d": ("poses", "boxes_3d"),
+}
 """Tasks of the decoders that detect more than boxes."""
 
 
@@ -40,19 +44,23 @@ class ModelUnderTest:
     skeleton: tuple[tuple[int, int], ...] = ()
 
     @property
-    def task(self) -> str:
-        """``boxes``, ``poses`` or ``boxes_3d``."""
-        return TASKS.get(self.kind, "boxes")
+    def tasks(self) -> tuple[str, ...]:
+        """What can be evaluated: ``boxes``, then ``poses`` and ``boxes_3d`` where detected."""
+        return ("boxes", *TASKS.get(self.kind, ()))
+
+    @property
+    def is_3d(self) -> bool:
+        """Whether the model detects 3D boxes."""
+        return "boxes_3d" in self.tasks
 
     def read_detections(self, detections: Sequence[Mapping[str, Any]]) -> ImageDetections:
         """Read the field ``detections`` of a response of this model."""
-        is_3d = self.task == "boxes_3d"
-        return read_detections(detections, keypoint_count=len(self.keypoints), is_3d=is_3d)
+        return read_detections(detections, keypoint_count=len(self.keypoints), is_3d=self.is_3d)
 
     def options(self, image: LabelledImage) -> DetectOptions:
         """Return request options for all detections that metrics use, down to score 0."""
         options: DetectOptions = {"score_threshold": 0.0, "top_k": min(TOP_K, self.top_k)}
-        if image.projection is not None and self.task == "boxes_3d":
+        if image.projection is not None and self.is_3d:
             options["projection"] = list(image.projection)
         return options
 

@@ -17,12 +17,19 @@ OVERALL = "all"
 """Key of the mean over the classes."""
 
 
-def check_task(task: str, model: ModelUnderTest, ground_truth: GroundTruth) -> str:
-    """Return ``task``, or raise :class:`EvaluationError` if model or labels do not support it."""
-    if task not in ("boxes", model.task):
+def choose_task(task: str | None, model: ModelUnderTest, ground_truth: GroundTruth) -> str:
+    """Return ``task``, or by default the task of the model that the labels are for.
+
+    Labels have keypoints or 3D boxes, never both. Raises :class:`EvaluationError` if model or
+    labels do not support the task.
+    """
+    if task is None:
+        labelled_task = "poses" if ground_truth.boxes_3d is None else "boxes_3d"
+        task = labelled_task if labelled_task in model.tasks else model.tasks[-1]
+    if task not in model.tasks:
         raise EvaluationError(
-            f"--task {task}: {model.name} detects {model.task}. Evaluate it with --task "
-            f"{model.task}{'.' if model.task == 'boxes' else ' or --task boxes.'}"
+            f"--task {task}: {model.name} detects {' and '.join(model.tasks)}. Evaluate it with "
+            f"--task {' or --task '.join(model.tasks)}."
         )
     if task == "boxes_3d" and ground_truth.boxes_3d is None:
         raise EvaluationError(
@@ -74,19 +81,19 @@ def average_precisions(
     detections: Sequence[ImageDetections],
     sigmas: NDArray[np.float64] | None,
 ) -> dict[str, dict[str, float]]:
-    """Return the APs of the model's task: by metric, for :data:`OVERALL` and by class.
+    """Return the APs of a task: by metric, for :data:`OVERALL` and by class.
 
     ``boxes`` is COCO's AP of 2D boxes. Poses add ``poses``, COCO's AP by object keypoint similarity
-    with ``sigmas``; 3D boxes add KITTI's AP in 3D for moderate objects, ``boxes_3d`` at the
-    official IoU and ``boxes_3d_low_iou`` at the lower one of
-    :func:`~evaluation.metrics.kitti.compared_ious`. Classes without
-    labelled objects are left out. ``ground_truth``: with the model's class ids.
+    with ``sigmas``; labelled 3D boxes add KITTI's AP in 3D for moderate objects, ``boxes_3d`` at
+    the official IoU and ``boxes_3d_low_iou`` at the lower one of
+    :func:`~evaluation.metrics.kitti.compared_ious`. Classes without labelled objects are left out.
+    ``ground_truth``: with the model's class ids.
     """
     results = to_coco_results(detections, [image.image_id for image in ground_truth.images])
     metrics = {"boxes": _coco_aps(box_scores(ground_truth.coco, results))}
     if sigmas is not None:
         metrics["poses"] = _coco_aps(pose_scores(ground_truth.coco, results, sigmas))
-    if model.task == "boxes_3d":
+    if model.is_3d and ground_truth.boxes_3d is not None:
         by_class = frames_by_class(ground_truth, detections, model.classes)
         for index, metric in enumerate(("boxes_3d", "boxes_3d_low_iou")):
             metrics[metric] = _kitti_aps(

@@ -42,6 +42,7 @@ OBJECTS_AS_POINTS_TASKS = (
     "boxes",
     "poses",
     "boxes_3d",
+    "poses_and_boxes_3d",
     "extreme_points",
     "extreme_points_agnostic",
 )

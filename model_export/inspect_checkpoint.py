@@ -8,7 +8,7 @@ from model_export.checkpoints.identify import CheckpointInfo, examine, shown
 from model_export.checkpoints.mmdetection import RecordedSettings
 from model_export.checkpoints.safe_load import Checkpoint, read_checkpoint
 from model_export.key_mappings.mmdetection import describe_other_detector
-from model_export.tasks import task_of_framework
+from model_export.tasks import TASKS, task_of_framework
 
 _SHOWN_CLASSES = 10
 
@@ -47,16 +47,36 @@ def inspect_checkpoint(path: Path, entry: str | None = None) -> tuple[str, bool]
     if fits:
         name = shlex.quote(f"models/{info.architecture}")
         weights = "" if entry is None else f"--weights {shlex.quote(entry)} "
+        unnamed = _unnamed(info, checkpoint)
+        options = "".join(f" --{kind} NAMES" for kind in unnamed)
         lines.append(
             f"command: centernet-export package --checkpoint {shlex.quote(str(path))} "
-            f"{weights}--output {name}"
+            f"{weights}--output {name}{options}"
         )
+        lines += [
+            f"{kind}: neither the file nor the task has {count} names; NAMES are those of the "
+            "training, in its order: a text file with one name per line, or separated by commas"
+            for kind, count in unnamed.items()
+        ]
     return "\n".join(lines), fits
 
 
 def _counts(info: CheckpointInfo) -> str:
     classes = f"{info.num_classes} class{'es' if info.num_classes > 1 else ''}"
     return f"{classes}, {info.num_keypoints} keypoints" if info.num_keypoints else classes
+
+
+def _unnamed(info: CheckpointInfo, checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the kinds of names that an export needs, with their number."""
+    if checkpoint.record is not None:
+        return {}
+    task = TASKS[info.task]
+    is_named = checkpoint.mmdetection.classes is not None
+    counts = {
+        "classes": (info.num_classes, is_named or len(task.classes) == info.num_classes),
+        "keypoints": (info.num_keypoints, len(task.keypoints) == info.num_keypoints),
+    }
+    return {kind: count for kind, (count, has_names) in counts.items() if not has_names}
 
 
 def _framework(info: CheckpointInfo, recorded: RecordedSettings) -> str:

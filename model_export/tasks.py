@@ -17,12 +17,13 @@ from model_export.graph.corner_pairs import (
 )
 from model_export.graph.extreme_points import AGNOSTIC_HEADS, HEADS, decode_extreme_points
 from model_export.graph.heads import Head
-from model_export.graph.peaks import decode_boxes
-from model_export.graph.poses import decode_poses
+from model_export.graph.peaks import PartDecoder, decode_centers
+from model_export.graph.poses import decode_keypoints
 from model_export.key_mappings.key_mapping import Framework
 from model_package import (
     CenterBoxes3DDecoder,
     CenterBoxesDecoder,
+    CenterPosesAndBoxes3DDecoder,
     CenterPosesDecoder,
     CornerPairsDecoder,
     CornerRules,
@@ -103,6 +104,21 @@ _BOX_HEADS = {
     "size": Head(2),
     "offset": Head(2, optional=True, flipped=False),
 }
+_KEYPOINT_HEADS = {
+    "keypoint_offsets": Head(2, per="keypoint"),
+    "keypoint_heatmap": Head(1, per="keypoint", optional=True, heatmap=True),
+    "keypoint_heatmap_offset": Head(2, optional=True, flipped=False),
+}
+_BOX_3D_HEADS = {
+    "depth": Head(1),
+    "dimensions": Head(3),
+    "rotation": Head(8),
+}
+
+
+def _decode(*parts: PartDecoder) -> HeadDecoder:
+    """Return the decoding of boxes and ``parts`` at the peaks of the heatmap."""
+    return partial(decode_centers, parts=parts)
 
 
 def _corner_task(
@@ -138,33 +154,32 @@ def _extreme_points_task(heads: Mapping[str, Head], *, agnostic: bool) -> Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "boxes": Task(heads=_BOX_HEADS, decode=decode_boxes, decoder=CenterBoxesDecoder, classes=COCO),
+    "boxes": Task(heads=_BOX_HEADS, decode=_decode(), decoder=CenterBoxesDecoder, classes=COCO),
     "poses": Task(
-        heads={
-            **_BOX_HEADS,
-            "keypoint_offsets": Head(2, per="keypoint"),
-            "keypoint_heatmap": Head(1, per="keypoint", optional=True, heatmap=True),
-            "keypoint_heatmap_offset": Head(2, optional=True, flipped=False),
-        },
-        decode=decode_poses,
+        heads={**_BOX_HEADS, **_KEYPOINT_HEADS},
+        decode=_decode(decode_keypoints),
         decoder=CenterPosesDecoder,
         classes=("person",),
         keypoints=COCO_KEYPOINTS,
     ),
     "boxes_3d": Task(
-        heads={
-            **_BOX_HEADS,
-            "depth": Head(1),
-            "dimensions": Head(3),
-            "rotation": Head(8),
-        },
-        decode=decode_boxes_3d,
+        heads={**_BOX_HEADS, **_BOX_3D_HEADS},
+        decode=_decode(decode_boxes_3d),
         decoder=CenterBoxes3DDecoder,
         classes=KITTI,
         size_px=(1280, 384),
         resize="fit_width",
         normalization="imagenet",
         # A flip changes the rotations; the reference implementation does not average here either.
+        can_flip=False,
+    ),
+    # The defaults of CenterTrack, whose tasks can be combined: "ddd,multi_pose".
+    "poses_and_boxes_3d": Task(
+        heads={**_BOX_HEADS, **_KEYPOINT_HEADS, **_BOX_3D_HEADS},
+        decode=_decode(decode_keypoints, decode_boxes_3d),
+        decoder=CenterPosesAndBoxes3DDecoder,
+        classes=("person",),
+        keypoints=COCO_KEYPOINTS,
         can_flip=False,
     ),
     "extreme_points": _extreme_points_task(HEADS, agnostic=False),

@@ -124,15 +124,14 @@ class CenterBoxesDecoder(_CenterDecoder):
 _KeypointIndex = Annotated[int, Field(ge=0, lt=1000)]
 
 
-class CenterPosesDecoder(_CenterDecoder):
-    """Boxes and keypoints from center points (*Objects as Points*, section 4.2).
+class KeypointsDecoder(_CenterDecoder):
+    """Common fields of the decoders with keypoints (*Objects as Points*, section 4.2).
 
     In addition to the boxes: ``keypoints`` float32 (top_k, keypoints, 2) in cells, already moved to
     peaks of the keypoint heatmaps; ``keypoint_scores`` float32 (top_k, keypoints), the score of
     that peak, 0 if the keypoint is the one regressed from the center.
     """
 
-    kind: Literal["center_poses"] = "center_poses"
     keypoints: tuple[ClassName, ...] = Field(
         min_length=1,
         max_length=1000,
@@ -154,15 +153,14 @@ class CenterPosesDecoder(_CenterDecoder):
         )
 
 
-class CenterBoxes3DDecoder(_CenterDecoder):
-    """3D boxes from center points (*Objects as Points*, section 4.1).
+class Boxes3DDecoder(_CenterDecoder):
+    """Common fields of the decoders with 3D boxes (*Objects as Points*, section 4.1).
 
     In addition to the 2D boxes: ``depths`` float32 (top_k,) in metres, ``dimensions`` float32
     (top_k, 3) as height, width, length in metres, ``rotations`` float32 (top_k, 8): two bins of
     (negative, positive, sine, cosine), raw.
     """
 
-    kind: Literal["center_boxes_3d"] = "center_boxes_3d"
     projection: tuple[float, ...] = Field(min_length=12, max_length=12)
     """Default camera matrix (3, 4) of the original images, row-major, for requests without one."""
 
@@ -174,6 +172,24 @@ class CenterBoxes3DDecoder(_CenterDecoder):
             _floats("dimensions", self.top_k, 3),
             _floats("rotations", self.top_k, 8),
         )
+
+
+class CenterPosesDecoder(KeypointsDecoder):
+    """Boxes and keypoints from center points."""
+
+    kind: Literal["center_poses"] = "center_poses"
+
+
+class CenterBoxes3DDecoder(Boxes3DDecoder):
+    """2D and 3D boxes from center points."""
+
+    kind: Literal["center_boxes_3d"] = "center_boxes_3d"
+
+
+class CenterPosesAndBoxes3DDecoder(Boxes3DDecoder, KeypointsDecoder):
+    """Boxes, keypoints and 3D boxes from the same center points."""
+
+    kind: Literal["center_poses_and_boxes_3d"] = "center_poses_and_boxes_3d"
 
 
 class _CornerDecoder(_StrictModel):
@@ -290,6 +306,7 @@ Decoder = Annotated[
     CenterBoxesDecoder
     | CenterPosesDecoder
     | CenterBoxes3DDecoder
+    | CenterPosesAndBoxes3DDecoder
     | CornerPairsDecoder
     | CornerTripletsDecoder
     | ExtremePointsDecoder,

@@ -38,6 +38,7 @@ TASK_RULES: Mapping[str, _TaskRules] = {
     "center_boxes": _TaskRules(),
     "center_poses": _TaskRules(),
     "center_boxes_3d": _TaskRules(max_scales=1, has_camera=True),
+    "center_poses_and_boxes_3d": _TaskRules(max_scales=1, has_camera=True),
     "corner_pairs": _TaskRules(soft_nms=(True,)),
     # Centers are taken from scale 1 alone.
     "corner_triplets": _TaskRules(soft_nms=(True,), needs_scale_1=True),

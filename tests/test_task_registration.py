@@ -29,6 +29,8 @@ from training.dataset import ENCODERS
 from training.defaults import ARCHITECTURE_OF_TASK
 from training.objectives import OBJECTIVES
 
+# No label format has keypoints and 3D boxes.
+TRAINED_TASKS = TASKS.keys() - {"poses_and_boxes_3d"}
 DECODER_TYPES = get_args(get_args(Decoder)[0])
 KINDS = tuple(decoder.model_fields["kind"].default for decoder in DECODER_TYPES)
 
@@ -81,8 +83,8 @@ def test_every_task_is_supported_by_an_architecture() -> None:
     check(supported, TASKS, "the tasks of an architecture in model_export/architectures.py")
 
 
-def test_every_task_has_a_default_network() -> None:
-    check(ARCHITECTURE_OF_TASK, TASKS, "ARCHITECTURE_OF_TASK in training/defaults.py")
+def test_every_trained_task_has_a_default_network() -> None:
+    check(ARCHITECTURE_OF_TASK, TRAINED_TASKS, "ARCHITECTURE_OF_TASK in training/defaults.py")
 
 
 def test_every_task_of_objects_as_points_can_be_imported() -> None:
@@ -127,12 +129,12 @@ def resolve(task: str) -> model_package.Decoder:
     return resolve_export(config, "unknown", 128, task, *counts).decoder()
 
 
-def test_every_task_has_a_training_objective() -> None:
-    check(OBJECTIVES, TASKS, "OBJECTIVES in training/objectives.py")
+def test_every_trained_task_has_an_objective() -> None:
+    check(OBJECTIVES, TRAINED_TASKS, "OBJECTIVES in training/objectives.py")
 
 
-def test_every_task_has_training_targets() -> None:
-    check(ENCODERS, TASKS, "ENCODERS in training/dataset.py")
+def test_every_trained_task_has_targets() -> None:
+    check(ENCODERS, TRAINED_TASKS, "ENCODERS in training/dataset.py")
 
 
 def test_every_kind_is_in_the_decoding_benchmark(project: Path) -> None:

@@ -147,7 +147,7 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         try:
-            tasks = self.network.tasks
+            tasks = OBJECTIVES.keys() & set(self.network.tasks)
         except ExportError as error:
             raise ValueError(f"architecture: {error}") from error
         if self.task not in tasks:

@@ -27,6 +27,7 @@ from training.data.coco import annotated_categories
 from training.data.folder import LabelledFolder, open_folder
 from training.data.image_files import Images, image_size
 from training.load_images import TrainingData
+from training.objectives import OBJECTIVES
 
 ARCHITECTURE_OF_TASK: Mapping[str, str] = {
     "boxes": "res_18_slim",
@@ -112,8 +113,8 @@ def complete(values: Mapping[str, Any], where: str) -> PreparedRun:
     labels = _read_labels(data, values.get("classes"))
     choices = _describe_labels(labels)
     task_name = str(values.get("task") or _choose_task(labels, values))
-    if task_name not in TASKS:
-        raise ConfigError(f"{where}: task is {task_name!r}; accepted: {', '.join(TASKS)}.")
+    if task_name not in OBJECTIVES:
+        raise ConfigError(f"{where}: task is {task_name!r}; accepted: {', '.join(OBJECTIVES)}.")
     task = TASKS[task_name]
     completed = {
         **values,

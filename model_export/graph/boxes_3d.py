@@ -1,11 +1,9 @@
 """3D box decoding: *Objects as Points*, section 4.1."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from model_export.graph.peaks import boxes_at_peaks, gather, top_peaks
+from model_export.graph.peaks import CenterBoxes, Maps, gather
 
 KITTI_PROJECTION = (
     707.0493, 0.0, 604.0814, 45.75831,
@@ -17,22 +15,13 @@ KITTI_PROJECTION = (
 _EPSILON = 1e-6  # upstream value, against division by zero
 
 
-def decode_boxes_3d(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
-    """Decode 3D boxes: the outputs of :class:`model_package.CenterBoxes3DDecoder`, in its order.
-
-    ``maps`` are float32 (N, C, H, W) by head; the heatmap's values are in [0, 1], all others are
-    raw.
-    """
-    peaks = top_peaks(maps["heatmap"], top_k)
-    centers, sizes = boxes_at_peaks(peaks, maps.get("offset"), maps["size"])
+def decode_boxes_3d(maps: Maps, boxes: CenterBoxes) -> tuple[Tensor, ...]:
+    """Decode 3D boxes: what :class:`model_package.Boxes3DDecoder` adds to boxes, in its order."""
+    cells = boxes.peaks.cells
     return (
-        peaks.scores,
-        peaks.class_ids.to(torch.int32),
-        centers,
-        sizes,
-        depth_from_raw(gather(maps["depth"], peaks.cells)).squeeze(2),
-        gather(maps["dimensions"], peaks.cells),
-        gather(maps["rotation"], peaks.cells),
+        depth_from_raw(gather(maps["depth"], cells)).squeeze(2),
+        gather(maps["dimensions"], cells),
+        gather(maps["rotation"], cells),
     )
 
 

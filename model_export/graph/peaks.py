@@ -3,7 +3,7 @@
 Runs inside the exported graph, so that its outputs are a few hundred numbers per image, not maps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -77,25 +77,44 @@ def divide(indices: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
     return quotient, indices - quotient * divisor
 
 
-def decode_boxes(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Decode boxes: the outputs of :class:`model_package.CenterBoxesDecoder`, in its order.
+Maps = Mapping[str, Tensor]
+"""Activated maps, float32 (N, C, H, W), by head; the values of heatmaps are in [0, 1]."""
 
-    ``maps`` are float32 (N, C, H, W) by head; the heatmap's values are in [0, 1].
+
+class CenterBoxes(NamedTuple):
+    """The boxes at the top-K peaks of each image."""
+
+    peaks: Peaks
+    centers: Tensor
+    """float32 (N, K, 2) in cells, x before y."""
+    sizes: Tensor
+    """float32 (N, K, 2) in cells, width before height."""
+
+
+PartDecoder = Callable[[Maps, CenterBoxes], tuple[Tensor, ...]]
+"""Decodes the further heads of a task at the peaks of the boxes, each output (N, K, ...)."""
+
+
+def decode_centers(maps: Maps, top_k: int, parts: Sequence[PartDecoder] = ()) -> tuple[Tensor, ...]:
+    """Decode boxes, and what each of ``parts`` decodes at the same peaks.
+
+    Returns the outputs of the center decoders of :mod:`model_package`, in their order.
     """
     peaks = top_peaks(maps["heatmap"], top_k)
-    centers, sizes = boxes_at_peaks(peaks, maps.get("offset"), maps["size"])
-    return peaks.scores, peaks.class_ids.to(torch.int32), centers, sizes
+    boxes = boxes_at_peaks(peaks, maps.get("offset"), maps["size"])
+    outputs = (peaks.scores, peaks.class_ids.to(torch.int32), boxes.centers, boxes.sizes)
+    return sum((part(maps, boxes) for part in parts), outputs)
 
 
-def boxes_at_peaks(peaks: Peaks, offset: Tensor | None, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Return centers and sizes of the boxes at ``peaks``, both float32 (N, K, 2) in cells, x first.
+def boxes_at_peaks(peaks: Peaks, offset: Tensor | None, size: Tensor) -> CenterBoxes:
+    """Return the boxes at ``peaks``.
 
     ``offset`` and ``size`` are float32 (N, 2, H, W). A center is the peak's integer cell plus the
     offset there, or plus :data:`CELL_CENTER` if the network predicts no offset.
     """
     positions = cell_positions(peaks.cells, size.shape[3])
     shift = CELL_CENTER if offset is None else gather(offset, peaks.cells)
-    return positions + shift, gather(size, peaks.cells)
+    return CenterBoxes(peaks, positions + shift, gather(size, peaks.cells))
 
 
 def gather(maps: Tensor, cells: Tensor) -> Tensor:

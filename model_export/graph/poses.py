@@ -1,18 +1,16 @@
 """Pose decoding: *Objects as Points*, section 4.2, with the upstream rule for heatmap peaks."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from model_export.graph.peaks import (
     CELL_CENTER,
-    boxes_at_peaks,
+    CenterBoxes,
+    Maps,
     cell_positions,
     gather,
     keep_peaks,
     top_of_rows,
-    top_peaks,
 )
 
 MIN_KEYPOINT_SCORE = 0.1
@@ -24,26 +22,24 @@ MAX_PEAK_DISTANCE = 0.3
 _FAR_AWAY = -10_000.0  # in cells; farther from every keypoint than any peak
 
 
-def decode_poses(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
-    """Decode poses: the outputs of :class:`model_package.CenterPosesDecoder`, in its order.
+def decode_keypoints(maps: Maps, boxes: CenterBoxes) -> tuple[Tensor, ...]:
+    """Decode keypoints: what :class:`model_package.KeypointsDecoder` adds to boxes, in its order.
 
-    ``maps`` are float32 (N, C, H, W) by head; the heatmaps' values are in [0, 1].
     ``keypoint_offsets`` has two channels per keypoint, x before y, relative to the integer cell of
     the center. Without a keypoint heatmap, keypoints are the regressed ones.
     """
-    peaks = top_peaks(maps["heatmap"], top_k)
-    centers, sizes = boxes_at_peaks(peaks, maps.get("offset"), maps["size"])
-    positions = cell_positions(peaks.cells, maps["size"].shape[3])
-    offsets = gather(maps["keypoint_offsets"], peaks.cells)  # (N, K, 2 * J)
+    cells = boxes.peaks.cells
+    positions = cell_positions(cells, maps["size"].shape[3])
+    offsets = gather(maps["keypoint_offsets"], cells)  # (N, K, 2 * J)
     offsets = offsets.reshape(*offsets.shape[:2], -1, 2)
     keypoints = positions.unsqueeze(2) + offsets  # (N, K, J, 2)
     scores = torch.zeros_like(keypoints[..., 0])
     if "keypoint_heatmap" in maps:
         found, found_scores = _find_keypoints(
-            maps["keypoint_heatmap"], maps.get("keypoint_heatmap_offset"), top_k
+            maps["keypoint_heatmap"], maps.get("keypoint_heatmap_offset"), cells.shape[1]
         )
-        keypoints, scores = _snap_to_peaks(keypoints, found, found_scores, centers, sizes)
-    return peaks.scores, peaks.class_ids.to(torch.int32), centers, sizes, keypoints, scores
+        keypoints, scores = _snap_to_peaks(keypoints, found, found_scores, boxes)
+    return keypoints, scores
 
 
 def _find_keypoints(heatmap: Tensor, offset: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +56,7 @@ def _find_keypoints(heatmap: Tensor, offset: Tensor | None, count: int) -> tuple
 
 
 def _snap_to_peaks(
-    keypoints: Tensor, found: Tensor, found_scores: Tensor, centers: Tensor, sizes: Tensor
+    keypoints: Tensor, found: Tensor, found_scores: Tensor, boxes: CenterBoxes
 ) -> tuple[Tensor, Tensor]:
     """Move each keypoint (N, K, J, 2) to the nearest peak of its heatmap, if that peak fits.
 
@@ -72,6 +68,7 @@ def _snap_to_peaks(
     distance = squared.sqrt().transpose(1, 2)
     scores = found_scores.gather(2, nearest).transpose(1, 2)
     points = found.gather(2, nearest.unsqueeze(3).expand(-1, -1, -1, 2)).transpose(1, 2)
+    centers, sizes = boxes.centers, boxes.sizes
     low, high = (corner.unsqueeze(2) for corner in (centers - sizes / 2, centers + sizes / 2))
     inside = ((points >= low) & (points <= high)).all(dim=3)
     is_near = distance <= MAX_PEAK_DISTANCE * sizes.amax(dim=2, keepdim=True)

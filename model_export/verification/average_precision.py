@@ -15,7 +15,7 @@ from evaluation.errors import EvaluationError
 from evaluation.ground_truth import GroundTruth, check_images, map_to_classes
 from evaluation.label_readers import read_ground_truth
 from evaluation.local_model import LocalModel, describe_model
-from evaluation.tasks import average_precisions, check_task, choose_sigmas
+from evaluation.tasks import average_precisions, choose_sigmas, choose_task
 from model_export.errors import ImagesError
 from model_package import ModelManifest, draft_package
 
@@ -43,12 +43,12 @@ def read_labels(annotations: Path, directory: Path, manifest: ModelManifest) -> 
     try:
         ground_truth = read_ground_truth(annotations, directory)
         check_images(ground_truth)
-        check_task(model.task, model, ground_truth)
+        task = choose_task(None, model, ground_truth)
         ground_truth = map_to_classes(ground_truth, model.classes)
-        sigmas = choose_sigmas(None, model, ground_truth) if model.task == "poses" else None
+        sigmas = choose_sigmas(None, model, ground_truth) if task == "poses" else None
     except EvaluationError as error:
         raise ImagesError(f"{annotations}: {error}") from error
-    if model.task == "poses" and sigmas is None:
+    if task == "poses" and sigmas is None:
         raise ImagesError(
             f"{annotations} has no sigmas for the {len(model.keypoints)} keypoints of the model: "
             'add "sigmas" to the category, one number per keypoint.'

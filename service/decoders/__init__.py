@@ -13,6 +13,7 @@ from model_package import ModelManifest
 from service.decoders.center_boxes import CenterBoxes
 from service.decoders.center_boxes_3d import CenterBoxes3D
 from service.decoders.center_poses import CenterPoses
+from service.decoders.center_poses_and_boxes_3d import CenterPosesAndBoxes3D
 from service.decoders.corner_pairs import CornerPairs
 from service.decoders.corner_triplets import CornerTriplets
 from service.decoders.extreme_points import ExtremePoints
@@ -38,6 +39,7 @@ DECODERS: Mapping[str, Callable[[Any], Decoder]] = {
     "center_boxes": CenterBoxes,
     "center_poses": CenterPoses,
     "center_boxes_3d": CenterBoxes3D,
+    "center_poses_and_boxes_3d": CenterPosesAndBoxes3D,
     "corner_pairs": CornerPairs,
     "corner_triplets": CornerTriplets,
     "extreme_points": ExtremePoints,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package import CenterBoxes3DDecoder
+from model_package import Boxes3DDecoder
 from service.decoders.center_boxes import decode_boxes
 from service.decoders.selection import select_top_k
 from service.decoders.types import DetectionOptions, Detections3D, ModelOutput
@@ -27,13 +27,13 @@ _UNIT_CORNERS = np.array(
 class CenterBoxes3D:
     """Decodes the ``top_k`` heatmap peaks with the camera of the request or of the manifest.
 
-    Output tensors: see :class:`model_package.CenterBoxes3DDecoder`.
+    Output tensors: see :class:`model_package.Boxes3DDecoder`.
 
     Differs from the reference implementation, which applies the whole affine transform, including
     the translation, to the size of the 2D box as if it were a point: here the size is only scaled.
     """
 
-    def __init__(self, config: CenterBoxes3DDecoder) -> None:
+    def __init__(self, config: Boxes3DDecoder) -> None:
         self._output_stride = config.output_stride
         self._projection = np.array(config.projection, np.float64).reshape(3, 4)
 

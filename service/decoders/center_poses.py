@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_package import CenterPosesDecoder
+from model_package import KeypointsDecoder
 from service.decoders.center_boxes import concatenate, decode_boxes
 from service.decoders.selection import select_top_k
 from service.decoders.types import DetectionOptions, ModelOutput, PoseDetections
@@ -13,14 +13,14 @@ from service.decoders.types import DetectionOptions, ModelOutput, PoseDetections
 class CenterPoses:
     """Decodes the ``top_k`` heatmap peaks that the graph returns per network input.
 
-    Output tensors: see :class:`model_package.CenterPosesDecoder`. The graph has already assigned
+    Output tensors: see :class:`model_package.KeypointsDecoder`. The graph has already assigned
     keypoint heatmap peaks to objects.
 
     Differs from the reference implementation: with several test scales the result is also limited
     to ``top_k`` people; the reference returns all of them.
     """
 
-    def __init__(self, config: CenterPosesDecoder) -> None:
+    def __init__(self, config: KeypointsDecoder) -> None:
         self._output_stride = config.output_stride
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> PoseDetections:

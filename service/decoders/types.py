@@ -85,6 +85,11 @@ class Detections3D(Detections):
 
 
 @dataclass(frozen=True)
+class PoseAndBox3DDetections(Detections3D, PoseDetections):
+    """Boxes with keypoints and 3D boxes."""
+
+
+@dataclass(frozen=True)
 class DetectionOptions:
     """Decoding options of one request.
 

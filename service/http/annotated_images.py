@@ -11,7 +11,7 @@ from PIL import Image
 
 from client.drawing import LAYER_BYTES_PER_PX, draw_detections, layer_areas_px
 from client.results import Detection, DetectionResult
-from model_package import CenterPosesDecoder, ModelManifest
+from model_package import KeypointsDecoder, ModelManifest
 from service.errors import InvalidOptionError
 from service.imaging.types import DecodingCost
 
@@ -63,7 +63,7 @@ class AnnotatedImage:
         if self._size != pixels.shape[1::-1]:
             pixels = np.asarray(cv2.resize(pixels, self._size, interpolation=cv2.INTER_AREA))
         decoder = self._manifest.decoder
-        pose = decoder if isinstance(decoder, CenterPosesDecoder) else None
+        pose = decoder if isinstance(decoder, KeypointsDecoder) else None
         drawn = draw_detections(
             Image.fromarray(pixels),
             self._detections,

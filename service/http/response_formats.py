@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from client.formats import coco_result, kitti_line
 from client.results import Detection, DetectionResult, parse_result
-from model_package import CenterPosesDecoder, ModelManifest
+from model_package import KeypointsDecoder, ModelManifest
 from service.errors import InvalidOptionError, NotAcceptableError
 from service.http.query_parameters import FORMAT_PARAMETER
 from service.http.request_body import BodyFields
@@ -195,7 +195,7 @@ def _roboflow_keypoints(detection: Detection, names: Sequence[str]) -> list[dict
 
 def _keypoint_names(manifest: ModelManifest) -> Sequence[str]:
     decoder = manifest.decoder
-    return decoder.keypoints if isinstance(decoder, CenterPosesDecoder) else ()
+    return decoder.keypoints if isinstance(decoder, KeypointsDecoder) else ()
 
 
 CONVERSIONS: Mapping[ResponseFormat, Callable[[DetectionResult, ModelManifest], bytes]] = {

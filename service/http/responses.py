@@ -8,9 +8,15 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from labels.extreme_points import octagons
-from model_package import CenterPosesDecoder, ModelManifest
+from model_package import KeypointsDecoder, ModelManifest
 from service.async_detector import AsyncDetector
-from service.decoders.types import Detections, Detections3D, ExtremePointDetections, PoseDetections
+from service.decoders.types import (
+    Detections,
+    Detections3D,
+    ExtremePointDetections,
+    PoseAndBox3DDetections,
+    PoseDetections,
+)
 from service.detector import Prediction
 from service.http.schemas import (
     BatchResponse,
@@ -101,7 +107,7 @@ def model_details(detector: AsyncDetector, models: ModelRegistry) -> ModelDetail
     summary = model_summary(detector, models)
     decoder = detector.manifest.decoder
     fields = {**dict(summary), "manifest": detector.manifest}
-    if isinstance(decoder, CenterPosesDecoder):
+    if isinstance(decoder, KeypointsDecoder):
         return PoseModelDetails(**fields, keypoints=decoder.keypoints, skeleton=decoder.skeleton)
     return ModelDetails(**fields)
 
@@ -160,6 +166,11 @@ def _boxes_3d(detections: Detections3D) -> Iterator[dict[str, Any]]:
         }
 
 
+def _keypoints_and_boxes_3d(detections: PoseAndBox3DDetections) -> Iterator[dict[str, Any]]:
+    rows = zip(_keypoints(detections), _boxes_3d(detections), strict=True)
+    return ({**keypoints, **box_3d} for keypoints, box_3d in rows)
+
+
 def _rounded(values: NDArray[np.float64]) -> list[Any]:
     """Round metres and radians to four decimals, which is below any sensor's accuracy."""
     rounded: list[Any] = values.round(4).tolist()
@@ -170,6 +181,7 @@ RESPONSE_FIELDS: Mapping[type[Detections], Callable[[Any], Iterator[dict[str, An
     Detections: _no_fields,
     PoseDetections: _keypoints,
     Detections3D: _boxes_3d,
+    PoseAndBox3DDetections: _keypoints_and_boxes_3d,
     ExtremePointDetections: _extreme_points,
 }
 """Functions that return the task's fields of each detection, by type of detections."""

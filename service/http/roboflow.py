@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from model_package import CenterPosesDecoder
+from model_package import KeypointsDecoder
 from service.async_detector import AsyncDetector
 from service.cancellation import CancelScope
 from service.detection_requests import (
@@ -154,7 +154,7 @@ def _check_key(request: Request, key: Any) -> None:
 
 def _describe(name: str, detector: AsyncDetector) -> dict[str, Any]:
     spec, decoder = detector.manifest.input, detector.manifest.decoder
-    is_pose = isinstance(decoder, CenterPosesDecoder)
+    is_pose = isinstance(decoder, KeypointsDecoder)
     return {
         "model_id": name,
         "task_type": "keypoint-detection" if is_pose else "object-detection",

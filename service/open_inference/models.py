@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package import CenterBoxes3DDecoder, CenterPosesDecoder, ModelManifest
+from model_package import Boxes3DDecoder, KeypointsDecoder, ModelManifest
 from service.async_detector import AsyncDetector
 from service.decoders.types import Detections
 from service.detection_requests import AcceptedRequest, Item, RequestBody, RequestHead
@@ -232,12 +232,13 @@ _BOX_3D_FIELDS = (
 def _detection_fields(manifest: ModelManifest) -> tuple[_DetectionField, ...]:
     """Return the outputs for the detections of a model; units as in :mod:`service.decoders`."""
     decoder = manifest.decoder
-    if isinstance(decoder, CenterPosesDecoder):
+    fields: tuple[_DetectionField, ...] = _BOX_FIELDS
+    if isinstance(decoder, KeypointsDecoder):
         shape = (len(decoder.keypoints), 3)
-        return (*_BOX_FIELDS, _DetectionField("keypoints", _scored_keypoints, shape))
-    if isinstance(decoder, CenterBoxes3DDecoder):
-        return (*_BOX_FIELDS, *_BOX_3D_FIELDS)
-    return _BOX_FIELDS
+        fields += (_DetectionField("keypoints", _scored_keypoints, shape),)
+    if isinstance(decoder, Boxes3DDecoder):
+        fields += _BOX_3D_FIELDS
+    return fields
 
 
 def _scored_keypoints(found: Any) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-from model_package import CenterPosesDecoder
+from model_package import KeypointsDecoder
 from service.cancellation import CancelScope
 from service.errors import UnsupportedOperationError
 from service.observability.statistics import DurationStatistic, InferenceStatistics
@@ -81,7 +81,7 @@ def model_config(form: ModelForm[Any]) -> dict[str, Any]:
     """
     manifest, detector = form.detector.manifest, form.detector
     parameters = {"class_names": manifest.classes}
-    if isinstance(manifest.decoder, CenterPosesDecoder):
+    if isinstance(manifest.decoder, KeypointsDecoder):
         parameters["keypoint_names"] = manifest.decoder.keypoints
     return {
         "name": form.name,

@@ -5,19 +5,29 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.constant_model import write_constant_package
 from support.images import encode, plain
 from support.serving import FixedEngine, make_manifest, one_model, run_server
-from support.tasks import BOXES_3D, BOXES_3D_ROWS, CANVAS_3D, CORNER_CANVAS, POSE_ROWS, POSES
+from support.tasks import (
+    BOXES_3D,
+    BOXES_3D_ROWS,
+    CANVAS_3D,
+    CORNER_CANVAS,
+    POSE_ROWS,
+    POSES,
+    POSES_AND_BOXES_3D,
+    POSES_AND_BOXES_3D_ROWS,
+)
 
 from evaluation.cli import main
-from model_package import CornerTripletsDecoder
+from model_package import CornerTripletsDecoder, Decoder
 from service.model_registry import load_models
 from service.settings import Settings
 
@@ -298,7 +308,13 @@ def test_poses_of_any_number_of_keypoints(tmp_path: Path) -> None:
         )
 
 
-def test_boxes_3d_over_http(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("decoder", "rows"),
+    [(BOXES_3D, BOXES_3D_ROWS), (POSES_AND_BOXES_3D, POSES_AND_BOXES_3D_ROWS)],
+)
+def test_boxes_3d_over_http(
+    tmp_path: Path, decoder: Decoder, rows: Mapping[str, NDArray[Any]]
+) -> None:
     (tmp_path / "label_2").mkdir()
     (tmp_path / "calib").mkdir()
     write_image(tmp_path)
@@ -310,9 +326,10 @@ def test_boxes_3d_over_http(tmp_path: Path) -> None:
     (tmp_path / "label_2/000001.txt").write_text(label)
     (tmp_path / "calib/000001.txt").write_text(f"P2: {projection}\n")
     where = ["--annotations", tmp_path / "label_2", "--images", tmp_path]
-    manifest = make_manifest(BOXES_3D, CANVAS_3D)
-    with run_server(one_model(FixedEngine(BOXES_3D_ROWS), manifest), Settings()) as server:
+    manifest = make_manifest(decoder, CANVAS_3D)
+    with run_server(one_model(FixedEngine(rows), manifest), Settings()) as server:
         metrics = evaluate(*where, "--url", server.url, "--output", tmp_path / "report")
+    assert metrics["task"] == "boxes_3d"
     assert metrics["boxes_3d"]["found"] == 1
     assert metrics["boxes_3d"]["depth"] == 0
     # Its center is 10 pixels under the principal point: 1 m at 20 m, and half the height more.
@@ -320,6 +337,21 @@ def test_boxes_3d_over_http(tmp_path: Path) -> None:
     assert metrics["kitti"]["green"].keys() == {"0.5", "0.25"}
     report = (tmp_path / "report/report.md").read_text()
     assert "| green | AOS | 0.5 | –" in report  # noqa: RUF001 (16 pixels: too low for KITTI)
+
+
+def test_labels_choose_one_of_the_tasks_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = {"bbox": [24, 24, 16, 16], "keypoints": [32, 20, 2, 32, 46, 2]}
+    where = coco_file(tmp_path, label, name="green", keypoints=["nose", "tail"])
+    rows, manifest = POSES_AND_BOXES_3D_ROWS, make_manifest(POSES_AND_BOXES_3D, CANVAS_3D)
+    with run_server(one_model(FixedEngine(rows), manifest), Settings()) as server:
+        where += ["--url", server.url]
+        metrics = evaluate(*where, "--sigmas", 0.1, 0.1, "--output", tmp_path / "report")
+        assert metrics["task"] == "poses"
+        assert metrics["poses"]["all"]["AP"] == pytest.approx(1)
+        error = error_of(capsys, *where, "--task", "boxes_3d", "--output", tmp_path / "other")
+        assert "the labels have only 2D boxes" in error
 
 
 def test_labelled_centers_replace_predicted_centers(tmp_path: Path) -> None:

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from model_package import CenterBoxes3DDecoder, CenterPosesDecoder, FreeSize, InputSpec
+from model_package import (
+    CenterBoxes3DDecoder,
+    CenterPosesAndBoxes3DDecoder,
+    CenterPosesDecoder,
+    FreeSize,
+    InputSpec,
+)
 
 POSES = CenterPosesDecoder(
     output_stride=4,
@@ -31,6 +37,15 @@ BOXES_3D_ROWS = {
     # The second bin, sine 0 and cosine -1: pi + pi / 2 = -pi / 2.
     "rotations": np.float32([[0, 0, 0, 0, 0, 1, 0, -1]] * 2),
 }
+POSES_AND_BOXES_3D = CenterPosesAndBoxes3DDecoder(
+    output_stride=4,
+    top_k=2,
+    score_threshold=0.1,
+    projection=CAMERA,
+    keypoints=("nose", "tail"),
+    skeleton=((0, 1),),
+)
+POSES_AND_BOXES_3D_ROWS = {**POSE_ROWS, **BOXES_3D_ROWS}
 CANVAS_3D = InputSpec(width_px=64, height_px=64, resize="fit_width")
 CORNER_CANVAS = InputSpec(
     width_px=127,

@@ -22,7 +22,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from model_package import CenterPosesDecoder, ModelManifest
+from model_package import KeypointsDecoder, ModelManifest
 from service.errors import LabelingConfigError
 
 MAX_CONFIG_CHARACTERS = 128 * 1024
@@ -207,7 +207,7 @@ def _point_targets(
     controls: Sequence[_Control], manifest: ModelManifest
 ) -> dict[tuple[int, int], Target]:
     targets: dict[tuple[int, int], Target] = {}
-    if not isinstance(manifest.decoder, CenterPosesDecoder):
+    if not isinstance(manifest.decoder, KeypointsDecoder):
         return targets
     class_ids = _numbers_by_name(manifest.classes)
     keypoints = _numbers_by_name(manifest.decoder.keypoints)

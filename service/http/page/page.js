@@ -117,7 +117,7 @@ async function chooseModel(name) {
   byId("model-text").textContent = model.description;
   setThreshold(state.model.score_threshold);
   buildOptions();
-  byId("birds-eye-panel").hidden = state.model.task !== "center_boxes_3d";
+  byId("birds-eye-panel").hidden = !state.model.options.camera;
   updateStatus?.();
   detectAgain();
 }

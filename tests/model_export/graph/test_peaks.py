@@ -22,7 +22,7 @@ def goldens(upstream: Path) -> dict[str, NDArray]:
 def _rows(heatmap: Tensor, offset: Tensor, size: Tensor, top_k: int) -> NDArray:
     """Return the upstream columns: x1, y1, x2, y2, score, class; (N, K, 6)."""
     peaks = top_peaks(heatmap, top_k)
-    centers, sizes = boxes_at_peaks(peaks, offset, size)
+    _, centers, sizes = boxes_at_peaks(peaks, offset, size)
     columns = [
         centers - sizes / 2,
         centers + sizes / 2,

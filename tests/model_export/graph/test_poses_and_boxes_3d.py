@@ -11,7 +11,6 @@ from torch import Tensor
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON, flipped_pairs
 from model_export.graph.boxes_3d import depth_from_raw
 from model_export.graph.heads import average_with_flip, unflip
-from model_export.graph.poses import decode_poses
 from model_export.key_mappings.objects_as_points import HEADS
 from model_export.tasks import TASKS
 
@@ -46,7 +45,7 @@ def _maps(goldens: dict[str, NDArray], prefix: str, *without: str) -> dict[str, 
 def test_poses_match_upstream(
     goldens: dict[str, NDArray], name: str, top_k: int, without: tuple[str, ...]
 ) -> None:
-    scores, class_ids, centers, sizes, keypoints, keypoint_scores = decode_poses(
+    scores, class_ids, centers, sizes, keypoints, keypoint_scores = TASKS["poses"].decode(
         _maps(goldens, "mp", *without), top_k
     )
     rows = torch.cat(
@@ -80,7 +79,7 @@ def _one_pose(peak: tuple[int, int], score: float) -> tuple[list[float], float]:
     maps["heatmap"][0, 0, 10, 10] = 0.9
     maps["keypoint_offsets"][0, 0] = 2.0
     maps["keypoint_heatmap"][0, 0, peak[1], peak[0]] = score
-    *_, keypoints, scores = decode_poses(maps, 1)
+    *_, keypoints, scores = TASKS["poses"].decode(maps, 1)
     return keypoints.flatten().tolist(), scores.item()
 
 
@@ -104,7 +103,7 @@ def test_a_keypoint_moves_to_a_peak_that_fits(
 
 def test_maps_may_have_fewer_cells_than_top_k() -> None:
     maps = {name: torch.rand(2, head.count(1, 17), 8, 8) for name, head in POSE_HEADS.items()}
-    outputs = decode_poses(maps, 100)
+    outputs = TASKS["poses"].decode(maps, 100)
     assert [tuple(output.shape[1:]) for output in outputs] == [
         (100,), (100,), (100, 2), (100, 2), (100, 17, 2), (100, 17),
     ]  # fmt: skip
@@ -136,6 +135,19 @@ def test_boxes_3d_match_upstream(
     )
     assert (goldens[name][..., 11] > 0).all()  # a depth head cannot give other values
     np.testing.assert_allclose(rows.numpy(), goldens[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_union_of_tasks_decodes_what_each_task_decodes() -> None:
+    torch.manual_seed(1)
+    heads = TASKS["poses_and_boxes_3d"].heads
+    maps = {name: torch.rand(2, head.count(3, 17), 12, 16) for name, head in heads.items()}
+    poses, boxes_3d, both = (
+        TASKS[name].decode(maps, 20) for name in ("poses", "boxes_3d", "poses_and_boxes_3d")
+    )
+    assert len(both) == 9
+    for output, expected in zip(both, (*poses, *boxes_3d[4:]), strict=True):
+        assert torch.equal(output, expected)
+    assert all(map(torch.equal, both[:4], boxes_3d[:4]))
 
 
 def test_depths_match_upstream(upstream: Path) -> None:

@@ -40,6 +40,8 @@ from support.tasks import (
     PAIR_ROWS,
     POSE_ROWS,
     POSES,
+    POSES_AND_BOXES_3D,
+    POSES_AND_BOXES_3D_ROWS,
 )
 
 from model_package import CornerPairsDecoder
@@ -106,6 +108,15 @@ def test_outputs_of_3d_boxes(start_server: Start) -> None:
     arrays = arrays_of(infer(running, image_input(FIRST), parameters=parameters))
     query = "?score_threshold=0&projection=" + parameters["projection"]
     assert detections_of(arrays, CLASSES) == expected(running, FIRST, query)
+
+
+def test_outputs_of_poses_and_3d_boxes(start_server: Start) -> None:
+    running = start_server(
+        FixedEngine(POSES_AND_BOXES_3D_ROWS), make_manifest(POSES_AND_BOXES_3D, CANVAS_3D)
+    )
+    arrays = arrays_of(infer(running, image_input(FIRST), **ALL))
+    assert arrays.keys() > {"keypoints", "depth"}
+    assert detections_of(arrays, CLASSES) == expected(running, FIRST)
 
 
 def test_the_tensor_form_is_the_network(server: RunningServer) -> None:

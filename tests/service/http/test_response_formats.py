@@ -4,6 +4,7 @@ import io
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 from support.images import encode, plain, quadrants
 from support.serving import ColourEngine, FixedEngine, RunningServer, assert_problem, make_manifest
-from support.tasks import BOXES_3D, BOXES_3D_ROWS, CANVAS_3D, POSE_ROWS, POSES
+from support.tasks import (
+    BOXES_3D,
+    BOXES_3D_ROWS,
+    CANVAS_3D,
+    POSE_ROWS,
+    POSES,
+    POSES_AND_BOXES_3D,
+    POSES_AND_BOXES_3D_ROWS,
+)
 
 from client.drawing import draw_detections
 from client.results import parse_result
@@ -216,6 +225,31 @@ def test_the_annotated_image_is_what_the_client_draws(start_server: Start, name:
     difference = np.abs(np.asarray(drawn).astype(int) - np.asarray(expected))
     assert difference.max() == 0 if name == "png" else difference.mean() < 4
     assert np.abs(np.asarray(drawn).astype(int) - quadrants(300, 200)).max() > 100
+
+
+def test_every_format_has_the_keypoints_and_the_3d_boxes(start_server: Start) -> None:
+    server = start_server(
+        FixedEngine(POSES_AND_BOXES_3D_ROWS), make_manifest(POSES_AND_BOXES_3D, CANVAS_3D)
+    )
+    found = native(server)
+    first = found["detections"][0]
+    (coco, *_) = post(server, "?format=coco").json()
+    assert coco["keypoints"] == [value for x, y, _ in first["keypoints"] for value in (x, y, 2)]
+    box_3d = first["box3d"]
+    kitti = [float(text) for text in post(server, "?format=kitti").text.split()[8:15]]
+    expected = [*box_3d["dimensions_hwl"], *box_3d["location_xyz"], box_3d["rotation_y"]]
+    assert np.allclose(kitti, expected, atol=1e-4)
+    assert "keypoints" in post(server, "?format=roboflow").json()["predictions"][0]
+    names = {"skeleton": [(0, 1)], "keypoint_names": ["nose", "tail"]}
+    both = parse_result(found).detections
+    drawn = np.asarray(Image.open(io.BytesIO(post(server, "?format=png").content)))
+    for detections, is_same in (
+        (both, True),
+        ([replace(one, keypoints=()) for one in both], False),
+        ([replace(one, box3d=None) for one in both], False),
+    ):
+        image = draw_detections(Image.open(io.BytesIO(IMAGE)), detections, **names)
+        assert np.array_equal(drawn, np.asarray(image)) == is_same
 
 
 def test_the_annotated_image_is_upright(server: RunningServer) -> None:

@@ -20,6 +20,8 @@ from support.tasks import (
     PAIR_ROWS,
     POSE_ROWS,
     POSES,
+    POSES_AND_BOXES_3D,
+    POSES_AND_BOXES_3D_ROWS,
 )
 
 from model_package import CornerPairsDecoder, CornerTripletsDecoder
@@ -80,6 +82,28 @@ def test_returns_3d_boxes_in_the_camera_frame(start_server: Start) -> None:
     assert np.allclose(sorted(near_face), expected, atol=1e-3)
     # At half a metre and 4 m long it extends behind the camera, where points have no projection.
     assert "corners_px" not in near["box3d"]
+
+
+@pytest.mark.parametrize("query", ["", "?soft_nms=true&fx=50&fy=50&cx=20&cy=32", "?top_k=1"])
+def test_one_response_has_keypoints_and_3d_boxes(start_server: Start, query: str) -> None:
+    rows = POSES_AND_BOXES_3D_ROWS
+    server, poses, boxes_3d = (
+        start_server(FixedEngine(rows), make_manifest(decoder, CANVAS_3D))
+        for decoder in (POSES_AND_BOXES_3D, POSES, BOXES_3D)
+    )
+    found = detections(server, query)
+    without_camera = query.partition("&")[0]
+    assert found
+    for both, pose, box_3d in zip(
+        found, detections(poses, without_camera), detections(boxes_3d, query), strict=True
+    ):
+        assert both == {**pose, **box_3d}
+        assert {"keypoints", "box3d"} <= both.keys()
+    described = server.client.get("/models/painted").json()
+    assert described["task"] == "center_poses_and_boxes_3d"
+    assert described["options"]["camera"]
+    assert described["keypoints"] == ["nose", "tail"]
+    assert "only the scale 1" in error_detail(server, "?scales=0.5")
 
 
 @pytest.mark.parametrize(
