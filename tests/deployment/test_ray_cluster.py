@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +19,14 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from support.processes import free_port, serve_process
 from support.serving import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
 os.environ |= {
+    "RAY_AUTH_MODE": "disabled",  # on machines with a token, too
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
 }
@@ -41,8 +45,11 @@ class Cluster:
     def __init__(self, project: Path) -> None:
         from ray.cluster_utils import Cluster as RayCluster
 
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-        self._cluster = RayCluster(initialize_head=True, head_node_args=head)
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "dashboard_port": free_port()}
+        self._cluster = RayCluster(
+            initialize_head=True, head_node_args={**head, "include_dashboard": True}
+        )
+        self.dashboard = f"http://{self._cluster.webui_url}"
         self._environment = {
             "CENTERNET_MODELS": str(project / "models" / "blood_cells"),
             "CENTERNET_BACKEND": "onnxruntime-cpu",
@@ -56,7 +63,7 @@ class Cluster:
         )
 
     def add_node(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        return self._cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
 
     def kill_node(self, node: Any) -> None:
         self._cluster.remove_node(node, allow_graceful=False)
@@ -338,3 +345,57 @@ def test_models_that_cannot_be_loaded_are_named_in_the_status(cluster: Cluster) 
         cluster.deploy("broken", missing, num_replicas=1, max_constructor_retry_count=1)
     (deployment,) = serve.status().applications["broken"].deployments.values()
     assert "/nonexistent" in deployment.message
+
+
+def serve_command(cluster: Cluster, *arguments: str | Path) -> str:
+    """Return the output of the command ``serve``."""
+    program = (sys.executable, "-m", "ray.serve.scripts")
+    command = [*program, *map(str, arguments), "--address", cluster.dashboard]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def test_the_file_is_deployed_and_updated(
+    cluster: Cluster, project: Path, image: bytes, tmp_path: Path
+) -> None:
+    serve.shutdown()  # its port can only be set at its start
+    port = free_port()
+    config = yaml.safe_load((project / "deploy/ray/serve.yaml").read_text())
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    config["proxy_location"] = "HeadOnly"  # the nodes share a machine
+    variables = [one["runtime_env"]["env_vars"] for one in config["applications"]]
+    for one in variables:
+        one["CENTERNET_MODELS"] = f"{project}{one['CENTERNET_MODELS']}"
+    names = [one["name"] for one in config["applications"]]
+    file = tmp_path / "serve.yaml"
+
+    file.write_text(yaml.safe_dump(config))
+    serve_command(cluster, "deploy", file)
+    urls = [f"http://127.0.0.1:{port}/{name}" for name in names]
+    wait_until(lambda: all(map(is_running, names)), REPEAT_S)
+    for url in urls:
+        response = httpx.post(f"{url}/detect", content=image, timeout=REPEAT_S)
+        assert response.status_code == 200
+        assert response.json()["model"]["name"] == url.rpartition("/")[2]
+
+    before = {process for name in names for process in replica_processes(name)}
+    assert len(before) == len(names)
+    for one in variables:
+        one["CENTERNET_MAX_BATCH_SIZE"] = "2"
+    file.write_text(yaml.safe_dump(config))
+    with load(urls[0], image) as running:
+        serve_command(cluster, "deploy", file)
+        wait_until(lambda: not before & set(replica_processes(names[0])), REPEAT_S)
+        running.wait_for(20)
+    assert running.failures == []
+    wait_until(lambda: all(map(is_running, names)), REPEAT_S)
+    for name in names:
+        assert not before & set(replica_processes(name))
+    status = yaml.safe_load(serve_command(cluster, "status"))
+    assert {name: one["status"] for name, one in status["applications"].items()} == dict.fromkeys(
+        names, "RUNNING"
+    )
+
+
+def is_running(name: str) -> bool:
+    application = serve.status().applications.get(name)
+    return application is not None and application.status == "RUNNING"
