@@ -96,7 +96,10 @@ def _compare_poses_and_boxes_3d(
         distances = np.linalg.norm(differences, axis=2)
         sides = (reference.boxes_xyxy[:, 2:] - reference.boxes_xyxy[:, :2]).max(axis=1)
         limits = np.maximum(1.0, sides / 100)[:, None]
-        quantities["keypoints, px"] = Quantity(distances.ravel(), (distances <= limits).ravel())
+        has_keypoints = ~np.isnan(distances)
+        quantities["keypoints, px"] = Quantity(
+            distances[has_keypoints], (distances <= limits)[has_keypoints]
+        )
     if reference.boxes_3d.shape[1]:
         relative = np.abs(candidate.boxes_3d / reference.boxes_3d - 1)
         rotations = np.degrees(np.abs(candidate.boxes_3d[:, 6] - reference.boxes_3d[:, 6]))

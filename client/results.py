@@ -1,5 +1,6 @@
 """The responses of the service as typed objects."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,7 +54,7 @@ class Detection:
         class_name: its name.
         score: 0 to 1.
         bbox: x1, y1, x2, y2 in pixels of the upright image, not clipped to it.
-        keypoints: in the order of the model's keypoints; empty for models without.
+        keypoints: in the order of the model's keypoints; empty for models and classes without.
         box3d: the 3D box; None for models without.
         extreme_points: x and y of the top, left, bottom and right point of the object in pixels of
             the upright image; empty for models without.
@@ -131,10 +132,11 @@ class DetectionResult:
 
     @property
     def keypoints(self) -> "NDArray[np.float64]":
-        """float64 (n, keypoints, 3): x and y in pixels, and the score."""
-        count = len(self.detections[0].keypoints) if self.detections else 0
+        """float64 (n, keypoints, 3): x and y in pixels, and the score; NaN for objects without."""
+        count = max((len(one.keypoints) for one in self.detections), default=0)
         shape = (len(self.detections), count, 3)
-        return _array([one.keypoints for one in self.detections], shape)
+        none = count * ((math.nan,) * 3,)
+        return _array([one.keypoints or none for one in self.detections], shape)
 
     def to_supervision(self) -> Any:
         """Return ``supervision.Detections`` with the class names in ``data["class_name"]``.

@@ -1,5 +1,6 @@
 """Detections of one image as arrays, which need less than a tenth of the memory of the JSON."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ class ImageDetections:
         boxes_xyxy: float64 (n, 4) in pixels of the upright image.
         scores: float64 (n,).
         class_ids: int64 (n,).
-        keypoints: float64 (n, keypoints, 3), x, y, score; (n, 0, 3) for models without keypoints.
+        keypoints: float64 (n, keypoints, 3), x, y, score; (n, 0, 3) for models without keypoints,
+            NaN for classes without.
         boxes_3d: float64 (n, 8), height, width, length, x, y, z (metres), rotation_y, alpha
             (radians); (n, 0) for models without 3D boxes.
     """
@@ -52,7 +54,8 @@ def read_detections(
     ``keypoint_count``: keypoints of the model per object; ``is_3d``: the model detects 3D boxes.
     """
     count = len(detections)
-    keypoints = [one["keypoints"] if keypoint_count else () for one in detections]
+    none = np.full((keypoint_count, 3), np.nan)
+    keypoints = [one.get("keypoints", none) if keypoint_count else () for one in detections]
     boxes_3d = [_box_3d(one["box3d"]) if is_3d else () for one in detections]
     return ImageDetections(
         np.array([one["bbox"] for one in detections], np.float64).reshape(count, 4),
@@ -89,7 +92,7 @@ def to_coco_results(
                 "score": score,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }
-            if points:
+            if points and not math.isnan(points[0]):
                 result["keypoints"] = points
             if box_3d:
                 result["box_3d"] = box_3d
@@ -120,7 +123,8 @@ def _from_results(
     ordered = sorted(results, key=lambda result: -result["score"])
     count = len(ordered)
     boxes = np.array([one["bbox"] for one in ordered], np.float64).reshape(count, 4)
-    keypoints = [one.get("keypoints", ()) if keypoint_count else () for one in ordered]
+    none = np.full(3 * keypoint_count, np.nan)
+    keypoints = [one.get("keypoints", none) if keypoint_count else () for one in ordered]
     boxes_3d = [one.get("box_3d", ()) if is_3d else () for one in ordered]
     return ImageDetections(
         np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),

@@ -152,6 +152,9 @@ def _read_config(args: argparse.Namespace) -> ExportConfig:
         weights=args.weights,
         classes=None if args.classes is None else read_classes(args.classes),
         keypoints=None if args.keypoints is None else read_keypoints(args.keypoints),
+        keypoint_classes=(
+            None if args.keypoint_classes is None else tuple(args.keypoint_classes.split(","))
+        ),
         projection=tuple(args.projection),
         width_px=width_px,
         height_px=height_px,

@@ -164,6 +164,10 @@ def _add_task(command: argparse.ArgumentParser) -> None:
         help="coco, a text file, or names separated by commas (coco)",
     )
     add(
+        "--keypoint-classes", metavar="NAMES",
+        help="classes whose objects have keypoints, separated by commas (default: all)",
+    )  # fmt: skip
+    add(
         "--projection", nargs=12, type=float, default=ExportConfig.projection, metavar="P",
         help="default camera matrix (3, 4), row-major, for 3D boxes (KITTI's)",
     )  # fmt: skip

@@ -49,6 +49,8 @@ class ExportConfig:
     """Class names in the order of training."""
     keypoints: tuple[str, ...] | None = None
     """Keypoint names in the order of training; poses only."""
+    keypoint_classes: tuple[str, ...] | None = None
+    """Classes whose objects have keypoints; None: all."""
     projection: tuple[float, ...] = KITTI_PROJECTION
     """Default camera matrix (3, 4), row-major, for requests without one; 3D boxes only."""
     width_px: int | None = None
@@ -93,6 +95,7 @@ class ResolvedExport:
             "score_threshold": self.config.score_threshold,
             "keypoints": self.keypoints,
             "skeleton": COCO_SKELETON if self.keypoints == COCO_KEYPOINTS else (),
+            "keypoint_class_ids": self._keypoint_class_ids(),
             "projection": self.config.projection,
             "pairs": PAIRS,
             "centers": self.task.peaks_per_heatmap,
@@ -105,6 +108,16 @@ class ResolvedExport:
         return kind.model_validate(
             {name: fields[name] for name in kind.model_fields if name != "kind"}
         )
+
+    def _keypoint_class_ids(self) -> tuple[int, ...]:
+        """Return the ids of the classes with keypoints; raises :class:`ConfigError`."""
+        names = self.config.keypoint_classes or ()
+        if unknown := [name for name in names if name not in self.classes]:
+            raise ConfigError(
+                f"keypoint classes: {unknown[0][:100]!r} is not one of the classes "
+                f"{', '.join(self.classes)}."
+            )
+        return tuple(sorted({self.classes.index(name) for name in names}))
 
     def output_names(self) -> list[str]:
         """Return the names of the graph outputs, in order."""
@@ -168,6 +181,8 @@ def check_config(config: ExportConfig) -> None:
         return
     classes = config.classes if config.classes is not None else TASKS[task].classes
     keypoints = config.keypoints or TASKS[task].keypoints
+    # The classes that may have keypoints are those of the checkpoint.
+    config = replace(config, keypoint_classes=None)
     resolve_export(config, "unknown", multiple, task, len(classes), len(keypoints))
 
 
@@ -192,6 +207,11 @@ def resolve_export(
     _check_names("keypoints", config.keypoints, num_keypoints)
     if config.flip and not task.can_flip:
         raise ConfigError(f"flip averaging is not supported for the task {task_name}.")
+    if config.keypoint_classes and not num_keypoints:
+        raise ConfigError(
+            "keypoint classes were given, but this network has no keypoints. Leave "
+            "--keypoint-classes out."
+        )
     padding_rgb = pixel_normalization.mean_rgb or (0, 0, 0)
     try:
         input_spec = _input(config, task, multiple_px, padding_rgb)

@@ -39,6 +39,11 @@ def inspect_checkpoint(path: Path, entry: str | None = None) -> tuple[str, bool]
             f"trained with: classes {', '.join(map(shown, record.classes))}; "
             f"input {record.input_width}x{record.input_height}, {record.normalization}"
         )
+    elif info.num_keypoints and info.num_classes > 1:
+        lines.append(
+            "keypoints of all classes; if only some were trained with keypoints, name them with "
+            "--keypoint-classes"
+        )
     if info.unused:
         lines.append(f"not needed: {len(info.unused)} tensors that inference does not use")
     lines += info.differences.lines() or ["no missing and no unexpected tensors"]

@@ -269,6 +269,7 @@ def _to_client(
     assert boxes is not None  # every decoder has boxes
     boxes = boxes[rows] * np.tile(cell_px, 2)
     keypoints = np.empty((len(rows), 0, 3))
+    keypoint_class_ids = getattr(manifest.decoder, "keypoint_class_ids", ())
     if "keypoints" in outputs:
         scores = outputs["keypoint_scores"][rows, :, np.newaxis]
         keypoints = np.concatenate([outputs["keypoints"][rows] * cell_px, scores], axis=2)
@@ -282,7 +283,9 @@ def _to_client(
             manifest.classes[class_id],
             float(score),
             (box[0], box[1], box[2], box[3]),
-            tuple(Keypoint(*point) for point in points),
+            tuple(Keypoint(*point) for point in points)
+            if not keypoint_class_ids or class_id in keypoint_class_ids
+            else (),
             extreme_points=tuple((x, y) for x, y in sides),
             octagon=tuple((x, y) for x, y in octagon),
         )

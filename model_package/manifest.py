@@ -122,6 +122,7 @@ class CenterBoxesDecoder(_CenterDecoder):
 
 
 _KeypointIndex = Annotated[int, Field(ge=0, lt=1000)]
+_ClassId = Annotated[int, Field(ge=0, lt=10_000)]
 
 
 class KeypointsDecoder(_CenterDecoder):
@@ -142,6 +143,9 @@ class KeypointsDecoder(_CenterDecoder):
         tuple[tuple[_KeypointIndex, _KeypointIndex], ...], Field(max_length=1000)
     ] = ()
     """Limbs: pairs of keypoint indices."""
+    keypoint_class_ids: Annotated[tuple[_ClassId, ...], Field(max_length=10_000)] = ()
+    """Classes whose objects have keypoints; empty: all. The outputs have values for all classes,
+    but only those of these classes were trained."""
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Return the graph outputs that this decoder reads."""
@@ -485,6 +489,13 @@ class ModelManifest(_StrictModel):
             raise ValueError(f"class names must be unique, these are repeated: {repeated}")
         if repeated := _repeated(artifact.file for artifact in self.artifacts):
             raise ValueError(f"two artifacts have the same file: {repeated}")
+        if isinstance(self.decoder, KeypointsDecoder):
+            unknown = [i for i in self.decoder.keypoint_class_ids if i >= len(self.classes)]
+            if unknown:
+                raise ValueError(
+                    f"keypoint_class_ids: {unknown[:3]} are not ids of the {len(self.classes)} "
+                    "classes"
+                )
         kinds = [_kind(artifact) for artifact in self.artifacts]
         if len(set(kinds)) != len(kinds):
             raise ValueError("two artifacts have the same backend, precision, flip and machine")

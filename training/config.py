@@ -130,6 +130,7 @@ class TrainConfig(_Section):
     normalization: str
     classes: tuple[str, ...] = Field(min_length=1)
     keypoints: tuple[str, ...] = ()
+    keypoint_classes: tuple[str, ...] = ()
     input_width: int = Field(gt=0)
     input_height: int = Field(gt=0)
     resize: ResizeMode | None = None
@@ -193,6 +194,13 @@ class TrainConfig(_Section):
             raise ValueError("data: labels is the folder of the label files of kitti and voc only")
         if bool(self.keypoints) != (self.task == "poses"):
             raise ValueError("keypoints are required for task poses and not allowed for others")
+        if not set(self.keypoint_classes) <= set(self.classes) or (
+            self.keypoint_classes and not self.keypoints
+        ):
+            raise ValueError(
+                f"keypoint_classes are {list(self.keypoint_classes)}; accepted are, for task "
+                f"poses, some of the classes {list(self.classes)}; without any, all have keypoints"
+            )
         formats = {"poses": ("coco",), "boxes_3d": ("kitti",)}.get(self.task)
         if self.has_extreme_points:
             formats = ("coco",)

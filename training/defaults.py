@@ -87,6 +87,7 @@ class _Labels:
     has_boxes_3d: bool = False
     can_flip: bool = True
     folder: LabelledFolder | None = None
+    keypoint_classes: tuple[str, ...] = ()
 
 
 def prepare(source: Path) -> PreparedRun:
@@ -125,6 +126,7 @@ def complete(values: Mapping[str, Any], where: str) -> PreparedRun:
     }
     if task_name == "poses":
         completed.setdefault("keypoints", labels.keypoints)
+        completed.setdefault("keypoint_classes", labels.keypoint_classes)
     network = _find_network(str(completed["architecture"]), where)
     choices.append(f"task {task_name}, network {completed['architecture']}")
 
@@ -164,7 +166,12 @@ def _read_labels(data: DataSection, classes: Sequence[str] | None) -> _Labels:
     if data.folder is not None:
         folder = open_folder(data.folder, classes)
         return _Labels(
-            folder.classes, folder.keypoints, folder.has_boxes_3d, folder.can_flip, folder
+            folder.classes,
+            folder.keypoints,
+            folder.has_boxes_3d,
+            folder.can_flip,
+            folder,
+            folder.keypoint_classes,
         )
     if not data.files:
         renderer = RENDERERS[data.renderer]
@@ -210,7 +217,8 @@ def _describe_labels(labels: _Labels) -> list[str]:
         f"classes: {', '.join(folder.classes)}",
     ]
     if folder.keypoints:
-        lines.append(f"keypoints: {', '.join(folder.keypoints)}")
+        of_classes = f" of {', '.join(folder.keypoint_classes)}" if folder.keypoint_classes else ""
+        lines.append(f"keypoints{of_classes}: {', '.join(folder.keypoints)}")
     return lines
 
 

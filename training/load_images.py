@@ -46,6 +46,7 @@ def _read(config: TrainConfig, file: Path) -> Images:
             data.images,
             config.classes,
             config.keypoints,
+            config.keypoint_classes,
             extreme_points=config.has_extreme_points,
         ).images
     reader = {"kitti": read_kitti_split, "voc": read_voc_split}[data.format]

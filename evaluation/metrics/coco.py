@@ -74,9 +74,11 @@ def evaluate_poses(
     coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]], sigmas: NDArray[np.float64]
 ) -> Any:
     """Return pycocotools' evaluation of poses; see :func:`pose_scores`."""
-    # pycocotools evaluates results with a box as boxes.
+    # pycocotools evaluates results with a box as boxes, and needs keypoints in all others.
     results = [
-        {name: value for name, value in result.items() if name != "bbox"} for result in results
+        {name: value for name, value in result.items() if name != "bbox"}
+        for result in results
+        if "keypoints" in result
     ]
     # pycocotools needs keypoints in every label and ignores those without a labelled keypoint.
     unlabelled = {"keypoints": [0] * 3 * len(sigmas), "num_keypoints": 0}

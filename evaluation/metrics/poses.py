@@ -65,7 +65,8 @@ def image_keypoint_errors(
 ) -> list[tuple[NDArray[np.float64], float]]:
     """Return errors (keypoints,) in pixels and the pose's size, per object of two keypoints.
 
-    The errors are NaN for keypoints without a label, and infinite for objects without a detection.
+    The errors are NaN for keypoints without a label, and infinite for objects without a detection
+    or whose detection has no keypoints.
     """
     matches = match_detections(labels, detections, same_class=True)
     detection_of = dict(matches.pairs.tolist())
@@ -80,7 +81,8 @@ def image_keypoint_errors(
         errors = np.full(keypoint_count, np.inf)
         if row in detection_of:
             detected = detections.keypoints[detection_of[row], :, :2]
-            errors = np.linalg.norm(detected - points, axis=1)
+            distances = np.linalg.norm(detected - points, axis=1)
+            errors = np.where(np.isnan(distances), np.inf, distances)
         rows.append((np.where(is_labelled, errors, np.nan), size))
     return rows
 

@@ -28,6 +28,7 @@ class TrainingRecord(BaseModel):
     normalization: str
     classes: tuple[str, ...]
     keypoints: tuple[str, ...] = ()
+    keypoint_classes: tuple[str, ...] = ()
     input_width: int
     input_height: int
     resize: ResizeMode | None = None
@@ -50,6 +51,7 @@ class TrainingRecord(BaseModel):
             "task": self.task,
             "classes": self.classes,
             "keypoints": self.keypoints or None,
+            "keypoint_classes": self.keypoint_classes or None,
             "width_px": self.input_width,
             "height_px": self.input_height,
             "resize": self.resize,

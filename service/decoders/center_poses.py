@@ -22,6 +22,7 @@ class CenterPoses:
 
     def __init__(self, config: KeypointsDecoder) -> None:
         self._output_stride = config.output_stride
+        self._class_ids = config.keypoint_class_ids
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> PoseDetections:
         """Return the best poses of all network inputs of one image."""
@@ -36,10 +37,8 @@ class CenterPoses:
         )
         class_ids = concatenate(outputs, "class_ids")
         rows, scores = select_top_k(boxes, concatenate(outputs, "scores"), class_ids, options)
-        return PoseDetections(
-            boxes[rows],
-            scores,
-            class_ids[rows],
-            keypoints[rows],
-            concatenate(outputs, "keypoint_scores")[rows],
-        )
+        keypoints, keypoint_scores = keypoints[rows], concatenate(outputs, "keypoint_scores")[rows]
+        if self._class_ids:
+            has_none = ~np.isin(class_ids[rows], self._class_ids)
+            keypoints[has_none], keypoint_scores[has_none] = np.nan, 0
+        return PoseDetections(boxes[rows], scores, class_ids[rows], keypoints, keypoint_scores)

@@ -43,7 +43,8 @@ class Detections:
 class PoseDetections(Detections):
     """Boxes with keypoints.
 
-    ``keypoints``: float64 (n, keypoints, 2) in pixels of the upright original image;
+    ``keypoints``: float64 (n, keypoints, 2) in pixels of the upright original image, NaN for
+    objects of classes without keypoints;
     ``keypoint_scores``: float32 (n, keypoints), 0 where no heatmap peak matched and the keypoint
     is the one regressed from the center.
     """

@@ -131,7 +131,9 @@ def _no_fields(detections: Detections) -> Iterator[dict[str, Any]]:
 
 def _keypoints(poses: PoseDetections) -> Iterator[dict[str, Any]]:
     scored = np.dstack([poses.keypoints.round(3), poses.keypoint_scores.astype(float).round(6)])
-    return ({"keypoints": keypoints} for keypoints in scored.tolist())
+    has_keypoints = np.isfinite(poses.keypoints[:, 0, 0]).tolist()
+    rows = zip(scored.tolist(), has_keypoints, strict=True)
+    return ({"keypoints": keypoints} if present else {} for keypoints, present in rows)
 
 
 def _extreme_points(detections: ExtremePointDetections) -> Iterator[dict[str, Any]]:

@@ -99,11 +99,11 @@ class Detection:
     keypoints: Annotated[
         list[Keypoint] | SkipJsonSchema[None],
         Field(
-            description="Pose models: in the order of the model's `keypoints`, see GET "
-            "/models/{name}."
+            description="Models with keypoints: in the order of the model's `keypoints`, see GET "
+            "/models/{name}. Absent for classes without keypoints."
         ),
     ] = None
-    box3d: Annotated[Box3D | SkipJsonSchema[None], Field(description="3D models: the 3D box.")] = (
+    box3d: Annotated[Box3D | SkipJsonSchema[None], Field(description="Models with 3D boxes.")] = (
         None
     )
     extreme_points: Annotated[

@@ -242,8 +242,12 @@ def _detection_fields(manifest: ModelManifest) -> tuple[_DetectionField, ...]:
 
 
 def _scored_keypoints(found: Any) -> NDArray[Any]:
-    """Return (n, keypoints, 3): x, y in pixels of the upright image, and the score."""
-    return np.dstack([found.keypoints, found.keypoint_scores])
+    """Return (n, keypoints, 3): x, y in pixels of the upright image, and the score.
+
+    All 0 for objects of classes without keypoints, as for unlabelled keypoints in COCO.
+    """
+    scored: NDArray[Any] = np.dstack([found.keypoints, found.keypoint_scores])
+    return np.where(np.isnan(scored), 0, scored)
 
 
 def _only_input(request: InferRequest, metadata: TensorMetadata) -> InputTensor:

@@ -14,6 +14,7 @@ from support.serving import FixedEngine, RunningServer, make_manifest
 from support.tasks import BOXES_3D, BOXES_3D_ROWS, CANVAS_3D, POSE_ROWS, POSES
 
 from client import Client, ClientError, ImageInputError
+from client.formats import coco_result
 from client.images import encode_image
 
 IMAGE = encode(plain(8, 6))
@@ -49,6 +50,21 @@ def test_poses_and_their_model(start_server: Callable[..., RunningServer]) -> No
     assert (nose.x, nose.y, nose.score) == tuple(result.keypoints[0, 0]) == (32, 20, 0.75)
     assert (model.keypoints, model.skeleton) == (("nose", "tail"), ((0, 1),))
     assert model.raw["manifest"]["name"] == "painted"
+
+
+def test_classes_without_keypoints_have_none(start_server: Callable[..., RunningServer]) -> None:
+    decoder = POSES.model_copy(update={"keypoint_class_ids": (2,)})
+    rows = {**POSE_ROWS, "class_ids": np.int32([0, 2])}
+    server = start_server(FixedEngine(rows), make_manifest(decoder))
+    with Client(server.url) as client:
+        result = client.detect(IMAGE)
+    first, second = result.detections
+    assert "keypoints" not in result.raw["detections"][0]
+    assert first.keypoints == ()
+    assert len(second.keypoints) == 2
+    assert np.isnan(result.keypoints[0]).all()
+    assert result.keypoints[1].tolist() == [list(point) for point in second.keypoints]
+    assert "keypoints" not in coco_result(first, 1)
 
 
 def test_boxes_3d(start_server: Callable[..., RunningServer]) -> None:

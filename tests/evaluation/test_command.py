@@ -354,6 +354,28 @@ def test_labels_choose_one_of_the_tasks_of_a_model(
         assert "the labels have only 2D boxes" in error
 
 
+def test_classes_without_keypoints_are_evaluated_as_boxes(tmp_path: Path) -> None:
+    """Their detections are in the APs of boxes, not in those of poses."""
+    labels = KEYPOINTS, {"bbox": [12, 12, 8, 8], "category_id": 2}
+    where = coco_file(tmp_path, *labels, keypoints=["nose", "tail"])
+    path = tmp_path / "labels.json"
+    document = json.loads(path.read_text())
+    document["categories"].append({"id": 2, "name": "blue"})
+    path.write_text(json.dumps(document))
+    decoder = POSES.model_copy(update={"keypoint_class_ids": (0,)})
+    rows = {**POSE_ROWS, "class_ids": np.int32([0, 2])}
+    with run_server(one_model(FixedEngine(rows), make_manifest(decoder)), Settings()) as server:
+        where += ["--url", server.url, "--sigmas", 1, 1]
+        metrics = evaluate(*where, "--output", tmp_path / "report")
+        evaluate(*where, "--compare", tmp_path / "report", "--output", tmp_path / "compared")
+    assert metrics["boxes"]["all"]["AP"] == pytest.approx(1)
+    assert metrics["poses"]["per_class"].keys() == {"red"}
+    assert metrics["poses"]["all"]["AP"] == pytest.approx(1)
+    found = json.loads((tmp_path / "report/detections.json").read_text())
+    assert ["keypoints" in one for one in found] == [True, False]
+    assert found == json.loads((tmp_path / "compared/detections.json").read_text())
+
+
 def test_labelled_centers_replace_predicted_centers(tmp_path: Path) -> None:
     """The predicted centers confirm one of two boxes, the labelled centers both."""
     rows = {

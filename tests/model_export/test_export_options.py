@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES
-from model_export.config import ExportConfig, check_config
+from model_export.checkpoints.training_record import TrainingRecord
+from model_export.config import ExportConfig, ResolvedExport, check_config, resolve_export
 from model_export.errors import ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.key_mappings.objects_as_points import to_checkpoint_key
@@ -94,6 +95,40 @@ def test_a_pose_package_describes_its_decoder(pose_package: ModelPackage) -> Non
     }
     assert {"keypoints", "keypoint_scores"} < manifest.verification.worst_errors.keys()
     assert manifest.verification.inputs == 8  # two of another size
+
+
+def test_keypoint_classes_are_some_of_the_classes() -> None:
+    def export(*keypoint_classes: str) -> ResolvedExport:
+        config = ExportConfig(
+            name="mice",
+            version="1",
+            classes=("cage", "mouse", "rat"),
+            keypoints=KEYPOINTS,
+            keypoint_classes=keypoint_classes,
+        )
+        return resolve_export(config, "res_18_slim", 32, "poses", 3, len(KEYPOINTS))
+
+    assert export().decoder().keypoint_class_ids == ()
+    assert export("rat", "mouse").decoder().keypoint_class_ids == (1, 2)
+    boxes = ExportConfig(
+        name="mice", version="1", classes=("mouse",), keypoint_classes=("mouse",), task="boxes"
+    )
+    check_config(boxes)  # before the checkpoint is read
+    with pytest.raises(ConfigError, match="this network has no keypoints"):
+        resolve_export(boxes, "res_18_slim", 32, "boxes", 1, 0)
+    record = TrainingRecord(
+        architecture="res_18_slim",
+        task="poses",
+        normalization="coco",
+        classes=("mouse",),
+        keypoint_classes=("mouse",),
+        input_width=64,
+        input_height=64,
+    )
+    completed = record.complete(ExportConfig(name="mice", version="1"))
+    assert completed.keypoint_classes == ("mouse",)
+    with pytest.raises(ConfigError, match="'cat' is not one of the classes cage, mouse, rat"):
+        export("cat")
 
 
 @pytest.mark.parametrize("size", [(96, 160), (32, 32), (320, 64)])

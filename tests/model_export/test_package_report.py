@@ -123,6 +123,9 @@ def test_poses_are_drawn_in_pixels_of_the_input(slim_package: ModelPackage) -> N
     page = render_report(manifest, compared(outputs, 256), LATENCIES)
     left, _, right, bottom = bounds_of_drawing(page)
     assert (left, right, bottom) == pytest.approx((96, 240, 208), abs=5)
+    without = decoder.model_copy(update={"keypoint_class_ids": (1,)})
+    page = render_report(with_decoder(slim_package, without), compared(outputs, 256), LATENCIES)
+    assert bounds_of_drawing(page)[2] < 240 - 50
 
 
 def test_images_with_the_largest_errors_come_first() -> None:

@@ -85,6 +85,7 @@ def export(state: State, tmp_path_factory: pytest.TempPathFactory) -> Export:
             version="1",
             classes=CLASSES,
             keypoints=KEYPOINTS if "hps" in heads else None,
+            keypoint_classes=("bicycle",) if "hps" in heads else None,
             width_px=WIDTH_PX,
             height_px=HEIGHT_PX,
             resize="letterbox",
@@ -123,12 +124,19 @@ def _flatten(value: Any) -> list[float]:
 def _assert_same(
     detections: list[dict[str, Any]], expected: list[dict[str, Any]], *fields: str
 ) -> None:
-    """Check class, score and box, and the other ``fields`` of the ``expected`` detections."""
+    """Check class, score and box, and the other ``fields`` of the ``expected`` detections.
+
+    Keypoints are those of one of the classes.
+    """
     assert len(detections) == len(expected)
     for detection, other in zip(detections, expected, strict=True):
-        assert other.keys() == {"class_id", "class_name", "score", "bbox", *fields}
+        present = [
+            field for field in fields if field != "keypoints" or other["class_name"] == "bicycle"
+        ]
+        assert other.keys() == {"class_id", "class_name", "score", "bbox", *present}
         assert detection["class_name"] == other["class_name"]
-        for field in ("score", "bbox", *fields):
+        assert ("keypoints" in detection) == (other["class_name"] == "bicycle")
+        for field in ("score", "bbox", *present):
             np.testing.assert_allclose(
                 _flatten(detection[field]),
                 _flatten(other[field]),
@@ -144,7 +152,8 @@ def test_one_response_has_what_the_packages_of_each_task_return(
 ) -> None:
     detections = _detect(export(*CHANNELS)[1], backend, **CAMERA)
     assert len({one["class_name"] for one in detections}) > 1
-    assert any(score for one in detections for _, _, score in one["keypoints"])
+    keypoints = [point for one in detections for point in one.get("keypoints", ())]
+    assert any(score for _, _, score in keypoints)
     _assert_same(detections, _detect(export(*BOXES)[1], backend))
     _assert_same(detections, _detect(export(*BOXES, *POSES)[1], backend), "keypoints")
     boxes_3d = _detect(export(*BOXES, *BOXES_3D)[1], backend, **CAMERA)
@@ -178,6 +187,7 @@ def test_inspect_prints_a_command_that_exports(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{checkpoint}: res_18_slim for {task}, ")
     assert "detects: 3 classes, 4 keypoints" in lines
+    assert any("--keypoint-classes" in line for line in lines)
     command = next(line for line in lines if line.startswith("command: "))
     assert command.endswith(" --output models/res_18_slim --classes NAMES --keypoints NAMES")
     for hint in ("classes: neither the file nor the task has 3", "keypoints: neither the file"):

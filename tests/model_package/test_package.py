@@ -203,6 +203,24 @@ def test_pose_decoder_reads_the_old_name_of_keypoints(tmp_path: Path, name: str)
     assert "joints" not in written
 
 
+def test_keypoint_classes_are_ids_of_classes(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "people")
+    content = json.loads((package.directory / "model.json").read_text())
+    count = len(content["classes"])
+    decoder = {
+        "kind": "center_poses",
+        "output_stride": 4,
+        "top_k": 10,
+        "score_threshold": 0.3,
+        "keypoints": ["nose", "tail"],
+    }
+    change(package.directory, decoder={**decoder, "keypoint_class_ids": [count - 1]})
+    load_package(package.directory)
+    change(package.directory, decoder={**decoder, "keypoint_class_ids": [0, count]})
+    with pytest.raises(PackageInvalidError, match=rf"keypoint_class_ids: \[{count}\] are not ids"):
+        load_package(package.directory)
+
+
 def test_an_artifact_that_is_a_symbolic_link_is_rejected(tmp_path: Path) -> None:
     package = write_package(tmp_path / "cells")
     artifact = package.directory / "model.onnx"

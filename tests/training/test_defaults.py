@@ -14,7 +14,7 @@ from torch import nn
 
 from training import precision, trainer
 from training.cli import main
-from training.config import ConfigError, TrainConfig
+from training.config import ConfigError, TrainConfig, validate
 from training.defaults import prepare
 from training.precision import PrecisionChoice, choose_precision
 from training.trainer import Trainer
@@ -52,6 +52,30 @@ def test_a_folder_of_poses(tmp_path: Path) -> None:
         config_file(tmp_path, f'task = "boxes"\n[data]\nfolder = "{tmp_path}"\n')
     ).config
     assert (boxes.task, boxes.keypoints, boxes.architecture) == ("boxes", (), "res_18_slim")
+
+
+def test_a_folder_in_which_one_class_has_keypoints(tmp_path: Path) -> None:
+    write_poses(tmp_path, 10)
+    (path,) = tmp_path.rglob("*.json")
+    document = json.loads(path.read_text())
+    (with_keypoints,) = document["categories"]
+    document["categories"].append({"id": 77, "name": "ball"})
+    ball = {**document["annotations"][0], "id": 777, "category_id": 77}
+    del ball["keypoints"]
+    document["annotations"].append(ball)
+    path.write_text(json.dumps(document))
+    run = prepare(tmp_path)
+    config = run.config
+    assert (config.task, config.keypoints) == ("poses", KEYPOINTS)
+    assert config.classes == (with_keypoints["name"], "ball")
+    assert config.keypoint_classes == (with_keypoints["name"],)
+    assert f"keypoints of {with_keypoints['name']}: " in "\n".join(run.choices)
+    assert run.data is not None
+    present = np.concatenate([~np.isnan(one.keypoints[:, 0, 0]) for _, one in run.data.train.files])
+    classes = np.concatenate([one.class_ids for _, one in run.data.train.files])
+    assert (present == (classes == 0)).all()
+    with pytest.raises(ConfigError, match=r"keypoint_classes are \['cat'\]; accepted are"):
+        validate(TrainConfig, {**config.model_dump(), "keypoint_classes": ["cat"]}, "x")
 
 
 def test_a_folder_of_3d_boxes(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """COCO data sets for training: boxes and, optionally, keypoints."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,21 +44,25 @@ def read_coco_split(
     image_dir: Path,
     classes: Sequence[str],
     keypoints: Sequence[str] = (),
+    keypoint_classes: Sequence[str] = (),
     *,
     extreme_points: bool = False,
 ) -> CocoSplit:
     """Read a COCO file whose annotations have the categories ``classes`` and no others.
 
-    With ``keypoints``, every category must have those keypoints, in that order; objects without
-    keypoints have none labelled. With ``extreme_points``, the keypoints are those of
-    :func:`~training.data.extreme_points.extreme_points_of`, and crowds are skipped. Boxes without
-    an area are skipped, because published data has some; a missing image, a wrong image size, a box
-    outside its image and all files that :mod:`labels.coco` refuses raise :class:`DatasetError`.
+    With ``keypoints``, every category, or those of ``keypoint_classes``, must have those keypoints,
+    in that order; objects without keypoints have none labelled. With ``extreme_points``, the
+    keypoints are those of :func:`~training.data.extreme_points.extreme_points_of`, and crowds are
+    skipped. Boxes without an area are skipped, because published data has some; a missing image, a
+    wrong image size, a box outside its image and all files that :mod:`labels.coco` refuses raise
+    :class:`DatasetError`.
     """
     dataset = read_coco(annotation_file)
     if not dataset.images:
         raise DatasetError(f"{annotation_file}: lists no images")
-    _check_categories(dataset, classes, keypoints)
+    _check_categories(dataset, classes)
+    with_keypoints = keypoint_classes or classes
+    _check_named_keypoints(dataset, with_keypoints, keypoints)
     check_annotations(dataset)
     if unexpected := set(annotated_categories(dataset)) - set(classes):
         raise DatasetError(
@@ -77,7 +81,8 @@ def read_coco_split(
     if extreme_points:
         points_of = partial(_extreme_points, annotation_file=annotation_file)
     elif keypoints:
-        points_of = partial(_poses, keypoint_count=len(keypoints))
+        ids = {category_ids[name] for name in with_keypoints}
+        points_of = partial(_poses, keypoint_count=len(keypoints), category_ids=ids)
     files = [
         _annotate(image, image_dir, objects[image["id"]], class_of, points_of, annotation_file)
         for image in dataset.images
@@ -95,15 +100,18 @@ def annotated_categories(dataset: CocoDataset) -> tuple[str, ...]:
     return tuple(entry["name"] for entry in listed if entry["id"] in used)
 
 
-def _check_categories(
-    dataset: CocoDataset, classes: Sequence[str], keypoints: Sequence[str]
-) -> None:
+def _check_categories(dataset: CocoDataset, classes: Sequence[str]) -> None:
     names = sorted(entry["name"] for entry in dataset.categories)
     if not set(classes) <= set(names):
         raise DatasetError(f"{dataset.path}: categories are {names}, expected {sorted(classes)}")
+
+
+def _check_named_keypoints(
+    dataset: CocoDataset, classes: Sequence[str], keypoints: Sequence[str]
+) -> None:
     for entry in dataset.categories if keypoints else ():
-        is_trained = entry["name"] in classes
-        if is_trained and list(entry.get("keypoints", ())) != list(keypoints):
+        has_keypoints = entry["name"] in classes
+        if has_keypoints and list(entry.get("keypoints", ())) != list(keypoints):
             raise DatasetError(
                 f"{dataset.path}: {entry['name']} has keypoints {entry.get('keypoints')}, "
                 f"expected {list(keypoints)}"
@@ -156,9 +164,15 @@ def _extreme_points(objects: Sequence[Mapping[str, Any]], annotation_file: Path)
     return points
 
 
-def _poses(objects: Sequence[Mapping[str, Any]], keypoint_count: int) -> FloatArray:
-    unlabelled = [0.0] * (3 * keypoint_count)
-    rows = [entry.get("keypoints") or unlabelled for entry in objects]
+def _poses(
+    objects: Sequence[Mapping[str, Any]], keypoint_count: int, category_ids: Container[int]
+) -> FloatArray:
+    """Return keypoints; ``category_ids``: the categories that have some."""
+    unlabelled, none = [0.0] * (3 * keypoint_count), [np.nan] * (3 * keypoint_count)
+    rows = [
+        entry.get("keypoints") or unlabelled if entry["category_id"] in category_ids else none
+        for entry in objects
+    ]
     return np.asarray(rows, np.float32).reshape(-1, keypoint_count, 3)
 
 

@@ -48,6 +48,7 @@ class LabelledFolder:
         format: COCO, YOLO, Pascal VOC or KITTI.
         classes: names of the classes that have labels, in the order of their ids.
         keypoints: names of the keypoints; empty where objects have none.
+        keypoint_classes: the classes whose objects have keypoints; empty: all.
         has_boxes_3d: whether the objects have 3D boxes.
         can_flip: whether images may be flipped horizontally.
         train, validation: the images.
@@ -64,6 +65,7 @@ class LabelledFolder:
     can_flip: bool = True
     is_split_off: bool = False
     projection: tuple[float, ...] | None = None
+    keypoint_classes: tuple[str, ...] = ()
 
 
 def open_folder(folder: Path, classes: Sequence[str] | None = None) -> LabelledFolder:
@@ -149,15 +151,18 @@ def _open_coco(
 ) -> LabelledFolder:
     train, validation = _by_split(folder, datasets)
     names = tuple(classes or annotated_categories(train))
-    keypoints = _common_keypoints(train, names)
+    keypoints, keypoint_classes = _keypoints(train, names)
 
     def read(dataset: CocoDataset | None) -> Images:
         if dataset is None:
             return Images([])
         directory = _image_directory(folder, dataset)
-        return read_coco_split(dataset.path, directory, names, keypoints).images
+        return read_coco_split(dataset.path, directory, names, keypoints, keypoint_classes).images
 
-    return LabelledFolder("COCO", names, read(train), read(validation), keypoints)
+    return LabelledFolder(
+        *("COCO", names, read(train), read(validation), keypoints),
+        keypoint_classes=keypoint_classes,
+    )
 
 
 def _by_split(
@@ -186,15 +191,23 @@ def _by_split(
     return found["train"], found.get("validation")
 
 
-def _common_keypoints(dataset: CocoDataset, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the keypoints that all classes have, if any of them is labelled."""
+def _keypoints(
+    dataset: CocoDataset, classes: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the keypoints, if any of them is labelled, and the classes that have them.
+
+    No classes if all have keypoints; no keypoints if those of two classes differ.
+    """
     named = {
-        tuple(map(str, entry.get("keypoints") or ()))
+        entry["name"]: tuple(map(str, entry["keypoints"]))
         for entry in dataset.categories
-        if entry["name"] in classes
+        if entry["name"] in classes and entry.get("keypoints")
     }
     is_labelled = any(any(entry.get("keypoints") or ()) for entry in dataset.annotations)
-    return named.pop() if len(named) == 1 and is_labelled else ()
+    if len(set(named.values())) != 1 or not is_labelled:
+        return (), ()
+    with_keypoints = tuple(name for name in classes if name in named)
+    return named[with_keypoints[0]], with_keypoints if len(named) < len(classes) else ()
 
 
 def _image_directory(folder: Path, dataset: CocoDataset) -> Path:

@@ -49,8 +49,9 @@ class AnnotatedImage:
             left-most pixel is 0 and the right edge of the right-most one is W (COCO).
         class_ids: int64 (N,), from 0.
         keypoints: float32 (N, J, 3): x, y in the coordinates of the boxes, and COCO's visibility,
-            0 for unlabelled keypoints; or the top, left, bottom and right point of each object,
-            all labelled; None for data without either.
+            0 for unlabelled keypoints, all NaN for objects of classes without keypoints; or the
+            top, left, bottom and right point of each object, all labelled; None for data without
+            either.
         boxes_3d: 3D boxes of the same objects; None for data without them.
         ignored_xywh: float32 (M, 4), regions that are excluded from the loss.
         ignored_class_ids: int64 (M,), class of each region, or :data:`ALL_CLASSES`.

@@ -49,7 +49,7 @@ def pose_targets(centers: CenterTargets, keypoints: FloatArray, *, stride: int) 
         keypoint_heatmap_offset=np.zeros((slots * count, 2), np.float32),
     )
     for index, pose in enumerate(keypoints):
-        if not (pose[:, 2] > 0).any():
+        if (pose[:, 2] <= 0).all():  # not those of classes without keypoints, which are NaN
             targets.present[index] = 0.0
         center = np.array(divmod(int(centers.cells[index]), width))[::-1]
         radius = center_radius(np.ceil(centers.size[index]))

@@ -19,6 +19,9 @@ AT = [100.0, 100.0, 200.0, 160.0]
 ELSEWHERE = [400.0, 100.0, 500.0, 160.0]
 
 
+NAN = float("nan")
+
+
 def labels_at(*boxes: list[float], keypoints: Any = None) -> ImageLabels:
     count = len(boxes)
     return ImageLabels(
@@ -57,6 +60,12 @@ def test_keypoints_by_hand() -> None:
     assert both.pck[1, 4] == pytest.approx(1 / 3)
     assert both.mean_error_px[4] == 14
     assert (both.objects, both.found) == (2, 1)
+    # As if it was not detected: a detection of a class without keypoints.
+    without = (
+        labels_at(AT, keypoints=[ground_truth]),
+        detections_at(AT, keypoints=[[[NAN] * 3] * 4]),
+    )
+    np.testing.assert_equal(keypoint_errors([image, without], 4), both)
 
 
 def changed(box: list[float], **new: float) -> np.ndarray:

@@ -102,6 +102,15 @@ def test_outputs_of_poses(start_server: Start) -> None:
     }
 
 
+def test_outputs_of_classes_without_keypoints_are_0(start_server: Start) -> None:
+    decoder = POSES.model_copy(update={"keypoint_class_ids": (2,)})
+    rows = {**POSE_ROWS, "class_ids": np.int32([2, 0])}
+    running = start_server(FixedEngine(rows), make_manifest(decoder))
+    (keypoints,) = arrays_of(infer(running, image_input(FIRST), **ALL))["keypoints"]
+    assert keypoints[0].any()
+    assert not keypoints[1].any()
+
+
 def test_outputs_of_3d_boxes(start_server: Start) -> None:
     running = start_server(FixedEngine(BOXES_3D_ROWS), make_manifest(BOXES_3D, CANVAS_3D))
     parameters = {"score_threshold": 0.0, "projection": "200,0,32,0,0,200,32,0,0,0,1,0"}

@@ -153,6 +153,21 @@ def test_coco_keypoints(folder: Path) -> None:
     assert read_coco_split(coco(folder), folder, ("mouse",)).images[0].keypoints is None
 
 
+def test_classes_without_keypoints_have_none(folder: Path) -> None:
+    path = coco(folder, keypoints=[3, 4, 2, 0, 0, 0])
+    document = json.loads(path.read_text())
+    other = {"id": 6, "image_id": 1, "category_id": 2, "bbox": [1, 2, 30, 20], "keypoints": []}
+    document["annotations"].append(other)
+    document["categories"].append({"id": 2, "name": "cage"})
+    path.write_text(json.dumps(document))
+    classes, keypoints = ("cage", "mouse"), ("snout", "tail")
+    read = read_coco_split(path, folder, classes, keypoints, ("mouse",)).images[0].keypoints
+    assert read[0].tolist() == [[3, 4, 2], [0, 0, 0]]
+    assert np.isnan(read[1]).all()
+    with pytest.raises(DatasetError, match=r"cage has keypoints None, expected"):
+        read_coco_split(path, folder, classes, keypoints)
+
+
 def test_coco_keypoints_of_another_layout_raise(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"has keypoints .*, expected"):
         read_coco_split(coco(folder), folder, ("mouse",), ("tail", "snout"))

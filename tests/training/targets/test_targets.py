@@ -132,6 +132,17 @@ def test_an_object_without_keypoints_stays_in_the_heatmap_only() -> None:
     assert (targets.heatmap == 1).sum() == 1
 
 
+def test_an_object_of_a_class_without_keypoints_has_a_box_only() -> None:
+    keypoints = np.full((1, 3, 3), np.nan, np.float32)
+    centers = encode([[10, 20, 31, 17]], [0])
+    targets = pose_targets(centers, keypoints, stride=4)
+    assert targets.present.tolist() == centers.present.tolist()
+    assert targets.present.sum() == 1
+    for name, values in vars(targets).items():
+        assert np.isfinite(values).all(), name
+        assert not (name.startswith("keypoint") and values.any()), name
+
+
 @pytest.mark.parametrize("alpha", np.linspace(-3.1, 3.1, 41))
 def test_angles_are_recovered_from_their_bins(alpha: float) -> None:
     boxes_3d = Boxes3D(
