@@ -28,6 +28,7 @@ from support.serving import (
     run_server_with_loader,
     wait_until,
 )
+from support.tasks import CANVAS_3D, POSES_AND_BOXES_3D, POSES_AND_BOXES_3D_ROWS
 from support.tools import find_tool
 
 from service.model_loader import ModelLoader
@@ -321,6 +322,20 @@ def test_3d_boxes_have_a_view_from_above_and_a_camera(
     assert "fx=500" in tab.detections[-1]
     tab.show_sample("people")
     assert tab.page.locator("#birds-eye-panel").is_hidden()
+
+
+def test_keypoints_and_3d_boxes_of_one_object_are_shown_together(open_page: OpenPage) -> None:
+    manifest = make_manifest(POSES_AND_BOXES_3D, CANVAS_3D)
+    engine = FixedEngine(POSES_AND_BOXES_3D_ROWS)
+    with run_server(one_model(engine, manifest), Settings()) as running:
+        tab = open_page(running)
+        upload_image(tab, encode(plain(1, 2)))
+        assert tab.page.locator("#birds-eye-panel").is_visible()
+        tab.page.locator("#viewer").focus()
+        tab.page.keyboard.press("ArrowRight")
+        text = tab.page.locator("#tip").inner_text()
+        assert "depth 20.00 m" in text
+        assert "1 of 2 keypoints found" in text
 
 
 @in_every_browser
