@@ -6,6 +6,7 @@ from model_package import (
     CenterBoxes3DDecoder,
     CenterPosesAndBoxes3DDecoder,
     CenterPosesDecoder,
+    ExtremePointsDecoder,
     FreeSize,
     InputSpec,
 )
@@ -46,6 +47,17 @@ POSES_AND_BOXES_3D = CenterPosesAndBoxes3DDecoder(
     skeleton=((0, 1),),
 )
 POSES_AND_BOXES_3D_ROWS = {**POSE_ROWS, **BOXES_3D_ROWS}
+EXTREME_POINTS = ExtremePointsDecoder(
+    output_stride=4, peaks=1, columns=16, agnostic=False, top_k=2, score_threshold=0.1
+)
+# The right point is beyond an image of 64 pixels.
+EXTREME_POINT_ROWS = {
+    "scores": np.full((4, 1), 0.9, np.float32),
+    "class_ids": np.zeros((4, 1), np.int32),
+    "cells": np.int32([[[8, 3]], [[4, 6]], [[7, 12]], [[15, 7]]]),
+    "points": np.float32([[[8.5, 3.5]], [[4.5, 6.5]], [[7.5, 12.5]], [[16.5, 7.5]]]),
+    "center_scores": np.full((1, 1, 16), 0.6, np.float32),
+}
 CANVAS_3D = InputSpec(width_px=64, height_px=64, resize="fit_width")
 CORNER_CANVAS = InputSpec(
     width_px=127,

@@ -1,8 +1,8 @@
 """Labeling configurations: which regions of which image a Label Studio project wants from a model.
 
 A configuration is XML. An ``Image`` tag names the field of the task with the image;
-``RectangleLabels`` and ``KeyPointLabels`` tags with its name in ``toName`` have a ``Label`` for
-each class or keypoint::
+``RectangleLabels``, ``KeyPointLabels`` and ``PolygonLabels`` tags with its name in ``toName`` have
+a ``Label`` for each class or keypoint::
 
     <View>
       <Image name="image" value="$image"/>
@@ -22,7 +22,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from model_package import KeypointsDecoder, ModelManifest
+from model_package import ExtremePointsDecoder, KeypointsDecoder, ModelManifest
 from service.errors import LabelingConfigError
 
 MAX_CONFIG_CHARACTERS = 128 * 1024
@@ -49,23 +49,26 @@ class RegionTargets:
     """The regions that a project wants from a model.
 
     ``image_name``: name of the Image tag; ``data_field``: field of the task's data with the image;
-    ``boxes``: by class id; ``keypoints``: by class id and index of the keypoint.
+    ``boxes`` and ``octagons``: by class id; ``keypoints``: by class id and index of the keypoint.
     """
 
     image_name: str
     data_field: str
     boxes: Mapping[int, Target]
     keypoints: Mapping[tuple[int, int], Target]
+    octagons: Mapping[int, Target]
 
     @property
     def class_ids(self) -> frozenset[int]:
         """The classes of which something is wanted."""
-        return frozenset(self.boxes) | {class_id for class_id, _ in self.keypoints}
+        of_keypoints = {class_id for class_id, _ in self.keypoints}
+        return frozenset(self.boxes) | frozenset(self.octagons) | of_keypoints
 
     @property
     def min_score(self) -> float:
         """The lowest score of all targets."""
-        return min(target.min_score for target in (*self.boxes.values(), *self.keypoints.values()))
+        kinds = (self.boxes, self.keypoints, self.octagons)
+        return min(target.min_score for targets in kinds for target in targets.values())
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,15 @@ def match_labels(config: object, manifest: ModelManifest) -> RegionTargets:
     Raises :class:`LabelingConfigError`.
     """
     tags = list(_parse(config).iter())
+    kinds = ["rectanglelabels", "keypointlabels"]
+    if isinstance(manifest.decoder, ExtremePointsDecoder):
+        kinds.append("polygonlabels")
     images: dict[str, Element] = {}
     controls: dict[str, list[_Control]] = {}
     for tag in tags:
         if _kind(tag) == "image" and tag.get("name"):
             images.setdefault(tag.get("name", ""), tag)
-        elif _kind(tag) in ("rectanglelabels", "keypointlabels"):
+        elif _kind(tag) in kinds:
             control = _read_control(tag, manifest)
             for name in set(tag.get("toName", "").split(",")):
                 controls.setdefault(name, []).append(control)
@@ -120,7 +126,11 @@ def match_labels(config: object, manifest: ModelManifest) -> RegionTargets:
         value = image.get("value", "")
         of_image = controls.get(name, [])
         targets = RegionTargets(
-            name, value[1:], _box_targets(of_image, manifest), _point_targets(of_image, manifest)
+            name,
+            value[1:],
+            _class_targets("rectanglelabels", of_image, manifest),
+            _point_targets(of_image, manifest),
+            _class_targets("polygonlabels", of_image, manifest),
         )
         if targets.class_ids:
             if not value.startswith("$"):
@@ -189,11 +199,13 @@ def _min_score(control: Element, manifest: ModelManifest) -> float:
     return score
 
 
-def _box_targets(controls: Sequence[_Control], manifest: ModelManifest) -> dict[int, Target]:
+def _class_targets(
+    kind: str, controls: Sequence[_Control], manifest: ModelManifest
+) -> dict[int, Target]:
     class_ids = _numbers_by_name(manifest.classes)
     targets: dict[int, Target] = {}
     for control in controls:
-        if control.kind != "rectanglelabels":
+        if control.kind != kind:
             continue
         for label in control.labels:
             for name in label.predicted & class_ids.keys():

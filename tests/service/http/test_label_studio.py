@@ -26,7 +26,7 @@ from support.serving import (
     make_manifest,
     wait_until,
 )
-from support.tasks import POSE_ROWS, POSES
+from support.tasks import EXTREME_POINT_ROWS, EXTREME_POINTS, POSE_ROWS, POSES
 
 from service.cli import main
 
@@ -131,6 +131,29 @@ def test_the_threshold_of_the_project(server: RunningServer) -> None:
     config = CONFIG.replace('toName="image"', 'toName="image" model_score_threshold="0.99"')
     (nothing,) = results(predict(server, data_uri(), config=config))
     assert nothing == {"model_version": "painted 1", "score": None, "result": []}
+
+
+@pytest.mark.parametrize("with_boxes", [True, False])
+def test_octagons_are_polygons(start_server: StartServer, with_boxes: bool) -> None:
+    server = start_server(FixedEngine(EXTREME_POINT_ROWS), make_manifest(EXTREME_POINTS))
+    polygons = (
+        '<PolygonLabels name="outline" toName="image"><Label value="Red"/></PolygonLabels></View>'
+    )
+    config = CONFIG.replace("</View>", polygons)
+    if not with_boxes:
+        config = config.replace("RectangleLabels", "BrushLabels")
+    (found,) = server.client.post("/detect", content=IMAGE).json()["detections"]
+    (prediction,) = results(predict(server, data_uri(), config=config))
+    *boxes, polygon = prediction["result"]
+    assert [box["id"] for box in boxes] == [polygon.get("parentID")] * with_boxes
+    assert ("parentID" in polygon) == with_boxes
+    assert (polygon["from_name"], polygon["type"]) == ("outline", "polygonlabels")
+    assert polygon["score"] == found["score"]
+    value = polygon["value"]
+    assert (value["polygonlabels"], value["closed"]) == (["Red"], True)
+    assert found["bbox"][2] > 64
+    clipped = [[100 * min(x, 64) / 64, 100 * y / 48] for x, y in found["octagon"]]
+    assert value["points"] == [pytest.approx(point, abs=1e-2) for point in clipped]
 
 
 def test_keypoints_belong_to_boxes(start_server: StartServer) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from support.serving import make_manifest
-from support.tasks import POSES
+from support.tasks import EXTREME_POINTS, POSES
 
 from service.errors import LabelingConfigError
 from service.http.label_studio.labeling_config import (
@@ -54,7 +54,7 @@ def test_labels_stand_for_classes(labels: list[str], expected: dict[int, str]) -
 
 def test_targets_name_the_tags_and_the_field() -> None:
     found = match_labels(config(rectangles('value="red"')), MODEL)
-    assert found == RegionTargets("image", "photo", {0: Target("box", "red", THRESHOLD)}, {})
+    assert found == RegionTargets("image", "photo", {0: Target("box", "red", THRESHOLD)}, {}, {})
     assert (found.class_ids, found.min_score) == ({0}, THRESHOLD)
 
 
@@ -99,6 +99,20 @@ def test_keypoints_are_found_by_name_or_by_class_and_index() -> None:
     }
     assert both.class_ids == {0, 1, 2}
     assert match_labels(config(named, rectangles('value="red"')), MODEL).keypoints == {}
+
+
+def test_polygons_are_labels_of_models_with_octagons() -> None:
+    manifest = make_manifest(EXTREME_POINTS)
+    polygons = rectangles('value="Red"', name="outline").replace("Rectangle", "Polygon")
+    target = Target("outline", "Red", 0.1)
+    found = match_labels(config(polygons), manifest)
+    assert found == RegionTargets("image", "photo", {}, {}, {0: target})
+    assert (found.class_ids, found.min_score) == ({0}, 0.1)
+    both = match_labels(config(polygons, rectangles('value="blue"')), manifest)
+    assert (set(both.boxes), both.octagons) == ({2}, {0: target})
+    assert match_labels(config(polygons, rectangles('value="red"')), MODEL).octagons == {}
+    with pytest.raises(LabelingConfigError, match="no labels for boxes"):
+        match_labels(config(polygons), MODEL)
 
 
 _DECLARED = '<!DOCTYPE a [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
