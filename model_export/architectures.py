@@ -1,11 +1,11 @@
 """Table of the supported architectures, by the name that ``--arch`` takes."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from model_export.errors import ConfigError
 from model_export.key_mappings import corner_nets, mmdetection, objects_as_points
@@ -23,7 +23,6 @@ from model_export.networks.dla import DLABackbone
 from model_export.networks.resnet import (
     BasicBlock,
     Bottleneck,
-    ConvolutionDeconvolutionNeck,
     DeconvolutionNeck,
     ResNetBackbone,
     conv3x3,
@@ -31,10 +30,16 @@ from model_export.networks.resnet import (
 from model_export.networks.timm_backbone import TimmBackbone, timm_features
 
 OUTPUT_STRIDE = 4
-"""Input pixels per cell of the output maps (*Objects as Points*, section 3: R = 4)."""
+"""Input pixels per cell of the output maps by default (*Objects as Points*, section 3: R = 4)."""
 
 INPUT_MULTIPLE = 32
 """Smallest total stride of a backbone; input height and width must be multiples of it."""
+
+_BACKBONE_STRIDE = 32
+_DECONVOLUTIONS = (2, 3, 4)
+"""Accepted numbers of transposed convolutions, for output strides of 8, 4 and 2."""
+_MAX_STACKS = 4
+"""Most hourglasses that are built to compare a checkpoint with them."""
 
 _SLIM_WIDTHS, _SLIM_DEPTHS = (48, 48, 64, 64, 64, 96), (1, 1, 1, 1, 1, 1)
 
@@ -65,52 +70,102 @@ class Architecture(Protocol):
         """Total stride; height and width of the input must be multiples of it."""
 
     @property
+    def output_stride(self) -> int:
+        """Input pixels per cell of the output maps."""
+
+    @property
     def head_hidden_channels(self) -> int:
         """Default number of channels between a head's two convolutions."""
 
+    def variant(self, state: Mapping[str, Tensor]) -> "Architecture":
+        """Return the variant that the names and shapes of ``state`` (upstream keys) determine.
+
+        Numbers of layers and channels that ``state`` does not determine stay as they are.
+        """
+
     def build(
-        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+        self, head_channels: Mapping[str, int], hidden_channels: Mapping[str, int] | None = None
     ) -> nn.Module:
-        """Build the network with newly initialised weights; ``head_channels`` by head name."""
+        """Build the network with newly initialised weights.
+
+        ``head_channels``: channels of the output, by head name. ``hidden_channels``: channels
+        between the two convolutions of a head, by default :attr:`head_hidden_channels`; 0 for heads
+        of one convolution.
+        """
+
+
+class _FixedArchitecture:
+    """An architecture without variants."""
+
+    output_stride: int = OUTPUT_STRIDE
+
+    def variant(self, state: Mapping[str, Tensor]) -> Self:
+        """Return the architecture itself."""
+        del state
+        return self
+
+
+def _hidden_channels(
+    heads: Iterable[str], found: Mapping[str, int] | None, default: int
+) -> dict[str, int]:
+    return {**dict.fromkeys(heads, default), **(found or {})}
 
 
 @dataclass(frozen=True)
 class ResNetArchitecture:
-    """ResNet backbone and a neck of three transposed convolutions."""
+    """ResNet backbone and a neck of transposed convolutions, whose number and widths may vary."""
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    neck: Callable[[int, Sequence[int]], DeconvolutionNeck | ConvolutionDeconvolutionNeck] = (
-        DeconvolutionNeck
-    )
-    neck_channels: tuple[int, int, int] = (256, 256, 256)
+    neck_channels: tuple[int, ...] = (256, 256, 256)
+    neck_convolution: Callable[[int, int], nn.Module] | None = None
+    """Makes the convolution before each transposed one; see :class:`DeconvolutionNeck`."""
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
     key_mapping: KeyMapping = objects_as_points.RESNET
     tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
+    @property
+    def output_stride(self) -> int:
+        """Input pixels per cell of the output maps."""
+        return _BACKBONE_STRIDE >> len(self.neck_channels)
+
+    def variant(self, state: Mapping[str, Tensor]) -> "ResNetArchitecture":
+        """Return the variant with the transposed convolutions of ``state``, if 2 to 4."""
+        layers = 3 if self.neck_convolution is None else 6  # per transposed convolution
+        channels: list[int] = []
+        while len(channels) <= max(_DECONVOLUTIONS):
+            key = f"neck.{layers * len(channels) + 1}.weight"  # of a batch normalization
+            weight = state.get(self.key_mapping.to_checkpoint_key(key))
+            if weight is None or weight.ndim != 1:
+                break
+            channels += weight.shape
+        if len(channels) not in _DECONVOLUTIONS:
+            return self
+        return replace(self, neck_channels=tuple(channels))
+
     def build(
-        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+        self, head_channels: Mapping[str, int], hidden_channels: Mapping[str, int] | None = None
     ) -> CenterPointNetwork:
-        """Build the network with newly initialised weights.
+        """Build the network with newly initialised weights; see :meth:`Architecture.build`.
 
         ``head_channels`` holds the output channels of each head: ``heatmap`` (number of classes),
         ``size`` (2), ``offset`` (2), and the further heads of the task.
         """
         backbone = ResNetBackbone(self.block, self.depths, self.widths)
-        neck = self.neck(backbone.out_channels, self.neck_channels)
+        neck = DeconvolutionNeck(backbone.out_channels, self.neck_channels, self.neck_convolution)
         return CenterPointNetwork(
             backbone,
             neck,
             neck.out_channels,
             head_channels,
-            head_hidden_channels or self.head_hidden_channels,
+            _hidden_channels(head_channels, hidden_channels, self.head_hidden_channels),
         )
 
 
 @dataclass(frozen=True)
-class TimmArchitecture:
+class TimmArchitecture(_FixedArchitecture):
     """A timm model and a neck of transposed convolutions with the widths of ``resdcn_*``.
 
     The neck has as many layers as lead from the stride of the features to that of the output.
@@ -124,23 +179,23 @@ class TimmArchitecture:
     tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
     def build(
-        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+        self, head_channels: Mapping[str, int], hidden_channels: Mapping[str, int] | None = None
     ) -> CenterPointNetwork:
         """Build the network with newly initialised weights; nothing is downloaded."""
         features = timm_features(self.model)
-        layers = (features.stride // OUTPUT_STRIDE).bit_length() - 1
+        layers = (features.stride // self.output_stride).bit_length() - 1
         neck = DeconvolutionNeck(features.channels, (256, 128, 64)[-layers:])
         return CenterPointNetwork(
             TimmBackbone(self.model, features),
             neck,
             neck.out_channels,
             head_channels,
-            head_hidden_channels or self.head_hidden_channels,
+            _hidden_channels(head_channels, hidden_channels, self.head_hidden_channels),
         )
 
 
 @dataclass(frozen=True)
-class DLAArchitecture:
+class DLAArchitecture(_FixedArchitecture):
     """DLA-34 backbone with plain or deformable deep aggregation."""
 
     neck: type[PlainNeck] | type[DeformableNeck]
@@ -150,7 +205,7 @@ class DLAArchitecture:
     tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
     def build(
-        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+        self, head_channels: Mapping[str, int], hidden_channels: Mapping[str, int] | None = None
     ) -> CenterPointNetwork:
         """Build the network with newly initialised weights."""
         return CenterPointNetwork(
@@ -158,18 +213,19 @@ class DLAArchitecture:
             self.neck(),
             self.neck.out_channels,
             head_channels,
-            head_hidden_channels or self.head_hidden_channels,
+            _hidden_channels(head_channels, hidden_channels, self.head_hidden_channels),
         )
 
 
 @dataclass(frozen=True)
 class HourglassArchitecture:
-    """Stacked hourglasses with prediction heads on the last stack."""
+    """Stacked hourglasses, whose number may vary, with prediction heads on the last stack."""
 
     stacks: int
     widths: Sequence[int] = hourglass.WIDTHS
     depths: Sequence[int] = hourglass.DEPTHS
     input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
+    output_stride: int = OUTPUT_STRIDE
     tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
     @property
@@ -182,8 +238,14 @@ class HourglassArchitecture:
         """Mapping between checkpoint keys and network keys."""
         return objects_as_points.hourglass_keys(self.stacks)
 
+    def variant(self, state: Mapping[str, Tensor]) -> "HourglassArchitecture":
+        """Return the variant with the number of stacks in ``state``, if 1 to 4."""
+        outputs = (f"backbone.outputs.{stack}.conv.weight" for stack in range(_MAX_STACKS + 1))
+        stacks = sum(self.key_mapping.to_checkpoint_key(key) in state for key in outputs)
+        return replace(self, stacks=stacks) if 1 <= stacks <= _MAX_STACKS else self
+
     def build(
-        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+        self, head_channels: Mapping[str, int], hidden_channels: Mapping[str, int] | None = None
     ) -> CenterPointNetwork:
         """Build the network with newly initialised weights."""
         return CenterPointNetwork(
@@ -191,12 +253,12 @@ class HourglassArchitecture:
             hourglass.LastStack(),
             self.widths[0],
             head_channels,
-            head_hidden_channels or self.head_hidden_channels,
+            _hidden_channels(head_channels, hidden_channels, self.head_hidden_channels),
         )
 
 
 @dataclass(frozen=True)
-class CornerArchitecture:
+class CornerArchitecture(_FixedArchitecture):
     """Stacked hourglasses with one corner or center pooling block per kind of keypoint."""
 
     stacks: int
@@ -220,7 +282,7 @@ class CornerArchitecture:
         return self.keys(self.stacks)
 
     def build(
-        self, head_channels: Mapping[str, int], head_hidden_channels: int | None = None
+        self, head_channels: Mapping[str, int], hidden_channels: Mapping[str, int] | None = None
     ) -> KeypointNetwork:
         """Build the network with newly initialised weights; ``head_channels`` by head name."""
         return KeypointNetwork(
@@ -228,7 +290,7 @@ class CornerArchitecture:
             self.pooling(self.widths[0]),
             self.widths[0],
             head_channels,
-            head_hidden_channels or self.head_hidden_channels,
+            _hidden_channels(head_channels, hidden_channels, self.head_hidden_channels),
         )
 
 
@@ -249,7 +311,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     **{f"res_{layers}": ResNetArchitecture(*_RESNETS[layers]) for layers in _RESNETS},
     **{
         f"resdcn_{layers}": ResNetArchitecture(
-            *_RESNETS[layers], neck=ConvolutionDeconvolutionNeck, neck_channels=_TAPERED_CHANNELS
+            *_RESNETS[layers],
+            neck_channels=_TAPERED_CHANNELS,
+            neck_convolution=DeformableConvolution,
         )
         for layers in (18, 101)
     },
@@ -264,8 +328,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     **{
         f"mmdet_centernet_r{layers}{ending}": ResNetArchitecture(
             *_RESNETS[layers],
-            neck=partial(ConvolutionDeconvolutionNeck, convolution=convolution),
             neck_channels=_TAPERED_CHANNELS,
+            neck_convolution=convolution,
             key_mapping=mmdetection.CENTER_NET,
             tasks=("boxes",),
         )

@@ -86,11 +86,12 @@ class ResolvedExport:
     input: InputSpec
     normalization: str
     pixel_normalization: Normalization
+    output_stride: int
 
     def decoder(self) -> Decoder:
         """Return the decoder configuration of the manifest."""
         fields = {
-            "output_stride": OUTPUT_STRIDE,
+            "output_stride": self.output_stride,
             "top_k": self.config.top_k,
             "score_threshold": self.config.score_threshold,
             "keypoints": self.keypoints,
@@ -101,7 +102,7 @@ class ResolvedExport:
             "centers": self.task.peaks_per_heatmap,
             "rules": self.task.corner_rules,
             "peaks": self.task.peaks_per_heatmap,
-            "columns": _longest_side_cells(self.input),
+            "columns": _longest_side_cells(self.input, self.output_stride),
             "agnostic": self.task.is_agnostic,
         }
         kind = self.task.decoder
@@ -194,15 +195,17 @@ def resolve_export(
     num_classes: int,
     num_keypoints: int,
     framework: Framework = "authors",
+    output_stride: int = OUTPUT_STRIDE,
 ) -> ResolvedExport:
     """Resolve the defaults of ``config`` for an identified network, trained with ``framework``.
 
-    Sides of the input must be multiples of ``multiple_px``. Raises :class:`ConfigError`, and
+    Sides of the input must be multiples of ``multiple_px``. ``output_stride``: input pixels per
+    cell of the output maps. Raises :class:`ConfigError`, and
     :class:`CheckpointMismatchError` if the number of names differs from the network's.
     """
     task = task_of_framework(task_name, framework)
     normalization, pixel_normalization = _normalization(config, task)
-    _check_size(config, task, multiple_px)
+    _check_size(config, task, multiple_px, output_stride)
     _check_names("classes", config.classes, num_classes)
     _check_names("keypoints", config.keypoints, num_keypoints)
     if config.flip and not task.can_flip:
@@ -218,12 +221,13 @@ def resolve_export(
         resolved = ResolvedExport(
             config=config,
             architecture=architecture,
-            task=_with_decoding_options(task, config, input_spec),
+            task=_with_decoding_options(task, config, input_spec, output_stride),
             classes=_names("classes", config.classes, task.classes, num_classes),
             keypoints=_names("keypoints", config.keypoints, task.keypoints, num_keypoints),
             input=input_spec,
             normalization=normalization,
             pixel_normalization=pixel_normalization,
+            output_stride=output_stride,
         )
         resolved.manifest(*_placeholder_results())
     except ValidationError as error:
@@ -263,7 +267,9 @@ def _input(
     )
 
 
-def _with_decoding_options(task: Task, config: ExportConfig, spec: InputSpec) -> Task:
+def _with_decoding_options(
+    task: Task, config: ExportConfig, spec: InputSpec, output_stride: int
+) -> Task:
     """Set the options of the decoding of extreme points; raises :class:`ConfigError`."""
     weight = config.edge_aggregation
     if task.decoder is not ExtremePointsDecoder:
@@ -278,16 +284,16 @@ def _with_decoding_options(task: Task, config: ExportConfig, spec: InputSpec) ->
     decode = partial(
         decode_extreme_points,
         agnostic=task.is_agnostic,
-        columns=_longest_side_cells(spec),
+        columns=_longest_side_cells(spec, output_stride),
         edge_aggregation=weight,
     )
     return replace(task, decode=decode)
 
 
-def _longest_side_cells(spec: InputSpec) -> int:
+def _longest_side_cells(spec: InputSpec, output_stride: int) -> int:
     """Return the longest side of the largest output map."""
     largest_px = spec.free_size.max_side_px if spec.free_size is not None else 0
-    return max(spec.width_px, spec.height_px, largest_px) // OUTPUT_STRIDE
+    return max(spec.width_px, spec.height_px, largest_px) // output_stride
 
 
 def _max_side_px(config: ExportConfig, task: Task) -> int | None:
@@ -302,7 +308,7 @@ def _size(config: ExportConfig, task: Task) -> tuple[int, int]:
     )
 
 
-def _check_size(config: ExportConfig, task: Task, multiple_px: int) -> None:
+def _check_size(config: ExportConfig, task: Task, multiple_px: int, output_stride: int) -> None:
     width_px, height_px = _size(config, task)
     size = f"{width_px}x{height_px}"
     reduction_px = task.reduction_px
@@ -319,7 +325,7 @@ def _check_size(config: ExportConfig, task: Task, multiple_px: int) -> None:
             f"dynamic input sizes are limited to {max_side_px} px a side, but the default input "
             f"size is {size}. Raise the limit or choose a smaller size."
         )
-    cells = width_px * height_px // OUTPUT_STRIDE**2
+    cells = width_px * height_px // output_stride**2
     if config.top_k > cells > 0:
         raise ConfigError(
             f"top-K is {config.top_k}, but an input of {size} has only {cells} cells in its "

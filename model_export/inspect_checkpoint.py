@@ -1,6 +1,7 @@
 """Description of a checkpoint for ``centernet-export inspect``."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from model_export.architectures import find_architecture
@@ -29,11 +30,10 @@ def inspect_checkpoint(path: Path, entry: str | None = None) -> tuple[str, bool]
         f"{len(state)} tensors, {values / 1e6:.2f} M values",
         f"framework: {_framework(info, checkpoint.mmdetection)}",
         f"detects: {_counts(info)}{_class_names(checkpoint.mmdetection)}",
-        f"heads: {', '.join(f'{name} {count}' for name, count in info.head_channels.items())}; "
-        f"{info.head_hidden_channels} hidden channels",
+        f"heads: {_join(info.head_channels)}; {_hidden_channels(info)}",
         f"default input: {_default_input(info)}",
     ]
-    lines += _source(checkpoint)
+    lines += _variant(info) + _source(checkpoint)
     if record is not None:
         lines.append(
             f"trained with: classes {', '.join(map(shown, record.classes))}; "
@@ -89,6 +89,32 @@ def _framework(info: CheckpointInfo, recorded: RecordedSettings) -> str:
         return "the code of the paper's authors, or this project"
     details = [shown(text) for text in (recorded.detector, recorded.version) if text]
     return f"MMDetection ({'; '.join(details)})" if details else "MMDetection"
+
+
+def _hidden_channels(info: CheckpointInfo) -> str:
+    counts = set(info.head_hidden_channels.values())
+    if counts == {0}:
+        return "no hidden channels"
+    if len(counts) == 1:
+        return f"{counts.pop()} hidden channels"
+    return f"hidden channels: {_join(info.head_hidden_channels)}"
+
+
+def _join(channels: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in channels.items())
+
+
+def _variant(info: CheckpointInfo) -> list[str]:
+    """Describe what differs from the architecture of this name."""
+    default, variant = find_architecture(info.architecture), info.variant
+    if variant == default:
+        return []
+    differences = [
+        f"{name.replace('_', ' ')} {value} instead of {vars(default)[name]}"
+        for name, value in vars(variant).items()
+        if value != vars(default)[name]
+    ]
+    return [f"variant: {'; '.join(differences)}; output stride {variant.output_stride}"]
 
 
 def _class_names(recorded: RecordedSettings) -> str:

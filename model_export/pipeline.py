@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from model_export.architectures import find_architecture
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.checkpoints.mmdetection import complete_config
@@ -137,7 +136,7 @@ def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Mo
         config = loaded.record.complete(config)
         check_config(config)
     checkpoint_info = identify(loaded.state, config.architecture, config.task)
-    architecture = find_architecture(checkpoint_info.architecture)
+    architecture = checkpoint_info.variant
     framework = architecture.key_mapping.framework
     if framework == "mmdetection":
         config = complete_config(config, loaded.mmdetection, checkpoint_info.task)
@@ -149,6 +148,7 @@ def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Mo
         checkpoint_info.num_classes,
         checkpoint_info.num_keypoints,
         framework,
+        architecture.output_stride,
     )
     return resolved, load_network(checkpoint_info, loaded.state)
 

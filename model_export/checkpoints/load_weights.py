@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from model_export.architectures import find_architecture
 from model_export.checkpoints.identify import CheckpointInfo
 
 
@@ -19,7 +18,7 @@ def load_network(checkpoint_info: CheckpointInfo, state: Mapping[str, Tensor]) -
     ``state``, which has upstream keys, as from
     :func:`~model_export.checkpoints.safe_load.read_state`.
     """
-    architecture = find_architecture(checkpoint_info.architecture)
+    architecture = checkpoint_info.variant
     network = architecture.build(
         checkpoint_info.head_channels, checkpoint_info.head_hidden_channels
     )

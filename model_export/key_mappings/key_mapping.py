@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-_HEAD = re.compile(r"heads\.(?P<head>\w+)\.(?P<layer>[02])")
+_HEAD = re.compile(r"heads\.(?P<head>\w+)(\.(?P<layer>[02]))?")
 _NOTHING = r"(?!)"  # a pattern that matches no key
 
 Framework = Literal["authors", "mmdetection"]
@@ -19,8 +19,8 @@ class HeadShapes:
     """Prediction heads found in a checkpoint, by network head name."""
 
     channels: Mapping[str, int]
-    hidden_channels: int | None
-    """Channels between a head's two convolutions; None if no head was found."""
+    hidden_channels: Mapping[str, int]
+    """Channels between the two convolutions of a head; 0 for a head of one convolution."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,29 @@ class KeyMapping:
 
     def find_heads(self, state: Mapping[str, Tensor]) -> HeadShapes:
         """Read the channels of the prediction heads from the weight shapes in ``state``."""
-        found: dict[str, dict[str, int]] = {"0": {}, "2": {}}
+        channels, hidden_channels = {}, {}
         for upstream, local in self.names.items():
             weight = state.get(f"{upstream}.weight")
-            if (match := _HEAD.fullmatch(local)) and weight is not None and weight.ndim == 4:
-                found[match["layer"]][match["head"]] = weight.shape[0]
-        return HeadShapes(found["2"], next(iter(found["0"].values()), None))
+            match = _HEAD.fullmatch(local)
+            if match is None or weight is None or weight.ndim != 4:
+                continue
+            head = match["head"]
+            if match["layer"] == "0":
+                hidden_channels[head] = weight.shape[0]
+                continue
+            channels[head] = weight.shape[0]
+            if match["layer"] is None:
+                hidden_channels[head] = 0
+        return HeadShapes(channels, hidden_channels)
+
+    def shares_layers(self, state: Mapping[str, Tensor]) -> bool:
+        """Return whether names in ``state`` begin like those of the network without its heads."""
+        layers = {
+            upstream.partition(".")[0]
+            for upstream, local in self.names.items()
+            if not local.startswith("heads.")
+        }
+        return any(key.partition(".")[0] in layers for key in state)
 
 
 def _translate(key: str, names: Mapping[str, str], parts: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ def _convolution_and_norm(upstream: str, local: str, first: int = 0) -> dict[str
 
 _NECK: Mapping[str, str] = {
     upstream: local
-    for stage in range(3)
+    for stage in range(5)  # 3 by default
     for step in range(2)
     for upstream, local in _convolution_and_norm(
         f"neck.deconv_layers.{2 * stage + step}", "neck", 6 * stage + 3 * step

@@ -38,6 +38,13 @@ def _heads(first: str, second: str) -> dict[str, str]:
     }
 
 
+_HEADS: Mapping[str, str] = {
+    **_heads("0", "2"),
+    # Without a hidden layer (``head_conv`` 0), a head is a single convolution.
+    **{upstream: f"heads.{local}" for upstream, local in HEADS.items()},
+}
+
+
 _RESNET_PREFIXES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 _PARTS = {"conv_offset_mask": "offsets_and_mask"}
 
@@ -45,7 +52,7 @@ RESNET = KeyMapping(
     names={
         **{prefix: f"backbone.{prefix}" for prefix in _RESNET_PREFIXES},
         "deconv_layers": "neck",
-        **_heads("0", "2"),
+        **_HEADS,
     },
     parts=_PARTS,
 )
@@ -55,13 +62,13 @@ TIMM = KeyMapping(
     names={
         "backbone": "backbone.features",
         "deconv_layers": "neck",
-        **_heads("0", "2"),
+        **_HEADS,
     }
 )
 """``timm/...``: this project's layout, with timm's own names under ``backbone``."""
 
 DLA = KeyMapping(
-    names={"base": "backbone", "dla_up": "neck", "ida_up": "neck.final", **_heads("0", "2")},
+    names={"base": "backbone", "dla_up": "neck", "ida_up": "neck.final", **_HEADS},
     parts={
         **_PARTS,
         "base_layer": "stem",

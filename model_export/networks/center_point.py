@@ -16,10 +16,19 @@ class PredictionHead(nn.Sequential):
         )
 
 
-class CenterPointNetwork(nn.Module):
-    """Backbone, neck and heads; float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4) per head.
+def prediction_head(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Module:
+    """Return a :class:`PredictionHead`, or a single 1x1 convolution for no hidden channels."""
+    if hidden_channels == 0:
+        return nn.Conv2d(in_channels, out_channels, 1)
+    return PredictionHead(in_channels, hidden_channels, out_channels)
 
-    The sigmoid of the heatmap is part of the loss and of the exported graph.
+
+class CenterPointNetwork(nn.Module):
+    """Backbone, neck and heads; float32 (N, 3, H, W) to one raw map (N, C, H/R, W/R) per head.
+
+    The output stride R is that of the neck. ``head_hidden_channels``, by head: 0 for heads of a
+    single 1x1 convolution. The sigmoid of the heatmap is part of the loss and of the exported
+    graph.
     """
 
     def __init__(
@@ -28,14 +37,14 @@ class CenterPointNetwork(nn.Module):
         neck: nn.Module,
         neck_channels: int,
         head_channels: Mapping[str, int],
-        head_hidden_channels: int,
+        head_hidden_channels: Mapping[str, int],
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
         self.heads = nn.ModuleDict(
             {
-                name: PredictionHead(neck_channels, head_hidden_channels, channels)
+                name: prediction_head(neck_channels, head_hidden_channels[name], channels)
                 for name, channels in head_channels.items()
             }
         )

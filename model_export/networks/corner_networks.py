@@ -25,14 +25,14 @@ class KeypointNetwork(nn.Module):
         pooling: Mapping[str, nn.Module],
         channels: int,
         head_channels: Mapping[str, int],
-        head_hidden_channels: int,
+        head_hidden_channels: Mapping[str, int],
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = nn.ModuleDict(pooling)
         self.heads = nn.ModuleDict(
             {
-                name: PredictionHead(channels, head_hidden_channels, count)
+                name: PredictionHead(channels, head_hidden_channels[name], count)
                 for name, count in head_channels.items()
             }
         )

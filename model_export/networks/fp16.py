@@ -38,8 +38,10 @@ class Fp16Network(nn.Module):
         heads = network.get_submodule("heads")
         for name in heatmaps:
             head = heads.get_submodule(name)
-            assert isinstance(head, PredictionHead)
-            head[-1] = _Float32Layer(head[-1])
+            if isinstance(head, PredictionHead):
+                head[-1] = _Float32Layer(head[-1])
+            else:  # a single convolution
+                heads.register_module(name, _Float32Layer(head))
         _round_weights(network)
         self.network = network
 

@@ -9,8 +9,6 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from model_export.networks.deformable import DeformableConvolution
-
 STEM_CHANNELS = 64
 
 
@@ -113,48 +111,33 @@ class ResNetBackbone(nn.Module):
 
 
 class DeconvolutionNeck(nn.Sequential):
-    """Transposed convolutions that double height and width once per entry of ``channels``."""
+    """Transposed convolutions that double height and width once per entry of ``channels``.
 
-    def __init__(self, in_channels: int, channels: Sequence[int] = (256, 256, 256)) -> None:
-        layers: list[nn.Module] = []
-        for out_channels in channels:
-            layers += _upsampling(in_channels, out_channels)
-            in_channels = out_channels
-        super().__init__(*layers)
-        self.out_channels = in_channels
-
-
-class ConvolutionDeconvolutionNeck(nn.Sequential):
-    """Like :class:`DeconvolutionNeck`, with a 3x3 convolution before each upsampling.
-
-    With deformable convolutions it is the neck of resdcn (*Objects as Points*, section 5).
-    ``convolution`` makes one from its numbers of input and output channels.
+    ``convolution`` makes a 3x3 convolution from its numbers of input and output channels, which
+    precedes each of them; with deformable convolutions it is the neck of resdcn (*Objects as
+    Points*, section 5).
     """
 
     def __init__(
         self,
         in_channels: int,
-        channels: Sequence[int] = (256, 128, 64),
-        *,
-        convolution: Callable[[int, int], nn.Module] = DeformableConvolution,
+        channels: Sequence[int],
+        convolution: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         layers: list[nn.Module] = []
         for out_channels in channels:
+            if convolution is not None:
+                layers += [
+                    convolution(in_channels, out_channels),
+                    nn.BatchNorm2d(out_channels),
+                    nn.ReLU(inplace=True),
+                ]
+                in_channels = out_channels
             layers += [
-                convolution(in_channels, out_channels),
+                nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(inplace=True),
-                *_upsampling(out_channels, out_channels),
             ]
             in_channels = out_channels
         super().__init__(*layers)
         self.out_channels = in_channels
-
-
-def _upsampling(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """Transposed convolution that doubles height and width, batch normalization, ReLU."""
-    return [
-        nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    ]

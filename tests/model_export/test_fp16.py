@@ -22,8 +22,9 @@ from model_export.import_onnx import import_package
 from model_export.networks.center_point import PredictionHead
 from model_export.networks.corner_blocks import PoolingBlock
 from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
+from model_export.networks.deformable import DeformableConvolution
 from model_export.networks.fp16 import Fp16Network, fold_normalization
-from model_export.networks.resnet import BasicBlock, ConvolutionDeconvolutionNeck
+from model_export.networks.resnet import BasicBlock
 from model_export.onnx.export import dynamic_batch, export_onnx, to_onnx
 from model_export.pipeline import export_package
 from model_export.tasks import TASKS
@@ -232,8 +233,8 @@ def _tiny_deformable() -> nn.Module:
         BasicBlock,
         (1, 1, 1, 1),
         widths=(8, 8, 16, 16),
-        neck=ConvolutionDeconvolutionNeck,
         neck_channels=(16, 16, 16),
+        neck_convolution=DeformableConvolution,
         head_hidden_channels=16,
     ).build({"heatmap": 3, "size": 2, "offset": 2})
     for name, module in network.named_modules():
