@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model_export.errors import ConfigError
 from model_export.key_mappings import corner_nets, mmdetection, objects_as_points
 from model_export.key_mappings.key_mapping import KeyMapping
-from model_export.networks import hourglass
+from model_export.networks import hourglass, squeeze
 from model_export.networks.aggregation import DeformableNeck, PlainNeck
 from model_export.networks.center_point import CenterPointNetwork
 from model_export.networks.corner_networks import (
@@ -175,6 +175,7 @@ class TimmArchitecture(_FixedArchitecture):
     """Name in timm, such as ``mobilenetv3_large_100``."""
     head_hidden_channels: int = 64
     input_multiple: Literal[32] = 32
+    output_stride: int = OUTPUT_STRIDE
     key_mapping: KeyMapping = objects_as_points.TIMM
     tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
@@ -201,6 +202,7 @@ class DLAArchitecture(_FixedArchitecture):
     neck: type[PlainNeck] | type[DeformableNeck]
     head_hidden_channels: int = 256
     input_multiple: Literal[32] = 32
+    output_stride: int = OUTPUT_STRIDE
     key_mapping: KeyMapping = objects_as_points.DLA
     tasks: tuple[str, ...] = OBJECTS_AS_POINTS_TASKS
 
@@ -269,7 +271,11 @@ class CornerArchitecture(_FixedArchitecture):
     depths: Sequence[int] = hourglass.DEPTHS
     keys: Callable[[int], KeyMapping] = corner_nets.corner_keys
     """Returns the mapping of a number of stacks."""
+    layers: hourglass.HourglassLayers = hourglass.RESIDUAL_LAYERS
+    head_kernel: int = 3
+    """Side of the first convolution of a head."""
     input_multiple: Literal[128] = hourglass.INPUT_MULTIPLE
+    output_stride: int = OUTPUT_STRIDE
 
     @property
     def head_hidden_channels(self) -> int:
@@ -286,11 +292,12 @@ class CornerArchitecture(_FixedArchitecture):
     ) -> KeypointNetwork:
         """Build the network with newly initialised weights; ``head_channels`` by head name."""
         return KeypointNetwork(
-            hourglass.StackedHourglass(self.stacks, self.widths, self.depths),
+            hourglass.StackedHourglass(self.stacks, self.widths, self.depths, self.layers),
             self.pooling(self.widths[0]),
             self.widths[0],
             head_channels,
             _hidden_channels(head_channels, hidden_channels, self.head_hidden_channels),
+            self.head_kernel,
         )
 
 
@@ -322,6 +329,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "hourglass": HourglassArchitecture(stacks=2),
     "cornernet_hourglass52": CornerArchitecture(1, corner_net_pooling, ("corner_pairs",)),
     "cornernet_hourglass104": CornerArchitecture(2, corner_net_pooling, ("corner_pairs",)),
+    "cornernet_squeeze": CornerArchitecture(
+        2,
+        corner_net_pooling,
+        ("corner_pairs",),
+        squeeze.WIDTHS,
+        squeeze.DEPTHS,
+        keys=corner_nets.corner_net_lite_keys,
+        layers=squeeze.LAYERS,
+        head_kernel=1,
+        output_stride=squeeze.OUTPUT_STRIDE,
+    ),
     "triplet_centernet52": CornerArchitecture(1, keypoint_triplets_pooling, ("corner_triplets",)),
     "triplet_centernet104": CornerArchitecture(2, keypoint_triplets_pooling, ("corner_triplets",)),
     # Networks of MMDetection. Their names follow those of its configurations.

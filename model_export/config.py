@@ -10,7 +10,6 @@ from model_export.architectures import OUTPUT_STRIDE, find_architecture
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
-from model_export.graph.corner_pairs import PAIRS
 from model_export.graph.extreme_points import decode_extreme_points
 from model_export.graph.normalization import NORMALIZATIONS, Normalization
 from model_export.key_mappings.key_mapping import Framework
@@ -98,7 +97,7 @@ class ResolvedExport:
             "skeleton": COCO_SKELETON if self.keypoints == COCO_KEYPOINTS else (),
             "keypoint_class_ids": self._keypoint_class_ids(),
             "projection": self.config.projection,
-            "pairs": PAIRS,
+            "pairs": self.task.pairs,
             "centers": self.task.peaks_per_heatmap,
             "rules": self.task.corner_rules,
             "peaks": self.task.peaks_per_heatmap,
@@ -169,9 +168,10 @@ def check_config(config: ExportConfig) -> None:
             raise ConfigError(f"there is no {option} {name!r}. Accepted: {', '.join(known)}.")
     task = config.task
     multiple: Literal[32, 128] = 32
+    output_stride = OUTPUT_STRIDE
     if config.architecture is not None:
         architecture = find_architecture(config.architecture)
-        multiple = architecture.input_multiple
+        multiple, output_stride = architecture.input_multiple, architecture.output_stride
         task = config.task or architecture.tasks[0]
         if task not in architecture.tasks:
             raise ConfigError(
@@ -184,7 +184,15 @@ def check_config(config: ExportConfig) -> None:
     keypoints = config.keypoints or TASKS[task].keypoints
     # The classes that may have keypoints are those of the checkpoint.
     config = replace(config, keypoint_classes=None)
-    resolve_export(config, "unknown", multiple, task, len(classes), len(keypoints))
+    resolve_export(
+        config,
+        "unknown",
+        multiple,
+        task,
+        len(classes),
+        len(keypoints),
+        output_stride=output_stride,
+    )
 
 
 def resolve_export(

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model_export.architectures import find_architecture
-from model_export.checkpoints.identify import CheckpointInfo, examine, shown
+from model_export.checkpoints.identify import (
+    CheckpointInfo,
+    describe_other_detector,
+    examine,
+    shown,
+)
 from model_export.checkpoints.mmdetection import RecordedSettings
 from model_export.checkpoints.safe_load import Checkpoint, read_checkpoint
-from model_export.key_mappings.mmdetection import describe_other_detector
 from model_export.tasks import TASKS, task_of_framework
 
 _SHOWN_CLASSES = 10
@@ -85,8 +89,11 @@ def _unnamed(info: CheckpointInfo, checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _framework(info: CheckpointInfo, recorded: RecordedSettings) -> str:
-    if find_architecture(info.architecture).key_mapping.framework == "authors":
-        return "the code of the paper's authors, or this project"
+    match find_architecture(info.architecture).key_mapping.framework:
+        case "authors":
+            return "the code of the paper's authors, or this project"
+        case "cornernet_lite":
+            return "CornerNet-Lite, or this project"
     details = [shown(text) for text in (recorded.detector, recorded.version) if text]
     return f"MMDetection ({'; '.join(details)})" if details else "MMDetection"
 

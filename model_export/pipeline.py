@@ -168,7 +168,8 @@ def _build_graph(network: nn.Module, resolved: ResolvedExport, flip: bool) -> De
 def _export(graph: DetectionGraph, resolved: ResolvedExport, path: Path) -> None:
     spec = resolved.input
     names = resolved.output_names()
-    export_onnx(graph, spec.height_px, spec.width_px, names, path, spec.free_size)
+    stride = resolved.output_stride
+    export_onnx(graph, spec.height_px, spec.width_px, names, path, spec.free_size, stride)
 
 
 def _verify(

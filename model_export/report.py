@@ -263,7 +263,7 @@ def _to_client(
         outputs = group_extreme_points(outputs)
     size = np.array(input_size)
     output_stride = getattr(manifest.decoder, "output_stride", OUTPUT_STRIDE)
-    cell_px = size / ((size + 1) // output_stride)  # 511 pixels are 128 cells
+    cell_px = size / ((size + 1) // output_stride)  # 511 pixels are 128 cells with a stride of 4
     rows = np.flatnonzero(outputs["scores"] >= max(manifest.decoder.score_threshold, 1e-6))
     rows = rows[:_MAX_DRAWN_DETECTIONS]
     boxes = boxes_in_cells(outputs)

@@ -11,6 +11,7 @@ from model_export.class_names import COCO, COCO_KEYPOINTS, KITTI
 from model_export.graph.boxes_3d import decode_boxes_3d
 from model_export.graph.corner_pairs import (
     PAIR_HEADS,
+    PAIRS,
     TRIPLET_HEADS,
     decode_corner_pairs,
     decode_corner_triplets,
@@ -64,6 +65,8 @@ class Task:
     """Maps can be averaged over the image and its horizontal flip."""
     peaks_per_heatmap: int | None = None
     """Number of peaks of each heatmap that are grouped to objects; None: top-K objects."""
+    pairs: int = PAIRS
+    """Number of pairs of corners in the output."""
     corner_rules: CornerRules = "cornernet"
 
     @property
@@ -190,19 +193,33 @@ TASKS: Mapping[str, Task] = {
     ),
 }
 
-_MMDETECTION_TASKS: Mapping[str, Task] = {
-    "boxes": replace(
-        TASKS["boxes"],
-        normalization="mmdetection",
-        resize="keep_resolution",
-        max_side_px=1536,
-    ),
-    "corner_pairs": replace(
-        TASKS["corner_pairs"], normalization="mmdetection-mean", corner_rules="mmdetection"
-    ),
+_CORNER_NET_LITE_PAIRS = 100
+_TASKS_OF_FRAMEWORKS: Mapping[Framework, Mapping[str, Task]] = {
+    "authors": TASKS,
+    # The settings of CornerNet-Squeeze.
+    "cornernet_lite": {
+        "corner_pairs": replace(
+            TASKS["corner_pairs"],
+            decode=partial(decode_corner_pairs, pairs=_CORNER_NET_LITE_PAIRS),
+            pairs=_CORNER_NET_LITE_PAIRS,
+            peaks_per_heatmap=20,
+            corner_rules="cornernet_lite",
+        ),
+    },
+    "mmdetection": {
+        "boxes": replace(
+            TASKS["boxes"],
+            normalization="mmdetection",
+            resize="keep_resolution",
+            max_side_px=1536,
+        ),
+        "corner_pairs": replace(
+            TASKS["corner_pairs"], normalization="mmdetection-mean", corner_rules="mmdetection"
+        ),
+    },
 }
 
 
 def task_of_framework(name: str, framework: Framework) -> Task:
     """Return a task of :data:`TASKS` with the defaults of the framework's own test."""
-    return _MMDETECTION_TASKS[name] if framework == "mmdetection" else TASKS[name]
+    return _TASKS_OF_FRAMEWORKS[framework][name]

@@ -1,7 +1,7 @@
 """Schema of ``model.json``: what serving needs to know about a model, and its verification."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -18,12 +18,13 @@ ResizeMode = Literal["letterbox", "fit_width", "keep_resolution"]
 aspect ratio than the input is cropped at top and bottom. ``fit_width``: the width of the image to
 the width of the input; the height is cropped or padded. ``keep_resolution``: no scaling.
 """
-CornerRules = Literal["cornernet", "mmdetection"]
+CornerRules = Literal["cornernet", "cornernet_lite", "mmdetection"]
 """How the corner pairs of an image become detections.
 
 ``cornernet``: the image and its horizontal flip are run, boxes are clipped to the image, and the
-sides of boxes include both end pixels in soft-NMS. ``mmdetection``: the image alone is run, boxes
-are clipped at its left and top edge only, and sides do not include the end pixel.
+sides of boxes include both end pixels in soft-NMS. ``cornernet_lite``: likewise, but the flip is
+run only on request. ``mmdetection``: the image alone is run, boxes are clipped at its left and top
+edge only, and sides do not include the end pixel.
 """
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
 
@@ -229,12 +230,19 @@ class CornerPairsDecoder(_CornerDecoder):
     """Boxes from pairs of corners."""
 
     kind: Literal["corner_pairs"] = "corner_pairs"
+    output_stride: int = Field(default=4, gt=0, le=8192)
+    """Input pixels per cell; manifests written before version 0.2 do not state it."""
     rules: CornerRules = "cornernet"
 
     @property
     def flipped_input(self) -> tuple[bool, ...]:
         """Whether the horizontal flip of an image is run too, as an input of its own."""
-        return (self.rules == "cornernet",)
+        flips: Mapping[CornerRules, tuple[bool, ...]] = {
+            "cornernet": (True,),
+            "cornernet_lite": (False, True),
+            "mmdetection": (False,),
+        }
+        return flips[self.rules]
 
 
 class CornerTripletsDecoder(_CornerDecoder):

@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "multi_pose_res_18": {"default_people_1": {}},
     "ddd_res_18": {"calib_road_0003": {"camera": True}},
     "cornernet_slim": {"default_people_1": {}},
+    "cornernet_squeeze": {"default_people_1": {}, "flip_people_3": {"flip": True}},
     "triplet_slim": {"default_people_1": {}},
     "ctdet_dla_34": {
         "default_blood_smear_1": {},
@@ -78,6 +79,7 @@ QUICK = {
     "multi_pose_res_18",
     "ddd_res_18",
     "cornernet_slim",
+    "cornernet_squeeze",
     "triplet_slim",
 }
 
@@ -151,8 +153,8 @@ def _config(network: str) -> ExportConfig:
         width_px=width_px,
         height_px=height_px,
         max_side_px=max_side_px,
-        # Flipped copies for extreme points are inputs of their own, without a second graph.
-        flip="flip" in options and not network.startswith("exdet"),
+        # Other flipped copies are inputs of their own, without a second graph.
+        flip="flip" in options and network.startswith(("ctdet", "multi_pose")),
         normalization=normalization,
     )
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from model_export.architectures import OUTPUT_STRIDE
 from model_export.graph.normalization import NORMALIZATIONS, Normalization
 from training.config import RENDERERS, TrainConfig
 from training.data.augmentation import AugmentationRanges, Canvas, fixed_view, random_view
@@ -30,8 +29,8 @@ MAX_OBJECTS = 128
 MAX_BOXES_3D = 50
 """Number of slots of the reference implementation; the loss of 3D boxes depends on it."""
 
-Encoder = Callable[[AnnotatedImage, int], Mapping[str, NDArray[Any]]]
-"""Encodes a view, given the number of classes, as targets by name."""
+Encoder = Callable[[AnnotatedImage, int, int], Mapping[str, NDArray[Any]]]
+"""Encodes a view, given the number of classes and the output stride, as targets by name."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class SampleSettings:
     normalization: Normalization
     num_classes: int
     task: str
+    output_stride: int
     render: Callable[[Generator], AnnotatedImage] = render_smear
 
     @classmethod
@@ -63,6 +63,7 @@ class SampleSettings:
             normalization=NORMALIZATIONS[config.normalization],
             num_classes=len(config.classes),
             task=config.task,
+            output_stride=config.network.output_stride,
             render=RENDERERS[config.data.renderer].render,
         )
 
@@ -124,66 +125,75 @@ class ValidationDataset(Dataset[dict[str, Tensor]]):
 
 
 def _sample(view: AnnotatedImage, settings: SampleSettings) -> dict[str, Tensor]:
-    targets = ENCODERS[settings.task](view, settings.num_classes)
+    targets = ENCODERS[settings.task](view, settings.num_classes, settings.output_stride)
     sample = {name: torch.from_numpy(value) for name, value in targets.items()}
     return {"image": network_input(view.pixels, settings.normalization), **sample}
 
 
 def _centers(
-    view: AnnotatedImage, classes: int, max_objects: int, *, round_up: bool
+    view: AnnotatedImage, classes: int, stride: int, max_objects: int, *, round_up: bool
 ) -> CenterTargets:
-    options = _map_options(view, classes, max_objects)
+    options = _map_options(view, classes, stride, max_objects)
     return center_targets(view.boxes_xywh, view.class_ids, **options, round_up=round_up)
 
 
-def _map_options(view: AnnotatedImage, classes: int, max_objects: int) -> dict[str, Any]:
+def _map_options(
+    view: AnnotatedImage, classes: int, stride: int, max_objects: int
+) -> dict[str, Any]:
     height, width = view.pixels.shape[:2]
     return {
         "num_classes": classes,
-        "map_height": height // OUTPUT_STRIDE,
-        "map_width": width // OUTPUT_STRIDE,
-        "stride": OUTPUT_STRIDE,
+        "map_height": height // stride,
+        "map_width": width // stride,
+        "stride": stride,
         "max_objects": max_objects,
     }
 
 
-def _encode_boxes(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
-    return asdict(_centers(view, classes, MAX_OBJECTS, round_up=True))
+def _encode_boxes(view: AnnotatedImage, classes: int, stride: int) -> dict[str, NDArray[Any]]:
+    return asdict(_centers(view, classes, stride, MAX_OBJECTS, round_up=True))
 
 
-def _encode_poses(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
+def _encode_poses(view: AnnotatedImage, classes: int, stride: int) -> dict[str, NDArray[Any]]:
     assert view.keypoints is not None, "the dataset has no keypoints"
-    centers = _centers(view, classes, MAX_OBJECTS, round_up=True)
-    return asdict(pose_targets(centers, view.keypoints, stride=OUTPUT_STRIDE))
+    centers = _centers(view, classes, stride, MAX_OBJECTS, round_up=True)
+    return asdict(pose_targets(centers, view.keypoints, stride=stride))
 
 
-def _encode_boxes_3d(view: AnnotatedImage, classes: int) -> dict[str, NDArray[Any]]:
+def _encode_boxes_3d(view: AnnotatedImage, classes: int, stride: int) -> dict[str, NDArray[Any]]:
     assert view.boxes_3d is not None, "the dataset has no 3D boxes"
-    centers = _centers(view, classes, MAX_BOXES_3D, round_up=False)
-    ignore_regions(centers.heatmap, view.ignored_xywh, view.ignored_class_ids, stride=OUTPUT_STRIDE)
+    centers = _centers(view, classes, stride, MAX_BOXES_3D, round_up=False)
+    ignore_regions(centers.heatmap, view.ignored_xywh, view.ignored_class_ids, stride=stride)
     return asdict(boxes_3d_targets(centers, view.boxes_3d))
 
 
 def _encode_extreme_points(
-    view: AnnotatedImage, classes: int, *, agnostic: bool
+    view: AnnotatedImage, classes: int, stride: int, *, agnostic: bool
 ) -> Mapping[str, NDArray[Any]]:
     assert view.keypoints is not None, "the dataset has no extreme points"
-    options = _map_options(view, classes, MAX_OBJECTS)
+    options = _map_options(view, classes, stride, MAX_OBJECTS)
     points = view.keypoints[..., :2]
     return extreme_point_targets(points, view.class_ids, **options, agnostic=agnostic)
 
 
-def _encode_corners(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:
-    return corner_targets(view.boxes_xywh, view.class_ids, **_corner_options(view, classes))
+def _encode_corners(view: AnnotatedImage, classes: int, stride: int) -> Mapping[str, NDArray[Any]]:
+    return corner_targets(view.boxes_xywh, view.class_ids, **_corner_options(view, classes, stride))
 
 
-def _encode_triplets(view: AnnotatedImage, classes: int) -> Mapping[str, NDArray[Any]]:
-    return triplet_targets(view.boxes_xywh, view.class_ids, **_corner_options(view, classes))
+def _encode_triplets(view: AnnotatedImage, classes: int, stride: int) -> Mapping[str, NDArray[Any]]:
+    return triplet_targets(
+        view.boxes_xywh, view.class_ids, **_corner_options(view, classes, stride)
+    )
 
 
-def _corner_options(view: AnnotatedImage, classes: int) -> dict[str, Any]:
+def _corner_options(view: AnnotatedImage, classes: int, stride: int) -> dict[str, Any]:
     height, width = view.pixels.shape[:2]
-    return {"num_classes": classes, "input_size": (width, height), "max_objects": MAX_OBJECTS}
+    return {
+        "num_classes": classes,
+        "input_size": (width, height),
+        "stride": stride,
+        "max_objects": MAX_OBJECTS,
+    }
 
 
 ENCODERS: Mapping[str, Encoder] = {

@@ -56,9 +56,8 @@ def _fill_with_interpolation(layer: nn.ConvTranspose2d) -> None:
 
 
 def _initialize_head(name: str, head: nn.Module) -> None:
-    for layer in head.children():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
-            nn.init.normal_(layer.weight, std=0.01)
     output = list(head.children())[-1]
-    if name.endswith("heatmap") and isinstance(output, nn.Conv2d) and output.bias is not None:
+    assert isinstance(output, nn.Conv2d)
+    nn.init.normal_(output.weight, std=0.01)
+    if name.endswith("heatmap") and output.bias is not None:
         nn.init.constant_(output.bias, -math.log((1 - CENTER_PRIOR) / CENTER_PRIOR))

@@ -1,6 +1,6 @@
 """Identification of a checkpoint's architecture and task from tensor names and shapes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from model_export.architectures import ARCHITECTURES, Architecture, find_architecture
 from model_export.errors import CheckpointMismatchError
-from model_export.key_mappings.mmdetection import describe_other_detector
+from model_export.key_mappings.corner_nets import describe_saccade
+from model_export.key_mappings.mmdetection import describe_mmdetection
 from model_export.tasks import TASKS
 
 _COUNTER = ".num_batches_tracked"
@@ -88,6 +89,11 @@ def identify(
         raise CheckpointMismatchError(other)
     closest = examine(state)
     raise CheckpointMismatchError(_describe(checkpoint_info, closest, architecture, len(state)))
+
+
+def describe_other_detector(state: Collection[str]) -> str | None:
+    """Return why a known detector is not supported; None if ``state`` is of no such detector."""
+    return describe_saccade(state) or describe_mmdetection(state)
 
 
 def examine(

@@ -14,7 +14,7 @@ from model_export.graph.heads import Head
 from model_export.graph.peaks import Peaks, cell_positions, divide, gather, top_peaks
 
 PAIRS = 1000
-"""Pairs per image in the output, as many as upstream keeps."""
+"""Pairs per image in the output, as many as *CornerNet* keeps."""
 
 MAX_EMBEDDING_DISTANCE = 0.5
 """Corners whose embeddings differ by more belong to different objects (section 4.2)."""
@@ -50,14 +50,16 @@ class Corners(NamedTuple):
     """float32 (N, K)."""
 
 
-def decode_corner_pairs(maps: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, ...]:
+def decode_corner_pairs(
+    maps: Mapping[str, Tensor], top_k: int, pairs: int = PAIRS
+) -> tuple[Tensor, ...]:
     """Decode corner pairs: the outputs of :class:`model_package.CornerPairsDecoder`, in its order.
 
     ``maps`` are float32 (N, C, H, W) by head (:data:`PAIR_HEADS`), heatmaps in [0, 1];
-    ``top_k`` is the number of corners of each kind that are paired.
+    ``top_k`` is the number of corners of each kind that are paired, ``pairs`` that of the output.
     """
     return pair_corners(
-        find_corners(maps, "top_left", top_k), find_corners(maps, "bottom_right", top_k), PAIRS
+        find_corners(maps, "top_left", top_k), find_corners(maps, "bottom_right", top_k), pairs
     )
 
 

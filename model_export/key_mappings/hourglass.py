@@ -20,6 +20,7 @@ PARTS: Mapping[str, str] = {
     "low1": "down",
     "low2": "inner",
     "low3": "up",
+    "up2": "upsampling",
     "skip": "shortcut",
 }
 """Later parts of the keys, upstream to network; see :attr:`KeyMapping.parts`."""

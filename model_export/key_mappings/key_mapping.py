@@ -10,8 +10,8 @@ from torch import Tensor
 _HEAD = re.compile(r"heads\.(?P<head>\w+)(\.(?P<layer>[02]))?")
 _NOTHING = r"(?!)"  # a pattern that matches no key
 
-Framework = Literal["authors", "mmdetection"]
-"""Code that trained a checkpoint: that of the paper's authors, or MMDetection."""
+Framework = Literal["authors", "cornernet_lite", "mmdetection"]
+"""Code that trained a checkpoint: that of the paper's authors, *CornerNet-Lite*, or MMDetection."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ _OTHER_DETECTORS = re.compile(
 )
 
 
-def describe_other_detector(state: Collection[str]) -> str | None:
+def describe_mmdetection(state: Collection[str]) -> str | None:
     """Return why a detector of MMDetection is not supported; None if ``state`` is of none."""
     if (
         all(key in state for key in _UPDATE_HEAD)

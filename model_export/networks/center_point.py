@@ -6,11 +6,16 @@ from torch import Tensor, nn
 
 
 class PredictionHead(nn.Sequential):
-    """3x3 convolution, ReLU, 1x1 convolution: one dense map per predicted quantity."""
+    """Convolution, ReLU, 1x1 convolution: one dense map per predicted quantity.
 
-    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
+    ``kernel`` is the odd side of the first convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, out_channels: int, kernel: int = 3
+    ) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, hidden_channels, 3, padding=1),
+            nn.Conv2d(in_channels, hidden_channels, kernel, padding=kernel // 2),
             nn.ReLU(inplace=True),
             nn.Conv2d(hidden_channels, out_channels, 1),
         )

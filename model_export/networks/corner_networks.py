@@ -1,4 +1,7 @@
-"""The network of *CornerNet* (Law and Deng 2018) and *Keypoint Triplets* (Duan et al. 2019)."""
+"""The network of *CornerNet*, *CornerNet-Squeeze* and *Keypoint Triplets*.
+
+Papers: Law and Deng 2018, *CornerNet-Lite* (Law et al. 2019), Duan et al. 2019.
+"""
 
 from collections.abc import Mapping
 
@@ -13,10 +16,10 @@ from model_export.networks.hourglass import StackedHourglass
 class KeypointNetwork(nn.Module):
     """Backbone, a pooling block per kind of keypoint, and heads on each block.
 
-    float32 (N, 3, H, W) to one raw map (N, C, H/4, W/4), rounded up, per head; sides must be
-    multiples of 128, or multiples minus 1. Heads are named ``<keypoint>_<quantity>``, such as
-    ``top_left_heatmap``. In training every stack of the backbone has blocks and heads; this
-    network has those of the last stack.
+    float32 (N, 3, H, W) to one raw map per head, (N, C, H/4, W/4), rounded up, or with the stride
+    of another ``backbone``; sides must be multiples of 128, or multiples minus 1. Heads are named
+    ``<keypoint>_<quantity>``, such as ``top_left_heatmap``. In training every stack of the backbone
+    has blocks and heads; this network has those of the last stack.
     """
 
     def __init__(
@@ -26,19 +29,20 @@ class KeypointNetwork(nn.Module):
         channels: int,
         head_channels: Mapping[str, int],
         head_hidden_channels: Mapping[str, int],
+        head_kernel: int = 3,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = nn.ModuleDict(pooling)
         self.heads = nn.ModuleDict(
             {
-                name: PredictionHead(channels, head_hidden_channels[name], count)
+                name: PredictionHead(channels, head_hidden_channels[name], count, head_kernel)
                 for name, count in head_channels.items()
             }
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.backbone(images)[-1]  # (N, channels, H/4, W/4)
+        features = self.backbone(images)[-1]  # (N, channels, H/4, W/4), or with another stride
         pooled = {keypoint: block(features) for keypoint, block in self.pooling.items()}
         return {name: head(pooled[_keypoint(name)]) for name, head in self.heads.items()}
 

@@ -4,7 +4,8 @@ float16 has 11 significant bits and a largest value of 65504. Batch normalizatio
 into the convolutions, in float64, so that every weight is rounded once.
 """
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from model_export.errors import Fp16Error
 from model_export.networks.center_point import PredictionHead
 from model_export.networks.deformable import DeformableConvolution
+from model_export.networks.squeeze import Concatenation
 
 _LARGEST = torch.finfo(torch.float16).max
 _EXAMPLE_PX = 128
@@ -64,27 +66,35 @@ class _Float32Layer(nn.Module):
 
 @torch.no_grad()
 def fold_normalization(network: nn.Module) -> None:
-    """Fold every batch normalization into the convolution before it, in place.
+    """Fold every batch normalization into the convolutions before it, in place.
 
-    ``network`` must be in eval mode; it is run once to find the convolution before each layer.
-    Raises :class:`Fp16Error` for a normalization that does not follow a convolution.
+    ``network`` must be in eval mode; it is run once to find the convolutions before each layer:
+    one, or several whose outputs are concatenated. Raises :class:`Fp16Error` for a normalization
+    that does not follow a convolution.
     """
     names = {module: name for name, module in network.named_modules()}
-    for convolution, norm in _normalized_convolutions(network):
-        _fold(convolution, norm)
+    for convolutions, norm in _normalized_convolutions(network):
+        _fold(convolutions, norm)
         # The activation, in the normalization layers of timm; nothing in those of PyTorch.
         network.set_submodule(names[norm], nn.Sequential(*norm.children()))
 
 
-def _normalized_convolutions(network: nn.Module) -> list[tuple[Convolution, nn.BatchNorm2d]]:
+def _normalized_convolutions(
+    network: nn.Module,
+) -> list[tuple[tuple[Convolution, ...], nn.BatchNorm2d]]:
     # Keeps the tensors too, because the id of a deleted tensor can be reused.
-    producers: dict[int, tuple[Convolution, Tensor]] = {}
+    producers: dict[int, tuple[tuple[Convolution, ...], Tensor]] = {}
     pairs = []
     names = {module: name for name, module in network.named_modules()}
 
     def remember(module: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(module, Convolution)
-        producers[id(output)] = (module, output)
+        producers[id(output)] = ((module,), output)
+
+    def join(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if all(id(part) in producers for part in inputs):
+            joined = itertools.chain.from_iterable(producers[id(part)][0] for part in inputs)
+            producers[id(output)] = (tuple(joined), output)
 
     def pair(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
@@ -99,6 +109,8 @@ def _normalized_convolutions(network: nn.Module) -> list[tuple[Convolution, nn.B
     for module in network.modules():
         if isinstance(module, Convolution):
             hooks.append(module.register_forward_hook(remember))
+        elif isinstance(module, Concatenation):
+            hooks.append(module.register_forward_hook(join))
         elif isinstance(module, nn.BatchNorm2d):
             hooks.append(module.register_forward_pre_hook(pair))
     device = next(network.parameters()).device
@@ -110,20 +122,25 @@ def _normalized_convolutions(network: nn.Module) -> list[tuple[Convolution, nn.B
     return pairs
 
 
-def _fold(convolution: Convolution, norm: nn.BatchNorm2d) -> None:
+def _fold(convolutions: Sequence[Convolution], norm: nn.BatchNorm2d) -> None:
+    """Fold ``norm``, which follows the concatenated outputs of ``convolutions``."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * factor
     # A transposed convolution's weight has its output channels second.
-    per_output = (1, -1, 1, 1) if isinstance(convolution, nn.ConvTranspose2d) else (-1, 1, 1, 1)
-    weight = convolution.weight.double() * factor.reshape(per_output)
-    bias = (
-        -norm.running_mean.double()
-        if convolution.bias is None
-        else (convolution.bias.double() - norm.running_mean.double())
+    axes = [1 if isinstance(one, nn.ConvTranspose2d) else 0 for one in convolutions]
+    counts = [one.weight.shape[axis] for one, axis in zip(convolutions, axes, strict=True)]
+    parts = zip(
+        convolutions, axes, torch.split(factor, counts), torch.split(shift, counts), strict=True
     )
-    convolution.weight = nn.Parameter(weight.float())
-    convolution.bias = nn.Parameter((bias * factor + norm.bias.double()).float())
+    for convolution, axis, factors, shifts in parts:
+        per_output = (1, -1, 1, 1) if axis else (-1, 1, 1, 1)
+        if convolution.bias is not None:
+            shifts = shifts + convolution.bias.double() * factors
+        weight = convolution.weight.double() * factors.reshape(per_output)
+        convolution.weight = nn.Parameter(weight.float())
+        convolution.bias = nn.Parameter(shifts.float())
 
 
 @torch.no_grad()

@@ -5,7 +5,9 @@ one is the Hourglass-52 of *Keypoint Triplets*. Unlike in Newell et al., strided
 instead of pooling halve the resolution, and the upsampled branch is added to the skip branch.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, cast
 
 from torch import Tensor, nn
@@ -80,57 +82,82 @@ def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Seque
     )
 
 
+def _nearest(_channels: int) -> nn.Module:
+    return nn.Upsample(scale_factor=2.0, mode="nearest")
+
+
+@dataclass(frozen=True)
+class HourglassLayers:
+    """Layers of a stacked hourglass."""
+
+    block: Callable[[int, int, int], nn.Module] = ResidualBlock
+    """Takes input channels, output channels and stride."""
+    upsampling: Callable[[int], nn.Module] = _nearest
+    """Doubles height and width of a map with this number of channels."""
+    stem_blocks: int = 1
+    """Strided residual blocks of the stem, after its strided convolution."""
+
+    def chain(self, channels: Sequence[int], first_stride: int = 1) -> nn.Sequential:
+        """Chain blocks with these channels: one block fewer than entries."""
+        strides = [first_stride] + [1] * (len(channels) - 2)
+        shapes = zip(channels[:-1], channels[1:], strides, strict=True)
+        return nn.Sequential(*(self.block(*shape) for shape in shapes))
+
+
+RESIDUAL_LAYERS = HourglassLayers()
+"""Layers of *CornerNet*."""
+
+
 class Hourglass(nn.Module):
     """One level and, recursively, all smaller ones; (N, widths[0], H, W) to the same shape.
 
     ``across`` keeps the resolution; ``down``, ``inner`` and ``up`` work at half of it.
     """
 
-    def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
+    def __init__(
+        self, widths: Sequence[int], depths: Sequence[int], layers: HourglassLayers
+    ) -> None:
         super().__init__()
         width, inner_width = widths[:2]
         depth, inner_depth = depths[:2]
-        self.across = _residuals([width] * (depth + 1))
-        self.down = _residuals([width] + [inner_width] * depth, first_stride=2)
+        self.across = layers.chain([width] * (depth + 1))
+        self.down = layers.chain([width] + [inner_width] * depth, first_stride=2)
         self.inner: nn.Module = (
-            Hourglass(widths[1:], depths[1:])
+            Hourglass(widths[1:], depths[1:], layers)
             if len(widths) > 2
-            else _residuals([inner_width] * (inner_depth + 1))
+            else layers.chain([inner_width] * (inner_depth + 1))
         )
-        self.up = _residuals([inner_width] * depth + [width])
+        self.up = layers.chain([inner_width] * depth + [width])
+        self.upsampling = layers.upsampling(width)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.up(self.inner(self.down(x)))  # (N, width, H/2, W/2)
-        doubled = functional.interpolate(inner, scale_factor=2.0, mode="nearest")
-        return cast(Tensor, self.across(x) + doubled)
-
-
-def _residuals(channels: Sequence[int], first_stride: int = 1) -> nn.Sequential:
-    """Chain residual blocks with these channels: one block fewer than entries."""
-    strides = [first_stride] + [1] * (len(channels) - 2)
-    return nn.Sequential(
-        *(ResidualBlock(*shape) for shape in zip(channels[:-1], channels[1:], strides, strict=True))
-    )
+        return cast(Tensor, self.across(x) + self.upsampling(inner))
 
 
 class StackedHourglass(nn.Module):
     """Stem and ``stacks`` hourglasses, each refining the features of the previous one.
 
     Takes float32 (N, 3, H, W) whose sides are multiples of 128, or multiples minus 1. Returns the
-    feature map of every stack in order, float32 (N, widths[0], H/4, W/4) each; the last one is
-    used for predictions, the others only for the training loss.
+    feature map of every stack in order, float32 (N, widths[0], H/4, W/4) each with one block in the
+    stem; the last one is used for predictions, the others only for the training loss.
     """
 
     def __init__(
-        self, stacks: int, widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS
+        self,
+        stacks: int,
+        widths: Sequence[int] = WIDTHS,
+        depths: Sequence[int] = DEPTHS,
+        layers: HourglassLayers = RESIDUAL_LAYERS,
     ) -> None:
         super().__init__()
         width = widths[0]
+        stem = [width // 2] + [width] * layers.stem_blocks
         self.stem = nn.Sequential(
             ConvolutionBlock(3, width // 2, kernel=7, stride=2),
-            ResidualBlock(width // 2, width, stride=2),
+            *(ResidualBlock(*channels, stride=2) for channels in itertools.pairwise(stem)),
         )
-        self.hourglasses = nn.ModuleList(Hourglass(widths, depths) for _ in range(stacks))
+        self.hourglasses = nn.ModuleList(Hourglass(widths, depths, layers) for _ in range(stacks))
         self.outputs = nn.ModuleList(ConvolutionBlock(width, width) for _ in range(stacks))
         between = range(stacks - 1)
         self.merge_inputs = nn.ModuleList(projection(width, width) for _ in between)
@@ -138,7 +165,7 @@ class StackedHourglass(nn.Module):
         self.merged = nn.ModuleList(ResidualBlock(width, width) for _ in between)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.stem(images)  # stride 4
+        x = self.stem(images)
         features = [self.outputs[0](self.hourglasses[0](x))]
         for stack, merged in enumerate(self.merged, start=1):
             x = self.merge_inputs[stack - 1](x) + self.merge_outputs[stack - 1](features[-1])

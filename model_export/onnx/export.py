@@ -29,17 +29,19 @@ def export_onnx(
     output_names: Sequence[str],
     path: Path,
     free_size: FreeSize | None = None,
+    output_stride: int = OUTPUT_STRIDE,
 ) -> None:
     """Export ``graph`` (uint8 (N, height, width, 3) to ``output_names``) to ``path``.
 
-    The batch axis is dynamic; with ``free_size``, height and width are too. The file contains its
-    weights and no paths or stack traces of the exporting machine.
+    The batch axis is dynamic; with ``free_size``, height and width are too. Pooled maps have one
+    cell for ``output_stride`` pixels of the input. The file contains its weights and no paths or
+    stack traces of the exporting machine.
     """
     sides = (_example_side(height_px, free_size), _example_side(width_px, free_size))
     example = torch.zeros(_EXAMPLE_BATCH, *sides, 3, dtype=torch.uint8)
     model = to_onnx(graph, (example,), ["images"], output_names, (_dynamic_axes(free_size),))
     longest_px = max(height_px, width_px, free_size.max_side_px if free_size else 0)
-    add_corner_pool_functions(model, -(-longest_px // OUTPUT_STRIDE))
+    add_corner_pool_functions(model, -(-longest_px // output_stride))
     write_onnx(model, path)
 
 

@@ -55,18 +55,25 @@ class CornerPairs:
     """
 
     def __init__(self, config: CornerPairsDecoder) -> None:
-        self._rules = config.rules
+        self._config = config
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Return the best boxes of all network inputs of one image."""
+        rules = self._config.rules
         candidates = CandidateBoxes.concatenate(
-            [decode_candidates(output, rules=self._rules) for output in outputs]
+            [
+                decode_candidates(output, rules=rules, output_stride=self._config.output_stride)
+                for output in outputs
+            ]
         )
-        return apply_soft_nms(candidates, options, merge=is_multi_scale(outputs), rules=self._rules)
+        return apply_soft_nms(candidates, options, merge=is_multi_scale(outputs), rules=rules)
 
 
 def decode_candidates(
-    output: ModelOutput, margin_px: float = np.inf, rules: CornerRules = "cornernet"
+    output: ModelOutput,
+    margin_px: float = np.inf,
+    rules: CornerRules = "cornernet",
+    output_stride: int = CORNER_STRIDE,
 ) -> CandidateBoxes:
     """Return the valid corner pairs of one network input, clipped as ``rules`` say.
 
@@ -76,7 +83,7 @@ def decode_candidates(
     tensors, transform = output.tensors, output.transform
     valid = tensors["scores"] > -1
     cells = tensors["boxes"][valid].astype(np.float64).reshape(-1, 2, 2)
-    corners = cells_to_resized(cells, transform)
+    corners = cells_to_resized(cells, transform, output_stride)
     if transform.flipped:  # flipping back swaps left and right
         corners[..., 0] = corners[:, ::-1, 0]
     size = np.array([transform.resized_width_px, transform.resized_height_px])
@@ -93,15 +100,17 @@ def decode_candidates(
     )
 
 
-def cells_to_resized(points: NDArray[np.float64], transform: ImageTransform) -> NDArray[np.float64]:
+def cells_to_resized(
+    points: NDArray[np.float64], transform: ImageTransform, output_stride: int = CORNER_STRIDE
+) -> NDArray[np.float64]:
     """Map points (..., 2) in cells of the output map to pixels of the resized image, unflipped.
 
-    The inputs of these networks have odd sides: 511 pixels give 128 cells, so a cell is slightly
-    less than 4 pixels. Flipped maps are flipped about their width rather than their last cell,
-    as in the reference implementation.
+    The inputs of these networks have odd sides: with a stride of 4, 511 pixels give 128 cells, so a
+    cell is slightly less than 4 pixels. Flipped maps are flipped about their width rather than
+    their last cell, as in the reference implementation.
     """
     input_size = np.array([transform.input_width_px, transform.input_height_px])
-    map_size = (input_size + 1) // CORNER_STRIDE
+    map_size = (input_size + 1) // output_stride
     if transform.flipped:
         points = np.stack([map_size[0] - points[..., 0], points[..., 1]], axis=-1)
     return transform.to_input.apply_inverse(points * (input_size / map_size))
@@ -119,7 +128,7 @@ def apply_soft_nms(
     ``merge`` averages each selected box with the boxes it suppresses, as the reference
     implementation does with several test scales.
     """
-    end_px = 1.0 if rules == "cornernet" else 0.0
+    end_px = 0.0 if rules == "mmdetection" else 1.0
     if merge:
         # Boxes of any score take part in merging: filter by class only, by score afterwards.
         perfect_scores = np.ones_like(candidates.scores)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CORNER_STRIDE = 4
-"""Output stride of the corner models, in input pixels per cell; the size of the output map
-is rounded up. The manifest of these models does not state it."""
+"""Output stride of the corner models whose manifest does not state it, in input pixels per cell;
+the size of the output map is rounded up."""
 
 
 @dataclass(frozen=True)

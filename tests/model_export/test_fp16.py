@@ -25,6 +25,7 @@ from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
 from model_export.networks.deformable import DeformableConvolution
 from model_export.networks.fp16 import Fp16Network, fold_normalization
 from model_export.networks.resnet import BasicBlock
+from model_export.networks.squeeze import FireModule
 from model_export.onnx.export import dynamic_batch, export_onnx, to_onnx
 from model_export.pipeline import export_package
 from model_export.tasks import TASKS
@@ -224,6 +225,22 @@ def test_every_batch_normalization_is_folded(name: str) -> None:
         network = architecture.build({name: head.count(3, 0) for name, head in heads.items()})
         fold_normalization(network.eval())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_a_normalization_is_folded_into_concatenated_convolutions() -> None:
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), FireModule(8, 8), FireModule(8, 16, stride=2))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.running_var, module.weight, module.bias):
+                nn.init.uniform_(values, 0.5, 1.5)
+    images = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        expected = network.eval()(images)
+        fold_normalization(network)
+        folded = network(images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-5)
 
 
 def _tiny_deformable() -> nn.Module:

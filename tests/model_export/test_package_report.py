@@ -85,18 +85,24 @@ def bounds_of_drawing(page: str) -> tuple[int, int, int, int]:
     return bounds
 
 
-def test_corner_pairs_are_drawn_in_pixels_of_the_input(slim_package: ModelPackage) -> None:
+@pytest.mark.parametrize("output_stride", [4, 8])
+def test_corner_pairs_are_drawn_in_pixels_of_the_input(
+    slim_package: ModelPackage, output_stride: int
+) -> None:
+    boxes = np.float32([[32, 64, 96, 120], [60, 70, 64, 72], [0, 0, 128, 128]])
     outputs = {
         "scores": np.float32([0.9, 0.8, -1]),
         "class_ids": np.int32([0, 0, 0]),
-        "boxes": np.float32([[32, 64, 96, 120], [60, 70, 64, 72], [0, 0, 128, 128]]),
+        "boxes": boxes * np.float32(4 / output_stride),
         "corner_scores": np.zeros((3, 2), np.float32),
     }
-    decoder = CornerPairsDecoder(pairs=3, top_k=3, score_threshold=0.85)
+    decoder = CornerPairsDecoder(
+        output_stride=output_stride, pairs=3, top_k=3, score_threshold=0.85
+    )
     manifest = with_decoder(slim_package, decoder)
     page = render_report(manifest, compared(outputs, 511), LATENCIES)
     left, _, right, bottom = bounds_of_drawing(page)
-    # 511 pixels are 128 cells; lines have a width.
+    # 511 pixels are 128 cells of 4 pixels; lines have a width.
     cell_px = 511 / 128
     assert (left, right, bottom) == pytest.approx(
         (32 * cell_px, 96 * cell_px, 120 * cell_px), abs=5

@@ -41,5 +41,6 @@ def _export_one_size(
     output_names: Sequence[str],
     path: Path,
     _: FreeSize | None,
+    output_stride: int,
 ) -> None:
-    export_onnx(graph, height_px, width_px, output_names, path)
+    export_onnx(graph, height_px, width_px, output_names, path, output_stride=output_stride)

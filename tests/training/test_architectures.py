@@ -22,6 +22,7 @@ ARCHITECTURES_AND_TASKS = [
     ("res_18_slim", "extreme_points"),
     ("res_18_slim", "extreme_points_agnostic"),
     ("cornernet_slim", "corner_pairs"),
+    ("cornernet_squeeze", "corner_pairs"),
     ("triplet_slim", "corner_triplets"),
 ]
 

@@ -17,7 +17,6 @@ from training.targets.centers import (
 CORNER_NET_MIN_OVERLAP = 0.3
 """Smallest IoU of a box whose corners are off by the radius, in *CornerNet*'s configuration."""
 
-_CELL_PX = 4
 _CORNER_SIGMAS, _CENTER_SIGMAS = 6, 5
 """Diameter of a Gaussian in standard deviations."""
 
@@ -30,11 +29,12 @@ def corner_targets(
     *,
     num_classes: int,
     input_size: tuple[int, int],
+    stride: int,
     max_objects: int,
 ) -> Targets:
     """Encode boxes, float32 (N, 4) in pixels of an input of this width and height.
 
-    Maps have a quarter of the input size, rounded up. Raises ``ValueError`` for more than
+    Maps have the input size divided by ``stride``, rounded up. Raises ``ValueError`` for more than
     ``max_objects`` objects.
 
     Returns, with K = ``max_objects`` and ``<corner>`` = ``top_left`` and ``bottom_right``:
@@ -43,7 +43,7 @@ def corner_targets(
         ``<corner>_offset``: float32 (K, 2), corner minus its cell, 0...1.
         ``present``: float32 (K,), 1 for objects and 0 for unused slots.
     """
-    boxes, shape = _to_cells(boxes_xywh, input_size)
+    boxes, shape = _to_cells(boxes_xywh, input_size, stride)
     radii = [
         corrected_gaussian_radius(height, width, CORNER_NET_MIN_OVERLAP)
         for width, height in _whole_sizes(boxes)
@@ -57,6 +57,7 @@ def triplet_targets(
     *,
     num_classes: int,
     input_size: tuple[int, int],
+    stride: int,
     max_objects: int,
 ) -> Targets:
     """Encode boxes as :func:`corner_targets` does, with centers as a third point, ``center``.
@@ -64,7 +65,7 @@ def triplet_targets(
     The radius differs: the reference implementation of *Keypoint Triplets* uses the formula that
     *CornerNet* has corrected since, with an overlap of 0.7.
     """
-    boxes, shape = _to_cells(boxes_xywh, input_size)
+    boxes, shape = _to_cells(boxes_xywh, input_size, stride)
     radii = [gaussian_radius(height, width) for width, height in _whole_sizes(boxes)]
     map_shape = (num_classes, *shape)
     centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).astype(np.float32)
@@ -77,10 +78,10 @@ def triplet_targets(
 
 
 def _to_cells(
-    boxes_xywh: FloatArray, input_size: tuple[int, int]
+    boxes_xywh: FloatArray, input_size: tuple[int, int], stride: int
 ) -> tuple[FloatArray, tuple[int, int]]:
     """Return corners in cells, float32 (N, 4) x1, y1, x2, y2, and height and width of the maps."""
-    width, height = (-(-side // _CELL_PX) for side in input_size)
+    width, height = (-(-side // stride) for side in input_size)
     corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
     # The right edge of the right-most column would be in a cell outside of the map.
     last = np.array([input_size[0] - 1, input_size[1] - 1] * 2)

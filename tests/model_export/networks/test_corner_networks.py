@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
+from model_export.errors import CheckpointMismatchError
 from model_export.graph.corner_pairs import PAIR_HEADS, TRIPLET_HEADS
 from model_export.key_mappings import corner_nets
 
@@ -17,6 +18,7 @@ NETWORKS = {
     "cornernet_hourglass104": PAIR_HEADS,
     "triplet_centernet52": TRIPLET_HEADS,
     "triplet_centernet104": TRIPLET_HEADS,
+    "cornernet_squeeze": PAIR_HEADS,
     "cornernet_slim": PAIR_HEADS,
     "triplet_slim": TRIPLET_HEADS,
 }
@@ -66,6 +68,9 @@ def test_heads_of_earlier_stacks_are_unused() -> None:
     assert not corner_nets.corner_keys(2).is_unused("tl_heats.1.1.bias")
     assert not corner_nets.corner_keys(1).is_unused("tl_heats.0.1.bias")
     assert not corner_nets.corner_keys(2).is_unused("cnvs.0.conv.weight")
+    assert corner_nets.corner_net_lite_keys(2).is_unused("tl_modules.0.p_bn1.running_mean")
+    assert not corner_nets.corner_net_lite_keys(2).is_unused("tl_modules.1.p_bn1.running_mean")
+    assert not corner_nets.corner_net_lite_keys(2).is_unused("hg.cnvs.0.conv.weight")
 
 
 def test_heads_are_found_in_a_checkpoint() -> None:
@@ -77,7 +82,11 @@ def test_heads_are_found_in_a_checkpoint() -> None:
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [("cornernet_hourglass52", "corner_pairs"), ("triplet_centernet104", "corner_triplets")],
+    [
+        ("cornernet_hourglass52", "corner_pairs"),
+        ("cornernet_squeeze", "corner_pairs"),
+        ("triplet_centernet104", "corner_triplets"),
+    ],
 )
 def test_corner_checkpoints_are_identified(name: str, task: str) -> None:
     checkpoint_info = identify(_checkpoint(name, classes=7))
@@ -88,10 +97,30 @@ def test_corner_checkpoints_are_identified(name: str, task: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["cornernet_hourglass52", "triplet_centernet52"])
-def test_maps_have_a_quarter_of_the_input_size(name: str) -> None:
+def test_cornernet_saccade_is_refused_by_name() -> None:
+    """A part of its names; the others are those of the *CornerNet* in the same repository."""
+    names = ("hg.pre.0.conv.weight", "tl_modules.2.bn1.weight", "att_modules.2.0.1.weight")
+    state = {name: torch.zeros(1) for name in names}
+    with pytest.raises(CheckpointMismatchError, match=r"is CornerNet-Saccade .* is not supported"):
+        identify(state)
+    del state["att_modules.2.0.1.weight"]
+    with pytest.raises(CheckpointMismatchError, match="matches no known architecture"):
+        identify(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("cornernet_hourglass52", (32, 64)),
+        ("triplet_centernet52", (32, 64)),
+        ("cornernet_squeeze", (16, 32)),
+    ],
+)
+def test_maps_have_the_input_size_divided_by_the_stride(name: str, size: tuple[int, int]) -> None:
+    stride = ARCHITECTURES[name].output_stride
+    assert size == (128 // stride, 256 // stride)
     with torch.device("meta"), torch.inference_mode():
         maps = _build(name, classes=3)(torch.empty(2, 3, 127, 255))
     assert {head: values.shape for head, values in maps.items()} == {
-        head_name: (2, head.count(3, 0), 32, 64) for head_name, head in NETWORKS[name].items()
+        head_name: (2, head.count(3, 0), *size) for head_name, head in NETWORKS[name].items()
     }

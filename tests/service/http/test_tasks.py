@@ -221,6 +221,26 @@ def test_corner_pairs_run_the_image_and_its_flipped_copy(start_server: Start) ->
     assert detections(server, "?flip=true&keep_resolution=true&soft_nms=true", body) == results
 
 
+def test_pairs_of_cornernet_lite_run_the_flipped_copy_on_request(start_server: Start) -> None:
+    engine = FixedEngine(PAIR_ROWS)
+    decoder = CornerPairsDecoder(
+        output_stride=8, pairs=3, top_k=5, score_threshold=0.1, rules="cornernet_lite"
+    )
+    server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
+    body = encode(quadrants(64, 64))
+    response = post(server, body=body)
+    assert response.headers["X-Batch-Size"] == "1"
+    best = max(response.json()["detections"], key=lambda found: found["score"])
+    # 16 cells for 127 pixels; the lower right corner is outside of the image.
+    corner = 10 * 127 / 16 - 31
+    assert best["bbox"] == pytest.approx([corner, corner, 64, 64], abs=1e-3)
+    assert detections(server, "?flip=false", body) == response.json()["detections"]
+    flipped = post(server, "?flip=true", body)
+    assert flipped.headers["X-Batch-Size"] == "2"
+    _, flipped_input = engine.calls[-1][0]
+    assert np.array_equal(flipped_input[31:95, 32:96], quadrants(64, 64)[:, ::-1])
+
+
 def test_corner_triplets_require_a_center(start_server: Start) -> None:
     engine = FixedEngine(PAIR_ROWS | CENTER_ROWS)
     decoder = CornerTripletsDecoder(pairs=3, top_k=5, score_threshold=0.1, centers=2)

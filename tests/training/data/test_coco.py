@@ -106,6 +106,7 @@ def test_samples_depend_on_seed_epoch_and_index_only() -> None:
         normalization=NORMALIZATIONS["coco"],
         num_classes=3,
         task="boxes",
+        output_stride=4,
     )
 
     def sample(epoch: int) -> torch.Tensor:

@@ -184,23 +184,26 @@ def test_ignored_regions_have_no_penalty_and_keep_objects() -> None:
     assert heatmap[1, 7, 17] == pytest.approx(0.9999)
 
 
-@pytest.mark.parametrize("encode_corners", [corner_targets, triplet_targets])
-def test_corners_are_recovered_from_their_targets(encode_corners) -> None:
+@pytest.mark.parametrize(
+    ("encode_corners", "stride"), [(corner_targets, 4), (corner_targets, 8), (triplet_targets, 4)]
+)
+def test_corners_are_recovered_from_their_targets(encode_corners, stride: int) -> None:
     boxes = np.array([[10.5, 20, 31, 17], [60, 0, 67, 127]], np.float32)
     targets = encode_corners(
-        boxes, np.array([1, 0]), num_classes=2, input_size=(127, 127), max_objects=5
+        boxes, np.array([1, 0]), num_classes=2, input_size=(127, 127), stride=stride, max_objects=5
     )
+    side = 128 // stride
     corners = {"top_left": boxes[:, :2], "bottom_right": boxes[:, :2] + boxes[:, 2:]}
     if encode_corners is triplet_targets:
         corners["center"] = boxes[:, :2] + boxes[:, 2:] / 2
     for name, points in corners.items():
-        assert targets[f"{name}_heatmap"].shape == (2, 32, 32)
+        assert targets[f"{name}_heatmap"].shape == (2, side, side)
         cells = targets[f"{name}_cells"][:2]
-        decoded = np.stack([cells % 32, cells // 32], axis=1) + targets[f"{name}_offset"][:2]
-        # 32 cells for 127 pixels; corners are clipped to the last column of the image.
-        np.testing.assert_allclose(decoded, points * 32 / 127, atol=32 / 127)
+        decoded = np.stack([cells % side, cells // side], axis=1) + targets[f"{name}_offset"][:2]
+        # 32 or 16 cells for 127 pixels; corners are clipped to the last column of the image.
+        np.testing.assert_allclose(decoded, points * side / 127, atol=side / 127)
         if name == "top_left":
-            np.testing.assert_allclose(decoded, points * 32 / 127, atol=1e-5)
+            np.testing.assert_allclose(decoded, points * side / 127, atol=1e-5)
         for class_id, cell in zip((1, 0), cells, strict=True):
             assert targets[f"{name}_heatmap"][class_id].flat[cell] == 1
     assert targets["present"].tolist() == [1, 1, 0, 0, 0]
