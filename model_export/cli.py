@@ -150,6 +150,7 @@ def _read_config(args: argparse.Namespace) -> ExportConfig:
         architecture=args.arch,
         task=args.task,
         weights=args.weights,
+        ignored_heads=tuple(args.ignore_heads),
         classes=None if args.classes is None else read_classes(args.classes),
         keypoints=None if args.keypoints is None else read_keypoints(args.keypoints),
         keypoint_classes=(

@@ -92,6 +92,11 @@ def _add_package(command: argparse.ArgumentParser) -> None:
         f"{', '.join(ARCHITECTURES)}, or {TIMM_PREFIX}MODEL",
     )  # fmt: skip
     _add_weights(command)
+    add(
+        "--ignore-heads", nargs="+", default=(), metavar="NAME",
+        help="heads of the checkpoint to leave out, such as tracking or velocity; inspect prints "
+        "them (default: refuse such a checkpoint)",
+    )  # fmt: skip
     _add_task(command)
     add(
         "--flip", action="store_true",
@@ -140,6 +145,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     command.set_defaults(
         arch=None,
         weights=None,
+        ignore_heads=(),
         flip=False,
         free_size=None,
         normalization=None,

@@ -44,6 +44,8 @@ class ExportConfig:
     """A key of :data:`model_export.tasks.TASKS`."""
     weights: str | None = None
     """Key of the checkpoint that holds the weights."""
+    ignored_heads: tuple[str, ...] = ()
+    """Heads of the checkpoint, by their names in it, that are left out."""
     classes: tuple[str, ...] | None = None
     """Class names in the order of training."""
     keypoints: tuple[str, ...] | None = None

@@ -7,7 +7,8 @@ from pathlib import Path
 from model_export.architectures import find_architecture
 from model_export.checkpoints.identify import (
     CheckpointInfo,
-    describe_other_detector,
+    describe_heads,
+    describe_unsupported,
     examine,
     shown,
 )
@@ -27,7 +28,7 @@ def inspect_checkpoint(path: Path, entry: str | None = None) -> tuple[str, bool]
     checkpoint = read_checkpoint(path, entry)
     state, record = checkpoint.state, checkpoint.record
     info = examine(state) if record is None else examine(state, record.architecture, record.task)
-    fits = info.differences.count() == 0
+    fits = info.differences.count() == 0 or info.can_ignore_heads
     values = sum(weight.numel() for weight in state.values())
     lines = [
         f"{path}: {'' if fits else 'closest to '}{info.architecture} for {info.task}, "
@@ -50,18 +51,19 @@ def inspect_checkpoint(path: Path, entry: str | None = None) -> tuple[str, bool]
         )
     if info.unused:
         lines.append(f"not needed: {len(info.unused)} tensors that inference does not use")
+    if info.other_heads:
+        lines.append(f"further heads, not supported: {describe_heads(info.other_heads)}")
     lines += info.differences.lines() or ["no missing and no unexpected tensors"]
-    if not fits and (other := describe_other_detector(state)) is not None:
+    if not fits and (other := describe_unsupported(state)) is not None:
         lines.append(other)
     if fits:
         name = shlex.quote(f"models/{info.architecture}")
-        weights = "" if entry is None else f"--weights {shlex.quote(entry)} "
+        weights = [] if entry is None else ["--weights", entry]
+        heads = ["--ignore-heads", *map(shown, info.other_heads)] if info.other_heads else []
+        options = shlex.join(["--checkpoint", str(path), *weights, *heads])
         unnamed = _unnamed(info, checkpoint)
-        options = "".join(f" --{kind} NAMES" for kind in unnamed)
-        lines.append(
-            f"command: centernet-export package --checkpoint {shlex.quote(str(path))} "
-            f"{weights}--output {name}{options}"
-        )
+        names = "".join(f" --{kind} NAMES" for kind in unnamed)
+        lines.append(f"command: centernet-export package {options} --output {name}{names}")
         lines += [
             f"{kind}: neither the file nor the task has {count} names; NAMES are those of the "
             "training, in its order: a text file with one name per line, or separated by commas"

@@ -135,7 +135,7 @@ def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Mo
     if loaded.record is not None:
         config = loaded.record.complete(config)
         check_config(config)
-    checkpoint_info = identify(loaded.state, config.architecture, config.task)
+    checkpoint_info = identify(loaded.state, config.architecture, config.task, config.ignored_heads)
     architecture = checkpoint_info.variant
     framework = architecture.key_mapping.framework
     if framework == "mmdetection":

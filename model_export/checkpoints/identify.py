@@ -1,7 +1,7 @@
 """Identification of a checkpoint's architecture and task from tensor names and shapes."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,11 +10,17 @@ from model_export.architectures import ARCHITECTURES, Architecture, find_archite
 from model_export.errors import CheckpointMismatchError
 from model_export.key_mappings.corner_nets import describe_saccade
 from model_export.key_mappings.mmdetection import describe_mmdetection
+from model_export.key_mappings.objects_as_points import (
+    NEEDED_HEADS,
+    OTHER_HEADS,
+    describe_tracker,
+)
 from model_export.tasks import TASKS
 
 _COUNTER = ".num_batches_tracked"
 _SHOWN = 3
 _SHOWN_CHARACTERS = 100
+_MAX_OTHER_HEADS = 20
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -62,11 +68,29 @@ class CheckpointInfo:
     unused: tuple[str, ...] = ()
     """Keys of stored tensors that inference does not need."""
     differences: Differences = Differences((), (), (), 0)
+    other_heads: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Keys of heads that the network does not have, by their name in the checkpoint."""
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return self.head_channels[TASKS[self.task].classes_head]
+
+    @property
+    def has_only_other_heads(self) -> bool:
+        """Whether the only differences are further heads."""
+        keys = {key for keys in self.other_heads.values() for key in keys}
+        differences = self.differences
+        return 0 < differences.count() == len(keys.intersection(differences.unexpected))
+
+    @property
+    def can_ignore_heads(self) -> bool:
+        """Whether the checkpoint fits if its further heads are left out."""
+        return (
+            self.has_only_other_heads
+            and len(self.other_heads) <= _MAX_OTHER_HEADS
+            and self.other_heads.keys().isdisjoint(NEEDED_HEADS)
+        )
 
     @property
     def num_keypoints(self) -> int:
@@ -75,25 +99,73 @@ class CheckpointInfo:
 
 
 def identify(
-    state: Mapping[str, Tensor], architecture: str | None = None, task: str | None = None
+    state: Mapping[str, Tensor],
+    architecture: str | None = None,
+    task: str | None = None,
+    ignored_heads: Sequence[str] = (),
 ) -> CheckpointInfo:
     """Return the network that ``state`` (upstream keys) matches exactly.
 
-    ``architecture`` and ``task`` restrict the candidates. Raises
-    :class:`CheckpointMismatchError`, which lists all differences.
+    ``architecture`` and ``task`` restrict the candidates. ``ignored_heads``: names in ``state`` of
+    heads that the network does not have. Raises :class:`CheckpointMismatchError`, which lists all
+    differences.
     """
     checkpoint_info = examine(state, architecture, task)
+    if ignored_heads:
+        ignored = _keys_of_heads(checkpoint_info.other_heads, ignored_heads)
+        state = {key: weight for key, weight in state.items() if key not in ignored}
+        checkpoint_info = examine(state, architecture, task)
+        checkpoint_info = replace(checkpoint_info, unused=(*checkpoint_info.unused, *ignored))
     if checkpoint_info.differences.count() == 0:
         return checkpoint_info
-    if (other := describe_other_detector(state)) is not None:
+    if (other := describe_unsupported(state)) is not None:
         raise CheckpointMismatchError(other)
+    if checkpoint_info.has_only_other_heads:
+        raise CheckpointMismatchError(_describe_other_heads(checkpoint_info))
     closest = examine(state)
     raise CheckpointMismatchError(_describe(checkpoint_info, closest, architecture, len(state)))
 
 
-def describe_other_detector(state: Collection[str]) -> str | None:
-    """Return why a known detector is not supported; None if ``state`` is of no such detector."""
-    return describe_saccade(state) or describe_mmdetection(state)
+def _keys_of_heads(found: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
+    """Return the keys of the heads ``names``; raises :class:`CheckpointMismatchError`."""
+    for name in names:
+        if name in NEEDED_HEADS:
+            raise CheckpointMismatchError(
+                f"the head {name} cannot be ignored: it predicts {OTHER_HEADS[name]}, without "
+                "which those of the supported heads are wrong."
+            )
+        if name not in found:
+            raise CheckpointMismatchError(
+                f"there is no head {name!r} that could be ignored; heads beside those of the "
+                f"network: {', '.join(map(shown, found)) or 'none'}."
+            )
+    return [key for name in names for key in found[name]]
+
+
+def describe_unsupported(state: Mapping[str, Tensor]) -> str | None:
+    """Return what network of another kind ``state`` is; None if that is unknown."""
+    return describe_saccade(state) or describe_mmdetection(state) or describe_tracker(state)
+
+
+def _describe_other_heads(info: CheckpointInfo) -> str:
+    found = (
+        f"the checkpoint is a {info.architecture} for {info.task} with further heads, which are "
+        f"not supported: {describe_heads(info.other_heads)}."
+    )
+    if info.can_ignore_heads:
+        names = " ".join(map(shown, info.other_heads))
+        return f"{found} Leave them out with --ignore-heads {names}."
+    return f"{found} Not all of them can be left out."
+
+
+def describe_heads(heads: Iterable[str]) -> str:
+    """Return the names of heads, with what they predict if it is known."""
+    listed = list(heads)
+    described = [
+        f"{name} ({OTHER_HEADS[name]})" if name in OTHER_HEADS else shown(name)
+        for name in listed[:_MAX_OTHER_HEADS]
+    ]
+    return ", ".join(described) + (", ..." if len(listed) > _MAX_OTHER_HEADS else "")
 
 
 def examine(
@@ -140,6 +212,7 @@ def _examine_as(state: Mapping[str, Tensor], name: str, task_name: str | None) -
         hidden_channels,
         unused,
         compare(expected, needed),
+        architecture.key_mapping.find_other_heads(needed),
     )
 
 

@@ -67,11 +67,41 @@ class KeyMapping:
     def shares_layers(self, state: Mapping[str, Tensor]) -> bool:
         """Return whether names in ``state`` begin like those of the network without its heads."""
         layers = {
-            upstream.partition(".")[0]
+            _first_part(upstream)
             for upstream, local in self.names.items()
             if not local.startswith("heads.")
         }
-        return any(key.partition(".")[0] in layers for key in state)
+        return any(_first_part(key) in layers for key in state)
+
+    def find_other_heads(self, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+        """Return the keys of heads in ``state`` that the network does not have, by head.
+
+        Such a head is a part of its own with as many input channels as one of the known heads.
+        """
+        known = {_first_part(upstream) for upstream in self.names}
+        heads = {
+            _first_part(upstream)
+            for upstream, local in self.names.items()
+            if local.startswith("heads.")
+        }
+        in_channels = {
+            weight.shape[1]
+            for key, weight in state.items()
+            if _first_part(key) in heads and weight.ndim == 4
+        }
+        parts: dict[str, list[str]] = {}
+        for key in state:
+            if _first_part(key) not in known:
+                parts.setdefault(_first_part(key), []).append(key)
+        return {
+            part: keys
+            for part, keys in parts.items()
+            if state[keys[0]].ndim == 4 and state[keys[0]].shape[1] in in_channels
+        }
+
+
+def _first_part(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _translate(key: str, names: Mapping[str, str], parts: Mapping[str, str]) -> str:

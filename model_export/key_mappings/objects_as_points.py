@@ -1,6 +1,7 @@
 """Parameter names of the upstream *Objects as Points* checkpoints (xingyizhou/CenterNet)."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from functools import cache
 
 from model_export.key_mappings import hourglass
@@ -27,6 +28,33 @@ HEADS: Mapping[str, str] = {
     "reg_r": "right_offset",
 }
 """Upstream head names to network head names."""
+
+OTHER_HEADS: Mapping[str, str] = {
+    "tracking": "displacements since the previous image",
+    "ltrb": "distances to the sides of boxes",
+    "ltrb_amodal": "distances to the sides of boxes that extend beyond the image",
+    "amodel_offset": "offsets to the centers of 3D boxes",
+    "nuscenes_att": "attributes of nuScenes",
+    "velocity": "velocities",
+    "conv_weight": "weights of the convolutions that predict masks",
+    "seg_feat": "features for masks",
+}
+"""What heads of forks predict that are not supported: CenterTrack, CenterNet-CondInst."""
+
+NEEDED_HEADS = ("amodel_offset",)
+"""Those of :data:`OTHER_HEADS` without which the results of supported heads are wrong."""
+
+_EARLIER_INPUTS = re.compile(r"base\.pre_(img|hm)_layer")
+
+
+def describe_tracker(state: Collection[str]) -> str | None:
+    """Return why a tracker of CenterTrack is not supported; None if ``state`` is of none."""
+    if not any(_EARLIER_INPUTS.match(key) for key in state):
+        return None
+    return (
+        "the checkpoint is a tracker of CenterTrack, whose network also takes the previous image "
+        "or the heatmap of its objects. Only networks with one image as input are supported."
+    )
 
 
 def _heads(first: str, second: str) -> dict[str, str]:
