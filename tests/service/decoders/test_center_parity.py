@@ -240,8 +240,12 @@ def assert_same_3d(
     )
 
 
-@pytest.mark.parametrize(("case", "size"), [("kitti", (1242, 375)), ("land", (640, 402))])
-def test_3d_postprocessing_equals_upstream(case: str, size: tuple[int, int], project: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "size", "excess_px"), [("kitti", (1242, 375), 1.2), ("land", (640, 402), 105.0)]
+)
+def test_3d_postprocessing_equals_upstream(
+    case: str, size: tuple[int, int], excess_px: float, project: Path
+) -> None:
     with np.load(project / "tests/upstream/goldens/unit_geometry_xz.npz") as golden:
         rows, upstream = golden[f"dddpp_{case}_in"][0], golden[f"dddpp_{case}_out"]
         projection = golden["ddd_calib"].astype(np.float64)
@@ -255,4 +259,9 @@ def test_3d_postprocessing_equals_upstream(case: str, size: tuple[int, int], pro
     )
     assert isinstance(detections, Detections3D)
     assert len(detections) == len(upstream) == 64
+    # Upstream's mistake in the height of the 2D boxes, as ADR 5 states it.
+    heights = [
+        np.sort(found[:, 3] - found[:, 1]) for found in (detections.boxes_xyxy, upstream[:, 1:5])
+    ]
+    assert np.abs(heights[1] - heights[0] - excess_px).max() <= 1e-3
     assert_same_3d(detections, upstream, transform, rows, rows[:, 15:17])
