@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.stored_checkpoints import restore_checkpoint
 from torch import Tensor
 
-from mmdetection.archive import restore_checkpoint
 from model_export.checkpoints.identify import identify
 from model_export.cli import main
 from model_export.errors import CheckpointMismatchError

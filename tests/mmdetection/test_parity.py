@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from support.exports import export_for_parity
 from support.matching import match_boxes
 from support.serving import run_server
+from support.stored_checkpoints import restore_checkpoint
 
-from mmdetection.archive import restore_checkpoint
 from mmdetection.weights import weights_of
 from model_export.class_names import COCO
 from model_export.config import ExportConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import State, without_counters
+from support.checkpoints import State, UpstreamNames, without_counters
 from torch import Tensor, nn
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
@@ -20,28 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Lite Interpreter:DeprecationWarning"),
 ]
-
-
-class _UpstreamNames(nn.Module):
-    """A network whose parameters and buffers have the names of the upstream code."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._networks = [network]  # in a list, so that its own names are not registered
-        for name, weight in network.state_dict(keep_vars=True).items():
-            *parts, last = to_checkpoint_key(name).split(".")
-            module: nn.Module = self
-            for part in parts:
-                if not hasattr(module, part):
-                    module.add_module(part, nn.Module())
-                module = module.get_submodule(part)
-            if isinstance(weight, nn.Parameter):
-                module.register_parameter(last, weight)
-            else:
-                module.register_buffer(last, weight)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self._networks[0](images)
 
 
 class _Detector(nn.Module):
@@ -66,7 +44,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def traced(network: nn.Module) -> torch.jit.ScriptModule:
-    return torch.jit.trace(_UpstreamNames(network), torch.zeros(1, 3, 32, 32), strict=False)
+    return torch.jit.trace(UpstreamNames(network), torch.zeros(1, 3, 32, 32), strict=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Checkpoints written by MMEngine, stored without their weights.
+"""Checkpoints written by MMEngine and by Lightning, stored without their weights.
 
-The stored file is one of MMEngine's ``save_checkpoint`` whose large tensors are zero, so that xz
-reduces it to some kilobytes. For a test, the records of its weights are replaced.
+The large tensors of a stored file are zero, so that xz reduces it to some kilobytes. For a test,
+the records of its weights are replaced.
 """
 
 import io
@@ -16,8 +16,8 @@ from torch import Tensor
 def restore_checkpoint(stored: Path, state: Mapping[str, Tensor], path: Path) -> None:
     """Write the checkpoint ``stored`` to ``path``, with ``state`` as the weights.
 
-    The state dict is the first entry with tensors in MMEngine's files, so that its tensors are the
-    first records, in order.
+    The state dict is the first entry with tensors in these files, so that its tensors are the first
+    records, in order.
     """
     records = {f"data/{index}": tensor for index, tensor in enumerate(state.values())}
     with (
