@@ -116,7 +116,7 @@ def _evaluate(args: argparse.Namespace, steps: Steps) -> Report:
             "corner_triplets has centers that can be replaced."
         )
     task = choose_task(args.task, model, ground_truth)
-    ground_truth = map_to_classes(ground_truth, model.classes)
+    ground_truth = map_to_classes(ground_truth, model.classes, with_masks=model.has_octagons)
     sigmas = choose_sigmas(args.sigmas, model, ground_truth) if task == "poses" else None
     earlier = None
     if args.compare is not None:

@@ -21,6 +21,7 @@ class ImageDetections:
             NaN for classes without.
         boxes_3d: float64 (n, 8), height, width, length, x, y, z (metres), rotation_y, alpha
             (radians); (n, 0) for models without 3D boxes.
+        octagons: float64 (n, 8, 2) in pixels; (n, 0, 2) for models without octagons.
     """
 
     boxes_xyxy: NDArray[np.float64]
@@ -28,6 +29,7 @@ class ImageDetections:
     class_ids: NDArray[np.int64]
     keypoints: NDArray[np.float64]
     boxes_3d: NDArray[np.float64]
+    octagons: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -39,6 +41,7 @@ class ImageDetections:
             self.class_ids[rows],
             self.keypoints[rows],
             self.boxes_3d[rows],
+            self.octagons[rows],
         )
 
     def filter_by_score(self, min_score: float) -> "ImageDetections":
@@ -47,22 +50,29 @@ class ImageDetections:
 
 
 def read_detections(
-    detections: Sequence[Mapping[str, Any]], *, keypoint_count: int = 0, is_3d: bool = False
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    keypoint_count: int = 0,
+    is_3d: bool = False,
+    has_octagons: bool = False,
 ) -> ImageDetections:
     """Read the field ``detections`` of the service's response.
 
-    ``keypoint_count``: keypoints of the model per object; ``is_3d``: the model detects 3D boxes.
+    ``keypoint_count``: keypoints of the model per object; ``is_3d``: the model detects 3D boxes;
+    ``has_octagons``: it detects extreme points.
     """
     count = len(detections)
     none = np.full((keypoint_count, 3), np.nan)
     keypoints = [one.get("keypoints", none) if keypoint_count else () for one in detections]
     boxes_3d = [_box_3d(one["box3d"]) if is_3d else () for one in detections]
+    octagons = [one["octagon"] if has_octagons else () for one in detections]
     return ImageDetections(
         np.array([one["bbox"] for one in detections], np.float64).reshape(count, 4),
         np.array([one["score"] for one in detections], np.float64),
         np.array([one["class_id"] for one in detections], np.int64),
         np.array(keypoints, np.float64).reshape(count, keypoint_count, 3),
         np.array(boxes_3d, np.float64).reshape(count, 8 if is_3d else 0),
+        np.array(octagons, np.float64).reshape(count, 8 if has_octagons else 0, 2),
     )
 
 
@@ -83,9 +93,10 @@ def to_coco_results(
             image_detections.boxes_xyxy.tolist(),
             keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]).tolist(),
             image_detections.boxes_3d.tolist(),
+            image_detections.octagons.reshape(len(keypoints), -1).tolist(),
             strict=True,
         )
-        for class_id, score, (x1, y1, x2, y2), points, box_3d in columns:
+        for class_id, score, (x1, y1, x2, y2), points, box_3d, octagon in columns:
             result = {
                 "image_id": image_id,
                 "category_id": class_id,
@@ -96,6 +107,8 @@ def to_coco_results(
                 result["keypoints"] = points
             if box_3d:
                 result["box_3d"] = box_3d
+            if octagon:
+                result["segmentation"] = [octagon]
             results.append(result)
     return results
 
@@ -107,7 +120,9 @@ def from_coco_results(
     keypoint_count: int,
     is_3d: bool,
 ) -> list[ImageDetections]:
-    """Read the detections of each image from COCO's result format; see :func:`to_coco_results`.
+    """Read the detections of each image from COCO's result format, without octagons.
+
+    See :func:`to_coco_results`.
 
     Raises :class:`ValueError` for missing values, and :class:`KeyError` for an unknown image.
     """
@@ -132,4 +147,5 @@ def _from_results(
         np.array([one["category_id"] for one in ordered], np.int64),
         np.array(keypoints, np.float64).reshape(count, keypoint_count, 3),
         np.array(boxes_3d, np.float64).reshape(count, 8 if is_3d else 0),
+        np.empty((count, 0, 2)),
     )

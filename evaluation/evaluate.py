@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from evaluation.detections import ImageDetections, to_coco_results
 from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
 from evaluation.metrics.boxes_3d import box_3d_errors, to_boxes_3d
-from evaluation.metrics.coco import CocoScores, box_scores, false_discovery, pose_scores
+from evaluation.metrics.coco import (
+    CocoScores,
+    box_scores,
+    false_discovery,
+    mask_scores,
+    pose_scores,
+)
 from evaluation.metrics.error_kinds import corrected_ap_gains, find_errors
 from evaluation.metrics.kitti import (
     DIFFICULTIES,
@@ -91,12 +97,10 @@ def evaluate(
             report.sections.append(_NO_SIGMAS)
         else:
             curves, similarity = pose_scores(ground_truth.coco, results, sigmas), "OKS"
-            rows: list[Sequence[Cell]] = [
-                [name, *values] for name, values in curves.per_class.items()
-            ]
-            by_class = Table(["class", "AP", "AP50", "AP75"], rows, "By class")
-            _add_summary(report, "poses", _POSES_TITLE, curves, by_class)
+            _add_summary(report, "poses", _POSES_TITLE, curves, _aps_by_class(curves))
     boxes_3d = None
+    if model.has_octagons:
+        _add_masks(report, ground_truth, results)
     if task == "boxes_3d":
         boxes_3d = _labelled_boxes_3d(ground_truth, model)
         _add_kitti(report, ground_truth, detections, model)
@@ -138,6 +142,8 @@ def _highlights(report: Report, scores: CocoScores, run: DetectionRun) -> list[t
     values: list[tuple[str, Cell]] = []
     if "poses" in report.metrics:
         values.append(("AP of poses", report.metrics["poses"]["all"]["AP"]))
+    if "masks" in report.metrics:
+        values.append(("AP of masks", report.metrics["masks"]["all"]["AP"]))
     values += [(f"{name} of boxes", scores.summary[name]) for name in ("AP", "AP50", "AP75")]
     if "boxes_3d" in report.metrics:
         values.append(("median 3D IoU", report.metrics["boxes_3d"]["iou_3d"]))
@@ -157,6 +163,27 @@ def _add_summary(report: Report, key: str, title: str, scores: CocoScores, by_cl
     report.metrics[key] = {"all": dict(scores.summary), "per_class": dict(scores.per_class)}
     summary = Table(list(scores.summary), [list(scores.summary.values())])
     report.sections.append(Section(title, [summary, by_class]))
+
+
+def _aps_by_class(scores: CocoScores) -> Table:
+    rows: list[Sequence[Cell]] = [[name, *values] for name, values in scores.per_class.items()]
+    return Table(["class", "AP", "AP50", "AP75"], rows, "By class")
+
+
+def _add_masks(
+    report: Report, ground_truth: GroundTruth, results: Sequence[dict[str, Any]]
+) -> None:
+    title = "Masks (COCO, octagons)"
+    try:
+        scores = mask_scores(ground_truth.coco, results)
+    except ValueError as error:
+        note = (
+            f"The masks of the labels are incomplete: {error}. Give COCO labels with a "
+            "segmentation of every object, and the size of every image."
+        )
+        report.sections.append(Section(title, [Table(["not measured"], [])], note))
+        return
+    _add_summary(report, "masks", title, scores, _aps_by_class(scores))
 
 
 def _add_keypoints(

@@ -60,12 +60,14 @@ class ImageLabels:
     keypoints: NDArray[np.float64]
 
 
-def map_to_classes(ground_truth: GroundTruth, classes: Sequence[str]) -> GroundTruth:
+def map_to_classes(
+    ground_truth: GroundTruth, classes: Sequence[str], *, with_masks: bool = False
+) -> GroundTruth:
     """Replace category ids by the class ids of a model with these ``classes``.
 
     A category is mapped to the class of the same name; a category whose name is a number, to the
-    class with that index. Raises :class:`EvaluationError` for labelled categories that the model
-    does not have.
+    class with that index. Segmentations are kept only ``with_masks``. Raises
+    :class:`EvaluationError` for labelled categories that the model does not have.
     """
     class_of = {name: index for index, name in enumerate(classes)}
     class_of |= {str(i): i for i in range(len(classes)) if str(i) not in class_of}
@@ -93,11 +95,18 @@ def map_to_classes(ground_truth: GroundTruth, classes: Sequence[str]) -> GroundT
         if category["id"] in known
     ]
     coco["annotations"] = [
-        {**label, "category_id": known[label["category_id"]]}
+        _with_category(label, known[label["category_id"]], with_masks)
         for label in ground_truth.coco["annotations"]
         if label["category_id"] in known
     ]
     return replace(ground_truth, coco=coco)
+
+
+def _with_category(label: Mapping[str, Any], category_id: int, with_masks: bool) -> dict[str, Any]:
+    mapped = {**label, "category_id": category_id}
+    if not with_masks:  # segmentations need most of the memory of COCO's files
+        mapped.pop("segmentation", None)
+    return mapped
 
 
 def labels_by_image(ground_truth: GroundTruth) -> list[ImageLabels]:

@@ -54,8 +54,6 @@ def _complete(label: Mapping[str, Any]) -> dict[str, Any]:
     """Add the fields that pycocotools reads and the file may omit."""
     width, height = label["bbox"][2:]
     complete = {"area": width * height, "iscrowd": 0, **label}
-    # Segmentations are not evaluated, and need most of the memory of COCO's files.
-    complete.pop("segmentation", None)
     if "keypoints" in complete:
         complete.setdefault("num_keypoints", sum(v > 0 for v in complete["keypoints"][2::3]))
     return complete

@@ -53,9 +53,19 @@ class ModelUnderTest:
         """Whether the model detects 3D boxes."""
         return "boxes_3d" in self.tasks
 
+    @property
+    def has_octagons(self) -> bool:
+        """Whether detections have an octagon, an approximate mask."""
+        return self.kind == "extreme_points"
+
     def read_detections(self, detections: Sequence[Mapping[str, Any]]) -> ImageDetections:
         """Read the field ``detections`` of a response of this model."""
-        return read_detections(detections, keypoint_count=len(self.keypoints), is_3d=self.is_3d)
+        return read_detections(
+            detections,
+            keypoint_count=len(self.keypoints),
+            is_3d=self.is_3d,
+            has_octagons=self.has_octagons,
+        )
 
     def options(self, image: LabelledImage) -> DetectOptions:
         """Return request options for all detections that metrics use, down to score 0."""

@@ -159,6 +159,7 @@ def _as_detections(labels: ImageLabels, boxes_3d: NDArray[np.float64] | None) ->
         labels.class_ids[is_object],
         np.where(labels.keypoints[..., 2:] > 0, labels.keypoints, np.nan)[is_object],
         boxes_3d,
+        np.empty((count, 0, 2)),
     )
 
 

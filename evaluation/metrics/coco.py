@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -15,7 +16,7 @@ BOX_NAMES = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
-"""pycocotools' twelve metrics of boxes, in its order."""
+"""pycocotools' twelve metrics of boxes and masks, in its order."""
 POSE_NAMES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 """pycocotools' ten metrics of poses, in its order."""
 FALSE_DISCOVERY_IOUS = np.linspace(0.05, 0.5, 10)
@@ -25,6 +26,9 @@ COCO_SIGMAS: NDArray[np.float64] = (
     np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 )
 """COCO's sigmas, nose to ankles."""
+
+_MAX_SIDE_PX = 65_535
+"""Of images with masks: the largest side that JPEG has."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,60 @@ def evaluate_poses(
     return _evaluate(coco, results, "keypoints", sigmas=sigmas)
 
 
+def mask_scores(coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> CocoScores:
+    """Compute AP and AR of masks: pycocotools' ``segm``, of the polygons of ``results``.
+
+    Raises :class:`ValueError` unless every label has a segmentation, as polygons or run lengths,
+    and every image a width and a height.
+    """
+    sizes = {}
+    for image in coco["images"]:
+        size = image.get("height"), image.get("width")
+        if not all(isinstance(side, int) and 0 < side <= _MAX_SIDE_PX for side in size):
+            raise ValueError(f"image {image['id']} has no width and height")
+        sizes[image["id"]] = size
+    labels = []
+    for label in coco["annotations"]:
+        try:
+            run_lengths = _run_lengths(label["segmentation"], *sizes[label["image_id"]])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"annotation {label['id']} has no valid segmentation") from error
+        labels.append({**label, "segmentation": run_lengths})
+    # pycocotools takes the areas of masks from results without a box.
+    masks = [
+        {
+            **{name: value for name, value in result.items() if name != "bbox"},
+            "segmentation": _run_lengths(result["segmentation"], *sizes[result["image_id"]]),
+        }
+        for result in results
+    ]
+    coco = {**coco, "annotations": labels}
+    return scores_of(_evaluate(coco, masks, "segm"), coco)
+
+
+def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Return a mask in pycocotools' compressed form. Raises :class:`ValueError`."""
+    if isinstance(segmentation, dict):
+        counts = np.array(segmentation["counts"], np.int64)
+        if segmentation["size"] != [height, width] or counts.ndim != 1 or (counts < 0).any():
+            raise ValueError("not the size of the image")
+        if counts.sum() != height * width:
+            raise ValueError("the run lengths are not those of the image")
+        run_lengths: dict[str, Any] = mask.frPyObjects(segmentation, height, width)
+        return run_lengths
+    polygons = [np.array(polygon, np.float64) for polygon in segmentation]
+    if not polygons:
+        raise ValueError("no polygon")
+    for polygon in polygons:
+        is_polygon = polygon.ndim == 1 and polygon.size >= 6 and polygon.size % 2 == 0
+        if not is_polygon or not (np.abs(polygon) <= _MAX_SIDE_PX).all():
+            raise ValueError("not a list of polygons")
+    merged: dict[str, Any] = mask.merge(
+        mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
+    )
+    return merged
+
+
 def false_discovery(
     coco: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
@@ -113,7 +171,7 @@ def false_discovery(
 def _evaluate(
     coco: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
-    kind: Literal["bbox", "keypoints"],
+    kind: Literal["bbox", "keypoints", "segm"],
     *,
     ious: NDArray[np.float64] | None = None,
     sigmas: NDArray[np.float64] | None = None,
@@ -150,8 +208,8 @@ def _evaluate(
 
 
 def scores_of(evaluation: Any, coco: Mapping[str, Any]) -> CocoScores:
-    """Return the metrics of pycocotools' evaluation of boxes or poses."""
-    names = BOX_NAMES if evaluation.params.iouType == "bbox" else POSE_NAMES
+    """Return the metrics of pycocotools' evaluation of boxes, masks or poses."""
+    names = POSE_NAMES if evaluation.params.iouType == "keypoints" else BOX_NAMES
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     class_names = {category["id"]: category["name"] for category in coco["categories"]}
     per_class, curves = {}, {}

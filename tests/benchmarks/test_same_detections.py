@@ -20,6 +20,7 @@ def _detections(**changes: object) -> ImageDetections:
         "class_ids": np.array([0, 1, 0]),
         "keypoints": np.full((3, KEYPOINTS, 3), 20.0),
         "boxes_3d": np.tile([1.5, 1.6, 4.0, 3.0, 1.0, 20.0, 3.14, 0.1], (3, 1)),
+        "octagons": np.empty((3, 0, 2)),
     }
     return ImageDetections(**(arrays | changes))  # type: ignore[arg-type]
 

@@ -20,6 +20,8 @@ from support.tasks import (
     BOXES_3D_ROWS,
     CANVAS_3D,
     CORNER_CANVAS,
+    EXTREME_POINT_ROWS,
+    EXTREME_POINTS,
     POSE_ROWS,
     POSES,
     POSES_AND_BOXES_3D,
@@ -276,7 +278,7 @@ def coco_file(directory: Path, *labels: dict[str, Any], **category: Any) -> list
     write_image(directory)
     path = directory / "labels.json"
     document = {
-        "images": [{"id": 1, "file_name": "a.png"}],
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
         "annotations": [{"image_id": 1, "category_id": 1, **label} for label in labels],
         "categories": [{"id": 1, "name": "red", **category}],
     }
@@ -306,6 +308,30 @@ def test_poses_of_any_number_of_keypoints(tmp_path: Path) -> None:
         assert (
             evaluate(*where, "--task", "boxes", "--output", tmp_path / "boxes")["task"] == "boxes"
         )
+
+
+def test_masks_of_extreme_points(tmp_path: Path) -> None:
+    manifest = make_manifest(EXTREME_POINTS)
+    with run_server(one_model(FixedEngine(EXTREME_POINT_ROWS), manifest), Settings()) as server:
+        # What the engine finds, in an image of 64x64 pixels: a box from (18, 14) to (66, 50).
+        octagon = [28, 14, 40, 14, 66, 25.5, 66, 34.5, 36, 50, 24, 50, 18, 30.5, 18, 21.5]
+        label = {"bbox": [18, 14, 48, 36], "segmentation": [octagon]}
+        labelled = coco_file(tmp_path, label)
+        where = [*labelled, "--url", server.url]
+        metrics = evaluate(*where, "--output", tmp_path / "octagon")
+        assert metrics["masks"]["all"]["AP75"] == pytest.approx(1)
+        (found,) = json.loads((tmp_path / "octagon/detections.json").read_text())
+        assert len(found["segmentation"][0]) == 16
+        # The octagon covers 0.72 of its box: a match for IoU 0.50, 0.55 ... 0.70.
+        box = [18, 14, 66, 14, 66, 50, 18, 50]
+        labelled = coco_file(tmp_path, {**label, "segmentation": [box]})
+        boxes = evaluate(*labelled, "--url", server.url, "--output", tmp_path / "box")
+        assert boxes["boxes"] == metrics["boxes"]
+        assert boxes["masks"]["all"]["AP"] == pytest.approx(0.5)
+        labelled = coco_file(tmp_path, {"bbox": label["bbox"]})
+        boxes = evaluate(*labelled, "--url", server.url, "--output", tmp_path / "none")
+        assert "masks" not in boxes
+        assert "has no valid segmentation" in (tmp_path / "none/report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,14 @@ def detections(*rows: tuple[Sequence[float], int]) -> ImageDetections:
     boxes = labels(*rows)
     scores = 0.9 - np.arange(len(rows)) / 10
     empty = np.empty((len(rows), 0))
-    return ImageDetections(boxes.boxes_xyxy, scores, boxes.class_ids, boxes.keypoints, empty)
+    return ImageDetections(
+        boxes.boxes_xyxy,
+        scores,
+        boxes.class_ids,
+        boxes.keypoints,
+        empty,
+        np.empty((len(rows), 0, 2)),
+    )
 
 
 def ground_truth(images: Sequence[ImageLabels], classes: int) -> GroundTruth:

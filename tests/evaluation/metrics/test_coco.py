@@ -17,6 +17,7 @@ from evaluation.metrics.coco import (
     POSE_NAMES,
     box_scores,
     false_discovery,
+    mask_scores,
     pose_scores,
 )
 
@@ -102,6 +103,81 @@ def test_metrics_equal_those_of_pycocotools(
     assert list(scores.summary.values()) == evaluation.stats.tolist()
     assert 0.05 < scores.summary["AP"] < 0.95
     assert len(set(scores.summary.values())) > 5
+
+
+def random_polygons(keypoints: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return :func:`random_labels` with octagons for objects and detections, and crowds as runs."""
+    coco, rows = random_labels(keypoints)
+    rng = np.random.default_rng(7)
+    for image in coco["images"]:
+        image |= {"file_name": "none.png", "width": 500, "height": 400}
+    for one in (*coco["annotations"], *rows):
+        left, top, width, height = one["bbox"]
+        cut_x, cut_y = rng.uniform(0.2, 0.4, 2) * (width, height)
+        x = (left, left + cut_x, left + width - cut_x, left + width)
+        y = (top, top + cut_y, top + height - cut_y, top + height)
+        corners = ((1, 0), (2, 0), (3, 1), (3, 2), (2, 3), (1, 3), (0, 2), (0, 1))
+        one["segmentation"] = [[value for i, j in corners for value in (x[i], y[j])]]
+        if one.get("iscrowd"):
+            start = int(left) * 400 + int(top)
+            run = {"size": [400, 500], "counts": [start, 900, 400 * 500 - start - 900]}
+            one["segmentation"] = run
+    return coco, rows
+
+
+def test_masks_equal_pycocotools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco, rows = random_polygons(0)
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(coco))
+    upstream = COCO(str(path))
+    runs = [
+        {
+            **{name: value for name, value in one.items() if name != "bbox"},
+            "segmentation": upstream.annToRLE(one),
+        }
+        for one in rows
+    ]
+    evaluation = COCOeval(upstream, upstream.loadRes(runs), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    ground_truth = map_to_classes(read_ground_truth(path, tmp_path), CLASSES, with_masks=True)
+    local = [{**one, "category_id": one["category_id"] // 10 - 1} for one in rows]
+    scores = mask_scores(ground_truth.coco, local)
+    assert tuple(scores.summary) == BOX_NAMES
+    assert list(scores.summary.values()) == evaluation.stats.tolist()
+    boxes = box_scores(ground_truth.coco, local).summary["AP"]
+    assert 0.05 < scores.summary["AP"] != boxes
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        None,
+        [],
+        [[0, 0, 9, 9]],
+        [[0, 0, 9, 0, 9]],
+        [[0, 0, 9, 0, 9, float("nan")]],
+        [[0, 0, 9, 0, 9, 1e9]],
+        [["a"] * 6],
+        5,
+        {"size": [500, 500], "counts": [1, 2]},
+        {"size": [5, 5], "counts": [25]},
+        {"size": [500, 500], "counts": "a`b"},
+        {"size": [500, 500], "counts": [-1, 250_001]},
+        {"counts": [250_000]},
+    ],
+)
+def test_masks_need_segmentations(segmentation: Any) -> None:
+    labels = one_image(label(7, LARGE, segmentation=segmentation))
+    if segmentation is None:
+        del labels["annotations"][0]["segmentation"]
+    with pytest.raises(ValueError, match="annotation 7 has no valid segmentation"):
+        mask_scores(labels, [])
+    del labels["images"][0]["width"]
+    with pytest.raises(ValueError, match="image 1 has no width and height"):
+        mask_scores(labels, [])
 
 
 LARGE, MEDIUM = [0.0, 0.0, 100.0, 100.0], [200.0, 200.0, 40.0, 40.0]

@@ -42,6 +42,7 @@ def detections_at(
         np.zeros(count, np.int64),
         np.empty((count, 0, 3)) if keypoints is None else np.array(keypoints, np.float64),
         np.empty((count, 8)) if boxes_3d is None else np.reshape(np.float64(boxes_3d), (count, 8)),
+        np.empty((count, 0, 2)),
     )
 
 
