@@ -18,11 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import cv2
-import numpy as np
 import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
+from benchmarks.ray_data.images import write_images
 from client.ordered_map import ordered_map
 from service.detector import load_detector
 
@@ -40,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     with TemporaryDirectory() as directory:
         images, output = Path(directory) / "images", Path(directory) / "results"
-        _generate(images, args.images)
+        write_images(PROJECT / "docs/samples/blood_smear_1.jpg", images, args.images)
         sample = sorted(images.iterdir())[: args.sample]
         before = _in_process(sample)
         on_cluster = _on_cluster(images, output)
@@ -52,16 +51,6 @@ def main() -> None:
     print(f"on the cluster: {on_cluster:.1f} images/s, ratio {ratio:.3f}")
     print(f"one row per image: {is_complete}")
     sys.exit(not is_complete or ratio < MIN_RATIO)
-
-
-def _generate(folder: Path, count: int) -> None:
-    folder.mkdir()
-    source = cv2.imread(str(PROJECT / "docs/samples/blood_smear_1.jpg"))
-    random = np.random.default_rng(0)
-    for number in range(count):
-        shift = random.integers(0, 64, 2)
-        image = np.roll(source, shift, (0, 1))[:240, :320]
-        cv2.imwrite(str(folder / f"{number:06}.jpg"), image)
 
 
 def _in_process(paths: list[Path]) -> float:
