@@ -375,7 +375,7 @@ class Quantization(_StrictModel):
     """How an int8 file was made from the fp32 file, and its average precision.
 
     Weights are int8 with one scale per output channel, activations int8 with one scale; all zero
-    points are 0.
+    points are 0. A product with a constant before the rounding can divide the channels by factors.
     """
 
     tool: _Text

@@ -6,20 +6,22 @@ outputs are not: residual sums and the maps of the heads keep float32, whose ran
 values would not resolve (large sizes, small offsets).
 
 Scales are those of the extreme values in the calibration images. Percentiles would cut off the
-largest sizes.
+largest sizes. Where the channels of a value have different ranges, as before depthwise
+convolutions, they are divided by factors before the rounding and the weights that read them are
+multiplied by these: Nagel et al., Data-Free Quantization through Weight Equalization and Bias
+Correction, arXiv 1906.04721, section 4.1; Xiao et al., SmoothQuant, arXiv 2211.10438, section 4.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from model_export.errors import QuantizationError
 from model_export.verification.images import ImageArray
@@ -28,15 +30,47 @@ from model_package.onnxruntime import load_onnxruntime
 ort = load_onnxruntime()
 
 _QUANTIZED_OPERATORS = ("Conv", "ConvTranspose")
+_MAX_INT8 = 127
+_SMOOTHING = (0.5, 0.75, 1.0)
+"""Exponents of the ranges of the channels in their factors; 1 makes all ranges equal."""
+_HEADROOM = 1.25
+"""Factor on the ranges of divided channels. In other images than those of the calibration, one of
+many channels exceeds its range sooner than the largest value of all channels is exceeded."""
+_MIN_RATIO = 1e-4
+"""Smallest range of a channel relative to the largest one, and the same of weights: a channel that
+is always 0 needs no resolution."""
+
+_TINY = 1e-12
+"""Instead of a divisor of 0."""
+
+_Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """Statistics of the channels of a value over the calibration images; both (channels,)."""
+
+    ranges: _Floats
+    """Largest absolute values."""
+    mean_squares: _Floats
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """How a value is rounded to int8."""
+
+    factors: _Floats | None
+    """Divisors of the channels, (channels,)."""
+    scale: np.float32
+    """Step between two int8 values, after the division."""
 
 
 class Quantizer:
     """Makes int8 versions of one ONNX file from one calibration.
 
     The constructor runs the file on all ``images`` to measure the ranges of the activations;
-    ``on_image`` is called after each. The
-    graph has the input ``images``, uint8 RGB (N, height, width, 3). Raises
-    :class:`QuantizationError` if ONNX Runtime cannot quantize it.
+    ``on_image`` is called after each. The graph has the input ``images``, uint8 RGB (N, height,
+    width, 3). Raises :class:`QuantizationError` if it has no convolution with constant weights.
     """
 
     def __init__(
@@ -45,50 +79,46 @@ class Quantizer:
         images: Sequence[ImageArray],
         on_image: Callable[[], object] = lambda: None,
     ) -> None:
-        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
         self._model = onnx.load(onnx_file)
         _name_nodes(self._model)
-        _merge_opset_imports(self._model)
         self.layers = tuple(_names_of_layers(self._model))
         """Names of the convolutions, in the order of the graph."""
         if not self.layers:
             raise QuantizationError(f"{onnx_file} has no convolution that could be quantized.")
         self._multiplications = _count_multiplications(self._model, self.layers, images[0])
-        add_pre_process_metadata(self._model)  # exported graphs are optimized already
-        with _translated_errors():
-            self._ranges = _measure_ranges(self._model, images, on_image)
+        constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
+        self._weights: dict[str, _Floats] = {}
+        readers: dict[str, list[_Floats]] = {}
+        for node in self._model.graph.node:
+            if node.name in self.layers:
+                self._weights[node.name] = numpy_helper.to_array(constants[node.input[1]])
+                weights = _by_input(node, self._weights[node.name])
+                readers.setdefault(node.input[0], []).append(weights)
+        channels = _measure_channels(self._model, list(readers), images, on_image)
+        self._roundings = {
+            value: _choose_rounding(channels[value], weights) for value, weights in readers.items()
+        }
 
     def quantize(self, layers: Collection[str]) -> ModelProto:
         """Return the model with ``layers`` in int8 and all other layers in float32."""
-        from onnxruntime.quantization import QuantType, quantize_static, save_tensors_data
-
         model = ModelProto()
         model.CopyFrom(self._model)
-        with TemporaryDirectory(prefix="quantization-") as directory, _translated_errors():
-            output, ranges = (Path(directory) / name for name in ("int8.onnx", "ranges.json"))
-            save_tensors_data(self._ranges, ranges)
-            quantize_static(
-                model,
-                output,
-                None,
-                calibration_cache_path=ranges,
-                op_types_to_quantize=list(_QUANTIZED_OPERATORS),
-                nodes_to_quantize=list(layers),
-                per_channel=True,
-                activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-                extra_options={
-                    "ActivationSymmetric": True,
-                    "WeightSymmetric": True,
-                    "QuantizeBias": False,
-                    "QDQKeepRemovableActivations": True,
-                    "OpTypesToExcludeOutputQuantization": list(_QUANTIZED_OPERATORS),
-                },
-            )
-            quantized = onnx.load(output)
-        _read_float_values(quantized, layers)
-        return quantized
+        nodes = list(model.graph.node)
+        del model.graph.node[:]
+        rounded: set[str] = set()
+        for node in nodes:
+            if node.name in layers:
+                value = node.input[0]
+                if value not in rounded:
+                    rank = self._weights[node.name].ndim
+                    _add_rounding(model, value, self._roundings[value], rank)
+                    rounded.add(value)
+                factors = self._roundings[value].factors
+                _add_weights(model, node, self._weights[node.name], factors)
+                node.input[:2] = [f"{value}:rounded", f"{node.name}:weights"]
+            model.graph.node.append(node)
+        _remove_unused_constants(model)
+        return model
 
     def measure_effects(
         self, images: Sequence[ImageArray], on_layer: Callable[[], object] = lambda: None
@@ -99,10 +129,10 @@ class Quantizer:
         their variance, summed over these convolutions. ``on_layer`` is called after each layer.
         """
         outputs = list(_names_of_maps(self._model))
-        expected = _run(self._model, outputs, images)
+        expected = list(_run(self._model, outputs, images))
         effects = {}
         for layer in self.layers:
-            changed = _run(self.quantize([layer]), outputs, images)
+            changed = list(_run(self.quantize([layer]), outputs, images))
             effects[layer] = _relative_change(expected, changed)
             on_layer()
         return effects
@@ -125,79 +155,154 @@ class Quantizer:
         return [layer for layer in self.layers if layer in selected]
 
 
-class _CalibrationImages:
-    """The images as batches of one; implements ``onnxruntime``'s ``CalibrationDataReader``."""
+def _choose_rounding(channels: _Channels, readers: Sequence[_Floats]) -> _Rounding:
+    """Choose the factors of the channels of a value by the expected error of its ``readers``.
 
-    def __init__(self, images: Sequence[ImageArray], on_image: Callable[[], object]) -> None:
-        self._batches = self._iterate(images, on_image)
-
-    def get_next(self) -> Mapping[str, NDArray[np.uint8]] | None:
-        return next(self._batches, None)
-
-    @staticmethod
-    def _iterate(
-        images: Sequence[ImageArray], on_image: Callable[[], object]
-    ) -> Iterator[Mapping[str, NDArray[np.uint8]]]:
-        for image in images:
-            yield {"images": image[np.newaxis]}
-            on_image()
-
-
-def _measure_ranges(
-    model: ModelProto, images: Sequence[ImageArray], on_image: Callable[[], object]
-) -> Any:
-    """Return the extreme values of the inputs and outputs of all convolutions, as TensorsData."""
-    from onnxruntime.quantization import create_calibrator
-
-    with TemporaryDirectory(prefix="calibration-") as directory:
-        path, augmented_path = (Path(directory) / name for name in ("in.onnx", "augmented.onnx"))
-        onnx.save(model, path)
-        calibrator = create_calibrator(path, list(_QUANTIZED_OPERATORS), str(augmented_path))
-        calibrator.collect_data(_CalibrationImages(images, on_image))
-        return calibrator.compute_data()
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of any class, by the library
-        raise QuantizationError(f"ONNX Runtime cannot quantize the file: {error}") from error
-
-
-def _read_float_values(model: ModelProto, layers: Collection[str]) -> None:
-    """Let all nodes but ``layers`` read the float32 values instead of the dequantized ones.
-
-    ONNX Runtime quantizes a value for all of its readers, also for residual sums.
+    The factor of a channel is a power of its range divided by the complementary power of its
+    largest weight: the larger it is, the coarser are the weights and the finer the activations.
+    ``readers``: weights from :func:`_by_input`.
     """
-    values = {
-        node.output[0]: node.input[0]
-        for node in model.graph.node
-        if node.op_type == "QuantizeLinear"
+    largest = [np.abs(weights).max((1, 3)).reshape(-1) for weights in readers]
+    weight_ranges = np.max([one / max(one.max(), _TINY) for one in largest], axis=0)
+    weight_ranges = np.maximum(weight_ranges, _MIN_RATIO)
+    ranges = np.maximum(channels.ranges, _MIN_RATIO * max(channels.ranges.max(), _TINY))
+    candidates = [_with_scale(None, ranges)]
+    for power in _SMOOTHING:
+        factors = ranges**power / weight_ranges ** (1 - power)
+        candidates.append(_with_scale(factors, _HEADROOM * ranges))
+    return min(
+        candidates,
+        key=lambda rounding: sum(_expected_error(one, channels, rounding) for one in readers),
+    )
+
+
+def _with_scale(factors: _Floats | None, ranges: _Floats) -> _Rounding:
+    largest = ranges.max() if factors is None else (ranges / factors).max()
+    return _Rounding(factors, np.float32(largest / _MAX_INT8))
+
+
+def _expected_error(weights: _Floats, channels: _Channels, rounding: _Rounding) -> float:
+    """Return the mean squared error of the outputs of a layer relative to their mean square.
+
+    Rounding errors are taken as independent and uniform, the values of different inputs as
+    uncorrelated. ``weights`` as from :func:`_by_input`.
+    """
+    shape = (len(weights), 1, -1, 1)
+    factors = np.ones_like(channels.ranges) if rounding.factors is None else rounding.factors
+    multiplied = weights * factors.reshape(shape)
+    divided = (channels.mean_squares / np.square(factors)).reshape(shape)
+    signal = (np.square(multiplied) * divided).sum()
+    of_activations = np.square(rounding.scale) * np.square(multiplied).sum()
+    steps = np.abs(multiplied).max((2, 3), keepdims=True) / _MAX_INT8
+    of_weights = weights.shape[3] * (np.square(steps) * divided).sum()
+    return float((of_activations + of_weights) / 12 / max(signal, _TINY))
+
+
+def _by_input(node: NodeProto, weights: _Floats) -> _Floats:
+    """Return weights as (groups, outputs of a group, inputs of a group, size of the kernel)."""
+    groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+    parts = weights.reshape(groups, len(weights) // groups, weights.shape[1], -1)
+    return parts if node.op_type == "Conv" else parts.swapaxes(1, 2)
+
+
+def _multiply_by_input(node: NodeProto, weights: _Floats, factors: _Floats) -> _Floats:
+    """Multiply the weights of each input channel by its factor."""
+    parts = _by_input(node, weights)
+    product = parts * factors.reshape(len(parts), 1, -1, 1)
+    product = product if node.op_type == "Conv" else product.swapaxes(1, 2)
+    return product.reshape(weights.shape)
+
+
+def _add_rounding(model: ModelProto, value: str, rounding: _Rounding, rank: int) -> None:
+    """Add the nodes that divide the channels of ``value`` and round it: ``value:rounded``."""
+    source = value
+    if rounding.factors is not None:
+        source = f"{value}:divided"
+        reciprocals = (1 / rounding.factors).reshape(1, -1, *[1] * (rank - 2))
+        _add_node(model, "Mul", source, value, reciprocals)
+    _add_node(model, "QuantizeLinear", f"{value}:int8", source, rounding.scale, np.int8(0))
+    _add_node(
+        model, "DequantizeLinear", f"{value}:rounded", f"{value}:int8", rounding.scale, np.int8(0)
+    )
+
+
+def _add_weights(
+    model: ModelProto, node: NodeProto, weights: _Floats, factors: _Floats | None
+) -> None:
+    """Add the weights of ``node`` in int8 with a scale for each output channel."""
+    if factors is not None:
+        weights = _multiply_by_input(node, weights, factors)
+    axis = 0 if node.op_type == "Conv" else 1
+    others = tuple(other for other in range(weights.ndim) if other != axis)
+    scales = np.abs(weights).max(others) / np.float32(_MAX_INT8)
+    scales[scales == 0] = 1
+    rounded = np.rint(weights / np.expand_dims(scales, others)).astype(np.int8)
+    name = f"{node.name}:weights"
+    model.graph.initializer.append(numpy_helper.from_array(rounded, f"{name}:int8"))
+    zero_points = np.zeros(len(scales), np.int8)
+    _add_node(model, "DequantizeLinear", name, f"{name}:int8", scales, zero_points, axis=axis)
+
+
+def _add_node(
+    model: ModelProto,
+    operator: str,
+    output: str,
+    source: str,
+    *constants: NDArray[Any] | np.generic,
+    **attributes: Any,
+) -> None:
+    """Add a node that reads ``source`` and ``constants``, which become initializers."""
+    names = [f"{output}:{index}" for index in range(len(constants))]
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(values), name)
+        for values, name in zip(constants, names, strict=True)
+    )
+    model.graph.node.append(
+        helper.make_node(operator, [source, *names], [output], output, **attributes)
+    )
+
+
+def _remove_unused_constants(model: ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants)
+
+
+def _measure_channels(
+    model: ModelProto,
+    values: Sequence[str],
+    images: Sequence[ImageArray],
+    on_image: Callable[[], object],
+) -> dict[str, _Channels]:
+    """Measure the channels of ``values`` on ``images``, one by one."""
+    extended = ModelProto()
+    extended.CopyFrom(model)
+    for value in values:
+        for operator, inputs, output in (
+            ("Abs", [value], "absolute"),
+            ("GlobalMaxPool", [f"{value}:absolute"], "range"),
+            ("Mul", [value, value], "square"),
+            ("GlobalAveragePool", [f"{value}:square"], "mean_square"),
+        ):
+            node = helper.make_node(operator, inputs, [f"{value}:{output}"])
+            extended.graph.node.append(node)
+    outputs = [f"{value}:{name}" for value in values for name in ("range", "mean_square")]
+    rows = []
+    for row in _run(extended, outputs, images):
+        rows.append([array.reshape(-1) for array in row])
+        on_image()
+    statistics = [np.stack(column) for column in zip(*rows, strict=True)]
+    return {
+        value: _Channels(statistics[2 * index].max(0), statistics[2 * index + 1].mean(0))
+        for index, value in enumerate(values)
     }
-    float_values = {
-        node.output[0]: values[node.input[0]]
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in values
-    }
-    for node in model.graph.node:
-        if node.name not in layers:
-            node.input[:] = [float_values.get(name, name) for name in node.input]
 
 
 def _name_nodes(model: ModelProto) -> None:
     """Name the nodes without a name, by which layers are selected."""
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
-
-
-def _merge_opset_imports(model: ModelProto) -> None:
-    """List each domain once: imported files repeat them, which ONNX Runtime's quantizer refuses."""
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    del model.opset_import[:]
-    model.opset_import.extend(
-        onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()
-    )
 
 
 def _names_of_layers(model: ModelProto) -> Iterator[str]:
@@ -244,13 +349,14 @@ def _names_of_maps(model: ModelProto) -> Iterator[str]:
 
 def _run(
     model: ModelProto, outputs: Sequence[str], images: Sequence[ImageArray]
-) -> list[list[NDArray[Any]]]:
-    """Return inner values of the graph for each image."""
+) -> Iterator[list[NDArray[Any]]]:
+    """Yield inner values of the graph for each image."""
     extended = ModelProto()
     extended.CopyFrom(model)
     extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     session = ort.InferenceSession(extended.SerializeToString(), providers=["CPUExecutionProvider"])
-    return [session.run(list(outputs), {"images": image[np.newaxis]}) for image in images]
+    for image in images:
+        yield session.run(list(outputs), {"images": image[np.newaxis]})
 
 
 def _relative_change(
