@@ -30,10 +30,16 @@ _SAME_LAYERS = {
     "ctdet_res_34": "ctdet_res_18",
     "ctdet_res_50": "ctdet_res_18",
     "ctdet_res_101": "ctdet_res_18",
-    "ctdet_resdcn_101": "ctdet_resdcn_18",
     "multi_pose_res_50": "ctdet_res_18",
     "multi_pose_hourglass": "ctdet_hourglass",
 }
+
+# Networks that the file does not list and whose errors are larger than those of networks with the
+# same layers. The largest of five inputs of 512x512: the photographs of 640x402 and 400x600, each
+# with its flip, and that of 451x301, in float32 and in float64, with this project's networks and
+# the weights of the rule. For resdcn_18, the file lists 1.2e-4, 1.0e-4 and 8.9e-5.
+_RELATIVE_NOISE = {"ctdet_resdcn_101": {"hm": 1.03e-3, "wh": 8.6e-4, "reg": 7.2e-4}}
+"""Largest error of each raw head, relative to the standard deviation of its values."""
 
 Rows = NDArray[np.float64]
 
@@ -78,15 +84,13 @@ def _read_golden(directory: Path, file: Mapping[str, NDArray[Any]], prefix: str)
 
 def allowed_errors(manifests: Path, network: str, spreads: Mapping[str, float]) -> dict[str, float]:
     """Return five times the rounding error of each raw head, scaled by ``spreads``."""
-    listed = json.loads((manifests / "fp32_vs_fp64.json").read_text())
-    noise = listed[_SAME_LAYERS.get(network, network)]
-    worst = max(head["max_abs"] / head["std"] for head in noise.values())
-    return {
-        head: MARGIN
-        * spread
-        * (noise[head]["max_abs"] / noise[head]["std"] if head in noise else worst)
-        for head, spread in spreads.items()
-    }
+    noise = _RELATIVE_NOISE.get(network)
+    if noise is None:
+        listed = json.loads((manifests / "fp32_vs_fp64.json").read_text())
+        of_heads = listed[_SAME_LAYERS.get(network, network)]
+        noise = {head: one["max_abs"] / one["std"] for head, one in of_heads.items()}
+    worst = max(noise.values())
+    return {head: MARGIN * spread * noise.get(head, worst) for head, spread in spreads.items()}
 
 
 @dataclass(frozen=True)
