@@ -195,7 +195,7 @@ def test_detections_match_upstream(
     run = runner_of(network, _normalization(network, case), "flip" in case, runtime)
     for golden in read_goldens(upstream / "goldens", f"{network}_{case}"):
         local = to_rows(run(golden.canvas[np.newaxis])[0])
-        errors = allowed_errors(upstream / "manifests", network, golden.spreads)
+        errors = allowed_errors(upstream / "manifests", network, case, golden.spreads)
         columns = COLUMNS[task](golden.rows, errors)
         worst = _compare(local, golden.rows, task, columns)
         height_px, width_px = golden.canvas.shape[:2]
