@@ -1,9 +1,10 @@
-"""Checkpoints: files of ``torch.save``, their zip archives and pickles, well-formed or not."""
+"""Checkpoints: files of ``torch.save``, ``torch.jit.save`` and safetensors, well-formed or not."""
 
 import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.hostile_inputs.mutations import mutate_some
+from benchmarks.hostile_inputs.torchscript import torchscript_archive
 
 _LAYERS = ("conv1.weight", "bn1.running_mean", "hm.2.weight", "hm.0.bias", "wh.2.bias", "fc.weight")
 _MAX_PICKLE_BYTES = 4_000_000
@@ -22,7 +24,19 @@ _GLOBALS = (
     *(b"torch._utils\n_rebuild_parameter", b"__builtin__\nbytearray", b"_codecs\nencode"),
     *(b"torch\nSize", b"torch._utils\n_rebuild_sparse_tensor", b"torch\ndevice", b"os\nsystem"),
     *(b"builtins\nset", b"torch._tensor\n_rebuild_from_type_v2", b"torch\nfloat16"),
+    *(b"torch._utils\n_rebuild_qtensor", b"torch\nquint8", b"torch\nComplexFloatStorage"),
+    *(b"torch._utils\n_rebuild_meta_tensor_no_storage", b"builtins\ncomplex", b"__torch__\nM"),
+    *(b"torch.jit._pickle\nrestore_type_tag", b"builtins\neval", b"subprocess\nPopen"),
+    b"benchmarks.hostile_inputs.checkpoints\nrecord_call",
 )
+
+calls: list[tuple[object, ...]] = []
+"""Arguments of calls of :func:`record_call`, which pickles refer to."""
+
+
+def record_call(*arguments: object) -> None:
+    """Record that the content of a checkpoint was executed."""
+    calls.append(arguments)
 
 
 def checkpoint_file(rng: Random) -> bytes:
@@ -30,10 +44,12 @@ def checkpoint_file(rng: Random) -> bytes:
     choice = rng.random()
     if choice < 0.1:
         return mutate_some(rng, _safetensors(rng))
-    if choice < 0.4:
+    if choice < 0.3:
+        return mutate_some(rng, torchscript_archive(rng, rng.choice(_OPCODES)(rng)))
+    if choice < 0.5:
         body = _saved(_state(rng), is_zip=rng.random() < 0.7)
         return mutate_some(rng, _changed_archive(rng, body) if rng.random() < 0.5 else body)
-    if choice < 0.7:
+    if choice < 0.75:
         return mutate_some(rng, _archive(rng, _pickle_of(rng)))
     if choice < 0.9:
         return mutate_some(rng, _legacy(rng))
@@ -56,6 +72,8 @@ def _safetensors(rng: Random) -> bytes:
     if rng.random() < 0.2:
         header["__metadata__"] = rng.choice(({"format": "pt"}, {"x": "y" * 1_000_000}, [[]], 1))
     text = json.dumps(header).encode()
+    if rng.random() < 0.05:  # the same keys again
+        text = text[:-1] + b"," + text[1:] if header else b'{"a":1,"a":1}'
     if rng.random() < 0.1:
         text = b'{"a":' * rng.choice((10, 100_000)) + text
     length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, *_HUGE))
@@ -81,6 +99,8 @@ def _tensor(rng: Random) -> Any:
     tensor = torch.zeros(
         shape, dtype=rng.choice((torch.float32, torch.float16, torch.int64, torch.bool))
     )
+    if rng.random() < 0.02:
+        return rng.choice(_RARE_TENSORS)()
     choice = rng.random()
     if choice < 0.05:
         return torch.zeros(1).expand(rng.choice((3, 1 << 20, 1 << 40)))
@@ -91,6 +111,20 @@ def _tensor(rng: Random) -> Any:
     if choice < 0.12:
         return torch.full((3,), rng.choice((float("nan"), float("inf"))))
     return torch.nn.Parameter(tensor) if choice < 0.2 and tensor.is_floating_point() else tensor
+
+
+_RARE_TENSORS: tuple[Callable[[], torch.Tensor], ...] = (
+    lambda: torch.zeros(2, dtype=torch.complex64),
+    lambda: torch.zeros(2).to(torch.float8_e4m3fn),
+    lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
+    lambda: torch.quantize_per_channel(
+        torch.zeros(2, 2), torch.ones(2), torch.zeros(2, dtype=torch.int64), 0, torch.quint8
+    ),
+    lambda: torch.eye(3).to_sparse_csr(),
+    lambda: torch.zeros(2, device="meta"),
+    lambda: torch.zeros(1).expand(1_000_000_000),
+    lambda: torch.zeros(1, dtype=torch.complex128).expand(1_000_000, 1_000_000),
+)
 
 
 def _containers(rng: Random) -> Any:
@@ -142,7 +176,7 @@ def _changed_archive(rng: Random, body: bytes) -> bytes:
         source = zipfile.ZipFile(io.BytesIO(body))
     except zipfile.BadZipFile:
         return body
-    change = rng.randrange(7)
+    change = rng.randrange(8)
     buffer = io.BytesIO()
     method = zipfile.ZIP_DEFLATED if change == 0 else zipfile.ZIP_STORED
     with zipfile.ZipFile(buffer, "w", method) as archive:
@@ -157,6 +191,9 @@ def _changed_archive(rng: Random, body: bytes) -> bytes:
             if change == 0:
                 data += bytes(20_000_000) if "/data/0" in name else b""
             _add(archive, name, data)
+            if change == 7:
+                with warnings.catch_warnings(action="ignore"):  # of the repeated name
+                    _add(archive, name, data[: rng.choice((0, 1, len(data)))])
         if change == 4:
             for index in range(rng.choice((10, 5000))):
                 _add(archive, f"archive/data/x{index}", b"")

@@ -99,13 +99,20 @@ def _read_manifest(path: Path) -> None:
 
 
 def _checkpoint_reader() -> Reader:
+    from benchmarks.hostile_inputs.checkpoints import calls
     from model_export.checkpoints import safe_load
     from model_export.errors import CheckpointError
     from model_export.inspect_checkpoint import inspect_checkpoint
 
+    def inspect(path: Path) -> None:
+        try:
+            inspect_checkpoint(path)
+        finally:
+            assert not calls, f"the checkpoint was executed: {calls}"
+
     bytes_per_byte = safe_load.MEMORY_PER_BYTE + safe_load.MAX_FLOAT32_PER_BYTE
     return file_reader(
-        inspect_checkpoint,
+        inspect,
         CheckpointError,
         lambda size: safe_load.MEMORY_MARGIN_BYTES + size * bytes_per_byte,
     )

@@ -1,12 +1,13 @@
 """Generated hostile inputs of every kind stay within the bounds of benchmarks.hostile_inputs."""
 
+import pickle
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.hostile_inputs import campaign
+from benchmarks.hostile_inputs import campaign, checkpoints
 from benchmarks.hostile_inputs.__main__ import KINDS
 from benchmarks.hostile_inputs.bounds import (
     CPU_S,
@@ -17,6 +18,7 @@ from benchmarks.hostile_inputs.bounds import (
     measure,
 )
 from benchmarks.hostile_inputs.campaign import Campaign, input_of
+from benchmarks.hostile_inputs.readers import kind_of
 from benchmarks.hostile_inputs.request_kinds import REQUESTS
 
 CASES = 2_500
@@ -33,6 +35,17 @@ def test_no_input_exceeds_the_bounds(kind: str, tmp_path: Path) -> None:
     # Inputs that are all accepted, or all refused, would test only one path.
     accepted = summary.outcomes["200" if kind in REQUESTS else "accepted"]
     assert count * MIN_SHARE < accepted < count * (1 - MIN_SHARE), summary.outcomes
+
+
+def test_a_checkpoint_that_is_executed_is_reported() -> None:
+    reader = kind_of("checkpoint").read
+    reader(b"")
+    pickle.loads(b"cbenchmarks.hostile_inputs.checkpoints\nrecord_call\n(K\x01tR.")
+    try:
+        with pytest.raises(AssertionError, match=r"the checkpoint was executed: \[\(1,\)\]"):
+            reader(b"")
+    finally:
+        checkpoints.calls.clear()
 
 
 def test_inputs_are_reproducible() -> None:
