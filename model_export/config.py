@@ -182,6 +182,8 @@ def check_config(config: ExportConfig) -> None:
             )
     if task is None:  # task and input multiple are known once the checkpoint is read
         return
+    if config.task is None:  # the checkpoint may have extreme points, unlike the first task
+        config = replace(config, edge_aggregation=0.0)
     classes = config.classes if config.classes is not None else TASKS[task].classes
     keypoints = config.keypoints or TASKS[task].keypoints
     # The classes that may have keypoints are those of the checkpoint.

@@ -19,10 +19,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.exports import export_for_parity
+from support.upstream_extreme_points import groups_of_golden
 from support.upstream_nms import assert_same_rows, suppress_like_upstream
 from upstream.weights_rule import make_state
 
-from labels.extreme_points import boxes_around
 from model_export.config import ExportConfig
 from model_package import ModelPackage
 from service.decoders.types import (
@@ -212,7 +212,7 @@ def _final_rows(
     if name.endswith("_nms"):
         before = _read_golden(project, name.removesuffix("_nms"))["final"]
     if name.startswith("exdet"):
-        before, _ = _extreme_point_groups(golden)
+        before, _ = groups_of_golden(golden)
     if before is None:
         return golden["final"].astype(np.float64)
     every, survivors = suppress_like_upstream(
@@ -222,32 +222,11 @@ def _final_rows(
     return survivors.astype(np.float64)
 
 
-def _extreme_point_groups(
-    golden: Mapping[str, NDArray[Any]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the groups of the image and its flipped copy, in pixels of the image.
-
-    Rows of box, score and class (from 1), as before soft-NMS, and the top, left, bottom and right
-    points (n, 4, 2). Groups without a positive score are those that upstream rejects.
-    """
-    height, width = golden["s0_out_hw"]
-    pixels_per_cell = golden["s0_meta_s"] / width
-    origin = golden["s0_meta_c"] - pixels_per_cell * np.array((width, height)) / 2
-    groups = golden["s0_dets"].astype(np.float64)
-    points = groups[:, :, 5:13].reshape(2, -1, 4, 2)
-    flipped = points[1][:, [0, 3, 2, 1]] * (-1, 1) + (width, 0)
-    points = np.concatenate((points[0], flipped)) * pixels_per_cell + origin
-    groups = groups.reshape(-1, 14)
-    rows = np.column_stack((boxes_around(points), groups[:, 4], groups[:, 13] + 1))
-    accepted = rows[:, 4] > 0
-    return rows[accepted].astype(np.float32), points[accepted]
-
-
 def _compare_extreme_points(
     found: ExtremePointDetections, golden: Mapping[str, NDArray[Any]]
 ) -> float:
     """Compare the points of each detection with the nearest group upstream; return the error."""
-    rows, points = _extreme_point_groups(golden)
+    rows, points = groups_of_golden(golden)
     distances = np.abs(found.points[:, np.newaxis] - points).max(axis=(2, 3))
     distances[found.class_ids[:, np.newaxis] != rows[:, 5] - 1] = np.inf
     error = float(distances.min(axis=1).max())
