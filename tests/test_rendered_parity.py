@@ -94,6 +94,8 @@ SCORE_ERROR = 1e-4
 PLACE_ERROR_PX = 0.05
 """Boxes and keypoints, in pixels of the image. A box of 3D detections is not compared, because of
 an upstream mistake (ADR 5)."""
+PX_PER_SCORE = 1000
+"""Weight of scores in the matching: boxes that are clipped to the same one differ in them only."""
 RELATIVE_ERROR_3D = 2e-3
 """Locations relative to the depth; dimensions in metres, angles in radians."""
 
@@ -242,7 +244,9 @@ def _compare(found: Detections, upstream: NDArray[np.float64]) -> str:
     local = np.hstack((found.boxes_xyxy, keypoints))
     other = np.hstack((upstream[:, :4], upstream[:, 5:-1]))
     classes = upstream[:, -1] - 1
-    rows, others = _match(local[:, :4], found.class_ids, other[:, :4], classes, 8.0)
+    places = np.column_stack((found.boxes_xyxy, found.scores * PX_PER_SCORE))
+    other_places = np.column_stack((upstream[:, :4], upstream[:, 4] * PX_PER_SCORE))
+    rows, others = _match(places, found.class_ids, other_places, classes, 8.0)
     assert len(rows) >= MATCHED * max(len(found), len(upstream))
     score = np.abs(found.scores[rows] - upstream[others, 4]).max()
     errors = np.abs(local[rows] - other[others])

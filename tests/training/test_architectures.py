@@ -61,7 +61,10 @@ def test_the_best_checkpoint_is_recognised(tmp_path: Path, architecture: str, ta
     with torch.inference_mode():
         exported, trained = network(images), trainer.average.module(images)
     for name, maps in exported.items():
-        torch.testing.assert_close(maps, trained[name], rtol=1e-4, atol=1e-5)
+        # After one step, the statistics of batch normalization are far from those of its inputs:
+        # maps of deep networks reach hundreds, and rounding errors grow with them.
+        largest = max(1.0, float(trained[name].abs().max()))
+        torch.testing.assert_close(maps, trained[name], rtol=1e-4, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from model_export.config import ExportConfig, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import VerificationError
 from model_export.graph.normalization import NORMALIZATIONS
+from model_export.key_mappings.key_mapping import Framework
+from model_export.networks import squeeze
 from model_export.networks.corner_blocks import PoolingBlock
 from model_export.networks.corner_networks import KeypointNetwork, corner_net_pooling
 from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
@@ -103,8 +105,21 @@ def test_pooling_windows_cover_the_largest_map(
     }
 
 
-@pytest.mark.parametrize("max_side_px", [127, 255])
-def test_the_smallest_input_size_can_be_exported(tmp_path: Path, max_side_px: int) -> None:
+@pytest.mark.parametrize(
+    ("framework", "output_stride", "backbone", "max_side_px"),
+    [
+        ("authors", 4, StackedHourglass(1, (8,) * 6, (1,) * 6), 127),
+        ("authors", 4, StackedHourglass(1, (8,) * 6, (1,) * 6), 255),
+        ("cornernet_lite", 8, StackedHourglass(1, (8,) * 5, (1,) * 5, squeeze.LAYERS), 255),
+    ],
+)
+def test_the_smallest_input_size_can_be_exported(
+    tmp_path: Path,
+    framework: Framework,
+    output_stride: int,
+    backbone: StackedHourglass,
+    max_side_px: int,
+) -> None:
     """The innermost map has one cell, which the exporter would take for a constant."""
     torch.manual_seed(3)
     config = ExportConfig(
@@ -115,25 +130,46 @@ def test_the_smallest_input_size_can_be_exported(tmp_path: Path, max_side_px: in
         height_px=127,
         max_side_px=max_side_px,
     )
-    resolved = resolve_export(config, "none", 128, "corner_pairs", CLASSES, 0)
+    resolved = resolve_export(
+        config, "none", 128, "corner_pairs", CLASSES, 0, framework, output_stride
+    )
     assert resolved.task.peaks_per_heatmap is not None
     network = KeypointNetwork(
-        StackedHourglass(1, (8,) * 6, (1,) * 6),
+        backbone,
         corner_net_pooling(8),
         8,
         resolved.task.head_channels({}, CLASSES, 0),
         8,
     )
+    if framework == "cornernet_lite":  # without training, features of fire modules hardly vary
+        _normalize_features(network)
     graph = DetectionGraph(
         network, NORMALIZATIONS["coco"], resolved.task.peaks_per_heatmap, resolved.task
     ).eval()
     export_onnx(
-        graph, 127, 127, resolved.output_names(), tmp_path / "model.onnx", resolved.input.free_size
+        graph,
+        127,
+        127,
+        resolved.output_names(),
+        tmp_path / "model.onnx",
+        resolved.input.free_size,
+        output_stride,
     )
+    for function in onnx.load(tmp_path / "model.onnx").functions:
+        assert max(_windows(function)[0]) == (max_side_px + 1) // output_stride
     images = collect_images(resolved, None)
     sizes = {image.shape for image in images}
     assert sizes == {(127, 127, 3), (255 if max_side_px > 127 else 127, max_side_px, 3)}
     verify(graph, tmp_path / "model.onnx", resolved.output_names(), images)
+
+
+def _normalize_features(network: nn.Module) -> None:
+    """Measure the statistics of batch normalization, so that features and scores vary."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # those of all batches
+    with torch.no_grad():
+        network.train()(torch.rand(4, 3, 127, 127))
 
 
 def _windows(function: onnx.FunctionProto) -> list[list[int]]:
