@@ -20,7 +20,11 @@ from model_export.networks import squeeze
 from model_export.networks.corner_blocks import PoolingBlock
 from model_export.networks.corner_networks import KeypointNetwork, corner_net_pooling
 from model_export.networks.corner_pooling import BOTTOM_RIGHT, TOP_LEFT
-from model_export.networks.hourglass import StackedHourglass
+from model_export.networks.hourglass import (
+    RESIDUAL_LAYERS,
+    HourglassLayers,
+    StackedHourglass,
+)
 from model_export.onnx.export import export_onnx
 from model_export.pipeline import collect_images
 from model_export.tasks import TASKS
@@ -106,18 +110,19 @@ def test_pooling_windows_cover_the_largest_map(
 
 
 @pytest.mark.parametrize(
-    ("framework", "output_stride", "backbone", "max_side_px"),
+    ("framework", "output_stride", "levels", "layers", "max_side_px"),
     [
-        ("authors", 4, StackedHourglass(1, (8,) * 6, (1,) * 6), 127),
-        ("authors", 4, StackedHourglass(1, (8,) * 6, (1,) * 6), 255),
-        ("cornernet_lite", 8, StackedHourglass(1, (8,) * 5, (1,) * 5, squeeze.LAYERS), 255),
+        ("authors", 4, 6, RESIDUAL_LAYERS, 127),
+        ("authors", 4, 6, RESIDUAL_LAYERS, 255),
+        ("cornernet_lite", 8, 5, squeeze.LAYERS, 255),
     ],
 )
 def test_the_smallest_input_size_can_be_exported(
     tmp_path: Path,
     framework: Framework,
     output_stride: int,
-    backbone: StackedHourglass,
+    levels: int,
+    layers: HourglassLayers,
     max_side_px: int,
 ) -> None:
     """The innermost map has one cell, which the exporter would take for a constant."""
@@ -134,13 +139,9 @@ def test_the_smallest_input_size_can_be_exported(
         config, "none", 128, "corner_pairs", CLASSES, 0, framework, output_stride
     )
     assert resolved.task.peaks_per_heatmap is not None
-    network = KeypointNetwork(
-        backbone,
-        corner_net_pooling(8),
-        8,
-        resolved.task.head_channels({}, CLASSES, 0),
-        8,
-    )
+    heads = resolved.task.head_channels({}, CLASSES, 0)
+    backbone = StackedHourglass(1, (8,) * levels, (1,) * levels, layers)
+    network = KeypointNetwork(backbone, corner_net_pooling(8), 8, heads, dict.fromkeys(heads, 8))
     if framework == "cornernet_lite":  # without training, features of fire modules hardly vary
         _normalize_features(network)
     graph = DetectionGraph(
