@@ -41,7 +41,12 @@ CLASSES = ("cat", "dog")
 
 @pytest.mark.parametrize(
     ("task", "edge_aggregation"),
-    [("extreme_points_agnostic", 0.0)],
+    [
+        ("extreme_points_agnostic", 0.0),
+        ("extreme_points_agnostic", 0.1),
+        # More peaks above 1 than are selected.
+        ("extreme_points", 0.1),
+    ],
 )
 def test_served_detections_equal_the_upstream_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, edge_aggregation: float

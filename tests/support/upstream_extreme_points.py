@@ -85,15 +85,20 @@ def groups_of_golden(
 
 
 def _peaks(heatmap: Map, top_k: int) -> tuple[NDArray[Any], ...]:
-    """Return score, class, row and column of the highest cells that no neighbour exceeds."""
+    """Return score, class, row and column of the highest cells that no neighbour exceeds.
+
+    Upstream clips scores at 1 before it selects peaks. Which of the clipped peaks it selects, and
+    in which order, is undefined (``torch.topk``). Here they are in the order of their unclipped
+    scores, which is one of the possible orders.
+    """
     around = np.pad(heatmap, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
     height, width = heatmap.shape[1:]
     highest = np.max(
         [around[:, y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0
     )
-    peaks = np.where(heatmap == highest, np.minimum(heatmap, 1), 0)
+    peaks = np.where(heatmap == highest, heatmap, 0)
     best = np.argsort(-peaks, axis=None, kind="stable")[:top_k]
-    return peaks.ravel()[best], *np.unravel_index(best, peaks.shape)
+    return np.minimum(peaks.ravel()[best], 1), *np.unravel_index(best, peaks.shape)
 
 
 def _aggregate(heatmap: Map, axis: int, weight: float) -> Map:
