@@ -86,14 +86,14 @@ def to_coco_results(
     """Convert to COCO's result format, with class ids as category ids."""
     results = []
     for image_id, image_detections in zip(image_ids, detections, strict=True):
-        keypoints = image_detections.keypoints
+        keypoints, octagons = image_detections.keypoints, image_detections.octagons
         columns = zip(
             image_detections.class_ids.tolist(),
             image_detections.scores.tolist(),
             image_detections.boxes_xyxy.tolist(),
             keypoints.reshape(len(keypoints), 3 * keypoints.shape[1]).tolist(),
             image_detections.boxes_3d.tolist(),
-            image_detections.octagons.reshape(len(keypoints), -1).tolist(),
+            octagons.reshape(len(octagons), 2 * octagons.shape[1]).tolist(),
             strict=True,
         )
         for class_id, score, (x1, y1, x2, y2), points, box_3d, octagon in columns:

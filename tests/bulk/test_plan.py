@@ -21,7 +21,7 @@ from service.detector import load_detector
 from service.http.responses import to_json, to_response
 from service.http.schemas import Detection
 
-MODEL = {"model": "blood_cells", "version": "1", "options": {"score_threshold": 0.2}}
+MODEL = {"model": "blood_cells", "version": "2", "options": {"score_threshold": 0.2}}
 
 
 @pytest.fixture

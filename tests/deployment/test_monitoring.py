@@ -182,7 +182,7 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     shutil.copytree(project / "models", models)
     shutil.copytree(models / "blood_cells", models / "shadow")
     manifest = models / "shadow" / "model.json"
-    manifest.write_text(manifest.read_text().replace('"version": "1"', '"version": "2"'))
+    manifest.write_text(manifest.read_text().replace('"version": "2"', '"version": "3"'))
     with ExitStack() as stack:
         service = stack.enter_context(
             running(

@@ -123,9 +123,20 @@ def table_rows(page: str, title: str) -> list[list[str]]:
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
 
 
-def test_the_report_is_complete(smears: list[object], project: Path, tmp_path: Path) -> None:
+def test_the_report_is_complete(
+    smears: list[object],
+    project: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     output = tmp_path / "report"
-    evaluate(*smears, "--package", project / "models/blood_cells", "--output", output)
+    # The model makes no error in the samples; without some of the labels it has false positives.
+    labels = json.loads((project / "docs/samples/blood_smears.json").read_text())
+    del labels["annotations"][::10]
+    annotations = tmp_path_factory.mktemp("labels") / "labels.json"
+    annotations.write_text(json.dumps(labels))
+    where = ["--annotations", annotations, *smears[2:]]
+    evaluate(*where, "--package", project / "models/blood_cells", "--output", output)
     markdown = (output / "report.md").read_text("utf-8")
     page = (output / "report.html").read_text("utf-8")
     sources = re.findall(r'src="([^"]{0,30})', page)
@@ -259,7 +270,7 @@ def test_the_bundled_model_has_the_documented_scores(
     where = ["--annotations", data / "test.json", "--images", data / "images"]
     package = project / "models/blood_cells"
     metrics = evaluate(*where, "--package", package, "--output", tmp_path / "report")
-    for line, part in (("BCCD `test` | 36", "boxes"), ("BCCD `test` | 10", "false_discovery")):
+    for line, part in (("BCCD `test` | 36", "boxes"), ("BCCD `test` | 8", "false_discovery")):
         row = next(
             r for r in (project / "docs/evaluation.md").read_text().splitlines() if line in r
         )

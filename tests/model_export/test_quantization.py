@@ -127,7 +127,7 @@ def test_convolutions_are_int8_as_tensorrt_requires(int8_package: ModelPackage) 
 def test_runtimes_find_nearly_the_same(
     int8_package: ModelPackage, images: Path, engine_name: str
 ) -> None:
-    batch = np.stack(read_images(images, 288, 384))
+    batch = np.stack(read_images(images, 384, 512))
     expected = open_engine(int8_package, "onnxruntime-cpu", threads=1).run(batch)
     if engine_name == "openvino":
         engine = open_engine(int8_package, "openvino", threads=1, precision="int8")
@@ -201,7 +201,9 @@ def test_ap_is_that_of_the_evaluation_for_all_metrics_of_the_task(project: Path,
     source = LocalModel(package.directory, backend="onnxruntime-cpu", precision="fp32")
     ground_truth = labelled.ground_truth
     run = source.detect(ground_truth.images, lambda: None)
-    metrics = evaluate(source.model, ground_truth, run, source.model.task, labelled.sigmas).metrics
+    metrics = evaluate(
+        source.model, ground_truth, run, source.model.tasks[-1], labelled.sigmas
+    ).metrics
     for metric, aps in measured.items():
         if metric in ("boxes", "poses"):
             expected = {name: one[0] for name, one in metrics[metric]["per_class"].items()}
@@ -422,7 +424,7 @@ def test_the_layer_that_needs_float32_is_found_by_measurement(
     sensitive: tuple[Path, str], trained: ModelPackage, images: Path
 ) -> None:
     path, layer = sensitive
-    inputs = read_images(images, 288, 384)
+    inputs = read_images(images, 384, 512)
     original = trained.directory / "model.onnx"
     for run in (onnx_runner(path, BOXES), onnx_runner(original, BOXES)):
         assert run(inputs[0][np.newaxis])[0]["scores"][0] > 0.1

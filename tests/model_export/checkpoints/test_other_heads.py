@@ -114,7 +114,7 @@ def test_inspect_prints_a_command_that_leaves_them_out(
     assert "further heads, not supported: tracking (displacements since the previous im" in output
     command = f"centernet-export package --checkpoint {path} --ignore-heads tracking velocity "
     assert f"command: {command}--output models/res_18_slim" in output
-    arguments = output.partition("command: centernet-export ")[2].split()
+    arguments = output.partition("command: centernet-export ")[2].partition("\n")[0].split()
     assert make_parser().parse_args(arguments).ignore_heads == ["tracking", "velocity"]
 
 

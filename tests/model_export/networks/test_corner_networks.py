@@ -76,7 +76,7 @@ def test_heads_of_earlier_stacks_are_unused() -> None:
 def test_heads_are_found_in_a_checkpoint() -> None:
     state = _checkpoint("triplet_centernet104", classes=20)
     heads = ARCHITECTURES["triplet_centernet104"].key_mapping.find_heads(state)
-    assert heads.hidden_channels == 256
+    assert heads.hidden_channels == dict.fromkeys(TRIPLET_HEADS, 256)
     assert heads.channels == {name: head.count(20, 0) for name, head in TRIPLET_HEADS.items()}
 
 

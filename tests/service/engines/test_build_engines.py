@@ -56,7 +56,7 @@ def test_a_build_is_logged_at_intervals(
     builds = [
         step.removesuffix(", model 1 of 1")
         for step in steps
-        if step.startswith("building an engine of blood_cells 1, ")
+        if step.startswith("building an engine of blood_cells 2, ")
     ]
     assert [build.partition(", ")[2] for build in builds] == [
         f"{percentage} % done: tactics" for percentage in (0, 50, 100)
