@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from support.images import encode
 from support.matching import match_boxes
 from support.serving import RunningServer, run_server
+from support.upstream_extreme_points import groups_of_golden
+from support.upstream_nms import assert_same_rows, suppress_like_upstream
 from upstream.weights_rule import make_state
 
-from model_export.class_names import COCO
 from model_export.config import ExportConfig
 from model_export.pipeline import export_package
 from service.model_registry import load_models
@@ -31,10 +33,10 @@ heavy = pytest.mark.skipif(
     not os.environ.get("HEAVY_TESTS"), reason="takes minutes: set HEAVY_TESTS=1"
 )
 CASES = [
-    ("res_18", "default_land", "land_640x402"),
-    ("res_18", "default_port", "port_400x600"),
-    pytest.param("res_50", "default_land", "land_640x402", marks=heavy),
-    pytest.param("res_101", "default_land", "land_640x402", marks=heavy),
+    ("ctdet_res_18", "default_land", "land_640x402"),
+    ("ctdet_res_18", "default_port", "port_400x600"),
+    pytest.param("ctdet_res_50", "default_land", "land_640x402", marks=heavy),
+    pytest.param("ctdet_res_101", "default_land", "land_640x402", marks=heavy),
 ]
 
 
@@ -42,25 +44,17 @@ CASES = [
 def server_of(
     shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], RunningServer]]:
-    """Return a function that serves an architecture with deterministic weights."""
+    """Return a function that serves a network with deterministic weights."""
     with ExitStack() as stack:
 
         @cache
-        def serve(architecture: str) -> RunningServer:
-            directory = tmp_path_factory.mktemp(architecture)
-            manifest = json.loads(
-                (shared / f"upstream/manifests/ctdet_{architecture}.json").read_text()
-            )
-            arrays = make_state(manifest["state_dict"], f"ctdet_{architecture}")
+        def serve(network: str) -> RunningServer:
+            directory = tmp_path_factory.mktemp(network)
+            manifest = json.loads((shared / f"upstream/manifests/{network}.json").read_text())
+            arrays = make_state(manifest["state_dict"], network)
             checkpoint = directory / "model.pth"
             torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, checkpoint)
-            config = ExportConfig(
-                name=architecture,
-                version="1",
-                architecture=architecture,
-                classes=COCO,
-                normalization="coco-demo",
-            )
+            config = ExportConfig(name=network, version="1", normalization="coco-demo")
             package = export_package(config, checkpoint, directory / "package", lambda _: None)
             settings = Settings(models=package.directory, max_batch_size=2, precision="fp32")
             return stack.enter_context(
@@ -70,30 +64,32 @@ def server_of(
         yield serve
 
 
-def detect(server: RunningServer, body: bytes) -> NDArray[np.float64]:
-    """Return rows of x1, y1, x2, y2, score and 1-based class, like the goldens."""
-    response = server.client.post("/detect?score_threshold=0&top_k=100", content=body)
+def detect(server: RunningServer, body: bytes, options: str = "") -> list[dict[str, Any]]:
+    response = server.client.post(f"/detect?score_threshold=0&top_k=100{options}", content=body)
     assert response.status_code == 200, response.text
+    detections: list[dict[str, Any]] = response.json()["detections"]
+    return detections
+
+
+def to_rows(detections: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """Return rows of x1, y1, x2, y2, score and 1-based class, like the goldens."""
     return np.array(
-        [
-            [*found["bbox"], found["score"], found["class_id"] + 1]
-            for found in response.json()["detections"]
-        ]
+        [[*found["bbox"], found["score"], found["class_id"] + 1] for found in detections]
     )
 
 
-@pytest.mark.parametrize(("architecture", "case", "photo"), CASES)
+@pytest.mark.parametrize(("network", "case", "photo"), CASES)
 def test_photo_detections_match_upstream(
     server_of: Callable[[str], RunningServer],
     shared: Path,
-    architecture: str,
+    network: str,
     case: str,
     photo: str,
 ) -> None:
     upstream = shared / "upstream"
-    golden = np.load(upstream / f"goldens/ctdet_{architecture}_{case}.npz")["final"]
-    server = server_of(architecture)
-    local = detect(server, (upstream / f"photos/{photo}.png").read_bytes())
+    golden = np.load(upstream / f"goldens/{network}_{case}.npz")["final"]
+    server = server_of(network)
+    local = to_rows(detect(server, (upstream / f"photos/{photo}.png").read_bytes()))
     error = match_boxes(local, golden)
     # Canvases of the same photo from two OpenCV versions: a canvas of the input size passes the
     # letterbox unchanged, so both can be sent as images.
@@ -101,10 +97,8 @@ def test_photo_detections_match_upstream(
         np.load(upstream / f"goldens/preproc_{version}.npz")[f"fix512_{photo}"][..., ::-1].copy()
         for version in ("cv4", "cv5")
     ]
-    between = match_boxes(*(detect(server, encode(canvas)) for canvas in canvases))
-    print(
-        f"\nphoto | {architecture} | {case} | service to golden: {error} | OpenCV 4 to 5: {between}"
-    )
+    between = match_boxes(*(to_rows(detect(server, encode(canvas))) for canvas in canvases))
+    print(f"\nphoto | {network} | {case} | service to golden: {error} | OpenCV 4 to 5: {between}")
     assert error.matched >= 0.99
     assert error.mean_offset_px < 0.1, "the boxes are shifted"
     assert error.worst_score <= between.worst_score
@@ -112,3 +106,32 @@ def test_photo_detections_match_upstream(
     # With the same OpenCV version, only float32 and rounding errors remain.
     assert error.worst_score <= 1e-4
     assert error.worst_corner_px <= 0.05
+
+
+@heavy
+def test_extreme_points_of_a_photo_match_upstream(
+    server_of: Callable[[str], RunningServer], shared: Path
+) -> None:
+    upstream = shared / "upstream"
+    with np.load(upstream / "goldens/exdet_dla_34_default_land.npz") as file:
+        golden = dict(file)
+    groups, points = groups_of_golden(golden)
+    every, survivors = suppress_like_upstream(
+        groups[:, :5], groups[:, 5].astype(np.int32), 100, weight_exp=None
+    )
+    assert_same_rows(every, golden["final"], 5e-4, 2e-6)
+    body = (upstream / "photos/land_640x402.png").read_bytes()
+    found = detect(server_of("exdet_dla_34"), body, "&flip=true")
+    error = match_boxes(to_rows(found), survivors.astype(np.float64))
+    distances = [
+        np.abs(points - detection["extreme_points"])[groups[:, 5] == detection["class_id"] + 1]
+        .max(axis=(1, 2))
+        .min()
+        for detection in found
+    ]
+    print(
+        f"\nphoto | exdet_dla_34 | default_land | service to golden: {error} | "
+        f"points {max(distances):.1e} px | {len(found)} detections"
+    )
+    assert len(found) == len(survivors)
+    assert error.matched >= 0.99
