@@ -162,7 +162,7 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _terms_exist(self) -> Self:
-        terms = OBJECTIVES[self.task].weights
+        terms = OBJECTIVES[self.task].names
         if unknown := sorted(set(self.loss_weights) - set(terms)):
             raise ValueError(
                 f"loss_weights: {unknown} are not loss terms of {self.task}; use {list(terms)}"

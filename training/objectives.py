@@ -5,7 +5,7 @@ unweighted terms of one stack.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from typing import TypeVar
@@ -41,6 +41,22 @@ class Objective:
 
     terms: Callable[[Tensors, Tensors], dict[str, Tensor]]
     weights: Mapping[str, float]
+    further_terms: Mapping[str, Callable[[Tensors, Tensors], Tensor]] = field(default_factory=dict)
+    """Terms that the papers do not have, computed only if they have a weight."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All terms that can have a weight."""
+        return (*self.weights, *(name for name in self.further_terms if name not in self.weights))
+
+    def compute(self, maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
+        """Return the unweighted terms that have a weight, by name."""
+        further = {
+            name: term(maps, targets)
+            for name, term in self.further_terms.items()
+            if name in self.weights
+        }
+        return {**self.terms(maps, targets), **further}
 
     def total(self, terms: Mapping[str, _Value]) -> _Value:
         """Return the weighted sum of all terms, a scalar."""
@@ -61,12 +77,11 @@ def box_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
     }
 
 
-def box_terms_with_iou(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
-    """Compute the terms of boxes and ``iou``, which the paper does not have."""
-    iou = box_iou_loss(
+def box_iou_term(maps: Tensors, targets: Tensors) -> Tensor:
+    """Compute :func:`box_iou_loss` of ``CenterTargets``."""
+    return box_iou_loss(
         maps, targets["cells"], targets["present"], targets["offset"], targets["size"]
     )
-    return {**box_terms(maps, targets), "iou": iou}
 
 
 def pose_terms(maps: Tensors, targets: Tensors) -> dict[str, Tensor]:
@@ -166,7 +181,7 @@ _CORNER_WEIGHTS = {"corner_heatmaps": 1.0, "pull": 0.1, "push": 0.1, "corner_off
 _EXTREME_POINTS = Objective(extreme_point_terms, {"heatmaps": 1.0, "offsets": 1.0})
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "boxes": Objective(box_terms_with_iou, {**_BOX_WEIGHTS, "iou": 0.0}),
+    "boxes": Objective(box_terms, _BOX_WEIGHTS, {"iou": box_iou_term}),
     "poses": Objective(
         pose_terms,
         {

@@ -214,7 +214,7 @@ class Trainer:
         with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
             stacks = predict_all(network, images)
         each = [
-            self._objective.terms({name: values.float() for name, values in maps.items()}, batch)
+            self._objective.compute({name: values.float() for name, values in maps.items()}, batch)
             for maps in stacks
         ]
         first, *others = each

@@ -45,8 +45,8 @@ def test_bundled_fp16_weights_are_the_rounded_fp32_weights(project: Path) -> Non
         name = name.removeprefix("network.").replace(".2.layer.", ".2.")
         # In the fp32 file, biases from folded batch normalization are named after the weight.
         source = fp32[name] if name in fp32 else fp32[f"{name.removesuffix('bias')}weight_bias"]
-        # Both files fold the batch normalization in float32, in another order, so that a value
-        # close to the middle between two float16 values may be rounded to either.
+        # The fp16 file folds the batch normalization in float64, the exporter of the fp32 file in
+        # float32: a value close to the middle of two float16 values may be rounded to either.
         assert (np.abs(values - source) <= 0.53 * np.spacing(np.abs(values)).astype(float)).all()
 
 

@@ -18,6 +18,7 @@ from training.losses import (
     rotation_loss,
     smooth_l1_loss,
 )
+from training.objectives import OBJECTIVES
 
 Goldens = dict[str, Tensor]
 CORNER_GOLDENS = ["unit_cornernet", "unit_triplet"]
@@ -240,3 +241,25 @@ def test_iou_loss_without_objects_is_zero_and_of_negative_sizes_finite() -> None
     loss.backward()
     assert 1 <= loss.item() <= 2
     assert all(values.grad.isfinite().all() for values in maps.values())
+
+
+def test_the_iou_term_is_computed_only_if_it_has_a_weight() -> None:
+    maps = {
+        "heatmap": torch.zeros(1, 1, 4, 4),
+        "offset": torch.zeros(1, 2, 4, 4),
+        "size": torch.ones(1, 2, 4, 4),
+    }
+    targets = {
+        "heatmap": torch.zeros(1, 1, 4, 4),
+        "cells": torch.tensor([[5]]),
+        "present": torch.ones(1, 1),
+        "offset": torch.full((1, 1, 2), 0.5),
+        "size": torch.full((1, 1, 2), 2.0),
+    }
+    boxes = OBJECTIVES["boxes"]
+    without, terms = boxes.compute(maps, targets), boxes.reweighted({"iou": 2.0})
+    assert without.keys() == boxes.weights.keys() == {"heatmap", "offset", "size"}
+    assert boxes.names == terms.names == ("heatmap", "offset", "size", "iou")
+    found = terms.compute(maps, targets)
+    assert found.keys() == terms.weights.keys()
+    assert terms.total(found) == boxes.total(without) + 2.0 * found["iou"]
