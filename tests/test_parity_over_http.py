@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.exports import export_for_parity
 from support.images import encode
 from support.matching import match_boxes
 from support.serving import RunningServer, run_server
@@ -25,7 +26,6 @@ from support.upstream_nms import assert_same_rows, suppress_like_upstream
 from upstream.weights_rule import make_state
 
 from model_export.config import ExportConfig
-from model_export.pipeline import export_package
 from service.model_registry import load_models
 from service.settings import Settings
 
@@ -55,7 +55,7 @@ def server_of(
             checkpoint = directory / "model.pth"
             torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, checkpoint)
             config = ExportConfig(name=network, version="1", normalization="coco-demo")
-            package = export_package(config, checkpoint, directory / "package", lambda _: None)
+            package = export_for_parity(config, checkpoint, directory / "package", one_size=False)
             settings = Settings(models=package.directory, max_batch_size=2, precision="fp32")
             return stack.enter_context(
                 run_server(partial(load_models, report_step=print), settings)

@@ -36,9 +36,9 @@ SETTLE_S = 20.0
 """Idle keep-alive connections are closed within this time."""
 
 
-def write_hostile_files(folder: Path) -> list[Path]:
+def write_hostile_files(folder: Path, per_kind: int) -> list[Path]:
     paths = []
-    for kind, index in itertools.product(IMAGE_KINDS, range(FILES_PER_KIND)):
+    for kind, index in itertools.product(IMAGE_KINDS, range(per_kind)):
         if body := input_of(kind, 0, index):
             paths.append(folder / f"{kind}-{index}")
             paths[-1].write_bytes(body)
@@ -69,7 +69,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         run_service("--self-test-interval-s", "5") as service,
     ):
-        hostile = write_hostile_files(Path(folder))
+        hostile = write_hostile_files(Path(folder), FILES_PER_KIND)
         target = Target(service.port, "/detect", IMAGES)
         rate = closed_loop(target, 10, 32, warmup_s=2).images_per_second
         time.sleep(SETTLE_S)

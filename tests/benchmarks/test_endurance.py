@@ -113,13 +113,12 @@ def test_overload_returns_200_or_429_and_disconnects_cost_no_engine_time(tmp_pat
 @with_compiler
 def test_no_thread_or_socket_leaks_after_valid_and_corrupted_images(tmp_path: Path) -> None:
     with run_service("--self-test-interval-s", "1") as service:
-        images = Target(service.port, "/detect", write_hostile_files(tmp_path), ())
-        open_loop(images, 2, 50)  # starts all threads
+        hostile = write_hostile_files(tmp_path, per_kind=25)
+        open_loop(Target(service.port, "/detect", hostile, ()), 2, 50)  # starts all threads
         first = service.state()
         with ThreadPoolExecutor(3) as threads:
             futures = [
-                threads.submit(stream)
-                for stream in streams(service, write_hostile_files(tmp_path), 8, 4)
+                threads.submit(stream) for stream in streams(service, hostile, rate=8, seconds=4)
             ]
             loads = [future.result() for future in futures]
         assert {status for load in loads for status in load.statuses} <= EXPECTED_STATUSES

@@ -60,7 +60,7 @@ def serve(
     received: Counter[bytes] = Counter()
     attributes = {"respond": respond, "received": received, "lock": threading.Lock()}
     server = HttpServer(("127.0.0.1", 0), type("TestHandler", (Handler,), attributes))
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     files = []
     for index, body in enumerate(BODIES):

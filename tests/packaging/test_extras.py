@@ -1,8 +1,8 @@
 """Each extra of pyproject.toml, installed from the wheel into an environment of its own.
 
-An extra is complete when its commands run in an environment that holds nothing else. PyTorch is
-the exception: its files are linked from the environment of the tests, because installing it again
-takes longer than everything else here. All other dependencies are installed by pip.
+An extra is complete when its commands run in an environment that holds nothing else. The files of
+its dependencies that the environment of the tests has, too, are linked from there, which takes a
+fraction of the time; pip installs the others.
 """
 
 import json
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import httpx
@@ -41,6 +41,7 @@ SOURCES = (
     "model_package",
 )
 SOURCES += ("reports", "service", "training")
+DISTRIBUTION = "centernet-serving"
 NOT_INSTALLED = {
     "ray": "`make test-ray` installs it and runs its commands",
     "dev": "it is the environment that runs the tests",
@@ -88,6 +89,7 @@ class Environment:
     constraints: Path
 
     def install(self, extra: str) -> None:
+        link_distributions(f"{DISTRIBUTION}[{extra}]", self.root)
         pip(
             *("--python", self.root / "bin" / "python", "install", "--no-compile"),
             *("--constraint", self.constraints, f"{self.wheel}[{extra}]"),
@@ -155,30 +157,43 @@ def environment(project: Path, wheel: Path, tmp_path: Path) -> Iterator[Environm
     shutil.rmtree(root)
 
 
-def link_distributions(name: str, environment: Path) -> None:
-    """Hard-link a distribution and all it requires from this environment into another one."""
+def link_distributions(requirement: str, environment: Path) -> None:
+    """Hard-link what a distribution with its extras requires from this environment into another."""
     (target,) = environment.glob("lib/python*/site-packages")
-    waiting, seen = [name], set()
+    waiting, seen = [Requirement(requirement)], set[str]()
     while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in seen:
-            continue
-        seen.add(name)
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
         try:
             found = distribution(name)
         except PackageNotFoundError:
-            continue  # required on other platforms only
-        requirements = [Requirement(text) for text in found.requires or ()]
-        waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate()]
-        for file in found.files or ():
-            source = Path(str(found.locate_file(file)))
-            if ".." in file.parts or file.suffix == ".pyc" or not source.is_file():
-                continue
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, target / file)
-            except OSError:  # another file system
-                shutil.copy(source, target / file)
+            continue
+        for text in found.requires or ():
+            required = Requirement(text)
+            environments: list[dict[str, str]] = [{"extra": extra} for extra in wanted.extras]
+            if str(required) not in seen and (
+                required.marker is None
+                or any(required.marker.evaluate(one) for one in (*environments, {"extra": ""}))
+            ):
+                seen.add(str(required))
+                waiting.append(required)
+        if name != canonicalize_name(DISTRIBUTION):
+            link_files(found, target)
+
+
+def link_files(found: Distribution, target: Path) -> None:
+    """Hard-link modules and metadata of a distribution; commands belong to one environment."""
+    for file in found.files or ():
+        source = Path(str(found.locate_file(file)))
+        if ".." in file.parts or file.suffix == ".pyc" or not source.is_file():
+            continue
+        if (target / file).exists():
+            continue
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target / file)
+        except OSError:  # another file system
+            shutil.copy(source, target / file)
 
 
 @pytest.fixture
@@ -392,7 +407,6 @@ NEEDS: Mapping[str, str] = {
     "timm": "export",
 }
 """Extras that add to another one: they are installed into its environment after its own check."""
-WITH_TORCH = frozenset({"export", "train"})
 
 
 def test_every_extra_is_checked_here(project: Path) -> None:
@@ -422,8 +436,6 @@ def test_the_extra_tensorrt_installs_a_version_that_tests_run_with(project: Path
 def test_the_commands_of_an_extra_run_in_a_clean_environment(
     extra: str, environment: Environment, server: RunningServer, image: Path
 ) -> None:
-    if extra in WITH_TORCH:
-        link_distributions("torch", environment.root)
     for name in (extra, *(added for added, needed in NEEDS.items() if needed == extra)):
         environment.install(name)
         CHECKS[name](environment, server, image)

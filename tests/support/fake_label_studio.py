@@ -66,7 +66,7 @@ def fake_label_studio() -> Iterator[FakeLabelStudio]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         studio = FakeLabelStudio(f"http://127.0.0.1:{server.server_address[1]}")
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield studio

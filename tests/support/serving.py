@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -28,6 +29,7 @@ from service.async_detector import AsyncDetector
 from service.detector import Detector
 from service.engines import Engine, Images
 from service.engines.precision import ComputePrecision
+from service.http import uvicorn_server
 from service.http.state import state_of
 from service.http.uvicorn_server import Server
 from service.image_pool import ImagePool
@@ -261,8 +263,10 @@ def run_server_with_loader(
             with running.client:
                 yield running
         finally:
-            server.should_exit = True
-            thread.join(30)
+            # No client is left that could send a request on an idle connection.
+            with patch.object(uvicorn_server, "IDLE_CLOSE_DELAY_S", 0.0):
+                server.should_exit = True
+                thread.join(30)
             assert not thread.is_alive(), "the server did not stop"
 
 
