@@ -22,10 +22,20 @@ class CenterBoxes:
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Return the best boxes of all network inputs of one image."""
-        boxes = np.concatenate([decode_boxes(output, self._output_stride) for output in outputs])
-        class_ids = concatenate(outputs, "class_ids")
-        rows, scores = select_top_k(boxes, concatenate(outputs, "scores"), class_ids, options)
-        return Detections(boxes[rows], scores, class_ids[rows])
+        return select_boxes(outputs, self._output_stride, options)[1]
+
+
+def select_boxes(
+    outputs: Sequence[ModelOutput], output_stride: int, options: DetectionOptions
+) -> tuple[NDArray[np.int64], Detections]:
+    """Return the best boxes of all network inputs of one image, and their rows.
+
+    The rows (n,) index the tensors of all ``outputs``, concatenated along the first axis.
+    """
+    boxes = np.concatenate([decode_boxes(output, output_stride) for output in outputs])
+    class_ids = concatenate(outputs, "class_ids")
+    rows, scores = select_top_k(boxes, concatenate(outputs, "scores"), class_ids, options)
+    return rows, Detections(boxes[rows], scores, class_ids[rows])
 
 
 def decode_boxes(output: ModelOutput, output_stride: int) -> NDArray[np.float64]:

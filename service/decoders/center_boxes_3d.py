@@ -5,13 +5,13 @@ The camera frame has x to the right, y down and z forward, in metres, as in KITT
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_package import Boxes3DDecoder
-from service.decoders.center_boxes import decode_boxes
-from service.decoders.selection import select_top_k
+from service.decoders.center_boxes import select_boxes
 from service.decoders.types import DetectionOptions, Detections3D, ModelOutput
 
 # Corners x, y, z of a box as multiples of its length, height and width, relative to the center of
@@ -39,10 +39,17 @@ class CenterBoxes3D:
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections3D:
         """Return the best 3D boxes of one image, which has exactly one network input."""
+        rows, boxes = select_boxes(outputs, self._output_stride, options)
+        return Detections3D(**vars(boxes), **self.boxes_3d(outputs, rows, options))
+
+    def boxes_3d(
+        self, outputs: Sequence[ModelOutput], rows: NDArray[np.int64], options: DetectionOptions
+    ) -> dict[str, NDArray[Any]]:
+        """Return the fields that :class:`Detections3D` adds to boxes.
+
+        ``rows`` (n,) are those of the selected boxes in the tensors of the network input.
+        """
         (output,) = outputs
-        boxes = decode_boxes(output, self._output_stride)
-        class_ids = output.tensors["class_ids"]
-        rows, scores = select_top_k(boxes, output.tensors["scores"], class_ids, options)
         peaks = {
             name: output.tensors[name][rows].astype(np.float64)
             for name in ("centers", "depths", "dimensions", "rotations")
@@ -53,17 +60,16 @@ class CenterBoxes3D:
         locations = unproject(centers, peaks["depths"], projection)
         locations[:, 1] += peaks["dimensions"][:, 0] / 2
         rotations_y = alphas_to_rotations_y(alphas, centers[:, 0], projection)
-        return Detections3D(
-            boxes[rows],
-            scores,
-            class_ids[rows],
-            peaks["dimensions"],
-            locations,
-            rotations_y,
-            alphas,
-            peaks["depths"],
-            project(box_corners(peaks["dimensions"], locations, rotations_y), projection),
-        )
+        return {
+            "dimensions_hwl_m": peaks["dimensions"],
+            "locations_m": locations,
+            "rotations_y_rad": rotations_y,
+            "alphas_rad": alphas,
+            "depths_m": peaks["depths"],
+            "corners": project(
+                box_corners(peaks["dimensions"], locations, rotations_y), projection
+            ),
+        }
 
 
 def decode_alphas(rotations: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,12 +1,13 @@
 """2D boxes and keypoints from center points (*Objects as Points*, section 4.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_package import KeypointsDecoder
-from service.decoders.center_boxes import concatenate, decode_boxes
-from service.decoders.selection import select_top_k
+from service.decoders.center_boxes import concatenate, select_boxes
 from service.decoders.types import DetectionOptions, ModelOutput, PoseDetections
 
 
@@ -26,7 +27,20 @@ class CenterPoses:
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> PoseDetections:
         """Return the best poses of all network inputs of one image."""
-        boxes = np.concatenate([decode_boxes(output, self._output_stride) for output in outputs])
+        rows, boxes = select_boxes(outputs, self._output_stride, options)
+        return PoseDetections(**vars(boxes), **self.keypoints(outputs, rows, boxes.class_ids))
+
+    def keypoints(
+        self,
+        outputs: Sequence[ModelOutput],
+        rows: NDArray[np.int64],
+        class_ids: NDArray[np.int32],
+    ) -> dict[str, NDArray[Any]]:
+        """Return the fields that :class:`PoseDetections` adds to boxes.
+
+        ``rows`` (n,) are those of the selected boxes in the tensors of all ``outputs``, and
+        ``class_ids`` (n,) their classes.
+        """
         keypoints = np.concatenate(
             [
                 output.transform.to_image(
@@ -34,11 +48,9 @@ class CenterPoses:
                 )
                 for output in outputs
             ]
-        )
-        class_ids = concatenate(outputs, "class_ids")
-        rows, scores = select_top_k(boxes, concatenate(outputs, "scores"), class_ids, options)
-        keypoints, keypoint_scores = keypoints[rows], concatenate(outputs, "keypoint_scores")[rows]
+        )[rows]
+        scores = concatenate(outputs, "keypoint_scores")[rows]
         if self._class_ids:
-            has_none = ~np.isin(class_ids[rows], self._class_ids)
-            keypoints[has_none], keypoint_scores[has_none] = np.nan, 0
-        return PoseDetections(boxes[rows], scores, class_ids[rows], keypoints, keypoint_scores)
+            has_none = ~np.isin(class_ids, self._class_ids)
+            keypoints[has_none], scores[has_none] = np.nan, 0
+        return {"keypoints": keypoints, "keypoint_scores": scores}

@@ -84,7 +84,9 @@ def test_returns_3d_boxes_in_the_camera_frame(start_server: Start) -> None:
     assert "corners_px" not in near["box3d"]
 
 
-@pytest.mark.parametrize("query", ["", "?soft_nms=true&fx=50&fy=50&cx=20&cy=32", "?top_k=1"])
+@pytest.mark.parametrize(
+    "query", ["", "?soft_nms=true&fx=50&fy=50&cx=20&cy=32", "?top_k=1", "?classes=red"]
+)
 def test_one_response_has_keypoints_and_3d_boxes(start_server: Start, query: str) -> None:
     rows = POSES_AND_BOXES_3D_ROWS
     server, poses, boxes_3d = (
