@@ -1,19 +1,20 @@
 """Export configuration, its validation and its resolution to a complete description."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
 from pydantic import ValidationError
 
-from model_export.architectures import OUTPUT_STRIDE, find_architecture
+from model_export.architectures import OUTPUT_STRIDE
 from model_export.class_names import COCO_KEYPOINTS, COCO_SKELETON
 from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.graph.extreme_points import decode_extreme_points
 from model_export.graph.normalization import NORMALIZATIONS, Normalization
 from model_export.key_mappings.key_mapping import Framework
-from model_export.tasks import TASKS, Task, task_of_framework
+from model_export.tasks import Task, task_of_framework
 from model_package import (
     Artifact,
     Decoder,
@@ -76,23 +77,41 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class NetworkInfo:
+    """What an export needs to know of its network."""
+
+    architecture: str
+    """Name in the manifest."""
+    task: str
+    """A key of :data:`model_export.tasks.TASKS`."""
+    num_classes: int
+    num_keypoints: int = 0
+    """Keypoints per pose; 0 for other tasks."""
+    input_multiple: Literal[32, 128] = 32
+    """Sides of the input are multiples of it."""
+    output_stride: int = OUTPUT_STRIDE
+    """Input pixels per cell of the output maps."""
+    framework: Framework = "authors"
+    """Framework of the training, whose own test determines the defaults."""
+
+
+@dataclass(frozen=True)
 class ResolvedExport:
     """An export configuration with every default resolved."""
 
     config: ExportConfig
-    architecture: str
+    network: NetworkInfo
     task: Task
     classes: tuple[str, ...]
     keypoints: tuple[str, ...]
     input: InputSpec
     normalization: str
     pixel_normalization: Normalization
-    output_stride: int
 
     def decoder(self) -> Decoder:
         """Return the decoder configuration of the manifest."""
         fields = {
-            "output_stride": self.output_stride,
+            "output_stride": self.network.output_stride,
             "top_k": self.config.top_k,
             "score_threshold": self.config.score_threshold,
             "keypoints": self.keypoints,
@@ -103,7 +122,7 @@ class ResolvedExport:
             "centers": self.task.peaks_per_heatmap,
             "rules": self.task.corner_rules,
             "peaks": self.task.peaks_per_heatmap,
-            "columns": _longest_side_cells(self.input, self.output_stride),
+            "columns": _longest_side_cells(self.input, self.network.output_stride),
             "agnostic": self.task.is_agnostic,
         }
         kind = self.task.decoder
@@ -143,7 +162,7 @@ class ResolvedExport:
             decoder=self.decoder(),
             artifacts=artifacts,
             provenance=Provenance(
-                architecture=self.architecture,
+                architecture=self.network.architecture,
                 checkpoint_sha256=checkpoint_sha256,
                 source=self.config.source,
                 license=self.config.license,
@@ -155,91 +174,37 @@ class ResolvedExport:
         )
 
 
-def check_config(config: ExportConfig) -> None:
-    """Validate what does not depend on the checkpoint; raises :class:`ConfigError`."""
-    for option, name, known in (
-        ("task", config.task, TASKS),
-        (
-            "normalization",
-            None if isinstance(config.normalization, Normalization) else config.normalization,
-            NORMALIZATIONS,
-        ),
-        ("precision", config.precision, get_args(ExportPrecision)),
-    ):
-        if name is not None and name not in known:
-            raise ConfigError(f"there is no {option} {name!r}. Accepted: {', '.join(known)}.")
-    task = config.task
-    multiple: Literal[32, 128] = 32
-    output_stride = OUTPUT_STRIDE
-    if config.architecture is not None:
-        architecture = find_architecture(config.architecture)
-        multiple, output_stride = architecture.input_multiple, architecture.output_stride
-        task = config.task or architecture.tasks[0]
-        if task not in architecture.tasks:
-            raise ConfigError(
-                f"the architecture {config.architecture} does not support the task {task}. "
-                f"Accepted: {', '.join(architecture.tasks)}."
-            )
-    if task is None:  # task and input multiple are known once the checkpoint is read
-        return
-    if config.task is None:  # the checkpoint may have extreme points, unlike the first task
-        config = replace(config, edge_aggregation=0.0)
-    classes = config.classes if config.classes is not None else TASKS[task].classes
-    keypoints = config.keypoints or TASKS[task].keypoints
-    # The classes that may have keypoints are those of the checkpoint.
-    config = replace(config, keypoint_classes=None)
-    resolve_export(
-        config,
-        "unknown",
-        multiple,
-        task,
-        len(classes),
-        len(keypoints),
-        output_stride=output_stride,
-    )
+def resolve_export(config: ExportConfig, network: NetworkInfo) -> ResolvedExport:
+    """Validate ``config`` for an identified network, and resolve its defaults.
 
-
-def resolve_export(
-    config: ExportConfig,
-    architecture: str,
-    multiple_px: Literal[32, 128],
-    task_name: str,
-    num_classes: int,
-    num_keypoints: int,
-    framework: Framework = "authors",
-    output_stride: int = OUTPUT_STRIDE,
-) -> ResolvedExport:
-    """Resolve the defaults of ``config`` for an identified network, trained with ``framework``.
-
-    Sides of the input must be multiples of ``multiple_px``. ``output_stride``: input pixels per
-    cell of the output maps. Raises :class:`ConfigError`, and
-    :class:`CheckpointMismatchError` if the number of names differs from the network's.
+    Raises :class:`ConfigError`, and :class:`CheckpointMismatchError` if the number of names differs
+    from the network's.
     """
-    task = task_of_framework(task_name, framework)
+    task = task_of_framework(network.task, network.framework)
+    _check_name("precision", config.precision, get_args(ExportPrecision))
     normalization, pixel_normalization = _normalization(config, task)
-    _check_size(config, task, multiple_px, output_stride)
-    _check_names("classes", config.classes, num_classes)
-    _check_names("keypoints", config.keypoints, num_keypoints)
+    _check_size(config, task, network)
+    _check_names("classes", config.classes, network.num_classes)
+    _check_names("keypoints", config.keypoints, network.num_keypoints)
     if config.flip and not task.can_flip:
-        raise ConfigError(f"flip averaging is not supported for the task {task_name}.")
-    if config.keypoint_classes and not num_keypoints:
+        raise ConfigError(f"flip averaging is not supported for the task {network.task}.")
+    if config.keypoint_classes and not network.num_keypoints:
         raise ConfigError(
             "keypoint classes were given, but this network has no keypoints. Leave "
             "--keypoint-classes out."
         )
     padding_rgb = pixel_normalization.mean_rgb or (0, 0, 0)
     try:
-        input_spec = _input(config, task, multiple_px, padding_rgb)
+        input_spec = _input(config, task, network.input_multiple, padding_rgb)
         resolved = ResolvedExport(
             config=config,
-            architecture=architecture,
-            task=_with_decoding_options(task, config, input_spec, output_stride),
-            classes=_names("classes", config.classes, task.classes, num_classes),
-            keypoints=_names("keypoints", config.keypoints, task.keypoints, num_keypoints),
+            network=network,
+            task=_with_decoding_options(task, config, input_spec, network.output_stride),
+            classes=_names("classes", config.classes, task.classes, network.num_classes),
+            keypoints=_names("keypoints", config.keypoints, task.keypoints, network.num_keypoints),
             input=input_spec,
             normalization=normalization,
             pixel_normalization=pixel_normalization,
-            output_stride=output_stride,
         )
         resolved.manifest(*_placeholder_results())
     except ValidationError as error:
@@ -249,11 +214,17 @@ def resolve_export(
     return resolved
 
 
+def _check_name(option: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"there is no {option} {name!r}. Accepted: {', '.join(known)}.")
+
+
 def _normalization(config: ExportConfig, task: Task) -> tuple[str, Normalization]:
     """Return the pixel scaling, preceded by its name or description."""
-    chosen = config.normalization or task.normalization
+    chosen = task.normalization if config.normalization is None else config.normalization
     if isinstance(chosen, Normalization):
         return chosen.describe(), chosen
+    _check_name("normalization", chosen, NORMALIZATIONS)
     return chosen, NORMALIZATIONS[chosen]
 
 
@@ -320,7 +291,8 @@ def _size(config: ExportConfig, task: Task) -> tuple[int, int]:
     )
 
 
-def _check_size(config: ExportConfig, task: Task, multiple_px: int, output_stride: int) -> None:
+def _check_size(config: ExportConfig, task: Task, network: NetworkInfo) -> None:
+    multiple_px = network.input_multiple
     width_px, height_px = _size(config, task)
     size = f"{width_px}x{height_px}"
     reduction_px = task.reduction_px
@@ -337,7 +309,7 @@ def _check_size(config: ExportConfig, task: Task, multiple_px: int, output_strid
             f"dynamic input sizes are limited to {max_side_px} px a side, but the default input "
             f"size is {size}. Raise the limit or choose a smaller size."
         )
-    cells = width_px * height_px // output_stride**2
+    cells = width_px * height_px // network.output_stride**2
     if config.top_k > cells > 0:
         raise ConfigError(
             f"top-K is {config.top_k}, but an input of {size} has only {cells} cells in its "

@@ -15,7 +15,7 @@ class ExportError(Exception):
 
 
 class ConfigError(ExportError):
-    """The configuration is invalid; raised before the export starts."""
+    """The configuration is invalid; raised before a file is exported."""
 
     code = "config_invalid"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model_export.architectures import OBJECTS_AS_POINTS_TASKS, OUTPUT_STRIDE
 from model_export.checkpoints.identify import closest_task
-from model_export.config import ExportConfig, ResolvedExport, resolve_export
+from model_export.config import ExportConfig, NetworkInfo, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import ConfigError, OnnxFileError
 from model_export.graph.normalization import Normalization
@@ -154,11 +154,12 @@ def _resolve(
     task_name = config.task or closest_task(channels, OBJECTS_AS_POINTS_TASKS)
     resolved = resolve_export(
         _with_input(config, width_px, height_px, normalization),
-        "imported",
-        32,
-        task_name,
-        channels.get(TASKS[task_name].classes_head, 1),
-        channels.get("keypoint_offsets", 0) // 2,
+        NetworkInfo(
+            "imported",
+            task_name,
+            num_classes=channels.get(TASKS[task_name].classes_head, 1),
+            num_keypoints=channels.get("keypoint_offsets", 0) // 2,
+        ),
     )
     expected = resolved.task.head_channels(channels, len(resolved.classes), len(resolved.keypoints))
     cells = (height_px // OUTPUT_STRIDE, width_px // OUTPUT_STRIDE)

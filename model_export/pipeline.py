@@ -11,7 +11,7 @@ from model_export.checkpoints.load_weights import load_network
 from model_export.checkpoints.mmdetection import complete_config
 from model_export.checkpoints.safe_load import read_checkpoint
 from model_export.class_names import flipped_pairs
-from model_export.config import ExportConfig, ResolvedExport, check_config, resolve_export
+from model_export.config import ExportConfig, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.networks.fp16 import Fp16Network
 from model_export.onnx.export import export_onnx, max_units
@@ -68,7 +68,6 @@ def export_package(
     with. Raises :class:`~model_export.errors.ExportError` and
     :class:`~model_package.PackageError`; no partial package is left behind.
     """
-    check_config(config)
     with draft_package(output) as draft:
         progress(f"Read {checkpoint}")
         resolved, network = _load(config, checkpoint)
@@ -78,7 +77,8 @@ def export_package(
             graphs[FLIP_ONNX_FILE] = _build_graph(network, resolved, flip=True)
 
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        progress(f"Export {resolved.architecture} ({parameters / 1e6:.2f} M parameters) to ONNX")
+        architecture = resolved.network.architecture
+        progress(f"Export {architecture} ({parameters / 1e6:.2f} M parameters) to ONNX")
         for file, graph in graphs.items():
             _export(graph, resolved, draft.directory / file)
 
@@ -134,23 +134,11 @@ def _load(config: ExportConfig, checkpoint: Path) -> tuple[ResolvedExport, nn.Mo
     loaded = read_checkpoint(checkpoint, config.weights)
     if loaded.record is not None:
         config = loaded.record.complete(config)
-        check_config(config)
     checkpoint_info = identify(loaded.state, config.architecture, config.task, config.ignored_heads)
-    architecture = checkpoint_info.variant
-    framework = architecture.key_mapping.framework
-    if framework == "mmdetection":
-        config = complete_config(config, loaded.mmdetection, checkpoint_info.task)
-    resolved = resolve_export(
-        config,
-        checkpoint_info.architecture,
-        architecture.input_multiple,
-        checkpoint_info.task,
-        checkpoint_info.num_classes,
-        checkpoint_info.num_keypoints,
-        framework,
-        architecture.output_stride,
-    )
-    return resolved, load_network(checkpoint_info, loaded.state)
+    network = checkpoint_info.network
+    if network.framework == "mmdetection":
+        config = complete_config(config, loaded.mmdetection, network.task)
+    return resolve_export(config, network), load_network(checkpoint_info, loaded.state)
 
 
 def _build_graph(network: nn.Module, resolved: ResolvedExport, flip: bool) -> DetectionGraph:
@@ -168,7 +156,7 @@ def _build_graph(network: nn.Module, resolved: ResolvedExport, flip: bool) -> De
 def _export(graph: DetectionGraph, resolved: ResolvedExport, path: Path) -> None:
     spec = resolved.input
     names = resolved.output_names()
-    stride = resolved.output_stride
+    stride = resolved.network.output_stride
     export_onnx(graph, spec.height_px, spec.width_px, names, path, spec.free_size, stride)
 
 

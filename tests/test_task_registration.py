@@ -16,7 +16,7 @@ from evaluation.model_under_test import TASKS as EVALUATION_TASKS
 from labels.output_agreement import AGREEMENT_LIMITS
 from labels.outputs import measure, split_kinds
 from model_export.architectures import ARCHITECTURES, OBJECTS_AS_POINTS_TASKS
-from model_export.config import ExportConfig, resolve_export
+from model_export.config import ExportConfig, NetworkInfo, resolve_export
 from model_export.key_mappings.objects_as_points import HEADS
 from model_export.tasks import TASKS
 from model_export.verification.comparison import TOLERANCES
@@ -126,7 +126,8 @@ def resolve(task: str) -> model_package.Decoder:
     defaults = TASKS[task]
     config = ExportConfig(name="model", version="1")
     counts = len(defaults.classes), len(defaults.keypoints)
-    return resolve_export(config, "unknown", 128, task, *counts).decoder()
+    network = NetworkInfo("unknown", task, *counts, input_multiple=128)
+    return resolve_export(config, network).decoder()
 
 
 def test_every_trained_task_has_an_objective() -> None:

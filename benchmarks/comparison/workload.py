@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model_export.architectures import ResNetArchitecture, box_head_channels
-from model_export.config import ExportConfig, resolve_export
+from model_export.config import ExportConfig, NetworkInfo, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.networks.resnet import BasicBlock
@@ -97,7 +97,7 @@ def make_package(side_px: int, directory: Path) -> Path:
         source="random weights, for benchmarks",
         license="Apache-2.0",
     )
-    plan = resolve_export(config, "slim ResNet-18", 32, "boxes", len(CLASS_NAMES), 0)
+    plan = resolve_export(config, NetworkInfo("slim ResNet-18", "boxes", len(CLASS_NAMES)))
     with draft_package(output) as draft:
         path = draft.directory / ONNX_FILE
         names = plan.output_names()

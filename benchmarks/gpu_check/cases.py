@@ -94,14 +94,7 @@ def make_graph(
     # Reading a checkpoint drops these counters.
     state = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
     contents = identify(state, case.config.architecture, case.config.task)
-    plan = resolve_export(
-        case.config,
-        contents.architecture,
-        ARCHITECTURES[contents.architecture].input_multiple,
-        contents.task,
-        contents.num_classes,
-        contents.num_keypoints,
-    )
+    plan = resolve_export(case.config, contents.network)
     network = wrap(load_network(contents, state), plan)
     count = plan.task.peaks_per_heatmap or plan.config.top_k
     graph = DetectionGraph(network, plan.pixel_normalization, count, plan.task)

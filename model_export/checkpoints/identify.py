@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from model_export.architectures import ARCHITECTURES, Architecture, find_architecture
-from model_export.errors import CheckpointMismatchError
+from model_export.config import NetworkInfo
+from model_export.errors import CheckpointMismatchError, ConfigError
 from model_export.key_mappings.corner_nets import describe_saccade
 from model_export.key_mappings.mmdetection import describe_mmdetection
 from model_export.key_mappings.objects_as_points import (
@@ -75,6 +76,19 @@ class CheckpointInfo:
     def num_classes(self) -> int:
         """Number of classes."""
         return self.head_channels[TASKS[self.task].classes_head]
+
+    @property
+    def network(self) -> NetworkInfo:
+        """What an export needs to know of the network."""
+        return NetworkInfo(
+            self.architecture,
+            self.task,
+            self.num_classes,
+            self.num_keypoints,
+            self.variant.input_multiple,
+            self.variant.output_stride,
+            self.variant.key_mapping.framework,
+        )
 
     @property
     def has_only_other_heads(self) -> bool:
@@ -171,16 +185,33 @@ def describe_heads(heads: Iterable[str]) -> str:
 def examine(
     state: Mapping[str, Tensor], architecture: str | None = None, task: str | None = None
 ) -> CheckpointInfo:
-    """Return the candidate that is closest to ``state``, with the remaining differences."""
-    names = [
-        name
-        for name in ([architecture] if architecture else ARCHITECTURES)
-        if task is None or task in find_architecture(name).tasks
-    ]
+    """Return the candidate that is closest to ``state``, with the remaining differences.
+
+    Raises :class:`ConfigError` for an unknown architecture or task, and for an architecture that
+    does not support the task.
+    """
+    names = _candidates(architecture, task)
     # Building a network takes up to 0.2 s.
     alike = [name for name in names if find_architecture(name).key_mapping.shares_layers(state)]
     candidates = [_examine_as(state, name, task) for name in alike or names[:1]]
     return max(candidates, key=lambda found: _closeness(found.differences))
+
+
+def _candidates(architecture: str | None, task: str | None) -> list[str]:
+    """Return the names of the architectures that ``architecture`` and ``task`` leave."""
+    if task is not None and task not in TASKS:
+        raise ConfigError(
+            f"there is no task {task[:_SHOWN_CHARACTERS]!r}. Accepted: {', '.join(TASKS)}."
+        )
+    if architecture is None:
+        return [name for name, one in ARCHITECTURES.items() if task in (None, *one.tasks)]
+    tasks = find_architecture(architecture).tasks
+    if task is not None and task not in tasks:
+        raise ConfigError(
+            f"the architecture {architecture} does not support the task {task}. "
+            f"Accepted: {', '.join(tasks)}."
+        )
+    return [architecture]
 
 
 def _closeness(differences: Differences) -> tuple[bool, int, int]:

@@ -12,7 +12,7 @@ import torch
 from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
-from model_export.config import ExportConfig
+from model_export.config import ExportConfig, NetworkInfo
 from model_export.key_mappings.objects_as_points import to_checkpoint_key
 from model_export.pipeline import export_package
 from model_package import ModelPackage
@@ -91,6 +91,12 @@ def slim_config() -> ExportConfig:
         height_px=96,
         top_k=50,
     )
+
+
+@pytest.fixture(scope="session")
+def slim_network() -> NetworkInfo:
+    """Describe the network of ``slim_state``."""
+    return NetworkInfo("res_18_slim", "boxes", num_classes=len(CLASSES))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -14,7 +15,7 @@ from support.checkpoints import State
 
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.training_record import TrainingRecord
-from model_export.config import ExportConfig, ResolvedExport, check_config, resolve_export
+from model_export.config import ExportConfig, NetworkInfo, ResolvedExport, resolve_export
 from model_export.errors import ConfigError
 from model_export.graph.boxes_3d import KITTI_PROJECTION
 from model_export.key_mappings.objects_as_points import to_checkpoint_key
@@ -106,16 +107,13 @@ def test_keypoint_classes_are_some_of_the_classes() -> None:
             keypoints=KEYPOINTS,
             keypoint_classes=keypoint_classes,
         )
-        return resolve_export(config, "res_18_slim", 32, "poses", 3, len(KEYPOINTS))
+        return resolve_export(config, NetworkInfo("res_18_slim", "poses", 3, len(KEYPOINTS)))
 
     assert export().decoder().keypoint_class_ids == ()
     assert export("rat", "mouse").decoder().keypoint_class_ids == (1, 2)
-    boxes = ExportConfig(
-        name="mice", version="1", classes=("mouse",), keypoint_classes=("mouse",), task="boxes"
-    )
-    check_config(boxes)  # before the checkpoint is read
+    boxes = ExportConfig(name="mice", version="1", classes=("mouse",), keypoint_classes=("mouse",))
     with pytest.raises(ConfigError, match="this network has no keypoints"):
-        resolve_export(boxes, "res_18_slim", 32, "boxes", 1, 0)
+        resolve_export(boxes, NetworkInfo("res_18_slim", "boxes", 1))
     record = TrainingRecord(
         architecture="res_18_slim",
         task="poses",
@@ -172,21 +170,30 @@ def test_boxes_3d_have_the_default_configuration(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("network", "change", "message"),
     [
-        ({"task": "boxes_3d", "flip": True}, "flip averaging is not supported"),
-        ({"task": "segments"}, "there is no task 'segments'. Accepted: boxes, poses, boxes_3d"),
-        ({"architecture": "hourglass"}, "multiples of 128, for instance 128x128"),
-        ({"max_side_px": 128}, "limited to 128 px a side, but .* 160x96"),
-        ({"task": "boxes_3d", "projection": (1.0,) * 11}, "projection: Tuple should have at least"),
-        ({"resize": "keep_resolution"}, "requires free_size"),
+        ({"task": "boxes_3d"}, {"flip": True}, "flip averaging is not supported"),
+        ({"input_multiple": 128}, {}, "multiples of 128, for instance 128x128"),
+        ({}, {"max_side_px": 128}, "limited to 128 px a side, but .* 160x96"),
+        (
+            {"task": "boxes_3d"},
+            {"projection": (1.0,) * 11},
+            "projection: Tuple should have at least",
+        ),
+        ({}, {"resize": "keep_resolution"}, "requires free_size"),
+        ({}, {"edge_aggregation": 0.1}, "no extreme points"),
+        ({"task": "extreme_points"}, {"edge_aggregation": 1.1}, "must be from 0 to 1"),
     ],
 )
 def test_contradictory_options_are_rejected(
-    slim_config: ExportConfig, change: dict[str, object], message: str
+    slim_config: ExportConfig,
+    slim_network: NetworkInfo,
+    network: dict[str, Any],
+    change: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_config(replace(slim_config, **change))
+        resolve_export(replace(slim_config, **change), replace(slim_network, **network))
 
 
 def test_names_without_a_default_are_required(

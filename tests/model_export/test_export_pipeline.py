@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model_export import pipeline
-from model_export.config import ExportConfig, check_config
+from model_export.config import ExportConfig, NetworkInfo, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import CheckpointError, ConfigError, ExportError, VerificationError
 from model_export.pipeline import STEPS, export_package
@@ -42,7 +43,6 @@ def test_the_manifest_describes_the_export(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "res_17"}, "there is no architecture 'res_17'. Accepted: res_18,"),
         ({"normalization": "none"}, "there is no normalization 'none'. Accepted: coco,"),
         ({"width_px": 500, "height_px": 200}, "500x200 is invalid .* instance 512x192"),
         ({"width_px": 0}, "input.width_px|width_px: Input should be greater than 0"),
@@ -50,25 +50,45 @@ def test_the_manifest_describes_the_export(
         ({"version": ""}, "version: String should match"),
         ({"classes": ()}, "classes: Tuple should have at least 1 item"),
         ({"classes": ("cat", "dog", "cat")}, r"repeated: \['cat'\]"),
-        ({"classes": ("cat", " ")}, "classes.1"),
+        ({"classes": ("cat", "dog", " ")}, "classes.2"),
         ({"top_k": 0}, "top_k: Input should be greater than 0"),
         ({"score_threshold": 1.5}, "score_threshold"),
         ({"width_px": 32, "height_px": 32, "top_k": 65}, "top-K is 65, .* only 64 cells"),
     ],
 )
-def test_invalid_configurations_are_rejected_before_reading(
-    slim_config: ExportConfig, tmp_path: Path, change: dict[str, object], message: str
+def test_invalid_configurations_are_rejected(
+    slim_config: ExportConfig, slim_network: NetworkInfo, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve_export(replace(slim_config, **change), slim_network)
+
+
+def test_top_k_may_equal_the_number_of_cells(
+    slim_config: ExportConfig, slim_network: NetworkInfo
+) -> None:
+    resolve_export(replace(slim_config, width_px=32, height_px=32, top_k=64), slim_network)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "res_17"}, "there is no architecture 'res_17'. Accepted: res_18,"),
+        ({"task": "segments"}, "there is no task 'segments'. Accepted: boxes, poses, boxes_3d"),
+        ({"task": "corner_pairs"}, "res_18_slim does not support the task corner_pairs"),
+        ({"top_k": 0}, "top_k: Input should be greater than 0"),
+    ],
+)
+def test_an_invalid_configuration_leaves_no_files(
+    slim_config: ExportConfig,
+    slim_checkpoint: Path,
+    tmp_path: Path,
+    change: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        export_package(
-            replace(slim_config, **change), tmp_path / "absent.pth", tmp_path / "out", _ignore
-        )
+        export_package(replace(slim_config, **change), slim_checkpoint, tmp_path / "out", _ignore)
     assert caught.value.code == "config_invalid"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_top_k_may_equal_the_number_of_cells(slim_config: ExportConfig) -> None:
-    check_config(replace(slim_config, width_px=32, height_px=32, top_k=64))
+    assert list(tmp_path.iterdir()) == [slim_checkpoint]
 
 
 def test_an_existing_output_is_not_modified(

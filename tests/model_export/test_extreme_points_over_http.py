@@ -4,7 +4,6 @@ The expected detections are those of the upstream decoding, which scores all com
 maps of the network in PyTorch.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +23,8 @@ from model_export import pipeline
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.config import ExportConfig, check_config
+from model_export.config import ExportConfig
 from model_export.detection_graph import DetectionGraph
-from model_export.errors import ConfigError
 from model_export.graph.normalization import NORMALIZATIONS
 from model_export.key_mappings.objects_as_points import to_checkpoint_key
 from model_export.pipeline import export_package
@@ -89,15 +87,6 @@ def test_served_detections_equal_the_upstream_decoding(
         assert np.allclose(
             corners, [*np.minimum(row[:2], row[2:4]), *np.maximum(row[:2], row[2:4])], atol=0.01
         )
-
-
-def test_edge_aggregation_is_accepted_before_the_task_is_known() -> None:
-    config = ExportConfig(
-        name="slim", version="1", architecture="res_18_slim", edge_aggregation=0.1
-    )
-    check_config(config)
-    with pytest.raises(ConfigError, match="no extreme points"):
-        check_config(replace(config, task="boxes"))
 
 
 def make_state_of(task: str) -> State:

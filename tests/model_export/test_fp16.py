@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model_export import pipeline
 from model_export.architectures import ARCHITECTURES, ResNetArchitecture
 from model_export.cli import main
-from model_export.config import ExportConfig, check_config, resolve_export
+from model_export.config import ExportConfig, NetworkInfo, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import ConfigError, Fp16Error
 from model_export.graph.normalization import NORMALIZATIONS, Normalization
@@ -189,9 +189,11 @@ def test_an_fp16_file_that_differs_is_not_published(
     assert {path.name for path in tmp_path.iterdir()} == {"slim.pth"}
 
 
-def test_other_precisions_are_rejected(slim_config: ExportConfig, tmp_path: Path) -> None:
+def test_other_precisions_are_rejected(
+    slim_config: ExportConfig, slim_network: NetworkInfo, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"no precision 'int8'. Accepted: fp32, fp16"):
-        check_config(replace(slim_config, precision="int8"))
+        resolve_export(replace(slim_config, precision="int8"), slim_network)
     normalization = Normalization((0.0,) * 3, (1.0,) * 3)
     with pytest.raises(ConfigError, match="an imported file cannot be converted to fp16"):
         import_package(
@@ -296,11 +298,7 @@ def _export_both(
     """Export to both precisions; returns output names, the fp32 file and the fp16 file."""
     resolved = resolve_export(
         ExportConfig(name="tiny", version="1", classes=("a", "b", "c")),
-        "none",
-        32 if task_name == "boxes" else 128,
-        task_name,
-        3,
-        0,
+        NetworkInfo("none", task_name, 3, input_multiple=32 if task_name == "boxes" else 128),
     )
     names = resolved.output_names()
     top_k = resolved.task.peaks_per_heatmap or 100

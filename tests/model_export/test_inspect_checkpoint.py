@@ -1,5 +1,7 @@
 """Command line of ``centernet-export inspect``."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,3 +54,31 @@ def test_an_unreadable_checkpoint_is_an_error(
     path.write_text("words")
     assert main(["inspect", str(path)]) == 2
     assert "is not a PyTorch checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("segments\n", r"there is no task 'segments\\n'. Accepted: boxes, poses"),
+        ("corner_pairs", "res_18_slim does not support the task corner_pairs"),
+    ],
+)
+def test_a_checkpoint_of_an_unknown_task_is_an_error(
+    slim_state: State,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    message: str,
+) -> None:
+    record = {
+        "architecture": "res_18_slim",
+        "task": task,
+        "normalization": "coco",
+        "classes": ["a", "b", "c"],
+        "input_width": 96,
+        "input_height": 96,
+    }
+    path = tmp_path / "trained.pth"
+    torch.save({"state_dict": slim_state, "config": json.dumps(record)}, path)
+    assert main(["inspect", str(path)]) == 2
+    assert re.search(message, capsys.readouterr().err)

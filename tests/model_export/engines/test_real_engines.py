@@ -19,7 +19,6 @@ from support.builds import FAKES, contents, engines_of, start_build, tiny_graph,
 from support.checkpoints import State, without_counters
 from torch import Tensor, nn
 
-from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.config import ExportConfig, resolve_export
@@ -57,12 +56,7 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
     state = without_counters(state)
     identified = identify(state, None, None)
     plan = resolve_export(
-        ExportConfig(name="network", version="1", max_side_px=max_side_px),
-        identified.architecture,
-        ARCHITECTURES[identified.architecture].input_multiple,
-        identified.task,
-        identified.num_classes,
-        identified.num_keypoints,
+        ExportConfig(name="network", version="1", max_side_px=max_side_px), identified.network
     )
     network = load_network(identified, state).eval()
     spec, names, files = plan.input, plan.output_names(), {}

@@ -22,7 +22,7 @@ from labels.outputs import Outputs
 from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
-from model_export.config import ExportConfig, resolve_export
+from model_export.config import ExportConfig, NetworkInfo, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.graph.corner_pairs import MAX_EMBEDDING_DISTANCE, find_corners
 from model_export.graph.normalization import NORMALIZATIONS
@@ -116,7 +116,8 @@ def runner_of(
 def _outputs(architecture: str) -> list[str]:
     (task,) = ARCHITECTURES[architecture].tasks
     config = ExportConfig(name="parity", version="1")
-    return resolve_export(config, architecture, 128, task, 80, 0).output_names()
+    network = NetworkInfo(architecture, task, num_classes=80, input_multiple=128)
+    return resolve_export(config, network).output_names()
 
 
 def _match(local: NDArray, upstream: NDArray) -> tuple[NDArray, NDArray]:

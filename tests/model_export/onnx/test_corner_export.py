@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labels.outputs import Outputs, split_kinds
-from model_export.config import ExportConfig, ResolvedExport, resolve_export
+from model_export.config import ExportConfig, NetworkInfo, ResolvedExport, resolve_export
 from model_export.detection_graph import DetectionGraph
 from model_export.errors import VerificationError
 from model_export.graph.normalization import NORMALIZATIONS
@@ -64,7 +64,7 @@ def exported(
 ) -> tuple[DetectionGraph, ResolvedExport, Path]:
     torch.manual_seed(11)
     config = ExportConfig(name="small", version="1", classes=("a", "b", "c"))
-    resolved = resolve_export(config, "none", 128, TASK, CLASSES, 0)
+    resolved = resolve_export(config, NetworkInfo("none", TASK, CLASSES, input_multiple=128))
     assert resolved.task.peaks_per_heatmap is not None
     graph = DetectionGraph(
         SmallNetwork(), NORMALIZATIONS["coco"], resolved.task.peaks_per_heatmap, resolved.task
@@ -135,9 +135,15 @@ def test_the_smallest_input_size_can_be_exported(
         height_px=127,
         max_side_px=max_side_px,
     )
-    resolved = resolve_export(
-        config, "none", 128, "corner_pairs", CLASSES, 0, framework, output_stride
+    info = NetworkInfo(
+        "none",
+        "corner_pairs",
+        CLASSES,
+        input_multiple=128,
+        output_stride=output_stride,
+        framework=framework,
     )
+    resolved = resolve_export(config, info)
     assert resolved.task.peaks_per_heatmap is not None
     heads = resolved.task.head_channels({}, CLASSES, 0)
     backbone = StackedHourglass(1, (8,) * levels, (1,) * levels, layers)
