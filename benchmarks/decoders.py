@@ -55,7 +55,7 @@ class Case:
 
 
 CENTER: dict[str, Any] = {"output_stride": 4, "top_k": K, "score_threshold": 0.0}
-CORNER: dict[str, Any] = {"pairs": PAIRS, "top_k": K, "score_threshold": 0.0}
+CORNER: dict[str, Any] = {**CENTER, "pairs": PAIRS}
 KEYPOINTS = tuple(f"keypoint {index}" for index in range(17))
 BOXES, POSES = CenterBoxesDecoder(**CENTER), CenterPosesDecoder(**CENTER, keypoints=KEYPOINTS)
 POSES_3D = CenterPosesAndBoxes3DDecoder(**CENTER, keypoints=KEYPOINTS, projection=CAMERA)

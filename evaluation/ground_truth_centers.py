@@ -12,7 +12,7 @@ import numpy as np
 
 from evaluation.ground_truth import GroundTruth, ImageLabels, labels_by_image
 from evaluation.local_model import LocalModel
-from service.decoders.corner_triplets import CenterKeypoints, decode_triplets
+from service.decoders.corner_triplets import CenterKeypoints, CornerTriplets
 from service.decoders.types import DetectionOptions, Detections, ModelOutput
 
 
@@ -21,14 +21,14 @@ class _OptionsWithCenters(DetectionOptions):
     centers: CenterKeypoints | None = None
 
 
-class _DecoderWithCenters:
+class _DecoderWithCenters(CornerTriplets):
     """The decoder of triplets, with centers from the options."""
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Decode the model outputs of one image."""
         if not isinstance(options, _OptionsWithCenters) or options.centers is None:
             raise TypeError(f"expected options with centers, received {options}")
-        return decode_triplets(outputs, options.centers, options)
+        return self.decode_with_centers(outputs, options.centers, options)
 
 
 def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> LocalModel:
@@ -42,7 +42,7 @@ def with_ground_truth_centers(package: Path, ground_truth: GroundTruth) -> Local
     }
     return LocalModel(
         package,
-        _DecoderWithCenters(),
+        _DecoderWithCenters,
         lambda image, options: _OptionsWithCenters(
             **{one.name: getattr(options, one.name) for one in fields(DetectionOptions)},
             centers=centers[image.image_id],

@@ -31,15 +31,15 @@ ImageOptions = Callable[[LabelledImage, DetectionOptions], DetectionOptions]
 class LocalModel:
     """A package, loaded by the service's library; ``CENTERNET_*`` variables apply as there.
 
-    ``decoder`` replaces the decoder of the package; ``image_options`` then maps an image and its
-    decoding options to those that the decoder receives. ``settings`` are those of
+    ``decoder_class`` replaces that of the package's decoder; ``image_options`` then maps an image
+    and its decoding options to those that the decoder receives. ``settings`` are those of
     :func:`service.detector.load_detector`. Raises :class:`EvaluationError`.
     """
 
     def __init__(
         self,
         package: Path,
-        decoder: Decoder | None = None,
+        decoder_class: Callable[[Any], Decoder] | None = None,
         image_options: ImageOptions | None = None,
         **settings: Any,
     ) -> None:
@@ -47,8 +47,8 @@ class LocalModel:
             self._detector = load_detector(package, **settings)
         except (PackageError, EngineUnavailableError) as error:
             raise EvaluationError(str(error)) from error
-        if decoder is not None:
-            self._detector.decoder = decoder
+        if decoder_class is not None:
+            self._detector.decoder = decoder_class(self._detector.manifest.decoder)
         self._image_options = image_options
         self.model = describe_model(self._detector.manifest, self._detector.engine.description)
 

@@ -13,7 +13,6 @@ from PIL import Image
 from client.results import Detection, Keypoint
 from labels.extreme_points import group_extreme_points, octagons
 from labels.outputs import Outputs, boxes_in_cells
-from model_export.architectures import OUTPUT_STRIDE
 from model_export.references import recorded_images
 from model_export.verification.comparison import EXCEPTIONS
 from model_export.verification.images import ImageArray
@@ -262,8 +261,8 @@ def _to_client(
     if "cells" in outputs:
         outputs = group_extreme_points(outputs)
     size = np.array(input_size)
-    output_stride = getattr(manifest.decoder, "output_stride", OUTPUT_STRIDE)
-    cell_px = size / ((size + 1) // output_stride)  # 511 pixels are 128 cells with a stride of 4
+    map_size = (size + 1) // manifest.decoder.output_stride
+    cell_px = size / map_size  # 511 pixels are 128 cells with a stride of 4
     rows = np.flatnonzero(outputs["scores"] >= max(manifest.decoder.score_threshold, 1e-6))
     rows = rows[:_MAX_DRAWN_DETECTIONS]
     boxes = boxes_in_cells(outputs)

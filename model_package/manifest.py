@@ -85,18 +85,24 @@ class TensorSpec(_StrictModel):
     shape: tuple[int, ...]
 
 
-class _CenterDecoder(_StrictModel):
+class _Decoder(_StrictModel):
+    """Common fields of all decoders."""
+
+    output_stride: int = Field(gt=0, le=8192)
+    """Input pixels per cell of the output map."""
+    top_k: int = Field(gt=0, le=1000)
+    """Maximum detections per image."""
+    score_threshold: float = Field(ge=0.0, le=1.0)
+    """Default score threshold of requests."""
+
+
+class _CenterDecoder(_Decoder):
     """Common fields of the center-point decoders (*Objects as Points*, section 4).
 
     Outputs per image, by descending score: ``scores`` float32 (top_k,), ``class_ids`` int32
     (top_k,), ``centers`` float32 (top_k, 2) and ``sizes`` float32 (top_k, 2), x before y, in cells
-    of the output map (``output_stride`` input pixels each).
+    of the output map.
     """
-
-    output_stride: int = Field(gt=0, le=8192)
-    top_k: int = Field(gt=0, le=1000)
-    score_threshold: float = Field(ge=0.0, le=1.0)
-    """Default score threshold of requests."""
 
     @property
     def flipped_input(self) -> tuple[bool, ...]:
@@ -197,19 +203,16 @@ class CenterPosesAndBoxes3DDecoder(Boxes3DDecoder, KeypointsDecoder):
     kind: Literal["center_poses_and_boxes_3d"] = "center_poses_and_boxes_3d"
 
 
-class _CornerDecoder(_StrictModel):
+class _CornerDecoder(_Decoder):
     """Common fields of the corner decoders (*CornerNet*, Law and Deng 2018, section 3).
 
     Outputs per image, by descending score:
     ``scores`` float32 (pairs,), -1 for impossible pairs, ``class_ids`` int32 (pairs,), ``boxes``
     float32 (pairs, 4) as x1, y1, x2, y2 in cells, ``corner_scores`` float32 (pairs, 2), top-left
-    and bottom-right.
+    and bottom-right. The size of the output map in cells is rounded up.
     """
 
     pairs: int = Field(gt=0, le=10_000)
-    top_k: int = Field(gt=0, le=1000)
-    """Maximum detections per image, after soft-NMS."""
-    score_threshold: float = Field(ge=0.0, le=1.0)
 
     @property
     def flipped_input(self) -> tuple[bool, ...]:
@@ -230,8 +233,6 @@ class CornerPairsDecoder(_CornerDecoder):
     """Boxes from pairs of corners."""
 
     kind: Literal["corner_pairs"] = "corner_pairs"
-    output_stride: int = Field(default=4, gt=0, le=8192)
-    """Input pixels per cell; manifests written before version 0.2 do not state it."""
     rules: CornerRules = "cornernet"
 
     @property
@@ -265,7 +266,7 @@ class CornerTripletsDecoder(_CornerDecoder):
         )
 
 
-class ExtremePointsDecoder(_StrictModel):
+class ExtremePointsDecoder(_Decoder):
     """Boxes from extreme points and centers (*ExtremeNet*, Zhou, Zhuo and Kraehenbuehl 2019).
 
     The graph returns the ``peaks`` best peaks of the four heatmaps of extreme points, in the order
@@ -280,16 +281,11 @@ class ExtremePointsDecoder(_StrictModel):
     """
 
     kind: Literal["extreme_points"] = "extreme_points"
-    output_stride: int = Field(gt=0, le=8192)
     peaks: int = Field(gt=0, le=100)
     columns: int = Field(gt=0, le=8192)
     """Length of the rows of centers: the longest side of the largest output map, in cells."""
     agnostic: bool
     """The heatmaps of extreme points have no classes; that of the centers has."""
-    top_k: int = Field(gt=0, le=1000)
-    """Maximum detections per image, after soft-NMS."""
-    score_threshold: float = Field(ge=0.0, le=1.0)
-    """Default score threshold of requests."""
 
     @property
     def flipped_input(self) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ from model_package import CornerPairsDecoder, CornerRules
 from service.decoders.selection import selection_mask
 from service.decoders.soft_nms import soft_nms, soft_nms_merge
 from service.decoders.types import DetectionOptions, Detections, ModelOutput
-from service.imaging.geometry import CORNER_STRIDE, ImageTransform
+from service.imaging.geometry import ImageTransform
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CornerPairs:
         rules = self._config.rules
         candidates = CandidateBoxes.concatenate(
             [
-                decode_candidates(output, rules=rules, output_stride=self._config.output_stride)
+                decode_candidates(output, self._config.output_stride, rules=rules)
                 for output in outputs
             ]
         )
@@ -71,9 +71,9 @@ class CornerPairs:
 
 def decode_candidates(
     output: ModelOutput,
+    output_stride: int,
     margin_px: float = np.inf,
     rules: CornerRules = "cornernet",
-    output_stride: int = CORNER_STRIDE,
 ) -> CandidateBoxes:
     """Return the valid corner pairs of one network input, clipped as ``rules`` say.
 
@@ -101,7 +101,7 @@ def decode_candidates(
 
 
 def cells_to_resized(
-    points: NDArray[np.float64], transform: ImageTransform, output_stride: int = CORNER_STRIDE
+    points: NDArray[np.float64], transform: ImageTransform, output_stride: int
 ) -> NDArray[np.float64]:
     """Map points (..., 2) in cells of the output map to pixels of the resized image, unflipped.
 

@@ -44,42 +44,42 @@ class CornerTriplets:
     does.
     """
 
-    def __init__(self, _config: CornerTripletsDecoder) -> None:
-        """Take the manifest's entry, like every decoder; nothing of it is needed."""
+    def __init__(self, config: CornerTripletsDecoder) -> None:
+        self._output_stride = config.output_stride
 
     def decode(self, outputs: Sequence[ModelOutput], options: DetectionOptions) -> Detections:
         """Return the best boxes of all network inputs of one image.
 
         As in the reference implementation, center keypoints are taken at test scale 1 only.
         """
-        centers = _decode_centers([one for one in outputs if one.transform.test_scale == 1])
-        return decode_triplets(outputs, centers, options)
+        centers = self._decode_centers([one for one in outputs if one.transform.test_scale == 1])
+        return self.decode_with_centers(outputs, centers, options)
 
+    def decode_with_centers(
+        self,
+        outputs: Sequence[ModelOutput],
+        centers: CenterKeypoints,
+        options: DetectionOptions,
+    ) -> Detections:
+        """Return the best boxes of one image, given its center keypoints."""
+        candidates = CandidateBoxes.concatenate(
+            [decode_candidates(output, self._output_stride, _MARGIN_PX) for output in outputs]
+        )
+        triplets = filter_by_centers(candidates, centers)
+        return apply_soft_nms(triplets, options, merge=is_multi_scale(outputs))
 
-def decode_triplets(
-    outputs: Sequence[ModelOutput], centers: CenterKeypoints, options: DetectionOptions
-) -> Detections:
-    """Return the best boxes of one image, given its center keypoints.
-
-    Separate from :class:`CornerTriplets` for the evaluation with ground truth centers.
-    """
-    candidates = CandidateBoxes.concatenate(
-        [decode_candidates(output, _MARGIN_PX) for output in outputs]
-    )
-    triplets = filter_by_centers(candidates, centers)
-    return apply_soft_nms(triplets, options, merge=is_multi_scale(outputs))
-
-
-def _decode_centers(outputs: Sequence[ModelOutput]) -> CenterKeypoints:
-    points = [
-        cells_to_resized(output.tensors["centers"].astype(np.float64), output.transform)
-        for output in outputs
-    ]
-    return CenterKeypoints(
-        np.concatenate(points),
-        np.concatenate([output.tensors["center_scores"] for output in outputs]),
-        np.concatenate([output.tensors["center_class_ids"] for output in outputs]),
-    )
+    def _decode_centers(self, outputs: Sequence[ModelOutput]) -> CenterKeypoints:
+        points = [
+            cells_to_resized(
+                output.tensors["centers"].astype(np.float64), output.transform, self._output_stride
+            )
+            for output in outputs
+        ]
+        return CenterKeypoints(
+            np.concatenate(points),
+            np.concatenate([output.tensors["center_scores"] for output in outputs]),
+            np.concatenate([output.tensors["center_class_ids"] for output in outputs]),
+        )
 
 
 def filter_by_centers(candidates: CandidateBoxes, centers: CenterKeypoints) -> CandidateBoxes:

@@ -12,10 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CORNER_STRIDE = 4
-"""Output stride of the corner models whose manifest does not state it, in input pixels per cell;
-the size of the output map is rounded up."""
-
 
 @dataclass(frozen=True)
 class AffineTransform:

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from model_package import FreeSize, InputSpec, ModelManifest, ResizeMode
 from service.errors import ImageSizeError
-from service.imaging.geometry import CORNER_STRIDE, AffineTransform, ImageTransform
+from service.imaging.geometry import AffineTransform, ImageTransform
 from service.imaging.image_decoding import MAX_SIDE_PX
 from service.imaging.types import InputOptions
 
@@ -21,8 +21,7 @@ class InputPlanner:
         self._spec = manifest.input
         self._max_image_pixels = max_image_pixels
         # The graph takes the top k cells of an output map, so the map needs that many.
-        output_stride = getattr(manifest.decoder, "output_stride", CORNER_STRIDE)
-        self._min_input_pixels = manifest.decoder.top_k * output_stride**2
+        self._min_input_pixels = manifest.decoder.top_k * manifest.decoder.output_stride**2
 
     def plan_inputs(
         self, width_px: int, height_px: int, options: InputOptions

@@ -424,7 +424,9 @@ def test_labelled_centers_replace_predicted_centers(tmp_path: Path) -> None:
         "center_scores": np.float32([0.6, 0.5]),
         "center_class_ids": np.zeros(2, np.int32),
     }
-    decoder = CornerTripletsDecoder(pairs=3, top_k=5, score_threshold=0.1, centers=2)
+    decoder = CornerTripletsDecoder(
+        output_stride=4, pairs=3, top_k=5, score_threshold=0.1, centers=2
+    )
     package = tmp_path / "package"
     write_constant_package(package, rows, decoder, CORNER_CANVAS)
     # An input of 127 pixels has 32 cells; the image of 64 pixels begins at pixel 31.

@@ -29,7 +29,9 @@ def test_detections_of_random_maps_equal_those_of_mmdetection() -> None:
         golden = file["final"].astype(np.float64)
     task = TASKS["corner_pairs"]
     assert task.peaks_per_heatmap is not None
-    decoder = CornerPairsDecoder(pairs=1000, top_k=100, score_threshold=0, rules="mmdetection")
+    decoder = CornerPairsDecoder(
+        output_stride=4, pairs=1000, top_k=100, score_threshold=0, rules="mmdetection"
+    )
     names = [spec.name for spec in decoder.outputs()]
     outputs = task.decode(activate(maps, task.heads), task.peaks_per_heatmap)
     tensors = {name: values[0].numpy() for name, values in zip(names, outputs, strict=True)}

@@ -203,6 +203,16 @@ def test_pose_decoder_reads_the_old_name_of_keypoints(tmp_path: Path, name: str)
     assert "joints" not in written
 
 
+def test_the_output_stride_of_corner_models_is_required(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "corners")
+    decoder = {"kind": "corner_pairs", "pairs": 1000, "top_k": 100, "score_threshold": 0.3}
+    change(package.directory, decoder=decoder)
+    with pytest.raises(PackageInvalidError, match="output_stride"):
+        load_package(package.directory)
+    change(package.directory, decoder={**decoder, "output_stride": 8})
+    assert load_package(package.directory).manifest.decoder.output_stride == 8
+
+
 def test_keypoint_classes_are_ids_of_classes(tmp_path: Path) -> None:
     package = write_package(tmp_path / "people")
     content = json.loads((package.directory / "model.json").read_text())

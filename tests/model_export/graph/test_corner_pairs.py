@@ -132,7 +132,7 @@ def test_outputs_match_the_decoder_specs() -> None:
         name: torch.rand(2, head.count(3, 0), 32, 48, generator=generator)
         for name, head in TRIPLET_HEADS.items()
     }
-    fields = {"pairs": PAIRS, "top_k": 100, "score_threshold": 0.3}
+    fields = {"output_stride": 4, "pairs": PAIRS, "top_k": 100, "score_threshold": 0.3}
     for outputs, decoder in (
         (decode_corner_pairs({name: maps[name] for name in PAIR_HEADS}, 100),
          CornerPairsDecoder(**fields)),

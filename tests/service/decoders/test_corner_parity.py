@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.tasks import CENTER_ROWS, PAIR_ROWS
 from support.upstream_nms import assert_same_rows, suppress_like_upstream
 
 from model_package import CornerPairsDecoder, CornerTripletsDecoder
@@ -26,6 +27,7 @@ CASES = (
     "triplet_centernet52_default_odd",
     "triplet_centernet104_default_land",
 )
+STRIDE = 4
 SCORE_TOLERANCE = 2e-6
 Golden = dict[str, NDArray[Any]]
 
@@ -73,10 +75,11 @@ def output_of(golden: Golden, index: int, flipped: bool) -> ModelOutput:
 
 
 def decode(name: str, golden: Golden, options: DetectionOptions = ALL_DETECTIONS) -> Detections:
+    fields = {"output_stride": STRIDE, "pairs": 1000, "top_k": 100, "score_threshold": 0}
     decoder = (
-        CornerTriplets(CornerTripletsDecoder(pairs=1000, top_k=100, score_threshold=0, centers=70))
+        CornerTriplets(CornerTripletsDecoder(**fields, centers=70))
         if name.startswith("triplet")
-        else CornerPairs(CornerPairsDecoder(pairs=1000, top_k=100, score_threshold=0))
+        else CornerPairs(CornerPairsDecoder(**fields))
     )
     return decoder.decode(outputs_of(golden), options)
 
@@ -88,7 +91,7 @@ def test_candidates_equal_upstream_before_soft_nms(case: tuple[str, Golden]) -> 
     for index in range(len(outputs) // 2):
         image_and_flipped = outputs[2 * index : 2 * index + 2]
         candidates = CandidateBoxes.concatenate(
-            [decode_candidates(output, margin_px) for output in image_and_flipped]
+            [decode_candidates(output, STRIDE, margin_px) for output in image_and_flipped]
         )
         upstream = golden[f"s{index}_dets_rescaled"][0]
         upstream = upstream[upstream[:, 4] > -1]
@@ -178,9 +181,24 @@ def test_returns_empty_detections_without_valid_pairs() -> None:
         "center_class_ids": np.zeros(3, np.int32),
     }
     transform = ImageTransform(100, 100, 127, 127, AffineTransform(1.0, 13, 13))
-    decoder = CornerTriplets(
-        CornerTripletsDecoder(pairs=10, top_k=5, score_threshold=0.1, centers=3)
+    config = CornerTripletsDecoder(
+        output_stride=STRIDE, pairs=10, top_k=5, score_threshold=0.1, centers=3
     )
+    decoder = CornerTriplets(config)
     detections = decoder.decode([ModelOutput(tensors, transform)], ALL_DETECTIONS)
     assert len(detections) == 0
     assert detections.boxes_xyxy.shape == (0, 4)
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_corners_and_centers_are_cells_of_the_output_stride(stride: int) -> None:
+    tensors = {name: rows.copy() for name, rows in (PAIR_ROWS | CENTER_ROWS).items()}
+    for name in ("boxes", "centers"):
+        tensors[name] *= 4 / stride
+    config = CornerTripletsDecoder(
+        output_stride=stride, pairs=3, top_k=5, score_threshold=0.1, centers=2
+    )
+    output = ModelOutput(tensors, ImageTransform(64, 64, 127, 127, AffineTransform(1.0, 31, 31)))
+    found = CornerTriplets(config).decode([output], ALL_DETECTIONS)
+    expected = np.array([10, 10, 20, 22]) * (127 / 32) - 31
+    assert found.boxes_xyxy == pytest.approx(expected[np.newaxis], abs=1e-4)

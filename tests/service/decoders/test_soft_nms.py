@@ -187,7 +187,8 @@ def test_merges_a_symmetric_image_at_five_scales() -> None:
                     ImageTransform(side, side, 511, 511, AffineTransform(1, 0, 0), scale, flipped),
                 )
             )
-    decoder = CornerPairs(CornerPairsDecoder(pairs=count, top_k=100, score_threshold=0.0))
+    config = CornerPairsDecoder(output_stride=4, pairs=count, top_k=100, score_threshold=0.0)
+    decoder = CornerPairs(config)
     detections = decoder.decode(outputs, DetectionOptions(0.0, 100, None, True, None))
     assert len(detections) == 100
     assert np.all(np.diff(detections.scores) <= 0)

@@ -141,7 +141,7 @@ def test_the_tensor_form_is_the_network(server: RunningServer) -> None:
 def test_the_tensor_form_of_corner_models_takes_single_images(start_server: Start) -> None:
     """The flipped image, which ``/detect`` adds, is left to the client."""
     engine = FixedEngine(PAIR_ROWS)
-    decoder = CornerPairsDecoder(pairs=3, top_k=3, score_threshold=0.1)
+    decoder = CornerPairsDecoder(output_stride=4, pairs=3, top_k=3, score_threshold=0.1)
     running = start_server(engine, make_manifest(decoder, CORNER_CANVAS), max_queue_size=1)
     assert_error(infer(running, image_input(FIRST)), 413, "too_many_inputs")
     engine.calls.clear()

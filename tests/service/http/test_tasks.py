@@ -199,7 +199,7 @@ def test_3d_boxes_support_keep_resolution(start_server: Start) -> None:
 
 def test_corner_pairs_run_the_image_and_its_flipped_copy(start_server: Start) -> None:
     engine = FixedEngine(PAIR_ROWS)
-    decoder = CornerPairsDecoder(pairs=3, top_k=5, score_threshold=0.1)
+    decoder = CornerPairsDecoder(output_stride=4, pairs=3, top_k=5, score_threshold=0.1)
     server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
     body = encode(quadrants(64, 64))
     response = post(server, body=body)
@@ -245,7 +245,9 @@ def test_pairs_of_cornernet_lite_run_the_flipped_copy_on_request(start_server: S
 
 def test_corner_triplets_require_a_center(start_server: Start) -> None:
     engine = FixedEngine(PAIR_ROWS | CENTER_ROWS)
-    decoder = CornerTripletsDecoder(pairs=3, top_k=5, score_threshold=0.1, centers=2)
+    decoder = CornerTripletsDecoder(
+        output_stride=4, pairs=3, top_k=5, score_threshold=0.1, centers=2
+    )
     server = start_server(engine, make_manifest(decoder, CORNER_CANVAS))
     results = detections(server)
     # Boxes 10..20 and 12..22 have a center of their class in the central region, the small one not.
