@@ -241,3 +241,34 @@ class InternalError(ServiceError):
     """An unexpected exception; the cause is in the log."""
 
     status, code, title = 500, "internal_error", "Internal server error"
+
+
+DETECTION_ERRORS: tuple[type[ServiceError], ...] = (
+    BadJsonError,
+    BadImageError,
+    UnknownModelError,
+    SlowBodyError,
+    BodyTooLargeError,
+    ImageSizeError,
+    TooManyInputsError,
+    UnsupportedMediaTypeError,
+    UnsupportedImageError,
+    InvalidOptionError,
+    QueueFullError,
+    DeadlineUnreachableError,
+    RateLimitedError,
+    EngineError,
+    NotReadyError,
+    ModelUnavailableError,
+    StoppingError,
+    DeadlineExceededError,
+)
+"""Errors of every request that runs a model."""
+MODEL_ERRORS: tuple[type[ServiceError], ...] = (
+    UnknownModelError,
+    # 422 cannot occur; unless it is declared, FastAPI documents a schema of its own for it.
+    InvalidOptionError,
+    NotReadyError,
+    ModelUnavailableError,
+)
+"""Errors of requests that describe a model."""

@@ -49,13 +49,7 @@ router = APIRouter(prefix="/v2", tags=[_TAG])
 health = APIRouter(prefix="/v2/health", tags=[_TAG])
 """Endpoints for orchestrators; open, as the other probes."""
 
-_MODEL_ERRORS = problem_responses(
-    errors.UnknownModelError,
-    # 422 cannot occur; unless it is declared, FastAPI documents a schema of its own for it.
-    errors.InvalidOptionError,
-    errors.NotReadyError,
-    errors.ModelUnavailableError,
-)
+_MODEL_ERRORS = problem_responses(*errors.MODEL_ERRORS)
 _MAX_REPOSITORY_BODY_BYTES = 4096
 _STATE_ERRORS = problem_responses(errors.InvalidOptionError, errors.NotReadyError)
 _CHANGE_ERRORS = problem_responses(

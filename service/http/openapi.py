@@ -63,27 +63,7 @@ _BATCH_BODY: dict[str, Any] = {
     },
 }
 _DETECT_ERRORS = problem_responses(
-    errors.EmptyBodyError,
-    errors.BadFormError,
-    errors.BadJsonError,
-    errors.BadImageError,
-    errors.UnknownModelError,
-    errors.NotAcceptableError,
-    errors.SlowBodyError,
-    errors.BodyTooLargeError,
-    errors.ImageSizeError,
-    errors.TooManyInputsError,
-    errors.UnsupportedMediaTypeError,
-    errors.UnsupportedImageError,
-    errors.InvalidOptionError,
-    errors.QueueFullError,
-    errors.DeadlineUnreachableError,
-    errors.RateLimitedError,
-    errors.EngineError,
-    errors.NotReadyError,
-    errors.ModelUnavailableError,
-    errors.StoppingError,
-    errors.DeadlineExceededError,
+    errors.EmptyBodyError, errors.BadFormError, errors.NotAcceptableError, *errors.DETECTION_ERRORS
 )
 _RESPONSE_HEADERS = {
     **REQUEST_ID_FIELD,

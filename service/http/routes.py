@@ -194,13 +194,7 @@ async def list_models(request: Request) -> ModelList:
 
 _DESCRIBE: dict[str, Any] = {
     "tags": ["models"],
-    # 422 cannot occur; unless it is declared, FastAPI documents a schema of its own for it.
-    "responses": problem_responses(
-        errors.UnknownModelError,
-        errors.InvalidOptionError,
-        errors.NotReadyError,
-        errors.ModelUnavailableError,
-    ),
+    "responses": problem_responses(*errors.MODEL_ERRORS),
 }
 
 
