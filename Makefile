@@ -9,6 +9,7 @@ SERVE_ENV := .venv
 DEV_ENV := .venv-dev
 RAY_ENV := .venv-ray
 CLIENT_ENVS := .venv-clients
+S3_ENV := .venv-s3
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Unit tests that neither export, train, nor start many servers.
@@ -44,8 +45,8 @@ test-engines: $(DEV_ENV)/installed ## Build real TensorRT-RTX engines (minutes, 
 test-images: $(DEV_ENV)/installed ## Build the container images and run their commands, as root
 	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -s -m images tests/deployment
 
-# An environment of its own: Ray brings 30 packages.
-test-ray: $(RAY_ENV)/installed ## Run the service and bulk detection on Ray clusters of three nodes on this machine
+# An environment of its own: Ray brings 30 packages. The S3 server needs other versions.
+test-ray: $(RAY_ENV)/installed $(S3_ENV)/installed ## Run the service and bulk detection on Ray clusters of three nodes on this machine
 	OMP_NUM_THREADS=1 $(RAY_ENV)/bin/python -m pytest -m 'ray or not ray' tests/deployment/test_ray_files.py \
 		tests/deployment/test_ray_cluster.py tests/bulk
 
@@ -92,11 +93,19 @@ $(RAY_ENV)/installed: pyproject.toml constraints.txt
 	$(RAY_ENV)/bin/python $(INSTALL) --editable '.[serve,ray]' kubernetes-validate pytest
 	touch $@
 
-# The files list every package of the environment: `pip freeze` after `pip install CLIENT`.
-$(CLIENT_ENVS)/%/installed: tests/clients/requirements/%.txt
+# The files list every package of the environment: `pip freeze` after `pip install CLIENT`, or after
+# `pip install 'moto[s3]' flask flask-cors`.
+define install-listed
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	touch $@
+endef
+
+$(CLIENT_ENVS)/%/installed: tests/clients/requirements/%.txt
+	$(install-listed)
+
+$(S3_ENV)/installed: tests/bulk/object_storage_server.txt
+	$(install-listed)
 
 # torch first: a CPU build that is installed already is kept, whatever depends on it.
 $(DEV_ENV)/installed: pyproject.toml constraints.txt
@@ -125,4 +134,4 @@ $(TENSORRT_BINDINGS)/%/installed: $(DEV_ENV)/installed
 	touch $@
 
 clean: ## Delete the environments and caches
-	rm -rf $(SERVE_ENV) $(DEV_ENV) $(RAY_ENV) $(CLIENT_ENVS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(SERVE_ENV) $(DEV_ENV) $(RAY_ENV) $(CLIENT_ENVS) $(S3_ENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
