@@ -31,7 +31,10 @@ pytestmark = pytest.mark.engines
 
 VERSION = "1.7.1.116"
 LIMIT_S = 600
-NETWORKS = ("blood_cells", "ctdet_dla_34", "ctdet_dla_34 free", "ddd_dla_34", "triplet_centernet52")
+NETWORKS = (
+    *("blood_cells", "ctdet_dla_34", "ctdet_dla_34 free", "ddd_dla_34", "exdet_dla_34"),
+    *("cornernet_squeeze", "triplet_centernet52"),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +72,10 @@ def _write_network(directory: Path, state: State, max_side_px: int | None) -> No
             plan.task,
         )
         path = directory.with_suffix(".onnx")
-        export_onnx(graph.eval(), spec.height_px, spec.width_px, names, path, spec.free_size)
+        export_onnx(
+            *(graph.eval(), spec.height_px, spec.width_px, names, path, spec.free_size),
+            output_stride=plan.network.output_stride,
+        )
         files[file] = path.read_bytes()
         path.unlink()
     write_package(directory, files, plan.input, plan.decoder())
