@@ -75,7 +75,7 @@ def import_package(
             reference, draft.directory / ONNX_FILE, names, images
         )
 
-        references = draft_references(draft, resolved, image_dir)
+        references = draft_references(draft, resolved, image_dir, images, verified)
         manifest = _manifest(draft, resolved, onnx_file, verification, references)
         progress("Measure the latency")
         write_package_report(draft.directory, manifest, verified)

@@ -94,7 +94,7 @@ def export_package(
             checkpoint_sha256=sha256_of(checkpoint),
             tools=tool_versions(),
             verification=verification,
-            references=draft_references(draft, resolved, image_dir),
+            references=draft_references(draft, resolved, image_dir, images, verified),
         )
         progress("Measure the latency")
         write_package_report(draft.directory, manifest, verified)
@@ -177,13 +177,22 @@ def _verify(
 
 
 def draft_references(
-    draft: PackageDraft, resolved: ResolvedExport, image_dir: Path | None
+    draft: PackageDraft,
+    resolved: ResolvedExport,
+    image_dir: Path | None,
+    images: Sequence[ImageArray],
+    verified: Sequence[VerifiedImage],
 ) -> References:
-    """Record the references of a draft; see :func:`model_export.references.record_references`."""
+    """Record the references of a draft; see :func:`model_export.references.record_references`.
+
+    ``images``: of the verification, which did not leave out ``verified``.
+    """
     content = draft.directory / "references"
-    images = reference_images(resolved.input, image_dir)
+    compared = {one.index for one in verified}
+    left_out = [image for index, image in enumerate(images) if index not in compared]
+    recorded = reference_images(resolved.input, image_dir, left_out)
     names = resolved.output_names()
-    references = record_references(draft.directory / ONNX_FILE, names, images, content)
+    references = record_references(draft.directory / ONNX_FILE, names, recorded, content)
     content.rename(draft.directory / references.file)
     return references
 

@@ -1,14 +1,21 @@
 """References of a package: recorded by the export, and later with images of the user."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from model_export import pipeline
 from model_export.cli import main
-from model_package import ModelPackage, PackageInvalidError, load_package
+from model_export.config import ExportConfig
+from model_export.errors import ImagesError
+from model_export.pipeline import export_package
+from model_export.verification.onnx_vs_torch import VerifiedImage, verify_images
+from model_package import ModelPackage, PackageInvalidError, Verification, load_package
 from model_package.directory import sha256_of
 from service.engines import open_engine
 
@@ -23,12 +30,41 @@ def test_an_export_records_the_outputs_of_its_fp32_file(slim_package: ModelPacka
     recorded = read(slim_package)
     spec = slim_package.manifest.input
     images = recorded.pop("images")
-    assert images.shape == (3, spec.height_px, spec.width_px, 3)
+    assert images.shape == (4, spec.height_px, spec.width_px, 3)
     assert images.std(axis=(1, 2, 3)).min() > 20, "none is black"
     expected = open_engine(slim_package, "onnxruntime-cpu", threads=1).run(images)
     assert recorded.keys() == expected.keys()
     for name, values in expected.items():
         assert np.allclose(recorded[name], values, atol=1e-4)
+
+
+@pytest.mark.parametrize("left_out", [[0, 1], range(5)])
+def test_images_that_the_verification_leaves_out_are_not_recorded(
+    slim_config: ExportConfig,
+    slim_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left_out: Sequence[int],
+) -> None:
+    """Photos 0, 1, ... are images 6, 7, ... of the verification, after the synthetic ones."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(5):
+        Image.new("RGB", (90, 60), (40 * index, 99, 3)).save(photos / f"{index}.png")
+
+    def verify(*arguments: Any) -> tuple[Verification, list[VerifiedImage]]:
+        verification, verified = verify_images(*arguments)
+        return verification, [one for one in verified if one.index - 6 not in left_out]
+
+    monkeypatch.setattr(pipeline, "verify_images", verify)
+    output = tmp_path / "package"
+    if len(left_out) == 5:
+        with pytest.raises(ImagesError, match="depend on rounding in all images"):
+            export_package(slim_config, slim_checkpoint, output, print, photos)
+        assert not output.exists()
+    else:
+        package = export_package(slim_config, slim_checkpoint, output, print, photos)
+        assert read(package)["images"][:, 0, 0, 0].tolist() == [80, 120, 160]
 
 
 def test_references_are_added_to_a_package(
