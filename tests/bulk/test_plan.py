@@ -21,7 +21,13 @@ from service.detector import load_detector
 from service.http.responses import to_json, to_response
 from service.http.schemas import Detection
 
-MODEL = {"model": "blood_cells", "version": "2", "options": {"score_threshold": 0.2}}
+PACKAGE = Path(__file__).parents[2] / "models" / "blood_cells"
+MANIFEST = load_package(PACKAGE).manifest
+MODEL = {
+    "model": MANIFEST.name,
+    "version": MANIFEST.version,
+    "options": {"score_threshold": 0.2},
+}
 
 
 @pytest.fixture
@@ -37,9 +43,9 @@ def images(project: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def package(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CENTERNET_BACKEND", "onnxruntime-cpu")
-    return project / "models/blood_cells"
+    return PACKAGE
 
 
 def detect(package: Path, plan: Plan, output: Location, chunks: list[int]) -> None:
@@ -77,7 +83,7 @@ def test_a_run_is_continued_without_gap_or_double(
             check_row(row, expected)
 
     with (tmp_path / "coco.json").open("w") as file:
-        write_coco(output, plan, load_package(package).manifest, file)
+        write_coco(output, plan, MANIFEST, file)
     coco = json.loads((tmp_path / "coco.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == names[2:]
     counts = Counter(one["image_id"] for one in coco["annotations"])

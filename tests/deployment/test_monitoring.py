@@ -1,6 +1,7 @@
 """The service under load, scraped by a real Prometheus with the configuration of docker/."""
 
 import ast
+import json
 import math
 import os
 import re
@@ -32,7 +33,6 @@ SERVICE_SETTINGS = {
     "CENTERNET_BACKEND": "onnxruntime-cpu",
     "CENTERNET_MAX_QUEUE_SIZE": "8",
     "CENTERNET_SELF_TEST_INTERVAL_S": "1",
-    "CENTERNET_SHADOW": "blood_cells:2=1",
 }
 CLIENTS = 12
 
@@ -181,8 +181,10 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     models = directory / "models"
     shutil.copytree(project / "models", models)
     shutil.copytree(models / "blood_cells", models / "shadow")
-    manifest = models / "shadow" / "model.json"
-    manifest.write_text(manifest.read_text().replace('"version": "2"', '"version": "3"'))
+    newer = models / "shadow" / "model.json"
+    manifest = json.loads(newer.read_text())
+    shadow = f"blood_cells:{manifest['version']}=1"
+    newer.write_text(json.dumps(manifest | {"version": f"{manifest['version']}.1"}))
     with ExitStack() as stack:
         service = stack.enter_context(
             running(
@@ -191,6 +193,7 @@ def monitored(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 **SERVICE_SETTINGS,
                 CENTERNET_PORT=str(port),
                 CENTERNET_MODELS=str(models),
+                CENTERNET_SHADOW=shadow,
                 PYTHONPATH=str(project),
             )
         )

@@ -173,7 +173,10 @@ def test_the_files_of_a_package_are_compared_in_its_references(
     page = (directory / REPORT_FILE).read_text("utf-8")
     assert "Detections from left to right: fp32, fp16, int8;" in page
     sheets = drawings(page)
-    assert [sheet.size for sheet in sheets] == [(3 * 512 + 2 * 8, 384)] * 2
+    spec = load_package(directory).manifest.input
+    gap_px = 8
+    starts = [index * (spec.width_px + gap_px) for index in range(3)]
+    assert [sheet.size for sheet in sheets] == [(starts[2] + spec.width_px, spec.height_px)] * 2
     errors = np.array(
         [re.findall(r"differ by ([0-9.e-]+) or less", caption) for caption in captions(page)], float
     )
@@ -182,7 +185,7 @@ def test_the_files_of_a_package_are_compared_in_its_references(
     assert (errors[:, 0] < errors[:, 1]).all(), "fp16 is closer to fp32 than int8"
     assert 0.1 > errors[0, 1] >= errors[1, 1], "the image that differs most comes first"
     left, _, right = (
-        np.asarray(sheets[0].convert("L"), float)[:, x : x + 512] for x in (0, 520, 1040)
+        np.asarray(sheets[0].convert("L"), float)[:, x : x + spec.width_px] for x in starts
     )
     assert 0 < np.abs(left - right).mean() < 20, "the same image with nearly the same boxes"
     assert {path.name for path in directory.iterdir()} == {

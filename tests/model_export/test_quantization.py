@@ -57,6 +57,12 @@ def int8_package(
     return quantization.quantize_package(directory, images, None, Steps(0, quiet=True))
 
 
+def inputs_of(package: ModelPackage, images: Path) -> list[NDArray[np.uint8]]:
+    """Return the images in the size of the network input."""
+    spec = package.manifest.input
+    return read_images(images, spec.height_px, spec.width_px)
+
+
 def int8_artifact(package: ModelPackage) -> OnnxArtifact:
     (artifact,) = (one for one in package.manifest.artifacts if one.precision == "int8")
     assert isinstance(artifact, OnnxArtifact)
@@ -127,7 +133,7 @@ def test_convolutions_are_int8_as_tensorrt_requires(int8_package: ModelPackage) 
 def test_runtimes_find_nearly_the_same(
     int8_package: ModelPackage, images: Path, engine_name: str
 ) -> None:
-    batch = np.stack(read_images(images, 384, 512))
+    batch = np.stack(inputs_of(int8_package, images))
     expected = open_engine(int8_package, "onnxruntime-cpu", threads=1).run(batch)
     if engine_name == "openvino":
         engine = open_engine(int8_package, "openvino", threads=1, precision="int8")
@@ -424,7 +430,7 @@ def test_the_layer_that_needs_float32_is_found_by_measurement(
     sensitive: tuple[Path, str], trained: ModelPackage, images: Path
 ) -> None:
     path, layer = sensitive
-    inputs = read_images(images, 384, 512)
+    inputs = inputs_of(trained, images)
     original = trained.directory / "model.onnx"
     for run in (onnx_runner(path, BOXES), onnx_runner(original, BOXES)):
         assert run(inputs[0][np.newaxis])[0]["scores"][0] > 0.1

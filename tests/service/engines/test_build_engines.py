@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.serving import make_manifest
 
-from model_package import ModelPackage
+from model_package import ModelPackage, load_package
 from service.engines import EngineUnavailableError
 from service.engines import build_engines as build_engines_module
 from service.engines.build_engines import build_engines
@@ -53,10 +53,11 @@ def test_a_build_is_logged_at_intervals(
     steps: list[str] = []
     with pytest.raises(EngineUnavailableError):  # the program has built no engine
         load_models(settings, Metrics(), steps.append)
+    version = load_package(bundled).manifest.version
     builds = [
         step.removesuffix(", model 1 of 1")
         for step in steps
-        if step.startswith("building an engine of blood_cells 2, ")
+        if step.startswith(f"building an engine of blood_cells {version}, ")
     ]
     assert [build.partition(", ")[2] for build in builds] == [
         f"{percentage} % done: tactics" for percentage in (0, 50, 100)
