@@ -25,7 +25,6 @@ class AveragePrecision:
 
     ap: float
     ap50: float
-    ap_per_class: Mapping[str, float]
     ap50_per_class: Mapping[str, float]
 
 
@@ -123,7 +122,6 @@ def average_precision(
     return AveragePrecision(
         ap=scores.summary["AP"],
         ap50=scores.summary["AP50"],
-        ap_per_class={name: ap for name, (ap, _, _) in per_class.items()},
         ap50_per_class={name: ap50 for name, (_, ap50, _) in per_class.items()},
     )
 

@@ -277,14 +277,6 @@ class TrainConfig(_Section):
         return Canvas(canvas_width, canvas_height, scale, pairs)
 
 
-def read_config(path: Path) -> TrainConfig:
-    """Read a configuration file without defaults that depend on the data.
-
-    Raises :class:`ConfigError`.
-    """
-    return validate(TrainConfig, read_values(path), str(path))
-
-
 def read_values(path: Path) -> dict[str, Any]:
     """Read the values of a configuration file. Raises :class:`ConfigError`.
 

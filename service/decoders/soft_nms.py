@@ -11,17 +11,17 @@ implementation; MMDetection's do not (0). Two mistakes of the reference are corr
   weights of other boxes; here the weights stay with their boxes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Decay = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Returns the factors that scores are multiplied by, given IoU in [0, 1]."""
-
+SIGMA = 0.5
+"""The decay of a score is exp(-IoU^2 / sigma)."""
 MIN_SCORE = 0.001
 """Boxes whose score was decayed below this are dropped."""
+_WEIGHT_EXPONENT = 10.0
+"""Of the weight with which a suppressed box is merged, (1 - decay)^10."""
 
 
 @dataclass(frozen=True)
@@ -37,43 +37,23 @@ class SoftNMSResult:
     boxes_xyxy: NDArray[np.float32]
 
 
-def gaussian_decay(sigma: float = 0.5) -> Decay:
-    """Return the decay exp(-IoU^2 / sigma)."""
-
-    def decay(ious: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(np.exp(ious * ious * np.float32(-1 / sigma)))
-
-    return decay
-
-
-def linear_decay(iou_threshold: float = 0.5) -> Decay:
-    """Return the decay 1 - IoU above ``iou_threshold``, and 1 below."""
-
-    def decay(ious: NDArray[np.float32]) -> NDArray[np.float32]:
-        factors = np.where(ious > np.float32(iou_threshold), 1 - ious, np.float32(1))
-        # Never 0: 0 times the -inf that marks processed boxes would be NaN.
-        return np.maximum(factors, np.float32(1e-9))
-
-    return decay
-
-
 def soft_nms(
     boxes_xyxy: NDArray[np.floating],
     scores: NDArray[np.floating],
     class_ids: NDArray[np.integer],
     *,
     top_k: int | None = None,
-    decay: Decay | None = None,
+    sigma: float = SIGMA,
     min_score: float = MIN_SCORE,
     end_px: float = 1.0,
 ) -> SoftNMSResult:
     """Repeatedly select the best box and decay the scores of its class by their IoU with it.
 
     ``boxes_xyxy`` (n, 4), ``scores`` (n,), ``class_ids`` (n,). All classes are processed in one
-    pass, since they do not affect each other. ``decay`` defaults to :func:`gaussian_decay`.
-    Stops after ``top_k`` boxes, which are the best: scores only decrease.
+    pass, since they do not affect each other. Stops after ``top_k`` boxes, which are the best:
+    scores only decrease.
     """
-    pairwise = _PairwiseDecay(boxes_xyxy, class_ids, decay or gaussian_decay(), end_px)
+    pairwise = _PairwiseDecay(boxes_xyxy, class_ids, sigma, end_px)
     return _select(pairwise, scores, None, top_k, min_score)
 
 
@@ -84,21 +64,18 @@ def soft_nms_merge(
     corner_scores: NDArray[np.floating],
     *,
     top_k: int | None = None,
-    weight_exp: float = 10.0,
-    decay: Decay | None = None,
-    min_score: float = MIN_SCORE,
     end_px: float = 1.0,
 ) -> SoftNMSResult:
     """Do :func:`soft_nms`, and average each selected box with the boxes that it suppresses.
 
     Each corner becomes the mean over the selected and the suppressed boxes, weighted by their
     ``corner_scores`` (n, 2) (top-left, bottom-right) and, for the suppressed ones, by
-    (1 - decay)^weight_exp. Used by the multi-scale configurations of CornerNet and CenterNet:
+    (1 - decay)^10. Used by the multi-scale configurations of CornerNet and CenterNet:
     Keypoint Triplets.
     """
-    merge = _BoxMerging(np.asarray(corner_scores, np.float32), weight_exp)
-    pairwise = _PairwiseDecay(boxes_xyxy, class_ids, decay or gaussian_decay(), end_px)
-    return _select(pairwise, scores, merge, top_k, min_score)
+    merge = _BoxMerging(np.asarray(corner_scores, np.float32))
+    pairwise = _PairwiseDecay(boxes_xyxy, class_ids, SIGMA, end_px)
+    return _select(pairwise, scores, merge, top_k, MIN_SCORE)
 
 
 def _select(
@@ -155,7 +132,7 @@ class _PairwiseDecay:
         self,
         boxes_xyxy: NDArray[np.floating],
         class_ids: NDArray[np.integer],
-        decay: Decay,
+        sigma: float,
         end_px: float,
     ) -> None:
         boxes = np.asarray(boxes_xyxy, np.float32)
@@ -167,7 +144,7 @@ class _PairwiseDecay:
         # A box with no area has IoU 0 with all others; this minimum avoids 0 / 0.
         self._areas = np.maximum(sides[0] * sides[1], np.float32(1e-30))
         self._class_ids = class_ids
-        self._decay = decay
+        self._exponent = np.float32(-1 / sigma)
         self._rows_per_block = max(1, self._BLOCK_SIZE // max(1, len(boxes)))
         self._computed: dict[int, int] = {}
         self._factors = np.zeros((0, len(boxes)), np.float32)
@@ -196,7 +173,7 @@ class _PairwiseDecay:
         intersections = sides[0] * sides[1]
         intersections *= self._class_ids[rows, None] == self._class_ids
         ious = intersections / (self._areas[rows, None] + self._areas - intersections)
-        self._factors = self._decay(ious)
+        self._factors = np.asarray(np.exp(ious * ious * self._exponent))
         self._computed = {row: index for index, row in enumerate(rows.tolist())}
 
 
@@ -205,7 +182,6 @@ class _BoxMerging:
     """Weighted averages of selected boxes with those that they suppress."""
 
     corner_scores: NDArray[np.float32]
-    weight_exp: float
 
     def corners(
         self,
@@ -216,7 +192,7 @@ class _BoxMerging:
     ) -> NDArray[np.float32]:
         """Return the merged box ``best``, (4,), like a column of ``corners`` (4, n)."""
         rows = np.flatnonzero(alive & (factors < 1))
-        weights = (1 - factors[rows]) ** self.weight_exp
+        weights = (1 - factors[rows]) ** _WEIGHT_EXPONENT
         rows, weights = np.append(rows, best), np.append(weights, np.float32(1))
         corner_weights = np.repeat(self.corner_scores[rows] * weights[:, None], 2, axis=1).T
         return np.asarray(

@@ -14,7 +14,7 @@ from support.scenes import (
     write_boxes_3d,
     write_poses,
 )
-from training.config import ConfigError, TrainConfig, read_config
+from training.config import ConfigError, TrainConfig, read_values, validate
 
 NO_AUGMENTATION = {
     "scale": (1.0, 1.0),
@@ -78,6 +78,11 @@ def write_config(
         | dict(schedule or {}),
         **fields,
     )
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a configuration file without defaults that depend on the data."""
+    return validate(TrainConfig, read_values(path), str(path))
 
 
 def assert_refused(config: Path, old: str, new: str, message: str) -> None:

@@ -70,4 +70,4 @@ def test_a_class_without_labels_does_not_count() -> None:
     detections = [np.array([[60.0, 80.0, 160.0, 200.0, 0.9, 1.0]])]
     result = average_precision(labelled, detections, CLASSES)
     assert result.ap == pytest.approx(1.0)
-    assert np.isnan(result.ap_per_class["RBC"])
+    assert np.isnan(result.ap50_per_class["RBC"])

@@ -4,9 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.configs import assert_refused
-
-from training.config import read_config
+from support.configs import assert_refused, read_config
 
 
 @pytest.fixture

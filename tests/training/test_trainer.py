@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.configs import assert_refused
+from support.configs import assert_refused, read_config
 from support.connections import outside_calls_of
 
 from model_export.architectures import ARCHITECTURES, box_head_channels
@@ -15,7 +15,6 @@ from model_export.graph.normalization import NORMALIZATIONS
 from model_export.key_mappings.objects_as_points import to_network_key
 from training.average_precision import evaluate
 from training.cli import main
-from training.config import read_config
 from training.data.coco import read_coco_split
 from training.progress import TrainingProgress
 from training.synthetic.blood_smears import coco_document, render_smear

@@ -9,13 +9,7 @@ from support.upstream_nms import soft_nms_like_upstream
 
 from model_package import CornerPairsDecoder
 from service.decoders.corner_pairs import CornerPairs
-from service.decoders.soft_nms import (
-    Decay,
-    gaussian_decay,
-    linear_decay,
-    soft_nms,
-    soft_nms_merge,
-)
+from service.decoders.soft_nms import soft_nms, soft_nms_merge
 from service.decoders.types import DetectionOptions, ModelOutput
 from service.imaging.geometry import AffineTransform, ImageTransform
 
@@ -30,11 +24,10 @@ def one_class(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
     return rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int32)
 
 
-VARIANTS: dict[str, tuple[Decay, float]] = {
-    "gauss": (gaussian_decay(), 0.001),
-    "linear": (linear_decay(), 0.001),
-    "gauss_t01": (gaussian_decay(), 0.1),
-    "gauss_sig02": (gaussian_decay(0.2), 0.001),
+VARIANTS: dict[str, dict[str, float]] = {
+    "gauss": {},
+    "gauss_t01": {"min_score": 0.1},
+    "gauss_sig02": {"sigma": 0.2},
 }
 
 
@@ -43,8 +36,7 @@ VARIANTS: dict[str, tuple[Decay, float]] = {
 def test_selected_boxes_equal_upstream(
     golden: dict[str, NDArray[np.float32]], count: int, variant: str
 ) -> None:
-    decay, min_score = VARIANTS[variant]
-    result = soft_nms(*one_class(golden[f"b{count}"]), decay=decay, min_score=min_score)
+    result = soft_nms(*one_class(golden[f"b{count}"]), **VARIANTS[variant])
     # The upstream array has stale copies after the selected boxes.
     selected = golden[f"b{count}_{variant}"][: int(golden[f"b{count}_{variant}_nkeep"])]
     assert len(result.rows) == len(selected)

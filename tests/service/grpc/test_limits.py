@@ -34,7 +34,6 @@ from .conftest import GrpcServer, StartServer
 from .test_access import ROUTE, infer_message
 
 LIMIT = 1024 * 1024
-CHECK = "/grpc.health.v1.Health/Check"
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support.configs import read_config
 
 from model_export.class_names import COCO_KEYPOINTS
-from training.config import read_config
 from training.dataset import SampleSettings, TrainingDataset
 from training.synthetic.people import HEIGHT, VISIBLE, WIDTH, main, render_people
 from training.synthetic.skeletons import random_body

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.configs import assert_refused
+from support.configs import assert_refused, read_config
 
 from evaluation.label_readers import read_ground_truth
 from evaluation.metrics.boxes_3d import bev_and_3d_iou, to_boxes_3d
 from service.decoders.center_boxes_3d import box_corners
 from service.decoders.center_boxes_3d import project as project_as_served
-from training.config import TrainConfig, read_config
+from training.config import TrainConfig
 from training.data.kitti import read_kitti_split
 from training.objectives import OBJECTIVES
 from training.synthetic.road_background import CAMERA_HEIGHT_M, HEIGHT, PROJECTION, WIDTH
