@@ -126,8 +126,8 @@ def create_app(
     app = _Application(
         title="CenterNet Serving",
         version=version("centernet-serving"),
-        description="Object detection with CenterNet-family models: images in; boxes, poses or "
-        "3D boxes out.",
+        description="Object detection with CenterNet-family models: images in; boxes, keypoints, "
+        "3D boxes or extreme points out.",
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=None,

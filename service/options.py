@@ -50,7 +50,8 @@ class DetectParameters(BaseModel):
     )
     flip: bool | None = Field(
         None,
-        description="Average the maps of the image and the flipped image, at twice the cost.",
+        description="Run the flipped image, too, at twice the cost: center models average the "
+        "maps of both, corner and extreme point models merge the detections.",
     )
     scales: _Scales | None = Field(
         None,

@@ -159,7 +159,7 @@ class ModelSummary(BaseModel):
         "newest."
     )
     description: str
-    task: str
+    task: str = Field(description="The kind of the decoder, such as center_boxes.")
     classes: tuple[str, ...]
     input_width: int
     input_height: int
