@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from model_package import Boxes3DDecoder, KeypointsDecoder, ModelManifest
+from labels.extreme_points import octagons
+from model_package import Boxes3DDecoder, ExtremePointsDecoder, KeypointsDecoder, ModelManifest
 from service.async_detector import AsyncDetector
 from service.decoders.types import Detections
 from service.detection_requests import AcceptedRequest, Item, RequestBody, RequestHead
@@ -227,6 +228,10 @@ _BOX_3D_FIELDS = (
     _DetectionField("alpha", lambda found: found.alphas_rad),
     _DetectionField("depth", lambda found: found.depths_m),
 )
+_EXTREME_POINT_FIELDS = (
+    _DetectionField("extreme_points", lambda found: found.points, (4, 2)),
+    _DetectionField("octagons", lambda found: octagons(found.points), (8, 2)),
+)
 
 
 def _detection_fields(manifest: ModelManifest) -> tuple[_DetectionField, ...]:
@@ -238,6 +243,8 @@ def _detection_fields(manifest: ModelManifest) -> tuple[_DetectionField, ...]:
         fields += (_DetectionField("keypoints", _scored_keypoints, shape),)
     if isinstance(decoder, Boxes3DDecoder):
         fields += _BOX_3D_FIELDS
+    if isinstance(decoder, ExtremePointsDecoder):
+        fields += _EXTREME_POINT_FIELDS
     return fields
 
 

@@ -102,6 +102,9 @@ def detections_of(
             detection["keypoints"] = [
                 [*_rounded(point[:2], 3), round(float(point[2]), 6)] for point in points
             ]
+        for name, field in (("extreme_points", "extreme_points"), ("octagons", "octagon")):
+            if name in arrays:
+                detection[field] = [_rounded(point, 3) for point in arrays[name][index, row]]
         if "dimensions" in arrays:
             detection["box3d"] = {
                 "dimensions_hwl": _rounded(arrays["dimensions"][index, row], 4),

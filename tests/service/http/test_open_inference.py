@@ -37,6 +37,8 @@ from support.tasks import (
     BOXES_3D_ROWS,
     CANVAS_3D,
     CORNER_CANVAS,
+    EXTREME_POINT_ROWS,
+    EXTREME_POINTS,
     PAIR_ROWS,
     POSE_ROWS,
     POSES,
@@ -126,6 +128,15 @@ def test_outputs_of_poses_and_3d_boxes(start_server: Start) -> None:
     arrays = arrays_of(infer(running, image_input(FIRST), **ALL))
     assert arrays.keys() > {"keypoints", "depth"}
     assert detections_of(arrays, CLASSES) == expected(running, FIRST)
+
+
+def test_outputs_of_extreme_points(start_server: Start) -> None:
+    running = start_server(FixedEngine(EXTREME_POINT_ROWS), make_manifest(EXTREME_POINTS))
+    arrays = arrays_of(infer(running, image_input(FIRST), **ALL))
+    assert arrays["extreme_points"].shape == (1, 2, 4, 2)
+    assert arrays["octagons"].shape == (1, 2, 8, 2)
+    assert detections_of(arrays, CLASSES) == expected(running, FIRST)
+    assert len(expected(running, FIRST)) == 1
 
 
 def test_the_tensor_form_is_the_network(server: RunningServer) -> None:
