@@ -18,7 +18,7 @@ from evaluation.label_readers import read_ground_truth
 from evaluation.local_model import LocalModel
 from evaluation.metrics.bootstrap import RESAMPLES
 from evaluation.model_under_test import DetectionRun, DetectionSource
-from evaluation.report import Report, check_output, write_report
+from evaluation.report import Report, prepare_output, write_report
 from evaluation.tasks import choose_sigmas, choose_task
 from reports.page import Section, Table
 
@@ -99,7 +99,7 @@ def _evaluate(args: argparse.Namespace, steps: Steps) -> Report:
         raise EvaluationError("--model names a model of a service: give --url, too.")
     if args.ground_truth_centers and args.package is None:
         raise EvaluationError("--ground-truth-centers needs the raw outputs: give --package.")
-    check_output(args.output)
+    prepare_output(args.output)
     steps.begin(f"Read the labels of {args.images}")
     ground_truth = read_ground_truth(args.annotations, args.images)
     check_images(ground_truth)

@@ -53,12 +53,15 @@ class Report:
         return render_page(self.title, self.summary, self.highlights, self.sections)
 
 
-def check_output(output: Path) -> None:
-    """Raise :class:`EvaluationError` if the report directory cannot be created."""
+def prepare_output(output: Path) -> None:
+    """Create the parent of the report directory.
+
+    Raises :class:`EvaluationError` if the report exists, and ``OSError`` if its parent cannot be
+    created.
+    """
     if output.exists():
         raise EvaluationError(f"--output {output}: already exists. Name a new directory.")
-    if not output.absolute().parent.is_dir():
-        raise EvaluationError(f"--output {output}: the directory {output.parent} does not exist.")
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_report(report: Report, output: Path) -> None:

@@ -68,9 +68,9 @@ def test_offline_and_http_evaluation_give_the_same_detections(
     package = project / "models/blood_cells"
     offline = evaluate(*smears, "--package", package, "--output", tmp_path / "offline")
     over_http = evaluate(
-        *smears, "--url", blood_cells, "--model", "blood_cells", "--output", tmp_path / "http"
+        *smears, "--url", blood_cells, "--model", "blood_cells", "--output", tmp_path / "runs/http"
     )
-    found = [(tmp_path / way / "detections.json").read_text() for way in ("offline", "http")]
+    found = [(tmp_path / way / "detections.json").read_text() for way in ("offline", "runs/http")]
     assert found[0] == found[1]
     assert len(json.loads(found[0])) == 400
     for part in ("boxes", "false_discovery"):
@@ -466,7 +466,8 @@ def test_invalid_arguments_are_reported(
     assert not output.exists()
     output.mkdir()
     assert "already exists" in error_of(capsys, *where, *end)
-    assert "does not exist" in error_of(capsys, *where, "--output", tmp_path / "no/report")
+    (tmp_path / "file").touch()
+    assert "File exists" in error_of(capsys, *where, "--output", tmp_path / "file/report")
     earlier = ["--compare", tmp_path / "none", "--output", tmp_path / "new"]
     assert "--output of an earlier run" in error_of(capsys, *where, *earlier)
 
