@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         (),
         description="Versions that run, while capacity is free, on a share of the requests of the "
         "version that is served, to be compared with it in the metrics: NAME:VERSION=SHARE, such "
-        "as people:2=0.1; separated by commas. They are loaded in addition and are never the "
+        "as people:3=0.1; separated by commas. They are loaded in addition and are never the "
         "default.",
     )
     strict_start: bool = Field(
@@ -349,7 +349,7 @@ class Settings(BaseSettings):
             match = _SHADOW.fullmatch(text)
             if match is None:
                 raise ValueError(
-                    f"received {text!r}; expected NAME:VERSION=SHARE, such as people:2=0.1"
+                    f"received {text!r}; expected NAME:VERSION=SHARE, such as people:3=0.1"
                 )
             if not 0 < float(match["share"]) <= 1:
                 raise ValueError(f"received {text!r}; the share must be more than 0 and at most 1")
