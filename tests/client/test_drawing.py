@@ -246,3 +246,29 @@ def test_birds_eye_view_shows_position_heading_and_class() -> None:
     assert front > 1.5 * back, "the front edge is thicker"
     plain = pixels(draw_birds_eye([person()], 600))
     assert not (np.abs(plain.astype(int) - BLUE).max(axis=2) < 10).any()
+
+
+def test_octagons_are_filled_and_extreme_points_are_dots() -> None:
+    octagon = (
+        (80, 60),
+        (120, 60),
+        (180, 110),
+        (180, 140),
+        (120, 190),
+        (80, 190),
+        (20, 140),
+        (20, 110),
+    )
+    masked = replace(person(), octagon=octagon)
+    filled = pixels(draw_detections(black(), [masked]))
+    share = 0x58 / 255
+    assert filled[125, 100] == pytest.approx([round(share * value) for value in BLUE], abs=1)
+    assert tuple(filled[80, 35]) == BLACK, "inside of the box, outside of the octagon"
+    points = ((100, 60), (20, 125), (100, 190), (180, 125))
+    drawn = pixels(draw_detections(black(), [replace(masked, extreme_points=points)]))
+    rows, columns = np.nonzero((drawn != filled).any(axis=2))
+    distances = np.hypot(
+        columns[:, None] - np.array(points)[:, 0], rows[:, None] - np.array(points)[:, 1]
+    )
+    assert distances.min(axis=1).max() < 6
+    assert set(distances.argmin(axis=1)) == {0, 1, 2, 3}

@@ -28,7 +28,13 @@ from support.serving import (
     run_server_with_loader,
     wait_until,
 )
-from support.tasks import CANVAS_3D, POSES_AND_BOXES_3D, POSES_AND_BOXES_3D_ROWS
+from support.tasks import (
+    CANVAS_3D,
+    EXTREME_POINT_ROWS,
+    EXTREME_POINTS,
+    POSES_AND_BOXES_3D,
+    POSES_AND_BOXES_3D_ROWS,
+)
 from support.tools import find_tool
 
 from service.model_loader import ModelLoader
@@ -69,6 +75,14 @@ CORNERS_OF_COLOUR = """([colour]) => {
         }
     }
     return { width, height, columns, rows };
+}"""
+
+PIXEL_OF_OVERLAY = """([image, [x, y]]) => {
+    const canvas = document.getElementById("overlay");
+    const scale = Math.min(canvas.width / image.width, canvas.height / image.height);
+    const left = (canvas.width - image.width * scale) / 2 + (x + 0.5) * scale;
+    const top = (canvas.height - image.height * scale) / 2 + (y + 0.5) * scale;
+    return [...canvas.getContext("2d").getImageData(left, top, 1, 1).data];
 }"""
 
 
@@ -336,6 +350,27 @@ def test_keypoints_and_3d_boxes_of_one_object_are_shown_together(open_page: Open
         text = tab.page.locator("#tip").inner_text()
         assert "depth 20.00 m" in text
         assert "1 of 2 keypoints found" in text
+
+
+def test_extreme_points_are_listed_and_their_octagon_is_filled(open_page: OpenPage) -> None:
+    engine, manifest = FixedEngine(EXTREME_POINT_ROWS), make_manifest(EXTREME_POINTS)
+    with run_server(one_model(engine, manifest), Settings()) as running:
+        tab = open_page(running)
+        content = encode(plain(1, 2))
+        upload_image(tab, content)
+        (found,) = running.client.post("/detect", content=content).json()["detections"]
+        x1, y1, x2, y2 = found["bbox"]
+        inside, outside = ((x1 + x2) / 2, (y1 + y2) / 2), (x2 - (x2 - x1) / 8, y2 - (y2 - y1) / 8)
+        image = {"width": 64, "height": 64}
+        filled, empty = (
+            tab.page.evaluate(PIXEL_OF_OVERLAY, [image, point]) for point in (inside, outside)
+        )
+        assert filled == pytest.approx([0xD5, 0x5E, 0x00, 0.35 * 255], abs=3)
+        assert empty[3] == 0
+        tab.page.locator("#viewer").focus()
+        tab.page.keyboard.press("ArrowRight")
+        top = [round(value) for value in found["extreme_points"][0]]
+        assert f"Top {top[0]}, {top[1]}; left " in tab.page.locator("#tip").inner_text()
 
 
 @in_every_browser
