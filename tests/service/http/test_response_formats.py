@@ -19,6 +19,8 @@ from support.tasks import (
     BOXES_3D,
     BOXES_3D_ROWS,
     CANVAS_3D,
+    EXTREME_POINT_ROWS,
+    EXTREME_POINTS,
     POSE_ROWS,
     POSES,
     POSES_AND_BOXES_3D,
@@ -287,3 +289,15 @@ def test_drawing_counts_in_the_decoding_budget(start_server: Start) -> None:
     assert post(server, body=body).status_code == 200
     problem = assert_problem(post(server, "?format=png", body), 413, "image_size")
     assert str(24 << 20) in str(problem["detail"])
+
+
+def test_octagons_are_polygons_in_coco_and_roboflow(start_server: Start) -> None:
+    running = start_server(FixedEngine(EXTREME_POINT_ROWS), make_manifest(EXTREME_POINTS))
+    (found,) = native(running)["detections"]
+    (result,) = post(running, "?format=coco").json()
+    assert result["segmentation"] == [[value for point in found["octagon"] for value in point]]
+    drawn = Image.open(io.BytesIO(post(running, "?format=png").content))
+    image = draw_detections(Image.open(io.BytesIO(IMAGE)), parse_result(native(running)).detections)
+    assert np.array_equal(np.asarray(drawn), np.asarray(image))
+    (prediction,) = post(running, "?format=roboflow").json()["predictions"]
+    assert [[point["x"], point["y"]] for point in prediction["points"]] == found["octagon"]
