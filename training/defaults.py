@@ -30,7 +30,7 @@ from training.load_images import TrainingData
 from training.objectives import OBJECTIVES
 
 ARCHITECTURE_OF_TASK: Mapping[str, str] = {
-    "boxes": "res_18_slim",
+    "boxes": "hourglass_tiny",
     "poses": "hourglass_tiny",
     "boxes_3d": "hourglass_tiny",
     "extreme_points": "res_18_slim",
@@ -38,7 +38,11 @@ ARCHITECTURE_OF_TASK: Mapping[str, str] = {
     "corner_pairs": "cornernet_slim",
     "corner_triplets": "triplet_slim",
 }
-"""Networks that train on CPUs; those of the bundled models."""
+"""Networks that train on CPUs.
+
+Boxes, poses and 3D boxes have a network that passes its fine maps on to its output. Without that,
+a few thousand views are not enough for classes that differ in details (ADR 32).
+"""
 
 SMALL_OBJECT_PX = 24
 """Size in the input, the root of the area, of the object that is larger than a tenth of all."""

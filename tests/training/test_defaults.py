@@ -30,7 +30,7 @@ def test_a_folder_of_boxes(tmp_path: Path) -> None:
     run = prepare(tmp_path)
     config = run.config
     assert (config.architecture, config.task, config.normalization) == (
-        *("res_18_slim", "boxes"),
+        *("hourglass_tiny", "boxes"),
         "coco",
     )
     assert config.classes == ("disc", "square")
@@ -51,7 +51,7 @@ def test_a_folder_of_poses(tmp_path: Path) -> None:
     boxes = prepare(
         config_file(tmp_path, f'task = "boxes"\n[data]\nfolder = "{tmp_path}"\n')
     ).config
-    assert (boxes.task, boxes.keypoints, boxes.architecture) == ("boxes", (), "res_18_slim")
+    assert (boxes.task, boxes.keypoints, boxes.architecture) == ("boxes", (), "hourglass_tiny")
 
 
 def test_a_folder_in_which_one_class_has_keypoints(tmp_path: Path) -> None:
@@ -96,17 +96,23 @@ def test_a_folder_of_3d_boxes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "box", "expected"),
+    ("architecture", "image", "box", "expected"),
     [
-        ((640, 480), 40, (384, 288)),  # 24 px of 40
-        ((1920, 1080), 40, (512, 288)),  # the largest input
-        ((1920, 1080), 1000, (128, 96)),  # the smallest
-        ((100, 80), 10, (128, 128)),
-        ((480, 640), 40, (384, 384)),  # the scale follows the longer side
+        ("res_18_slim", (640, 480), 40, (384, 288)),  # 24 px of 40
+        ("res_18_slim", (1920, 1080), 40, (512, 288)),  # the largest input
+        ("res_18_slim", (1920, 1080), 1000, (128, 96)),  # the smallest
+        ("res_18_slim", (100, 80), 10, (128, 128)),
+        ("res_18_slim", (480, 640), 40, (384, 384)),  # the scale follows the longer side
+        ("hourglass_tiny", (640, 480), 40, (384, 384)),  # multiples of 128
+        ("hourglass_tiny", (1920, 1080), 1000, (128, 128)),
     ],
 )
 def test_input_size(
-    tmp_path: Path, image: tuple[int, int], box: int, expected: tuple[int, int]
+    tmp_path: Path,
+    architecture: str,
+    image: tuple[int, int],
+    box: int,
+    expected: tuple[int, int],
 ) -> None:
     width, height = image
     cv2.imwrite(str(tmp_path / "0.png"), np.zeros((height, width, 3), np.uint8))
@@ -116,7 +122,8 @@ def test_input_size(
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "labels.json").write_text(json.dumps(document))
-    config = prepare(tmp_path).config
+    text = f'architecture = "{architecture}"\n[data]\nfolder = "{tmp_path}"\n'
+    config = prepare(config_file(tmp_path, text)).config
     assert (config.input_width, config.input_height) == expected
 
 
@@ -222,7 +229,7 @@ def test_the_network_computes_in_the_chosen_precision(
     monkeypatch.setattr(trainer, "has_bfloat16", lambda: has_instructions)
     choice = PrecisionChoice("bfloat16", "for the test")
     monkeypatch.setattr(trainer, "choose_precision", lambda *_: choice)
-    text = f'[data]\nfolder = "{tmp_path}"\n[schedule]\nepochs = 1\n'
+    text = f'architecture = "res_18_slim"\n[data]\nfolder = "{tmp_path}"\n[schedule]\nepochs = 1\n'
     config = prepare(config_file(tmp_path, text)).config
     config = config.model_copy(
         update={"loader_workers": 0, "data": config.data.model_copy(update={"repeats": 4})}
