@@ -25,6 +25,8 @@ from model_package.onnxruntime import load_onnxruntime
 
 MAX_CALIBRATION_IMAGES = 200
 """More images hardly widen the ranges of the activations."""
+MEAN_IMAGES = 32
+"""Images on which the mean errors of the layers are measured, over all cells of their outputs."""
 EFFECT_IMAGES = 4
 """Images on which the effect of each layer is measured."""
 FLOAT_SHARES = (0.01, 0.05, 0.1, 0.2)
@@ -36,7 +38,7 @@ MAX_AP_LOSS = 0.010
 MAX_CLASS_AP_LOSS = 0.020
 """Largest accepted loss of a class, which has fewer objects and therefore varies more."""
 
-_STEPS_PER_FILE = 3
+_STEPS_PER_FILE = 4
 
 _AveragePrecisions = Mapping[str, Mapping[str, float]]
 """By metric, for ``all`` classes and by class."""
@@ -157,6 +159,11 @@ def compare_average_precisions(
     )
 
 
+def _evenly_spaced(images: Sequence[ImageArray], count: int) -> Sequence[ImageArray]:
+    """Return at most ``count`` images; neighbours by name are often of one scene or video."""
+    return images[:: -(-len(images) // count)]
+
+
 def _quantize(
     fp32_file: Path,
     manifest: ModelManifest,
@@ -168,9 +175,12 @@ def _quantize(
     """Quantize one file with as few float32 layers as its verification requires."""
     steps.begin(f"Calibrate {fp32_file.name} with {len(images)} images", TIME_LEFT, len(images))
     quantizer = Quantizer(fp32_file, images, steps.advance)
+    sample = _evenly_spaced(images, MEAN_IMAGES)
+    steps.begin("Measure the mean errors of the layers", TIME_LEFT, len(sample))
+    quantizer.correct_means(sample, steps.advance)
     layers = len(quantizer.layers)
     steps.begin(f"Measure the effect of each of {layers} layers", TIME_LEFT, layers)
-    effects = quantizer.measure_effects(images[:EFFECT_IMAGES], steps.advance)
+    effects = quantizer.measure_effects(_evenly_spaced(images, EFFECT_IMAGES), steps.advance)
     steps.begin("Compare int8 with fp32")
     fp32_aps = {} if evaluation is None else evaluation.measure(fp32_file.read_bytes())
     problem: QuantizationError | None = None

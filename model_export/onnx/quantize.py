@@ -10,6 +10,10 @@ largest sizes. Where the channels of a value have different ranges, as before de
 convolutions, they are divided by factors before the rounding and the weights that read them are
 multiplied by these: Nagel et al., Data-Free Quantization through Weight Equalization and Bias
 Correction, arXiv 1906.04721, section 4.1; Xiao et al., SmoothQuant, arXiv 2211.10438, section 4.
+
+Rounding also shifts the means of the outputs of a layer, because the errors of its weights are the
+same in every cell. The mean errors are measured and subtracted from the biases: Nagel et al.,
+section 4.2.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -88,16 +92,55 @@ class Quantizer:
         self._multiplications = _count_multiplications(self._model, self.layers, images[0])
         constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._weights: dict[str, _Floats] = {}
+        self._biases: dict[str, _Floats] = {}
         readers: dict[str, list[_Floats]] = {}
         for node in self._model.graph.node:
             if node.name in self.layers:
-                self._weights[node.name] = numpy_helper.to_array(constants[node.input[1]])
+                self._weights[node.name], *biases = (
+                    numpy_helper.to_array(constants[name]) for name in node.input[1:]
+                )
                 weights = _by_input(node, self._weights[node.name])
                 readers.setdefault(node.input[0], []).append(weights)
+                no_biases = np.zeros(prod(weights.shape[:2]), np.float32)
+                self._biases[node.name] = biases[0] if biases else no_biases
         channels = _measure_channels(self._model, list(readers), images, on_image)
         self._roundings = {
             value: _choose_rounding(channels[value], weights) for value, weights in readers.items()
         }
+
+    def correct_means(
+        self, images: Sequence[ImageArray], on_image: Callable[[], object] = lambda: None
+    ) -> None:
+        """Subtract the mean errors of the output channels of each layer from its biases in int8.
+
+        They are measured on ``images``, for each layer alone: with the float32 input in float32 and
+        in int8. ``on_image`` is called after each image.
+        """
+        model = ModelProto()
+        model.CopyFrom(self._model)
+        del model.graph.node[:]
+        rounded: set[str] = set()
+        outputs = []
+        for node in self._model.graph.node:
+            model.graph.node.append(node)
+            if node.name in self.layers:
+                output = node.output[0]
+                copy = NodeProto()
+                copy.CopyFrom(node)
+                copy.name, copy.output[0] = f"{node.name}:copy", f"{output}:quantized"
+                self._add_int8(model, node.name, copy, rounded)
+                for operator, inputs, result in (
+                    ("Sub", [f"{output}:quantized", output], f"{output}:error"),
+                    ("GlobalAveragePool", [f"{output}:error"], f"{output}:mean_error"),
+                ):
+                    model.graph.node.append(helper.make_node(operator, inputs, [result]))
+                outputs.append(f"{output}:mean_error")
+        rows = []
+        for row in _run(model, outputs, images):
+            rows.append([array.reshape(-1) for array in row])
+            on_image()
+        for layer, errors in zip(self.layers, zip(*rows, strict=True), strict=True):
+            self._biases[layer] = self._biases[layer] - np.mean(errors, axis=0)
 
     def quantize(self, layers: Collection[str]) -> ModelProto:
         """Return the model with ``layers`` in int8 and all other layers in float32."""
@@ -108,17 +151,26 @@ class Quantizer:
         rounded: set[str] = set()
         for node in nodes:
             if node.name in layers:
-                value = node.input[0]
-                if value not in rounded:
-                    rank = self._weights[node.name].ndim
-                    _add_rounding(model, value, self._roundings[value], rank)
-                    rounded.add(value)
-                factors = self._roundings[value].factors
-                _add_weights(model, node, self._weights[node.name], factors)
-                node.input[:2] = [f"{value}:rounded", f"{node.name}:weights"]
-            model.graph.node.append(node)
+                self._add_int8(model, node.name, node, rounded)
+            else:
+                model.graph.node.append(node)
         _remove_unused_constants(model)
         return model
+
+    def _add_int8(self, model: ModelProto, layer: str, node: NodeProto, rounded: set[str]) -> None:
+        """Add ``node``, which computes ``layer``, with int8 inputs; ``rounded``: values that are.
+
+        ``node`` is changed.
+        """
+        value = node.input[0]
+        weights, biases = self._weights[layer], self._biases[layer]
+        if value not in rounded:
+            _add_rounding(model, value, self._roundings[value], weights.ndim)
+            rounded.add(value)
+        _add_weights(model, node, weights, self._roundings[value].factors)
+        model.graph.initializer.append(numpy_helper.from_array(biases, f"{node.name}:bias"))
+        node.input[:] = [f"{value}:rounded", f"{node.name}:weights", f"{node.name}:bias"]
+        model.graph.node.append(node)
 
     def measure_effects(
         self, images: Sequence[ImageArray], on_layer: Callable[[], object] = lambda: None
@@ -308,7 +360,7 @@ def _name_nodes(model: ModelProto) -> None:
 def _names_of_layers(model: ModelProto) -> Iterator[str]:
     constants = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type in _QUANTIZED_OPERATORS and node.input[1] in constants:
+        if node.op_type in _QUANTIZED_OPERATORS and constants.issuperset(node.input[1:]):
             yield node.name
 
 

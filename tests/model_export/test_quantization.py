@@ -28,7 +28,10 @@ from model_export.verification.images import read_images
 from model_export.verification.onnx_vs_torch import onnx_runner
 from model_package import ModelManifest, ModelPackage, OnnxArtifact, load_package
 from model_package.directory import sha256_of
+from model_package.onnxruntime import load_onnxruntime
 from service.engines import open_engine
+
+ort = load_onnxruntime()
 
 BOXES = ("scores", "class_ids", "centers", "sizes")
 
@@ -174,7 +177,7 @@ def test_quantizing_again_replaces_the_file_and_reports_ap(
     assert f"{directory / new.file}: " in captured.out
     assert "detections agree with fp32 in 7 images" in captured.out
     assert f"AP of boxes on 4 images: all {precision.int8['all']:.4f}" in captured.out
-    assert "[1/4] Calibrate model.onnx with 3 images" in captured.err
+    assert "[1/5] Calibrate model.onnx with 3 images" in captured.err
     report = (directory / "report.html").read_text("utf-8")
     assert new.sha256 in report, "of the new file"
     assert old.sha256 not in report
@@ -364,6 +367,7 @@ def network_with_uneven_channels(operator: str, path: Path) -> None:
     constants = {
         "wide": wide / 255,
         "grouped": grouped,
+        "biases": random.normal(size=8).astype(np.float32),
         "narrow": random.normal(size=(2, 8, 1, 1)).astype(np.float32),
     }
     nodes = [
@@ -371,7 +375,12 @@ def network_with_uneven_channels(operator: str, path: Path) -> None:
         helper.make_node("Transpose", ["pixels"], ["first"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["first", "wide"], ["second"], name="first"),
         helper.make_node(
-            operator, ["second", "grouped"], ["third"], name="grouped", group=groups, pads=[1] * 4
+            operator,
+            ["second", "grouped", "biases"],
+            ["third"],
+            name="grouped",
+            group=groups,
+            pads=[1] * 4,
         ),
         helper.make_node("Conv", ["third", "narrow"], ["scores"], name="last"),
     ]
@@ -409,6 +418,39 @@ def test_channels_of_different_ranges_are_divided_before_a_convolution(
     undivided = Quantizer(path, images)
     assert "Mul" not in {node.op_type for node in undivided.quantize(["grouped"]).graph.node}
     assert effect < 1e-3 < 0.1 < undivided.measure_effects(images)["grouped"]
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_mean_errors_are_subtracted_from_the_biases(operator: str, tmp_path: Path) -> None:
+    path = tmp_path / "uneven.onnx"
+    network_with_uneven_channels(operator, path)
+    random = np.random.default_rng(6)
+    images = list(random.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+
+    def means(model: ModelProto, output: str) -> NDArray[np.float32]:
+        extended = ModelProto()
+        extended.CopyFrom(model)
+        del extended.graph.output[:]
+        extended.graph.output.append(onnx.ValueInfoProto(name=output))
+        session = ort.InferenceSession(extended.SerializeToString())
+        values: NDArray[np.float32] = session.run(None, {"images": np.stack(images)})[0]
+        return values.mean((0, 2, 3))
+
+    quantizer = Quantizer(path, images)
+    # The second layer has biases, the last has none.
+    layers = {"grouped": "third", "last": "scores"}
+    expected = {layer: means(onnx.load(path), output) for layer, output in layers.items()}
+
+    def errors(layer: str) -> NDArray[np.float32]:
+        return np.abs(means(quantizer.quantize([layer]), layers[layer]) - expected[layer])
+
+    before = {layer: errors(layer).max() for layer in layers}
+    measured: list[None] = []
+    quantizer.correct_means(images, lambda: measured.append(None))
+    assert len(measured) == len(images)
+    for layer in layers:
+        assert before[layer] > 1e-4 * np.abs(expected[layer]).max()
+        assert errors(layer).max() < before[layer] / 50
 
 
 @pytest.fixture
