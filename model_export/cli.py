@@ -15,12 +15,10 @@ from model_export.graph.normalization import Normalization
 from model_export.import_onnx import import_package
 from model_export.inspect_checkpoint import inspect_checkpoint
 from model_export.pipeline import FP16_STEPS, STEPS, export_package
-from model_export.quantize_package import (
-    LabelFiles,
-    quantize_package,
-)
+from model_export.quantize_package import LabelFiles, quantize_package
 from model_export.references import add_references
 from model_export.report import REPORT_FILE, rewrite_package_report
+from model_export.verification.ap_limits import MIN_CLASS_OBJECTS, classes_without_limit
 from model_export.verification.comparison import EXCEPTIONS
 from model_package import (
     ModelPackage,
@@ -137,6 +135,10 @@ def _describe_int8_file(
     for one in quantization.average_precisions:
         aps = (f"{name} {ap:.4f} (fp32 {one.fp32[name]:.4f})" for name, ap in one.int8.items())
         lines.append(f"AP of {one.metric} on {one.images} images: {', '.join(aps)}")
+        if unlimited := classes_without_limit(one):
+            lines.append(
+                f"not limited, with fewer than {MIN_CLASS_OBJECTS} objects: {', '.join(unlimited)}"
+            )
     return "\n".join(lines)
 
 

@@ -10,13 +10,14 @@ from model_export.architectures import ARCHITECTURES, TIMM_PREFIX
 from model_export.config import ExportConfig, ExportPrecision
 from model_export.engines.cli import SUMMARY
 from model_export.graph.normalization import NORMALIZATIONS
-from model_export.quantize_package import (
-    MAX_AP_LOSS,
-    MAX_CALIBRATION_IMAGES,
-    MAX_CLASS_AP_LOSS,
-)
+from model_export.quantize_package import MAX_CALIBRATION_IMAGES
 from model_export.references import MAX_IMAGES
 from model_export.tasks import TASKS
+from model_export.verification.ap_limits import (
+    MAX_AP_LOSS,
+    MAX_CLASS_AP_LOSS,
+    MIN_CLASS_OBJECTS,
+)
 from model_package import ResizeMode
 
 _FREE_SIZE_PX = 1536
@@ -73,7 +74,8 @@ def _add_quantize(command: argparse.ArgumentParser) -> None:
         "--evaluate", nargs=2, type=Path, metavar=("LABELS", "DIR"),
         help="labels (a COCO file, or a directory of Pascal VOC or KITTI files) and the directory "
         "of their images, not those of --images: also refuse int8 if an AP of the task is more "
-        f"than {MAX_AP_LOSS} lower, or more than {MAX_CLASS_AP_LOSS} for a class",
+        f"than {MAX_AP_LOSS} lower, or more than {MAX_CLASS_AP_LOSS} for a class with "
+        f"{MIN_CLASS_OBJECTS} or more objects",
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from model_export.errors import QuantizationError
 from model_export.onnx.quantize import Quantizer
 from model_export.references import recorded_images
 from model_export.report import write_package_report
+from model_export.verification.ap_limits import AveragePrecisions, compare_average_precisions
 from model_export.verification.detection_agreement import verify_int8
 from model_export.verification.images import MAX_IMAGES, ImageArray, read_images
 from model_package import (
@@ -33,15 +34,7 @@ FLOAT_SHARES = (0.01, 0.05, 0.1, 0.2)
 """Shares of the multiplications that stay float32, tried in this order. The first costs no time
 that could be measured; with the last, int8 is faster than fp32 and slower than bf16."""
 
-MAX_AP_LOSS = 0.010
-"""Largest accepted loss of AP from fp32 to int8, about the step between two trainings."""
-MAX_CLASS_AP_LOSS = 0.020
-"""Largest accepted loss of a class, which has fewer objects and therefore varies more."""
-
 _STEPS_PER_FILE = 4
-
-_AveragePrecisions = Mapping[str, Mapping[str, float]]
-"""By metric, for ``all`` classes and by class."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +47,11 @@ class LabelFiles:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Labelled images; ``measure`` returns the APs of a serialized graph on them."""
+    """Labelled images; ``objects``: their number by class; ``measure``: APs of a graph on them."""
 
     images: int
-    measure: Callable[[bytes], _AveragePrecisions]
+    objects: Mapping[str, int]
+    measure: Callable[[bytes], AveragePrecisions]
 
 
 @dataclass(frozen=True)
@@ -128,34 +122,8 @@ def _read_labels(labels: LabelFiles, manifest: ModelManifest) -> _Evaluation:
     labelled = read_labels(labels.annotations, labels.images, manifest)
     return _Evaluation(
         len(labelled.ground_truth.images),
+        labelled.count_objects(),
         lambda onnx_file: measure_average_precision(onnx_file, manifest, labelled),
-    )
-
-
-def compare_average_precisions(
-    fp32: _AveragePrecisions, int8: _AveragePrecisions, images: int
-) -> tuple[AveragePrecision, ...]:
-    """Return the APs of both files on the same ``images`` by metric.
-
-    Raises :class:`QuantizationError` if an AP is more than :data:`MAX_AP_LOSS` lower in int8, or
-    that of a class more than :data:`MAX_CLASS_AP_LOSS`.
-    """
-    failed = [
-        f"{metric} of {name} {ap:.4f} in fp32 and {int8[metric][name]:.4f} in int8"
-        for metric, aps in fp32.items()
-        for name, ap in aps.items()
-        if not ap - int8[metric][name] <= (MAX_AP_LOSS if name == "all" else MAX_CLASS_AP_LOSS)
-    ]
-    if failed:
-        raise QuantizationError(
-            f"int8 loses too much AP: {'; '.join(failed)}. At most {MAX_AP_LOSS} is accepted for "
-            f"all classes, and {MAX_CLASS_AP_LOSS} for one."
-        )
-    return tuple(
-        AveragePrecision.model_validate(
-            {"metric": metric, "images": images, "fp32": aps, "int8": int8[metric]}
-        )
-        for metric, aps in fp32.items()
     )
 
 
@@ -195,7 +163,7 @@ def _quantize(
             average_precisions: tuple[AveragePrecision, ...] = ()
             if evaluation is not None:
                 average_precisions = compare_average_precisions(
-                    fp32_aps, evaluation.measure(content), evaluation.images
+                    fp32_aps, evaluation.measure(content), evaluation.images, evaluation.objects
                 )
         except QuantizationError as error:
             problem = error

@@ -14,10 +14,16 @@ from client.results import Detection, Keypoint
 from labels.extreme_points import group_extreme_points, octagons
 from labels.outputs import Outputs, boxes_in_cells
 from model_export.references import recorded_images
+from model_export.verification.ap_limits import (
+    MAX_AP_LOSS,
+    MAX_CLASS_AP_LOSS,
+    MIN_CLASS_OBJECTS,
+    classes_without_limit,
+)
 from model_export.verification.comparison import EXCEPTIONS
 from model_export.verification.images import ImageArray
 from model_export.verification.onnx_vs_torch import Run, VerifiedImage, onnx_runner
-from model_package import ModelManifest, OnnxArtifact, Verification
+from model_package import AveragePrecision, ModelManifest, OnnxArtifact, Verification
 from model_package.editing import edit_package
 from model_package.onnxruntime import load_onnxruntime
 from reports.drawings import draw_side_by_side
@@ -189,6 +195,12 @@ def _verification_section(manifest: ModelManifest) -> Section:
             for artifact in manifest.artifacts
             if isinstance(artifact, OnnxArtifact) and artifact.agreement is not None
         ),
+        *(
+            _ap_table(artifact.file, one)
+            for artifact in manifest.artifacts
+            if isinstance(artifact, OnnxArtifact) and artifact.quantization is not None
+            for one in artifact.quantization.average_precisions
+        ),
     ]
     note = (
         "Every image ran alone, and some in a batch. A detection of the reference is matched if "
@@ -217,6 +229,30 @@ def _verification_table(caption: str, verification: Verification) -> Table:
         f"Reference: {verification.reference}. Detections matched: {_matched(verification)}, in "
         f"{verification.inputs} images.{exceptions}{left_out}",
         {3: shares},
+    )
+
+
+def _ap_table(file: str, one: AveragePrecision) -> Table:
+    rows: list[Sequence[Cell]] = [
+        [
+            name,
+            one.objects.get(name, ""),
+            f"{ap:.4f}",
+            f"{one.int8[name]:.4f}",
+            f"{one.int8[name] - ap:+.4f}",
+        ]
+        for name, ap in one.fp32.items()
+    ]
+    note = f"Accepted with a loss of {MAX_AP_LOSS} for all and {MAX_CLASS_AP_LOSS} for a class."
+    if unlimited := classes_without_limit(one):
+        note += (
+            f" Not limited, with fewer than {MIN_CLASS_OBJECTS} objects: {len(unlimited)} classes."
+        )
+    return Table(
+        ["class", "objects", "fp32", "int8", "difference"],
+        rows,
+        f"{file}: AP of {one.metric}, {one.images} images",
+        note,
     )
 
 

@@ -363,6 +363,8 @@ class AveragePrecision(_StrictModel):
 
     metric: Literal["boxes", "poses", "boxes_3d", "boxes_3d_low_iou"]
     images: int = Field(gt=0)
+    objects: dict[_Text, Annotated[int, Field(gt=0)]] = {}
+    """Labelled objects by class; empty in files made before they were counted."""
     fp32: dict[_Text, float]
     int8: dict[_Text, float]
 

@@ -3,7 +3,7 @@
 The extras ``serve`` and ``eval`` contain the libraries that this needs besides those of the export.
 """
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +17,8 @@ from evaluation.label_readers import read_ground_truth
 from evaluation.local_model import LocalModel, describe_model
 from evaluation.tasks import average_precisions, choose_sigmas, choose_task
 from model_export.errors import ImagesError
+from model_export.verification.ap_limits import AveragePrecisions
 from model_package import ModelManifest, draft_package
-
-AveragePrecisions = Mapping[str, Mapping[str, float]]
-"""AP by metric, for ``all`` and by class; see :func:`evaluation.tasks.average_precisions`."""
 
 _ONNX_FILE = "model.onnx"
 
@@ -31,6 +29,13 @@ class LabelledImages:
 
     ground_truth: GroundTruth
     sigmas: NDArray[np.float64] | None
+
+    def count_objects(self) -> dict[str, int]:
+        """Return the number of labelled objects by class, without crowds."""
+        coco = self.ground_truth.coco
+        names = {category["id"]: category["name"] for category in coco["categories"]}
+        labels = (label for label in coco["annotations"] if not label["iscrowd"])
+        return dict(Counter(names[label["category_id"]] for label in labels))
 
 
 def read_labels(annotations: Path, directory: Path, manifest: ModelManifest) -> LabelledImages:

@@ -16,9 +16,10 @@ from evaluation.evaluate import evaluate
 from evaluation.local_model import LocalModel
 from model_export import quantize_package as quantization
 from model_export.cli import main
-from model_export.errors import ImagesError
+from model_export.errors import ImagesError, QuantizationError
 from model_export.onnx import quantize as onnx_quantize
 from model_export.onnx.quantize import Quantizer
+from model_export.verification.ap_limits import MAX_AP_LOSS, compare_average_precisions
 from model_export.verification.average_precision import (
     LabelledImages,
     measure_average_precision,
@@ -172,7 +173,9 @@ def test_quantizing_again_replaces_the_file_and_reports_ap(
     assert precision.fp32.keys() == precision.int8.keys() == {"all", "RBC", "WBC", "Platelets"}
     assert 0.5 < precision.fp32["all"] < 1
     assert precision.int8 != precision.fp32
-    assert precision.int8["all"] > precision.fp32["all"] - quantization.MAX_AP_LOSS
+    annotations = json.loads((images / "blood_smears.json").read_text())["annotations"]
+    assert sum(precision.objects.values()) == len(annotations)
+    assert precision.int8["all"] > precision.fp32["all"] - MAX_AP_LOSS
     captured = capsys.readouterr()
     assert f"{directory / new.file}: " in captured.out
     assert "detections agree with fp32 in 7 images" in captured.out
@@ -181,6 +184,10 @@ def test_quantizing_again_replaces_the_file_and_reports_ap(
     report = (directory / "report.html").read_text("utf-8")
     assert new.sha256 in report, "of the new file"
     assert old.sha256 not in report
+    assert precision.objects["RBC"] >= 50 > precision.objects["WBC"]
+    assert "not limited, with fewer than 50 objects: " in captured.out
+    assert "AP of boxes, 4 images" in report
+    assert "fewer than 50 objects" in report
 
 
 METRICS = {
@@ -256,27 +263,30 @@ def test_a_loss_of_ap_is_refused(
         for one in (content, with_factor(content, output, factor))
     )
     with pytest.raises(
-        quantization.QuantizationError, match=rf"loses too much AP: .*{metric} of all 0\.\d{{4}}"
+        QuantizationError, match=rf"loses too much AP: .*{metric} of all 0\.\d{{4}}"
     ):
-        quantization.compare_average_precisions(before, after, 4)
+        compare_average_precisions(before, after, 4, {})
     unchanged = before.keys() - {metric, *(("boxes_3d",) if name == "road_vehicles" else ())}
     assert all(after[one] == before[one] for one in unchanged), "the other metrics do not change"
-    for one in quantization.compare_average_precisions(before, before, 4):
+    for one in compare_average_precisions(before, before, 4, {}):
         assert one.int8 == one.fp32 == before[one.metric]
 
 
 def test_the_loss_of_all_classes_and_of_one_have_their_limits() -> None:
-    def compare(overall: float, one_class: float) -> None:
+    def compare(overall: float, one_class: float, objects: int = 50) -> None:
         fp32, int8 = (
             {"boxes": {"all": 0.5, "cell": 0.5}},
             {"boxes": {"all": overall, "cell": one_class}},
         )
-        quantization.compare_average_precisions(fp32, int8, 1)
+        compare_average_precisions(fp32, int8, 1, {"cell": objects})
 
     compare(0.4901, 0.4801)
     compare(0.6, 0.6)
+    compare(0.4901, 0.1, objects=49)
+    with pytest.raises(QuantizationError, match="one with 50 or more objects"):
+        compare(0.4899, 0.5, objects=49)
     for values in ((0.4899, 0.5), (0.5, 0.4799), (float("nan"), 0.5)):
-        with pytest.raises(quantization.QuantizationError, match="loses too much AP"):
+        with pytest.raises(QuantizationError, match="loses too much AP"):
             compare(*values)
 
 
@@ -511,7 +521,7 @@ def test_more_layers_stay_float32_until_the_detections_agree(
     (directory / "model.json").write_text(json.dumps(document))
     before = {path.name: sha256_of(path) for path in directory.iterdir()}
     monkeypatch.setattr(quantization, "FLOAT_SHARES", (0.0,))
-    with pytest.raises(quantization.QuantizationError, match="detections with a score from"):
+    with pytest.raises(QuantizationError, match="detections with a score from"):
         quantization.quantize_package(directory, images, None, Steps(0, quiet=True))
     assert {path.name: sha256_of(path) for path in directory.iterdir()} == before
 
@@ -539,7 +549,7 @@ def test_a_file_without_convolutions_is_refused(tmp_path: Path) -> None:
     scores = onnx.helper.make_tensor_value_info("scores", TensorProto.UINT8, ["n", 8, 8, 3])
     graph = onnx.helper.make_graph([node], "empty", [image], [scores])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "empty.onnx")
-    with pytest.raises(quantization.QuantizationError, match="no convolution"):
+    with pytest.raises(QuantizationError, match="no convolution"):
         Quantizer(tmp_path / "empty.onnx", [np.zeros((8, 8, 3), np.uint8)])
 
 
