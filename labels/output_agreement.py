@@ -148,6 +148,30 @@ def compare_outputs(
     return combine_agreements([_compare_kind(*kind, limits, min_score) for kind in kinds])
 
 
+def squared_errors(
+    reference: Outputs, candidate: Outputs, limits: AgreementLimits, score_threshold: float
+) -> NDArray[np.float64]:
+    """Return the squared error of each compared detection of ``reference``, from 0 to 1.
+
+    It is the mean over the outputs, of errors relative to ``limits`` and at most 1; 1 for a
+    detection that ``candidate`` does not have. Detections are compared as in
+    :func:`compare_outputs`; nothing is excepted.
+    """
+    min_score = score_threshold if limits.from_threshold else 0.0
+    tolerances = limits.tolerances()
+    parts = []
+    for one, other in zip(split_kinds(reference), split_kinds(candidate), strict=True):
+        rows, _, errors = _match(one, other, limits)
+        squares = [
+            np.square(np.minimum(values / tolerances[name], 1)).reshape(len(rows), -1).mean(axis=1)
+            for name, values in errors.items()
+        ]
+        of_rows = np.ones(len(one["scores"]))
+        of_rows[rows] = np.mean(squares, axis=0)
+        parts.append(of_rows[_is_compared(one, min_score)])
+    return np.concatenate(parts)
+
+
 def combine_agreements(agreements: Sequence[Agreement]) -> Agreement:
     """Sum the counts and take the worst errors."""
     worst_errors: dict[str, float] = {}
@@ -169,12 +193,7 @@ def _compare_kind(
     reference: Outputs, candidate: Outputs, limits: AgreementLimits, min_score: float
 ) -> Agreement:
     tolerances = limits.tolerances()
-    position, distances = _position_distances(reference, candidate, limits.overlap)
-    reference_rows, candidate_rows = match_greedily(-distances, -tolerances[position])
-    errors = {
-        position: distances[reference_rows, candidate_rows],
-        **_value_errors(reference, reference_rows, candidate, candidate_rows),
-    }
+    reference_rows, candidate_rows, errors = _match(reference, candidate, limits)
     keypoint_errors = [
         errors.pop(name) for name in ("keypoints", "keypoint_scores") if name in errors
     ]
@@ -201,6 +220,19 @@ def _compare_kind(
         keypoints_matched=keypoints_matched,
         worst_errors=worst_errors,
     )
+
+
+def _match(
+    reference: Outputs, candidate: Outputs, limits: AgreementLimits
+) -> tuple[Indices, Indices, dict[str, _Errors]]:
+    """Match rows by position within its tolerance; return them and their errors by output."""
+    position, distances = _position_distances(reference, candidate, limits.overlap)
+    rows = match_greedily(-distances, -limits.tolerances()[position])
+    errors = {
+        position: distances[rows],
+        **_value_errors(reference, rows[0], candidate, rows[1]),
+    }
+    return *rows, errors
 
 
 def _is_compared(outputs: Outputs, min_score: float) -> NDArray[np.bool_]:

@@ -10,8 +10,8 @@ from model_export.onnx.quantize import Quantizer
 from model_export.references import recorded_images
 from model_export.report import write_package_report
 from model_export.verification.ap_limits import AveragePrecisions, compare_average_precisions
-from model_export.verification.detection_agreement import verify_int8
-from model_export.verification.images import MAX_IMAGES, ImageArray, read_images
+from model_export.verification.detection_agreement import Int8Error, verify_int8
+from model_export.verification.images import ImageArray, read_images
 from model_package import (
     AveragePrecision,
     ModelManifest,
@@ -28,8 +28,11 @@ MAX_CALIBRATION_IMAGES = 200
 """More images hardly widen the ranges of the activations."""
 MEAN_IMAGES = 32
 """Images on which the mean errors of the layers are measured, over all cells of their outputs."""
-EFFECT_IMAGES = 4
-"""Images on which the effect of each layer is measured."""
+EFFECT_IMAGES = 16
+"""Images on which the effect of each layer on the detections is measured."""
+COMPARED_IMAGES = 64
+"""Images on which int8 is compared with fp32. If 93 % of the detections match on average, fewer
+than 90 % match of 16 % of the samples of 88 detections, and of 4 % of those of 223 detections."""
 FLOAT_SHARES = (0.01, 0.05, 0.1, 0.2)
 """Shares of the multiplications that stay float32, tried in this order. The first costs no time
 that could be measured; with the last, int8 is faster than fp32 and slower than bf16."""
@@ -81,7 +84,7 @@ def quantize_package(
         images = read_images(image_dir, spec.height_px, spec.width_px, MAX_CALIBRATION_IMAGES)
         evaluation = None if labels is None else _read_labels(labels, manifest)
         files = _fp32_files(manifest)
-        steps.total = _STEPS_PER_FILE * len(files) + 1
+        steps.total = (_STEPS_PER_FILE + (evaluation is not None)) * len(files) + 1
         quantized = [
             _quantize(directory / artifact.file, manifest, images, recorded, evaluation, steps)
             for artifact in files
@@ -148,17 +151,25 @@ def _quantize(
     quantizer.correct_means(sample, steps.advance)
     layers = len(quantizer.layers)
     steps.begin(f"Measure the effect of each of {layers} layers", TIME_LEFT, layers)
-    effects = quantizer.measure_effects(_evenly_spaced(images, EFFECT_IMAGES), steps.advance)
-    steps.begin("Compare int8 with fp32")
-    fp32_aps = {} if evaluation is None else evaluation.measure(fp32_file.read_bytes())
+    error_of = Int8Error(fp32_file, manifest.decoder, _evenly_spaced(images, EFFECT_IMAGES))
+    effects = quantizer.measure_effects(error_of, steps.advance)
+    fp32_aps: AveragePrecisions = {}
+    if evaluation is not None:
+        steps.begin("Measure the AP in fp32")
+        fp32_aps = evaluation.measure(fp32_file.read_bytes())
     problem: QuantizationError | None = None
     for share in FLOAT_SHARES:
+        steps.begin(f"Compare int8 with fp32, {share:.0%} of the multiplications in float32")
         float_layers = quantizer.select_float_layers(effects, share)
         quantized = [layer for layer in quantizer.layers if layer not in float_layers]
         content = quantizer.quantize(quantized).SerializeToString()
         try:
             agreement = verify_int8(
-                content, fp32_file, manifest.decoder, recorded, images[:MAX_IMAGES]
+                content,
+                fp32_file,
+                manifest.decoder,
+                recorded,
+                _evenly_spaced(images, COMPARED_IMAGES),
             )
             average_precisions: tuple[AveragePrecision, ...] = ()
             if evaluation is not None:
@@ -166,6 +177,8 @@ def _quantize(
                     fp32_aps, evaluation.measure(content), evaluation.images, evaluation.objects
                 )
         except QuantizationError as error:
+            steps.end("refused")
+            steps.total += 1
             problem = error
             continue
         quantization = Quantization(

@@ -173,19 +173,16 @@ class Quantizer:
         model.graph.node.append(node)
 
     def measure_effects(
-        self, images: Sequence[ImageArray], on_layer: Callable[[], object] = lambda: None
+        self, error_of: Callable[[bytes], float], on_layer: Callable[[], object] = lambda: None
     ) -> dict[str, float]:
-        """Return the effect of each layer on the maps if it alone is quantized.
+        """Return the effect of each layer: the error of the model if it alone is quantized.
 
-        The effect is the mean squared change of the outputs of the last convolutions relative to
-        their variance, summed over these convolutions. ``on_layer`` is called after each layer.
+        ``error_of`` returns the error of a serialized model; ``on_layer`` is called after each
+        layer.
         """
-        outputs = list(_names_of_maps(self._model))
-        expected = list(_run(self._model, outputs, images))
         effects = {}
         for layer in self.layers:
-            changed = list(_run(self.quantize([layer]), outputs, images))
-            effects[layer] = _relative_change(expected, changed)
+            effects[layer] = error_of(self.quantize([layer]).SerializeToString())
             on_layer()
         return effects
 
@@ -387,18 +384,6 @@ def _count_multiplications(
     }
 
 
-def _names_of_maps(model: ModelProto) -> Iterator[str]:
-    """Yield the outputs of the convolutions that no other convolution follows."""
-    before_convolution: set[str] = set()
-    for node in reversed(model.graph.node):
-        is_before = any(name in before_convolution for name in node.output)
-        is_convolution = node.op_type in _QUANTIZED_OPERATORS
-        if is_convolution and not is_before:
-            yield node.output[0]
-        if is_convolution or is_before:
-            before_convolution.update(node.input)
-
-
 def _run(
     model: ModelProto, outputs: Sequence[str], images: Sequence[ImageArray]
 ) -> Iterator[list[NDArray[Any]]]:
@@ -409,13 +394,3 @@ def _run(
     session = ort.InferenceSession(extended.SerializeToString(), providers=["CPUExecutionProvider"])
     for image in images:
         yield session.run(list(outputs), {"images": image[np.newaxis]})
-
-
-def _relative_change(
-    expected: Sequence[Sequence[NDArray[Any]]], received: Sequence[Sequence[NDArray[Any]]]
-) -> float:
-    maps = zip(zip(*expected, strict=True), zip(*received, strict=True), strict=True)
-    return sum(
-        float(np.square(np.subtract(after, before)).mean() / max(np.var(before), 1e-12))
-        for before, after in maps
-    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from labels.output_agreement import (
     AGREEMENT_LIMITS,
@@ -15,6 +16,7 @@ from labels.output_agreement import (
     Agreement,
     combine_agreements,
     compare_outputs,
+    squared_errors,
 )
 from labels.outputs import Outputs, add_exceptions
 from model_export.errors import Fp16Error, QuantizationError
@@ -58,6 +60,42 @@ def verify_fp16(
         matched=worst.matched,
         exceptions=_exceptions(worst),
     )
+
+
+class Int8Error:
+    """Measures how far the detections of int8 files are from those of the fp32 file.
+
+    Raises :class:`QuantizationError` if the fp32 file finds nothing in ``images`` from the score
+    threshold.
+    """
+
+    def __init__(self, fp32_file: Path, decoder: Decoder, images: Sequence[Image]) -> None:
+        self._decoder, self._images = decoder, images
+        self._output_names = [output.name for output in decoder.outputs()]
+        self._references = self._run(fp32_file)
+        if not self._errors(self._references).size:
+            raise QuantizationError(
+                f"the fp32 file finds nothing with a score from {decoder.score_threshold:g} in "
+                f"{len(images)} of the images. Calibrate with images of the objects that the "
+                "network detects."
+            )
+
+    def __call__(self, int8_file: bytes) -> float:
+        """Return the mean squared error of the detections relative to the limits, from 0 to 1."""
+        return float(self._errors(self._run(int8_file)).mean())
+
+    def _run(self, file: Path | bytes) -> list[Outputs]:
+        run = onnx_runner(file, self._output_names)
+        return [run(image[np.newaxis])[0] for image in self._images]
+
+    def _errors(self, candidates: Sequence[Outputs]) -> NDArray[np.float64]:
+        limits, threshold = AGREEMENT_LIMITS["int8"], self._decoder.score_threshold
+        return np.concatenate(
+            [
+                squared_errors(reference, candidate, limits, threshold)
+                for reference, candidate in zip(self._references, candidates, strict=True)
+            ]
+        )
 
 
 def verify_int8(

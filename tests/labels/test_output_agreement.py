@@ -12,6 +12,7 @@ from labels.output_agreement import (
     AgreementLimits,
     combine_agreements,
     compare_outputs,
+    squared_errors,
 )
 from labels.outputs import Outputs
 
@@ -60,6 +61,27 @@ def test_each_value_has_its_tolerance(name: str, change: float, same: bool) -> N
     moved = reference[name].copy()
     moved[3] += np.array(change, moved.dtype)
     assert _counts(reference, {**reference, name: moved}) == ((40, 0) if same else (39, 1))
+
+
+def test_errors_are_relative_to_the_tolerances() -> None:
+    reference = _boxes()
+
+    def errors(score_threshold: float = 0.0, **changes: NDArray) -> NDArray[np.float64]:
+        limits = replace(FP16, from_threshold=True)
+        return squared_errors(reference, {**reference, **changes}, limits, score_threshold)
+
+    assert errors().tolist() == [0.0] * 40
+    scores = reference["scores"].copy()
+    scores[3] += 0.005
+    # Half of the tolerance of one of two outputs, scores and boxes.
+    assert errors(scores=scores)[3] == pytest.approx(0.5**2 / 2, rel=1e-3)
+    scores[3] += 1
+    assert errors(scores=scores)[3] == pytest.approx(1 / 2), "beyond the tolerance"
+    centers = reference["centers"].copy()
+    centers[3] += 20
+    lost = errors(centers=centers)
+    assert (lost[3], lost.sum()) == (1, 1)
+    assert len(errors(score_threshold=0.5)) == 21, "scores from 0.9 in steps of 0.02"
 
 
 def test_small_boxes_may_shift_by_a_twelfth_of_a_pixel() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from model_export.verification.average_precision import (
     measure_average_precision,
     read_labels,
 )
+from model_export.verification.detection_agreement import Int8Error
 from model_export.verification.images import read_images
 from model_export.verification.onnx_vs_torch import onnx_runner
 from model_package import ModelManifest, ModelPackage, OnnxArtifact, load_package
@@ -180,7 +181,7 @@ def test_quantizing_again_replaces_the_file_and_reports_ap(
     assert f"{directory / new.file}: " in captured.out
     assert "detections agree with fp32 in 7 images" in captured.out
     assert f"AP of boxes on 4 images: all {precision.int8['all']:.4f}" in captured.out
-    assert "[1/5] Calibrate model.onnx with 3 images" in captured.err
+    assert "[1/6] Calibrate model.onnx with 3 images" in captured.err
     report = (directory / "report.html").read_text("utf-8")
     assert new.sha256 in report, "of the new file"
     assert old.sha256 not in report
@@ -405,6 +406,18 @@ def network_with_uneven_channels(operator: str, path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
+def values_of(
+    model: ModelProto, name: str, images: Sequence[NDArray[np.uint8]]
+) -> NDArray[np.float32]:
+    """Return a value of a graph for ``images``, (images, channels, height, width)."""
+    extended = ModelProto()
+    extended.CopyFrom(model)
+    extended.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = ort.InferenceSession(extended.SerializeToString())
+    values: NDArray[np.float32] = session.run([name], {"images": np.stack(images)})[0]
+    return values
+
+
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
 def test_channels_of_different_ranges_are_divided_before_a_convolution(
     operator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -413,9 +426,13 @@ def test_channels_of_different_ranges_are_divided_before_a_convolution(
     network_with_uneven_channels(operator, path)
     random = np.random.default_rng(6)
     images = list(random.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
-    quantizer = Quantizer(path, images)
-    effect = quantizer.measure_effects(images)["grouped"]
-    model = quantizer.quantize(["grouped"])
+    expected = values_of(onnx.load(path), "third", images)
+
+    def error_of(model: ModelProto) -> float:
+        changes = values_of(model, "third", images) - expected
+        return float(np.square(changes).mean() / expected.var())
+
+    model = Quantizer(path, images).quantize(["grouped"])
     onnx.checker.check_model(model, full_check=True)
     values, producer = constants(model), producers(model)
     (node,) = (node for node in model.graph.node if node.name == "grouped")
@@ -425,9 +442,9 @@ def test_channels_of_different_ranges_are_divided_before_a_convolution(
     assert division.op_type == "Mul"
     assert values[division.input[1]].shape == (1, 8, 1, 1)
     monkeypatch.setattr(onnx_quantize, "_SMOOTHING", ())
-    undivided = Quantizer(path, images)
-    assert "Mul" not in {node.op_type for node in undivided.quantize(["grouped"]).graph.node}
-    assert effect < 1e-3 < 0.1 < undivided.measure_effects(images)["grouped"]
+    undivided = Quantizer(path, images).quantize(["grouped"])
+    assert "Mul" not in {node.op_type for node in undivided.graph.node}
+    assert error_of(model) < 1e-3 < 0.1 < error_of(undivided)
 
 
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
@@ -437,30 +454,22 @@ def test_mean_errors_are_subtracted_from_the_biases(operator: str, tmp_path: Pat
     random = np.random.default_rng(6)
     images = list(random.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
 
-    def means(model: ModelProto, output: str) -> NDArray[np.float32]:
-        extended = ModelProto()
-        extended.CopyFrom(model)
-        del extended.graph.output[:]
-        extended.graph.output.append(onnx.ValueInfoProto(name=output))
-        session = ort.InferenceSession(extended.SerializeToString())
-        values: NDArray[np.float32] = session.run(None, {"images": np.stack(images)})[0]
-        return values.mean((0, 2, 3))
-
     quantizer = Quantizer(path, images)
     # The second layer has biases, the last has none.
     layers = {"grouped": "third", "last": "scores"}
-    expected = {layer: means(onnx.load(path), output) for layer, output in layers.items()}
 
-    def errors(layer: str) -> NDArray[np.float32]:
-        return np.abs(means(quantizer.quantize([layer]), layers[layer]) - expected[layer])
+    def largest_mean_error(layer: str) -> float:
+        expected = values_of(onnx.load(path), layers[layer], images)
+        found = values_of(quantizer.quantize([layer]), layers[layer], images)
+        return float(np.abs((found - expected).mean((0, 2, 3))).max() / expected.std())
 
-    before = {layer: errors(layer).max() for layer in layers}
+    before = {layer: largest_mean_error(layer) for layer in layers}
     measured: list[None] = []
     quantizer.correct_means(images, lambda: measured.append(None))
     assert len(measured) == len(images)
     for layer in layers:
-        assert before[layer] > 1e-4 * np.abs(expected[layer]).max()
-        assert errors(layer).max() < before[layer] / 50
+        assert before[layer] > 1e-4
+        assert largest_mean_error(layer) < before[layer] / 50
 
 
 @pytest.fixture
@@ -491,16 +500,27 @@ def test_the_layer_that_needs_float32_is_found_by_measurement(
     def count(name: str) -> None:
         measured[name] += 1
 
-    quantizer = Quantizer(original, inputs, lambda: count("images"))
-    before = quantizer.measure_effects(inputs, lambda: count("layers"))
+    def measure_effects(file: Path) -> tuple[Quantizer, dict[str, float]]:
+        error_of = Int8Error(file, trained.manifest.decoder, inputs[:2])
+        quantizer = Quantizer(file, inputs, lambda: count("images"))
+        return quantizer, quantizer.measure_effects(error_of, lambda: count("layers"))
+
+    quantizer, before = measure_effects(original)
     assert measured == {"images": len(inputs), "layers": len(quantizer.layers)}
-    quantizer = Quantizer(path, inputs)
-    effects = quantizer.measure_effects(inputs)
+    assert 0 < max(before.values()) < 0.2
+    quantizer, effects = measure_effects(path)
     assert max(effects, key=lambda name: effects[name]) == layer
     assert effects[layer] > 20 * before[layer]
+    assert effects[layer] > 0.5, "most of the largest possible error"
     assert quantizer.select_float_layers(effects, 0.0) == []
     assert layer in quantizer.select_float_layers(effects, 0.2)
     assert set(quantizer.select_float_layers(effects, 1.0)) == set(quantizer.layers)
+
+
+def test_images_without_detections_measure_no_effect(trained: ModelPackage) -> None:
+    images = [np.zeros((384, 512, 3), np.uint8)]
+    with pytest.raises(QuantizationError, match=r"finds nothing with a score from 0\.3"):
+        Int8Error(trained.directory / "model.onnx", trained.manifest.decoder, images)
 
 
 def test_more_layers_stay_float32_until_the_detections_agree(
