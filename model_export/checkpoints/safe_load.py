@@ -193,7 +193,8 @@ def _check_content(path: Path, size_bytes: int) -> torch._C.PyTorchFileReader | 
             f"{path} is not a checkpoint that can be read: {error}. "
             "Save only the state dict, with torch.save."
         ) from None
-    except (RuntimeError, MemoryError) as error:  # of the reader
+    # Of the reader: the third where names of the archive, also in its messages, are not UTF-8.
+    except (RuntimeError, MemoryError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -289,3 +289,16 @@ def test_a_damaged_zip_file_is_rejected_before_torch_reads_it(tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointUnreadableError, match="BadZipFile"):
         read_state(path)
+
+
+def test_a_member_whose_name_is_not_utf_8_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(WEIGHTS, path)
+    with zipfile.ZipFile(path) as source:
+        members = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w") as target:  # does not declare ASCII names as UTF-8
+        for name, data in members.items():
+            target.writestr(name, data)
+    path.write_bytes(path.read_bytes().replace(b"/byteorder", b"/byteorde\xb3"))
+    with pytest.raises(CheckpointUnreadableError, match="UnicodeDecodeError"):
+        read_state(path)
