@@ -5,7 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from labels.extreme_points import group_extreme_points
+from model_export.graph.extreme_points import SIDES, decode_extreme_points
+from model_package import ExtremePointsDecoder
 from training.data.sample import ALL_CLASSES, Boxes3D
 from training.targets.boxes_3d import boxes_3d_targets, ignore_regions
 from training.targets.centers import (
@@ -15,6 +19,7 @@ from training.targets.centers import (
     gaussian_radius,
 )
 from training.targets.corners import corner_targets, triplet_targets
+from training.targets.extreme_points import extreme_point_targets
 from training.targets.poses import pose_targets
 
 Goldens = dict[str, np.ndarray]
@@ -207,6 +212,50 @@ def test_corners_are_recovered_from_their_targets(encode_corners, stride: int) -
         for class_id, cell in zip((1, 0), cells, strict=True):
             assert targets[f"{name}_heatmap"][class_id].flat[cell] == 1
     assert targets["present"].tolist() == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_extreme_points_are_recovered_from_their_targets(*, agnostic: bool) -> None:
+    height, width, count = 24, 32, 2
+    points = np.array(
+        [
+            [[30.5, 10], [12, 22.25], [27, 40.75], [50, 25]],
+            [[95, 21], [70, 50], [100, 90], [121.5, 62]],
+            [[60, 70], [60, 75], [60, 80], [60, 75]],  # without an area
+        ],
+        np.float32,
+    )
+    targets = extreme_point_targets(
+        points,
+        np.array([1, 0, 0]),
+        num_classes=2,
+        map_height=height,
+        map_width=width,
+        stride=4,
+        max_objects=4,
+        agnostic=agnostic,
+    )
+    assert targets["present"].tolist() == [1, 1, 0, 0]
+    maps = {name: values for name, values in targets.items() if name.endswith("heatmap")}
+    for side in SIDES:
+        offsets = np.zeros((2, height * width), np.float32)
+        offsets[:, targets[f"{side}_cells"][:count]] = targets[f"{side}_offset"][:count].T
+        maps[f"{side}_offset"] = offsets.reshape(2, height, width)
+    batch = {name: torch.from_numpy(values[np.newaxis]) for name, values in maps.items()}
+    outputs = decode_extreme_points(batch, 4, agnostic=agnostic)
+    config = ExtremePointsDecoder(
+        output_stride=4, peaks=4, columns=width, agnostic=agnostic, top_k=4, score_threshold=0.1
+    )
+    names = [spec.name for spec in config.outputs()]
+    groups = group_extreme_points(
+        {name: rows[0].numpy() for name, rows in zip(names, outputs, strict=True)}
+    )
+    # The center of integer cells can be beside the peak; groups of two objects have lower scores.
+    assert groups["scores"][:count].min() > 0.9
+    assert (groups["scores"][count:] < 0.9).all()
+    order = np.argsort(groups["class_ids"][:count])[::-1]
+    assert groups["class_ids"][order].tolist() == [1, 0]
+    np.testing.assert_allclose(groups["points"][order] * 4, points[:count], atol=1e-4)
 
 
 def test_gaussians_of_centers_match_upstream(load) -> None:
