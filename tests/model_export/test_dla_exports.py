@@ -1,8 +1,10 @@
 """Verification of DLA networks, which in uniform noise depend on rounding."""
 
 import os
+import types
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from support.checkpoints import State
 from support.damage import DAMAGES, damage
 from torch import Tensor
 
+from model_export.architectures import ARCHITECTURES
 from model_export.checkpoints.identify import identify
 from model_export.checkpoints.load_weights import load_network
 from model_export.class_names import flipped_pairs
@@ -22,6 +25,8 @@ from model_export.tasks import TASKS
 from model_export.verification.images import drawn_scenes, synthetic_images
 from model_export.verification.onnx_vs_torch import verify
 from model_package import CenterPosesDecoder, ModelPackage
+from service.engines import open_engine
+from service.self_test import make_self_test
 
 SIZES_PX = {
     "ctdet_dla_34": (256, 256),
@@ -50,7 +55,7 @@ def export(
 ) -> Export:
     """Return a function that exports a network with flip and dynamic size."""
 
-    @lru_cache(maxsize=1)
+    @cache
     def run(name: str) -> tuple[ModelPackage, dict[str, Tensor]]:
         directory = tmp_path_factory.mktemp(name)
         state = {k: v for k, v in upstream_state(name).items() if "num_batches" not in k}
@@ -77,6 +82,29 @@ def test_packages_are_written(export: Export, name: str) -> None:
     assert verification.inputs in (7, 8)
     assert all("image 0: " in text for text in verification.left_out)
     assert verification.matched_fraction > 0.8
+
+
+def test_openvino_agrees_with_the_references_of_several_tasks(
+    weights_rule: types.ModuleType, tmp_path: Path
+) -> None:
+    architecture, table = ARCHITECTURES["dla_34"], weights_rule.TABLE["multi_pose_dla_34"]
+    heads = {**weights_rule.TABLE[_3D]["heads"], **table["heads"]}
+    task = TASKS["poses_and_boxes_3d"]
+    with torch.device("meta"):
+        network = architecture.build(
+            {name: head.count(1, len(task.keypoints)) for name, head in task.heads.items()}
+        )
+    shapes = {
+        architecture.key_mapping.to_checkpoint_key(key): [list(weight.shape), str(weight.dtype)]
+        for key, weight in network.state_dict().items()
+    }
+    arrays = weights_rule.make_state(shapes, tab={**table, "heads": heads})
+    state = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    torch.save(state, tmp_path / "model.pth")
+    config = ExportConfig(name="several", version="1", width_px=128, height_px=128)
+    package = export_package(config, tmp_path / "model.pth", tmp_path / "package", print)
+    engine = open_engine(package, "openvino", threads=1, precision="fp32")
+    make_self_test(package, engine).check(engine)
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
