@@ -27,7 +27,7 @@ from model_export.networks.resnet import (
     ResNetBackbone,
     conv3x3,
 )
-from model_export.networks.timm_backbone import TimmBackbone, timm_features
+from model_export.networks.timm_backbone import LateralNeck, TimmBackbone, timm_features
 
 OUTPUT_STRIDE = 4
 """Input pixels per cell of the output maps by default (*Objects as Points*, section 3: R = 4)."""
@@ -166,9 +166,9 @@ class ResNetArchitecture:
 
 @dataclass(frozen=True)
 class TimmArchitecture(_FixedArchitecture):
-    """A timm model and a neck of transposed convolutions with the widths of ``resdcn_*``.
+    """A timm model and a :class:`LateralNeck` with the widths of ``resdcn_*``.
 
-    The neck has as many layers as lead from the stride of the features to that of the output.
+    The neck doubles the size of the coarsest feature map until it has the stride of the output.
     """
 
     model: str
@@ -183,9 +183,9 @@ class TimmArchitecture(_FixedArchitecture):
         self, head_channels: Mapping[str, int], hidden_channels: Mapping[str, int] | None = None
     ) -> CenterPointNetwork:
         """Build the network with newly initialised weights; nothing is downloaded."""
-        features = timm_features(self.model)
-        layers = (features.stride // self.output_stride).bit_length() - 1
-        neck = DeconvolutionNeck(features.channels, (256, 128, 64)[-layers:])
+        features = timm_features(self.model, self.output_stride)
+        doublings = (features[-1].stride // self.output_stride).bit_length() - 1
+        neck = LateralNeck(features, (256, 128, 64)[-doublings:])
         return CenterPointNetwork(
             TimmBackbone(self.model, features),
             neck,
@@ -392,7 +392,7 @@ def find_architecture(name: str) -> Architecture:
     """
     if name.startswith(TIMM_PREFIX):
         model = name.removeprefix(TIMM_PREFIX)
-        timm_features(model)
+        timm_features(model, OUTPUT_STRIDE)
         return TimmArchitecture(model)
     if name not in ARCHITECTURES:
         raise ConfigError(

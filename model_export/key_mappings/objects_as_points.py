@@ -89,7 +89,7 @@ RESNET = KeyMapping(
 TIMM = KeyMapping(
     names={
         "backbone": "backbone.features",
-        "deconv_layers": "neck",
+        "neck": "neck",
         **_HEADS,
     }
 )

@@ -31,10 +31,9 @@ def timm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "transposed_convolutions"),
-    [("mobilenetv2_035", 3), ("efficientnet_lite0", 3), ("convnext_atto", 3), ("vgg11", 3)],
+    "model", ["mobilenetv2_035", "efficientnet_lite0", "convnext_atto", "vgg11"]
 )
-def test_maps_have_the_stride_of_the_output(model: str, transposed_convolutions: int) -> None:
+def test_maps_have_the_stride_of_the_output(model: str) -> None:
     with torch.device("meta"):
         network = find_architecture(f"timm/{model}").build(box_head_channels(3))
         maps = network(torch.zeros(2, 3, 64, 96))
@@ -43,8 +42,18 @@ def test_maps_have_the_stride_of_the_output(model: str, transposed_convolutions:
         "size": (2, 2, 16, 24),
         "offset": (2, 2, 16, 24),
     }
-    layers = [type(layer) for layer in network.neck]
-    assert layers.count(torch.nn.ConvTranspose2d) == transposed_convolutions
+    assert (len(network.neck.upsampling), list(network.neck.lateral)) == (3, ["0", "1", "2"])
+
+
+def test_every_feature_map_reaches_the_output() -> None:
+    torch.manual_seed(3)
+    network = find_architecture(SMALL).build(box_head_channels(3)).eval()
+    maps = network.backbone(torch.rand(1, 3, 64, 96))
+    output = network.neck(maps)
+    assert len(maps) == 4  # strides 4, 8, 16 and 32
+    for index, values in enumerate(maps):
+        changed = [*maps[:index], values + 1, *maps[index + 1 :]]
+        assert not torch.equal(network.neck(changed), output), index
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_training_starts_from_weights_of_timm(
     config = write_config(tmp_path, f"timm/{model}", "boxes")
     trainer = Trainer(config.model_copy(update={"start": tmp_path / "timm.pth"}), tmp_path / "run")
     printed = capsys.readouterr().out
-    assert "newly initialized: deconv_layers.0.weight" in printed
+    assert "newly initialized: neck.upsampling.0.0.weight" in printed
     assert "backbone" not in printed
     stem = {"mobilenetv3_small_050": "conv_stem.weight", "convnext_atto": "stem.0.weight"}[model]
     first = next(trainer.network.backbone.parameters())
