@@ -188,6 +188,8 @@ class TrainConfig(_Section):
             )
         if data.folder is not None and (data.files or data.images or data.labels):
             raise ValueError("data: folder replaces images, labels, train and validation")
+        if data.folder is not None and self.has_extreme_points:
+            raise ValueError("data: a folder has no extreme points; set train to COCO files")
         if data.files and data.images is None:
             raise ValueError("data: set images to the folder of the images in train and validation")
         if data.files and (data.labels is None) != (data.format == "coco"):

@@ -168,6 +168,13 @@ def test_errors_are_sentences(tmp_path: Path, text: str, message: str) -> None:
         prepare(config_file(tmp_path, text))
 
 
+def test_a_folder_has_no_extreme_points(tmp_path: Path) -> None:
+    write_boxes(tmp_path, 4)
+    text = f'task = "extreme_points"\n[data]\nfolder = "{tmp_path}"\n'
+    with pytest.raises(ConfigError, match="a folder has no extreme points; set train to COCO"):
+        prepare(config_file(tmp_path, text))
+
+
 def test_the_commands_that_follow_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
