@@ -33,15 +33,15 @@ ARCHITECTURE_OF_TASK: Mapping[str, str] = {
     "boxes": "hourglass_tiny",
     "poses": "hourglass_tiny",
     "boxes_3d": "hourglass_tiny",
-    "extreme_points": "res_18_slim",
-    "extreme_points_agnostic": "res_18_slim",
+    "extreme_points": "hourglass_tiny",
+    "extreme_points_agnostic": "hourglass_tiny",
     "corner_pairs": "cornernet_slim",
     "corner_triplets": "triplet_slim",
 }
 """Networks that train on CPUs.
 
-Boxes, poses and 3D boxes have a network that passes its fine maps on to its output. Without that,
-a few thousand views are not enough for classes that differ in details (ADR 32).
+They pass their fine maps on to the output. Without that, a few thousand views are not enough for
+classes that differ in details (ADR 32).
 """
 
 SMALL_OBJECT_PX = 24

@@ -19,7 +19,7 @@ ARCHITECTURES_AND_TASKS = [
     ("resdcn_18", "boxes"),
     ("dla_34", "poses"),
     ("hourglass_slim", "poses"),
-    ("res_18_slim", "extreme_points"),
+    ("hourglass_tiny", "extreme_points"),
     ("res_18_slim", "extreme_points_agnostic"),
     ("cornernet_slim", "corner_pairs"),
     ("cornernet_squeeze", "corner_pairs"),
