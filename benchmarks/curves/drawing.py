@@ -21,7 +21,12 @@ def draw_curve(curve: Curve, path: Path) -> None:
         _draw_panel(latency, curve, lambda point: point.p99_ms)
         latency.set_ylabel(f"p99 in ms, {curve.p99_label}")
         latency.set_yscale("log")
-        latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        locator = LogLocator(subs=(1, 2, 5))
+        latency.yaxis.set_major_locator(locator)
+        # From tick to tick, so that there are at least two.
+        bottom, top = latency.get_ylim()
+        ticks = locator.tick_values(bottom, top)
+        latency.set_ylim(ticks[ticks <= bottom].max(), ticks[ticks >= top].min())
         latency.yaxis.set_major_formatter(ScalarFormatter())
         latency.yaxis.set_minor_locator(NullLocator())
         handles, labels = throughput.get_legend_handles_labels()
