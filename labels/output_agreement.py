@@ -44,6 +44,10 @@ class AgreementLimits:
     from_threshold: bool
     """Compare only detections from the model's score threshold."""
 
+    def min_score(self, score_threshold: float) -> float:
+        """Return the smallest score of the detections that are compared."""
+        return score_threshold if self.from_threshold else 0.0
+
     def tolerances(self) -> Mapping[str, float]:
         """Return the largest difference by output; ``overlap`` stands for boxes.
 
@@ -143,7 +147,7 @@ def compare_outputs(
     top-K limit decides about it or one of its corners, or, for a few, rounding decides which of two
     adjacent cells is the peak. Values must be finite.
     """
-    min_score = score_threshold if limits.from_threshold else 0.0
+    min_score = limits.min_score(score_threshold)
     kinds = zip(split_kinds(reference), split_kinds(candidate), strict=True)
     return combine_agreements([_compare_kind(*kind, limits, min_score) for kind in kinds])
 
@@ -157,7 +161,7 @@ def squared_errors(
     detection that ``candidate`` does not have. Detections are compared as in
     :func:`compare_outputs`; nothing is excepted.
     """
-    min_score = score_threshold if limits.from_threshold else 0.0
+    min_score = limits.min_score(score_threshold)
     tolerances = limits.tolerances()
     parts = []
     for one, other in zip(split_kinds(reference), split_kinds(candidate), strict=True):

@@ -163,20 +163,21 @@ def link_distributions(requirement: str, environment: Path) -> None:
     waiting, seen = [Requirement(requirement)], set[str]()
     while waiting:
         wanted = waiting.pop()
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
         name = canonicalize_name(wanted.name)
         try:
             found = distribution(name)
         except PackageNotFoundError:
-            continue
-        for text in found.requires or ():
-            required = Requirement(text)
-            environments: list[dict[str, str]] = [{"extra": extra} for extra in wanted.extras]
-            if str(required) not in seen and (
-                required.marker is None
-                or any(required.marker.evaluate(one) for one in (*environments, {"extra": ""}))
-            ):
-                seen.add(str(required))
-                waiting.append(required)
+            continue  # pip installs it, or it is required on other platforms only
+        extras = wanted.extras or {""}
+        required = [Requirement(text) for text in found.requires or ()]
+        waiting += [
+            one
+            for one in required
+            if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras)
+        ]
         if name != canonicalize_name(DISTRIBUTION):
             link_files(found, target)
 
@@ -185,9 +186,8 @@ def link_files(found: Distribution, target: Path) -> None:
     """Hard-link modules and metadata of a distribution; commands belong to one environment."""
     for file in found.files or ():
         source = Path(str(found.locate_file(file)))
-        if ".." in file.parts or file.suffix == ".pyc" or not source.is_file():
-            continue
-        if (target / file).exists():
+        is_module = ".." not in file.parts and file.suffix != ".pyc" and source.is_file()
+        if not is_module or (target / file).exists():
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         try:
