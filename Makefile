@@ -30,7 +30,7 @@ serve: $(SERVE_ENV)/installed ## Serve the bundled models on the CPU (no torch)
 	$(if $(DEFAULT_MODEL),CENTERNET_DEFAULT_MODEL=$(DEFAULT_MODEL)) \
 	exec $(SERVE_ENV)/bin/centernet-serve
 
-test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and every test (about 20 minutes on 2 cores)
+test: check $(SERVE_ENV)/installed tensorrt-bindings ## Run every check and every test (15 to 20 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(DEV_ENV)/installed ## Run the fast unit tests (under a minute on 2 cores)
